@@ -206,7 +206,7 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
 
-    from greenroom.runner.http.sse import Renaming, WholeLines
+    from greenroom.runner.http.inference import Renaming, WholeLines
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
     data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)
@@ -260,7 +260,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     import msgspec
 
     from greenroom.runner.backends.base import Dialect
-    from greenroom.runner.http.abilities import translate
+    from greenroom.runner.http.admission import translate
 
     dialect = Dialect(model_name="{model_id}", dropped=frozenset({"adapters"}))
     body = b'{"\\u0061dapters": 1, "adapters": 2, "model": "x", "model": "y", "keep": 1.50}'

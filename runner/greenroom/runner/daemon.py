@@ -19,7 +19,7 @@ from greenroom import __version__
 from greenroom.actors.daemon_log import DAEMON, DaemonLog, DaemonStarted, DaemonState, NoteStopped
 from greenroom.actors.engine_runner.core import Runner, RunnerState
 from greenroom.actors.engine_runner.messages import runner_address
-from greenroom.actors.gates import GateBoard
+from greenroom.actors.gates import Emptied, GateBoard
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.messages import INSTALLER, BackendStatus
@@ -53,7 +53,6 @@ from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.gate_effects import GateEffects
-from greenroom.runner.gate_notifier import Emptied
 from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of

@@ -35,9 +35,8 @@ from greenroom.runner.http.bodies import checked, invalid, is_true, read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import encoded, json_response, wants_json
 from greenroom.runner.http.idempotency import answered, awaited, counted
-from greenroom.runner.http.port import AnyResponse, Request, Response
+from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
-from greenroom.runner.http.sse import EVENT_STREAM
 
 _AT_ONCE = 0.5
 """Seconds within which an answer goes out as the answer itself; past them the client follows the Location."""

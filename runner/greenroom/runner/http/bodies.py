@@ -89,7 +89,7 @@ class Routing(msgspec.Struct, frozen=True, gc=False):
 
     model: Name = ""
     keep_alive: str | float | None = None
-    """How long the model is to stay: a duration, or a number of seconds; negative means for ever."""
+    """How long the model is to stay: a duration, or a number of seconds; negative means indefinitely."""
 
 
 _decode_routing = msgspec.json.Decoder(Routing).decode

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import shlex
 from typing import Annotated, Any, NamedTuple
@@ -16,18 +17,21 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from greenroom.actors import limits
+from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
 from greenroom.actors.scheduler.messages import ConfigField, Configure
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
-from greenroom.actors.values import BackendFacts, Mode, Model
+from greenroom.actors.values import BackendFacts, Caller, Mode, Model
 from greenroom.runner.backends.flags import refusal, without_sizes
+from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.context import Context, shown_name
 from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.go_duration import go_duration, parse_go_duration
-from greenroom.runner.http.inference import preload
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.units import format_size
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_BACKEND = "llama.cpp"
 _MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
@@ -143,7 +147,7 @@ class Configuring:
             caller=await context.callers.looked_up(request),
         )
         await context.greenroom.system.ask(configure, cause=request.id)
-        preload(context, model, body.model.strip(), mode, backend)
+        _begin_preload(context, model, body.model.strip(), mode, backend)
         return Response(status=202)
 
     async def configurations(self, request: Request) -> Response:
@@ -361,3 +365,20 @@ def _keep_alive(text: str | UnsetType | None) -> float | None:
         return parse_go_duration(text)
     except ValueError as error:
         raise invalid(str(error), param="keep_alive") from None
+
+
+def _begin_preload(context: Context, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
+    """Load a model in the background; the journal says what became of it."""
+    caller = Caller(kind="greenroom", id="preload", name="preload")
+    admission = Admission(context.greenroom, context.ids, model, asked_as, mode, backend, caller)
+    context.keep(_preload(admission))
+
+
+async def _preload(admission: Admission) -> None:
+    try:
+        # Not through an open gate: it may be that of the engine which a new configuration is just ending.
+        await admission.enter(skip_gate=True)
+    except KernelError as error:
+        _log.info("a preload was refused: %s", error)
+    finally:
+        admission.leave()

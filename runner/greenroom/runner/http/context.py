@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -16,11 +14,10 @@ from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.abilities import Abilities
+from greenroom.runner.http.admission import Abilities, RequestIds, Suspects
 from greenroom.runner.http.clients import Callers, Clients, Lingering
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import Request
-from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Upstreams
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 
@@ -33,17 +30,6 @@ _log = logging.getLogger(__name__)
 
 Stop = Callable[[float | None], None]
 """Stops the daemon in order; the argument is for how many seconds its engines are kept (None: not)."""
-
-
-class RequestIds:
-    """Ids for requests: unique for ever, since they stand in the journal as causes."""
-
-    def __init__(self) -> None:
-        self._stem = secrets.token_hex(4)
-        self._count = itertools.count(1)
-
-    def next(self) -> str:
-        return f"r-{self._stem}-{next(self._count)}"
 
 
 class Context:

@@ -7,30 +7,31 @@ one status and one sentence, whichever the engine. Numbers are kept.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
+from greenroom.actors.gates import Place
+from greenroom.actors.values import EngineExit
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.admission import RequestTarget, Suspects, too_long
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.errors import HttpRefusal
 
+_END_WITHIN = 3.0
+"""Seconds to wait for the cause of an engine's death."""
+_PAUSE = 0.025
+_OWN_SIGNALS = frozenset(("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"))
+_TOLD_TO = frozenset((0, 130, 143))
+"""Exit codes of a program that ended after SIGINT or SIGTERM."""
+
+
 _LOOKED_AT = 4000
 """Characters of an engine's words that are looked at: it may have quoted megabytes."""
-TOO_LONG = "context_length_exceeded"
-
-
-@dataclass(frozen=True)
-class RequestTarget:
-    """What was asked of whom, for the sentences."""
-
-    backend: str
-    model: str
-    """As the client wrote it."""
-    param: str = "messages"
-    """The field that holds the prompt."""
 
 
 class _Known(NamedTuple):
@@ -137,21 +138,6 @@ def engine_error(status: int, body: bytes, asked: RequestTarget) -> HttpRefusal:
     return _by_status(status, words, asked)
 
 
-def too_long(asked: RequestTarget, tokens: int, context: int, *, at_least: bool = False) -> HttpRefusal:
-    """A prompt that does not fit into the context."""
-    numbers = {"n_prompt_tokens": float(tokens), "n_ctx": float(context)}
-    has = f"has {'at least ' if at_least else ''}{tokens} tokens" if tokens else "is too long"
-    most = f"at most {context}" if context else "fewer"
-    return HttpRefusal(
-        400,
-        TOO_LONG,
-        f'The prompt {has}, and "{asked.model}" accepts {most} here.',
-        advice="Shorten it, or configure a larger context-size for the model.",
-        numbers={name: number for name, number in numbers.items() if number},
-        param=asked.param,
-    )
-
-
 def _too_long(error: Any, words: str, asked: RequestTarget) -> HttpRefusal:
     def number(name: str, pattern: re.Pattern[str]) -> int:
         value = error.get(name) if isinstance(error, dict) else None
@@ -204,3 +190,87 @@ def _words_of(error: Any, body: bytes) -> str:
 def _text(error: Any, name: str) -> str:
     value = error.get(name) if isinstance(error, dict) else None
     return value if isinstance(value, str) else str(value)[:_LOOKED_AT] if value else ""
+
+
+# engines that broke off
+
+
+def own_doing(end: EngineExit | None) -> bool:
+    """Whether an engine crashed by itself: not killed or stopped from outside, and not given up by us."""
+    if end is None or end.expected or end.lost or end.failure is not None:
+        return False
+    if end.signal:
+        return end.signal in _OWN_SIGNALS
+    return end.code is not None and end.code not in _TOLD_TO
+
+
+async def lost(
+    greenroom: Greenroom,
+    suspects: Suspects,
+    place: Place,
+    asked_as: str,
+    print_: Callable[[], bytes],
+    when: str,
+) -> HttpRefusal:
+    """The refusal for an engine that broke off; a request it died of is remembered.
+
+    `asked_as` is the model's name as the client wrote it, and `print_` makes the request's fingerprint.
+    """
+    in_company = suspects.in_company(place.engine_id)
+    end, gone = await _end_of(greenroom, place)
+    if not gone:
+        suspects.lives(place.engine_id)
+        greenroom.gates.doubt(place.engine_id)
+        return broke_off(place, asked_as, when)
+    what = f'The {place.backend} engine that served "{asked_as}" ended {when}: {_how(end)}.'
+    if own_doing(end) and suspects.blame(print_(), in_company=in_company):
+        return suspected(asked_as, what)
+    failure = end.failure if end is not None else None
+    return HttpRefusal(
+        502,
+        failure.code if failure is not None else "engine_died",
+        what,
+        advice="Send the request again; another engine will be started.",
+    )
+
+
+def broke_off(place: Place, asked_as: str, when: str) -> HttpRefusal:
+    """The refusal for an engine that closed a connection and lives on."""
+    return HttpRefusal(
+        502,
+        "engine_broke_off",
+        f'The {place.backend} engine that serves "{asked_as}" broke off {when}.',
+        advice="Send the request again.",
+    )
+
+
+def suspected(asked_as: str, what: str = "") -> HttpRefusal:
+    """The refusal of a request that may have crashed an engine."""
+    return HttpRefusal(
+        422,
+        "request_ended_engine",
+        what or f'An engine for "{asked_as}" ended while it worked on this request.',
+        advice="The request may be the cause, so it is refused for ten minutes; change it.",
+    )
+
+
+async def _end_of(greenroom: Greenroom, place: Place) -> tuple[EngineExit | None, bool]:
+    """How an engine ended, and whether it has, once its runner knows."""
+    for _ in range(round(_END_WITHIN / _PAUSE)):
+        engines = greenroom.engines()
+        engine = next((one for one in engines if one.spec.engine_id == place.engine_id), None)
+        if engine is None or engine.state == "gone":
+            return (engine.exit if engine is not None else None), True
+        await asyncio.sleep(_PAUSE)
+    return None, False
+
+
+def _how(end: EngineExit | None) -> str:
+    """How an engine ended, without anything it printed: that may be from other clients' requests."""
+    if end is None:
+        return "it is gone"
+    if end.failure is not None:
+        return end.failure.message.rstrip(".")
+    if end.signal:
+        return f"it was killed by {end.signal}"
+    return "it is gone" if end.code is None else f"it exited with code {end.code}"

@@ -16,45 +16,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from greenroom.actors.gates import Place
-from greenroom.actors.installer.messages import PlanInstall
-from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
+from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
-from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
-from greenroom.actors.values import Caller, Mode, Model, Plan
-from greenroom.runner.http.abilities import (
+from greenroom.actors.values import Mode, Model
+from greenroom.runner.http.admission import (
+    Admission,
+    RequestTarget,
     dropped_of,
+    fingerprint,
     refuse_what_it_cannot,
     spoken_by,
     translate,
 )
-from greenroom.runner.http.bodies import Checked, Routing, check, read_body, routing_of, wished_keep_alive
+from greenroom.runner.http.bodies import (
+    NOT_UNDERSTOOD,
+    Checked,
+    Routing,
+    check,
+    read_body,
+    routing_of,
+    wished_keep_alive,
+)
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.engine_errors import RequestTarget, engine_error
+from greenroom.runner.http.engine_errors import broke_off, engine_error, lost, suspected
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.fields import Dialogue
-from greenroom.runner.http.port import AnyResponse, Handler, Request, Response, Stream
-from greenroom.runner.http.progress_stream import sentence_of
-from greenroom.runner.http.sse import EVENT_STREAM, EventStream, KeepAlive, Renaming, Said, Unfinished
-from greenroom.runner.http.suspects import broke_off, fingerprint, lost, suspected
+from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Handler, Request, Response, Stream
+from greenroom.runner.http.progress_stream import KeepAlive, sentence_of
 from greenroom.runner.http.upstream import EngineResponse, Lost, Unreached, forwarded, returned
 
 _log = logging.getLogger(__name__)
 
-_PLAN_WITHIN = 2.0
-"""Seconds to wait for the size of a download, for a refusal."""
-_LOOK_AFTER = 0.1
-"""Seconds a request waits before the process that sent it is looked up."""
-_REBUILDS = 5
-"""How often a request survives a rebuild of the scheduler."""
+_ERROR = b'"error"'
+"""Part of every event with an error: inside a JSON string the quotes would be escaped."""
+_LINE_LIMIT = 4 * 2**20
+"""Bytes of one unfinished line that are held back; past it, it passes as it is."""
 _REACH_FOR = 5.0
 """Seconds to keep asking for an engine that can be reached: an exit is noticed within hundredths of one."""
 _REACH_PAUSE = 0.025
@@ -108,6 +114,7 @@ class Exchange:
         self._asked_as = ""
         self._ours: frozenset[str] = frozenset()
         self._admission: Admission | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._keep_alive: KeepAlive | None = None
         self._upstream: EngineResponse | None = None
         self._stream: Stream | None = None
@@ -129,6 +136,8 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - whatever it is, a stream that has begun gets its end
             return await self._refuse(error)
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             if self._keep_alive is not None:
                 self._keep_alive.cancel()
             if self._watch is not None:
@@ -184,13 +193,9 @@ class Exchange:
             raise suspected(self._asked_as)
         admission = self._admit(model, routing, right.fields)
         if right.fields.get("stream") and kind.end:
-            self._keep_alive = KeepAlive(
-                request,
-                after=settings.progress_after,
-                headers={"Cache-Control": "no-cache"},
-                say=self._what_goes_on,
-            )
-            self._keep_alive.begin()
+            # Not at once, so that an immediate refusal keeps its status.
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(settings.progress_after, self._begin_to_talk)
         place, upstream, first = await self._first_byte(admission, model, right)
         try:
             return await self._pass_on(place, model, upstream, first)
@@ -207,15 +212,16 @@ class Exchange:
         """The way in for a request with these fields."""
         context, request, user = self._context, self._request, fields.get("user", "")
         self._admission = Admission(
-            context,
+            context.greenroom,
+            context.ids,
             model,
-            asked_as=routing.model,
-            mode=self._kind.mode,
-            backend=self._backend,
+            routing.model,
+            self._kind.mode,
+            self._backend,
             caller=context.callers.at_once(request, user),
             look_up=lambda: context.callers.looked_up(request, user),
             places=_places(fields),
-            request_id=request.id,
+            first_id=request.id,
             keep_alive=wished_keep_alive(routing),
         )
         return self._admission
@@ -233,7 +239,7 @@ class Exchange:
         headers = forwarded(self._request)
         give_up, losses = 0.0, 0
         while True:
-            place = await admission.enter(afresh=give_up > 0 or losses > 0)
+            place = await admission.enter(skip_gate=give_up > 0 or losses > 0)
             dialect = self._context.greenroom.backends[place.backend].dialect
             refuse_what_it_cannot(place.backend, dialect, right.fields)
             if dropped := dropped_of(right.body, dialect):
@@ -294,7 +300,7 @@ class Exchange:
     async def _pass_on(
         self, place: Place, model: Model, upstream: EngineResponse, chunk: bytes
     ) -> AnyResponse:
-        begun = await self._keep_alive.end() if self._keep_alive is not None else None
+        begun = await self._stop_talking()
         if not 200 <= upstream.status < 300:
             raise engine_error(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
         spoken = spoken_by(self._context.greenroom.backends[place.backend].dialect, model)
@@ -334,7 +340,7 @@ class Exchange:
             try:
                 chunk = await upstream.read()
             except Lost:
-                # The head promised a whole answer. Cutting the connection is the only way to take it back.
+                # The head announced a whole answer. Cutting the connection is the only way to take it back.
                 self._hang_up()
         await stream.end()
         self._request.served = stream.status
@@ -349,9 +355,7 @@ class Exchange:
     # when it fails
 
     async def _refuse(self, error: Exception) -> AnyResponse:
-        stream = self._stream
-        if self._keep_alive is not None:
-            stream = await self._keep_alive.end() or stream
+        stream = await self._stop_talking() or self._stream
         if stream is None:
             return answer_error(self._request, error, self._kind.family)
         return await self._last_words(stream, refusal_of(error), getattr(error, "param", None))
@@ -387,6 +391,18 @@ class Exchange:
     def _asked(self, backend: str) -> RequestTarget:
         return RequestTarget(backend or "serving", self._asked_as, self._kind.param)
 
+    # while it waits
+
+    def _begin_to_talk(self) -> None:
+        after = self._context.greenroom.settings.progress_after
+        self._keep_alive = KeepAlive(self._request, after, self._what_goes_on)
+
+    async def _stop_talking(self) -> Stream | None:
+        """The stream, if comments have begun it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        return await self._keep_alive.end() if self._keep_alive is not None else None
+
     def _what_goes_on(self) -> str:
         request_id = self._admission.request_id if self._admission is not None else ""
         board = self._context.greenroom.board
@@ -421,171 +437,158 @@ async def _rest(upstream: EngineResponse, chunk: bytes) -> bytes:
         return chunk
 
 
-class Admission:
-    """How one request gets a slot in an engine's gate, and gives it back."""
+# streams
+
+
+class Renaming:
+    """Gives the model in an answer the name the client knows it by."""
+
+    def __init__(self, spoken: str, asked: str) -> None:
+        self._pattern = re.compile(rb'"model"(\s*:\s*)' + re.escape(msgspec.json.encode(spoken)))
+        self._name = msgspec.json.encode(asked)
+
+    def __call__(self, body: bytes) -> bytes:
+        """Whole lines, or a whole body."""
+        return self._pattern.sub(lambda match: b'"model"' + match.group(1) + self._name, body)
+
+
+class WholeLines:
+    """Passes whole lines on and holds back the beginning of one.
+
+    A client can do nothing with half a line, and if the engine dies there, an error frame must not be
+    glued to it.
+    """
+
+    __slots__ = ("_rename", "_rest")
+
+    def __init__(self, rename: Renaming | None = None) -> None:
+        self._rename = rename
+        self._rest = b""
+
+    @property
+    def held(self) -> bytes:
+        """The beginning of a line that is held back."""
+        return self._rest
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The whole lines there are now."""
+        if self._rest or not chunk.endswith(b"\n"):
+            data = self._rest + chunk
+            end = len(data) if len(data) > _LINE_LIMIT else data.rfind(b"\n") + 1
+            chunk, self._rest = data[:end], data[end:]
+        return chunk if self._rename is None else self._rename(chunk)
+
+    def flush(self) -> bytes:
+        """What was held back, at the end."""
+        rest, self._rest = self._rest, b""
+        return rest if self._rename is None else self._rename(rest)
+
+
+class Unfinished(Lost):
+    """The stream has an end, and the answer in it has none: the engine lives."""
+
+
+class Said(Exception):
+    """The engine has sent an error as an event of its stream."""
+
+    def __init__(self, event: bytes) -> None:
+        super().__init__("the engine ended its stream with an error")
+        self.event = event
+        """Its JSON."""
+
+
+class EventStream:
+    """One engine's stream to one client, whose answer has begun."""
 
     def __init__(
-        self,
-        context: Context,
-        model: Model,
-        *,
-        asked_as: str,
-        mode: Mode,
-        backend: str = "",
-        caller: Caller = Caller(),  # noqa: B008 - frozen
-        look_up: Callable[[], Awaitable[Caller]] | None = None,
-        places: int = 1,
-        request_id: str = "",
-        keep_alive: float | None = None,
+        self, request: Request, stream: Stream, watch: ReadWatch, rename: Renaming | None, end: bytes = b""
     ) -> None:
-        """`asked_as` is the model's name as the client wrote it; `backend`, unless empty, is binding.
+        """`end` begins the last event of a whole answer, such as `data: [DONE]`; empty: there is none."""
+        self._request = request
+        self._stream = stream
+        self._watch = watch
+        self._lines = WholeLines(rename)
+        self._end = end
+        self._tail = b"\n\n"
+        self.whole = False
+        """The last event of a whole answer was sent."""
 
-        `caller` is what is known of it at once; `look_up` finds out more, for a request that has to queue.
-        `places` are the slots it needs. `keep_alive` are the seconds the model stays after this request;
-        negative means for ever.
-        `request_id` is used the first time; every further attempt has an id of its own.
+    @property
+    def in_event(self) -> bool:
+        """Part of an event was sent, and its end was not."""
+        return self._tail != b"\n\n"
+
+    async def pass_on(self, answer: EngineResponse, chunk: bytes) -> None:
+        """Pass on `chunk` and all that follows, to its end.
+
+        Raises Lost when the engine breaks off, Said when it sends an error, and ConnectionError when the
+        client has left.
         """
-        self._greenroom = context.greenroom
-        self._ids = context.ids
-        self._model = model
-        self._asked_as = asked_as
-        self._mode: Mode = mode
-        self._backend = backend
-        self._caller = caller
-        self._look_up = look_up
-        self._places = places
-        self._first_id = request_id
-        self._keep_alive = keep_alive
-        self._asked = False
-        self._grant_due = False
-        self.request_id = ""
-        """The id under which the slot is held or awaited; else empty."""
-
-    async def enter(self, *, afresh: bool = False) -> Place:
-        """Wait for a slot. Raises Refused and the kernel's other errors.
-
-        With `afresh` the scheduler is asked in any case: the gate that is open may be that of an engine
-        which has just died.
-        """
-        assert not self.request_id
-        self.request_id, self._first_id = self._first_id or self._ids.next(), ""
-        if not afresh:
-            place = self._greenroom.gates.enter(
-                self._model.id, self._mode, self._backend, self.request_id, self._caller, self._places
-            )
-            if place is not None:
-                self._wish()
-                return place
-        for rebuilds in range(_REBUILDS + 1):
+        while chunk:
+            await self._write(self._lines.feed(chunk))
             try:
-                return await self._ask()
-            except ActorStopped:
-                # A rebuilt scheduler has forgotten which requests wait, and nothing else.
-                if rebuilds == _REBUILDS or self._greenroom.system.failure is not None:
-                    raise
-            self.leave()
-            await asyncio.sleep(0.05 * (rebuilds + 1))
-            self.request_id = self._ids.next()
-        raise AssertionError("the last round returns or raises")
+                chunk = await answer.read(self._push)
+            except Lost:
+                if self.whole:
+                    break
+                raise
+        await self._write(self._lines.flush())
+        if not self.whole and self._end:
+            raise Unfinished("the engine ended its stream before the end of its answer")
+        self.whole = True
+        self._request.served = self._stream.status
+        await self._stream.end()
 
-    def leave(self) -> None:
-        """Give the slot back, or stop waiting for one."""
-        request_id, self.request_id = self.request_id, ""
-        if not request_id:
+    async def _write(self, lines: bytes) -> None:
+        if not lines:
             return
-        self._greenroom.gates.leave(request_id)
-        if self._asked:
-            self._asked = False
-            self._greenroom.board.clear(request_job(request_id))
-        if self._grant_due:
-            self._grant_due = False
-            # Without a scheduler nothing can be granted any more.
-            with contextlib.suppress(KernelError):
-                self._greenroom.system.tell(Abandon(request_id=request_id), cause=request_id)
+        event = _error_in(lines) if _ERROR in lines else None
+        if event is not None:
+            await self._send(lines[: event[0]])
+            raise Said(event[1])
+        await self._send(lines)
 
-    async def _ask(self) -> Place:
-        serve = Serve(
-            request_id=self.request_id,
-            model_id=self._model.id,
-            model_ref=self._asked_as,
-            mode=self._mode,
-            backend=self._backend,
-            caller=self._caller,
-            places=self._places,
-            keep_alive=self._keep_alive,
-            held=True,
-        )
-        self._asked = self._grant_due = True
-        look = asyncio.create_task(self._find_caller()) if self._look_up is not None else None
-        # The scheduler limits the wait; should it end, so does the wait.
-        try:
-            granted: Granted = await self._greenroom.system.ask(serve, cause=self.request_id)
-        except Refused as refused:
-            self._grant_due = False
-            raise Refused(await self._sized(refused.refusal)) from None
-        finally:
-            if look is not None:
-                look.cancel()
-        self._grant_due = False
-        return Place(granted.engine_id, granted.backend, granted.endpoint)
+    async def _send(self, lines: bytes) -> None:
+        if lines:
+            self._note(lines)
+            await self._stream.write(lines)
 
-    async def _find_caller(self) -> None:
-        """Look up the caller while its request waits already: callers take turns."""
-        look_up, self._look_up = self._look_up, None
-        if look_up is None:
-            return
-        # A request that is granted at once takes no turn, and a look-up costs some hundredths of a second.
-        await asyncio.sleep(_LOOK_AFTER)
-        found = await look_up()
-        if found != self._caller:
-            self._caller = found
-            # It only decides about turns: not worth an error.
-            with contextlib.suppress(KernelError):
-                told = CallerFound(request_id=self.request_id, caller=found)
-                self._greenroom.system.tell(told, cause=self.request_id)
+    def _push(self, chunk: bytes) -> bool:
+        """Write a piece at once; False leaves it to the task."""
+        if not self._stream.keeps_up or _ERROR in (self._lines.held + chunk if self._lines.held else chunk):
+            return False
+        lines = self._lines.feed(chunk)
+        if lines:
+            self._stream.push(lines)
+            self._note(lines)
+        return True
 
-    async def _sized(self, refusal: Refusal) -> Refusal:
-        """A refusal for want of a backend, with how much installing it would fetch."""
-        if refusal.code != "backend_not_installed" or refusal.numbers:
-            return refusal
-        try:
-            plan: Plan = await self._greenroom.system.ask(
-                PlanInstall(backend=refusal.subject), timeout=_PLAN_WITHIN
-            )
-        except KernelError as error:
-            # Without the size the refusal is still right.
-            _log.info("no size for %s: %s", refusal.subject, error)
-            return refusal
-        return msgspec.structs.replace(refusal, numbers={"download_bytes": float(plan.download_bytes)})
-
-    def _wish(self) -> None:
-        """Send the scheduler the keep-alive of a request that found a free slot and so has not asked it."""
-        if self._keep_alive is None:
-            return
-        keep = Keep(model_id=self._model.id, mode=self._mode, keep_alive=self._keep_alive)
-        # It is about the time after this request: not worth an error.
-        with contextlib.suppress(KernelError):
-            self._greenroom.system.tell(keep, cause=self.request_id)
+    def _note(self, lines: bytes) -> None:
+        """WholeLines are sent, or are about to be."""
+        self._watch.sent += len(lines)
+        self._tail = (self._tail + lines)[-2:] if len(lines) < 2 else lines[-2:]
+        if self._end and self._end in lines and (lines.startswith(self._end) or b"\n" + self._end in lines):
+            self.whole = True
+            # Clients hang up at this: then they have had all of it.
+            self._request.served = self._stream.status
 
 
-def preload(context: Context, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
-    """Have a model loaded in the background; what comes of it is in the journal."""
-    admission = Admission(
-        context,
-        model,
-        asked_as=asked_as,
-        mode=mode,
-        backend=backend,
-        caller=Caller(kind="greenroom", id="preload", name="preload"),
-    )
-    context.keep(_preload(admission))
-
-
-async def _preload(admission: Admission) -> None:
-    try:
-        # Not through an open gate: it may be that of the engine which a new configuration is just ending.
-        await admission.enter(afresh=True)
-    except KernelError as error:
-        _log.info("a preload was refused: %s", error)
-    finally:
-        admission.leave()
+def _error_in(lines: bytes) -> tuple[int, bytes] | None:
+    """The JSON of the first event with an error, and where that event begins."""
+    begin = offset = 0
+    for line in lines.splitlines(keepends=True):
+        if line.startswith((b"data:", b"error:")) and _ERROR in line:
+            data = line.partition(b":")[2].strip()
+            said: object = None
+            try:
+                said = msgspec.json.decode(data)
+            except NOT_UNDERSTOOD:
+                said = {"error": {}} if line.startswith(b"error:") else None
+            if line.startswith(b"error:") or (
+                isinstance(said, dict) and (said.get("error") or said.get("type") == "error")
+            ):
+                return begin, data
+        offset += len(line)
+        if not line.strip():
+            begin = offset
+    return None

@@ -21,6 +21,7 @@ REQUEST_ID = "X-Request-Id"
 IGNORED_HEADER = "X-Greenroom-Ignored"
 """Names of fields and parameters of the request that have no meaning here."""
 JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
 TEXT = "text/plain; charset=utf-8"
 _SHOWN = 20
 """Ignored names that are listed."""

@@ -1,4 +1,4 @@
-"""Watching a job over HTTP: its progress while an answer is awaited, then the answer.
+"""What a client that waits is sent: the progress of its job or of its request, then the answer.
 
 A client that leaves stops watching; the job goes on. A refusal that comes before any progress has its own
 status; after that the status is 200 and the refusal is the last line.
@@ -7,6 +7,8 @@ status; after that the status is 200 and the refusal is the last line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
@@ -17,8 +19,10 @@ from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.values import Progress
 from greenroom.runner.http.errors import DoorRefusal, refusal_of
 from greenroom.runner.http.idempotency import REPLAYED, awaited, hand_over, refused_as, replayed
-from greenroom.runner.http.port import AnyResponse, Request, Response, Stream
+from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Request, Response, Stream
 from greenroom.runner.units import format_size
+
+_log = logging.getLogger(__name__)
 
 _PAUSE = 0.1
 """Seconds between two lines of the same phase."""
@@ -218,3 +222,44 @@ async def _begin(request: Request, lines: ProgressFormat, headers: Mapping[str, 
     return await request.start(
         headers={"Cache-Control": "no-cache", "Content-Type": lines.content_type, **more}
     )
+
+
+class KeepAlive:
+    """The answer to a streaming client that waits for an engine: it begins with comments.
+
+    They say what is going on; clients skip lines that begin with a colon.
+    """
+
+    def __init__(self, request: Request, pause: float, say: Callable[[], str]) -> None:
+        """`say` makes one line about what is going on, every `pause` seconds."""
+        self._request = request
+        self._pause = min(_HEARTBEAT, max(pause, 0.1))
+        self._say = say
+        self._over = asyncio.Event()
+        self.stream: Stream | None = None
+        """The answer, once its head has been sent."""
+        self._task = asyncio.get_running_loop().create_task(self._talk())
+
+    async def end(self) -> Stream | None:
+        """Say no more; from now on the caller alone writes to the stream, if it has begun."""
+        # Not cancelled but asked to end: it may be in the middle of the head or of a comment.
+        self._over.set()
+        await self._task
+        return self.stream
+
+    def cancel(self) -> None:
+        """The client has left, or everything is over. Does not wait."""
+        self._task.cancel()
+
+    async def _talk(self) -> None:
+        headers = {"Cache-Control": "no-cache", "Content-Type": EVENT_STREAM}
+        try:
+            stream = self.stream = await self._request.start(headers=headers)
+            while not self._over.is_set():
+                # A line end inside would begin an event.
+                await stream.write(b": " + " ".join(self._say().split()).encode() + b"\n\n")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause):
+                        await self._over.wait()
+        except ConnectionError:
+            _log.debug("the client left while it waited")

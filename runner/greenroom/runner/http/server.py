@@ -253,7 +253,7 @@ def _write_note(note: Path, url: str, instance_id: str) -> None:
 def _begin_threads() -> None:
     """Start the threads for blocking calls now.
 
-    Later each would be started by the loop, which waits for it: for ever, if there is no memory for it.
+    Later each would be started by the loop, which waits for it: forever, if there is no memory for it.
     """
     executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
     together = threading.Barrier(_THREADS)

@@ -385,7 +385,7 @@ class Upstreams:
         """
         pool = self._pools.get(endpoint)
         if pool is None:
-            # An endpoint is an engine's own and never comes again, so its pool would stay for ever.
+            # An endpoint is an engine's own and never comes again, so its pool would stay forever.
             live = set(self._live())
             for gone in [known for known in self._pools if known not in live]:
                 self._pools.pop(gone).close()
@@ -402,7 +402,7 @@ class Upstreams:
 
 def _dial(path: str) -> socket.socket:
     # Connecting to a unix socket never waits: it is done or refused at once. asyncio takes EAGAIN for "soon"
-    # and hands out a socket that is not connected, so we do it ourselves.
+    # and returns a socket that is not connected, so we do it ourselves.
     dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         dialled.setblocking(False)

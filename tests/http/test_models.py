@@ -205,12 +205,12 @@ def _archive(**members: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("archive", "reason"),
     [
-        (b"", "empty file"),
+        (b"", "not a complete archive: empty"),
         (b"nonsense" * 1000, "archive"),
         (_archive(README=b"x"), "no manifest.json"),
         (_archive(**{"manifest.json": b"{}"}), "not a model"),
         (_archive(**{"../../outside": b"x"}), "outside"),
-        (_archive(**{f"blobs/sha256/{'0' * 64}": b"x", "manifest.json": b"{}"}), "not what its name says"),
+        (_archive(**{f"blobs/sha256/{'0' * 64}": b"x", "manifest.json": b"{}"}), "does not match its name"),
     ],
 )
 async def test_what_is_no_archive_of_a_model_is_refused(open_house: Any, archive: bytes, reason: str) -> None:

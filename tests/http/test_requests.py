@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+
+from greenroom.runner.http.health import Health
+from greenroom.runner.http.port import IGNORED_HEADER, AnyResponse, Request
 
 HELLO = [{"role": "user", "content": "hi"}]
 JSON = {"Accept": "application/json"}
@@ -233,3 +237,33 @@ async def test_what_is_expected_before_the_body_is_answered_in_the_familys_form(
     content = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert content["choices"] if status == 200 else content["error"]["code"] == "expectation_failed"
     writer.close()
+
+
+async def test_a_failure_after_the_head_cuts_the_connection(
+    open_house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Health, request: Request) -> AnyResponse:
+        stream = await request.start(length=100)
+        await stream.write(b"a part")
+        raise RuntimeError("after the head")
+
+    monkeypatch.setattr(Health, "version", fail)
+    house = await open_house()
+    host, port = house.root.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+        assert (head[:12], body) == (b"HTTP/1.1 200", b"a part")
+    writer.close()
+
+
+async def test_head_accepts_the_query_parameters_of_get(open_house: Any) -> None:
+    house = await open_house()
+    async with house.session.head(house.base + "/engines/ps?all=true") as response:
+        assert (response.status, await response.read()) == (200, b"")
+        assert IGNORED_HEADER not in response.headers
+    async with house.session.head(house.base + "/engines/ps?every=true") as response:
+        assert response.headers[IGNORED_HEADER] == "every"
+    async with house.session.head(house.base + "/engines/ledger?every=true") as response:
+        assert response.status == 400

@@ -1,4 +1,4 @@
-"""The rules of the source's shape: who may import whom, who makes durable state, who appends."""
+"""The rules of the source's shape: which layer may import which, who makes durable state, who appends."""
 
 from __future__ import annotations
 

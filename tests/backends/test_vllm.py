@@ -1,4 +1,4 @@
-"""What vllm and vllm-metal declare: where they run, what they are started with, what nobody may ask for."""
+"""What vllm and vllm-metal declare: where they run, what they are started with, which flags are refused."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_stopping_before_the_spawn_ends_the_start(stage: Stage) -> None:
 
 
 def test_stopping_what_is_not_there_answers_lost(stage: Stage) -> None:
-    stage.host().perform(EndEngine(backend="fake", engine_id="e-nobody", reason="x"), "cause")
+    stage.host().perform(EndEngine(backend="fake", engine_id="e-unknown", reason="x"), "cause")
     assert stage.heard.wait("lost") == ("there is no such engine",)
 
 

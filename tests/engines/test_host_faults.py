@@ -1,4 +1,4 @@
-"""What goes wrong around engines costs the one it is about, and whoever waits hears of it."""
+"""A fault around engines costs only its own engine, and waiting callers learn of it."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Stage, sleepe
 
 
 class Odd:
-    """An engine that goes wrong when it is told to, under a host; and who is inside it."""
+    """An engine that misbehaves on command, under a host, and its clients."""
 
     def __init__(self, stage: Stage, folder: Path, limit: float) -> None:
         self.stage = stage

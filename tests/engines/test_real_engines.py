@@ -251,7 +251,7 @@ def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx: Stage, seed
     client = leaving(mlx.endpoint, never_ending)
     until(lambda: "Prompt processing progress: 1/1" in mlx.log().rpartition("Prompt Cache")[2], bound=100)
     client.close()
-    # Another seed is served alone, after all that runs: so what nobody reads is over by then.
+    # Another seed is served alone, after all that runs: so a generation without a reader is over by then.
     assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
 
 

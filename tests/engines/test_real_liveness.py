@@ -25,7 +25,7 @@ from greenroom.runner.engines.readiness import Probe
 
 pytestmark = pytest.mark.real
 
-PROMPT = "The sea is deep and blue and nobody has counted its fish. "
+PROMPT = "The sea is deep and blue and its fish are not counted. "
 
 
 HANGING = """
@@ -80,7 +80,7 @@ class Real:
 
     @contextlib.contextmanager
     def asked(self, words: int, tokens: int = 2) -> Iterator[threading.Thread]:
-        """With a long prompt inside that is read by nobody but the engine."""
+        """With a long prompt inside that only the engine reads."""
         assert self.gates.enter("m", "completion", "", "r")
         body = {"model": self.spoken, "prompt": PROMPT * words, "max_tokens": tokens}
 

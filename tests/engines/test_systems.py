@@ -52,7 +52,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     yield child
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid, signal.SIGKILL)
-    child.returncode = 0  # whoever reaped it
+    child.returncode = 0  # as if it had been reaped
 
 
 # Linux

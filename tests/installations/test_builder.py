@@ -294,7 +294,7 @@ def test_settings_are_read_anew_for_each_attempt(
     conf.write_text(f"[global]\nindex-url = {index.sources.index.value}\n")
     builder.start(build("j2", "toy"))
     assert heard.next()[0] == "committed"
-    # What is here already needs no settings.
+    # What is installed already needs no settings.
     conf.write_text("nonsense\n")
     builder.start(build("j3", "toy"))
     assert heard.next()[0] == "committed"

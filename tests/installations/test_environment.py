@@ -305,7 +305,7 @@ def test_another_version_is_resolved_locked_and_lies_beside_the_first(
     assert plan.total_bytes == len(index.wheels["toy"]["toy-2.0-py3-none-any.whl"])
     second = build(environments, toy, version="2.0")
     assert second.version == "2.0"
-    assert build(environments, toy, version="latest") == second, "the newest is here"
+    assert build(environments, toy, version="latest") == second, "the newest is installed"
     latest = build(environments, toy, version="latest", repair=True)
     assert latest.version == "2.0"
     assert "toy==2.0" in (folder_of(home, second) / "lock.txt").read_text()
@@ -446,7 +446,7 @@ def test_a_version_brought_from_another_release_is_built_from_what_it_brought(
     assert offline.plan("toy", ours.source, "1.0").packages == ("toy==1.0",)
     built = offline.build("toy", ours.source, job="install-2", version="1.0")
     assert built.digest == record.digest
-    # Not what is wanted by default, nor where this release's packages are here as well.
+    # Not what is wanted by default, nor where this release's packages are present as well.
     assert offline.plan("toy", ours.source).packages == ("toy==1.0", "companion==2.0")
     environments.build("toy", ours.source, job="install-3")
     assert environments.plan("toy", ours.source, "1.0").packages == ("toy==1.0", "companion==2.0")

@@ -18,7 +18,7 @@ END = bytes(1024)
 
 
 def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, linkname: str = "") -> bytes:
-    """One raw header block, with whatever size it is told."""
+    """One raw header block, with any size."""
     member = tarfile.TarInfo(name)
     member.type, member.size, member.linkname = kind, size, linkname
     return member.tobuf(tarfile.GNU_FORMAT)

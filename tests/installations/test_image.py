@@ -98,7 +98,7 @@ class Shelf:
         return [str(p) for p in (*found, *self.user_home.rglob("_paged*")) if p not in kept]
 
     def has(self, digest: str) -> bool:
-        """A layer is here whole. They come side by side: which of them are, when one fails, is chance."""
+        """A layer is complete. They come side by side: which of them are, when one fails, is chance."""
         return any((self.home / "cache" / "images" / digest.removeprefix("sha256:")).glob("*"))
 
     def blobs_asked(self) -> list[str]:

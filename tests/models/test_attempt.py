@@ -18,7 +18,7 @@ class Clock:
 
 
 def run(steps: list[tuple[float, int]]) -> list[Progress]:
-    """What is told of (seconds later, bytes done)."""
+    """The reports for (seconds later, bytes done)."""
     told: list[Progress] = []
     clock = Clock()
     attempt = Attempt("j", told.append, clock)

@@ -1,4 +1,4 @@
-"""What is cancelled or closed ends, whatever it waits for, and its slot is somebody else's."""
+"""What is cancelled or closed ends, whatever it waits for, and its slot is free."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Trickle]:
 
 @pytest.fixture(autouse=True)
 def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No credentials of whoever runs the tests."""
+    """No credentials of the developer."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
 
@@ -48,7 +48,7 @@ def test_cancelled_pulls_end_and_others_have_their_slots(
     puller.start("three", str(tmp_path / "m.gguf"))
     puller.start("four", f"{server.host}/x/four")
     puller.cancel("four")
-    assert recorder.outcome("four")[0] == "cancelled", "it waits for nobody's end"
+    assert recorder.outcome("four")[0] == "cancelled", "it waits for no other job"
     began = time.monotonic()
     puller.cancel("one")
     assert recorder.outcome("one")[0] == "cancelled"

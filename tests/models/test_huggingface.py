@@ -125,7 +125,7 @@ def test_a_digest_pins_the_model_and_one_that_is_here_needs_no_hub(
     assert store.models() == ()
     old = pull(new_puller, recorder, name)[1]
     what, failure = pull(new_puller, recorder, f"{name}@sha256:{'0' * 64}")
-    assert (what, failure.code) == ("failed", "hash_mismatch"), "also when its files are here"
+    assert (what, failure.code) == ("failed", "hash_mismatch"), "also when its files are present"
     hub.commit = COMMIT[::-1]
     hub.repositories["Org/Model-GGUF"]["m-Q8_0.gguf"] = quants["m-f16.gguf"]
     new = pull(new_puller, recorder, name)[1]
@@ -239,7 +239,7 @@ def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_
     assert (what, failure.kind, failure.code) == ("failed", "transient", "too_slow")
     assert "bytes of the model arrived within" in failure.message
     (job,) = recorder.moved
-    assert not recorder.moved[job], "a server that trickles is not asked for ever"
+    assert not recorder.moved[job], "a server that trickles is not asked forever"
     last = recorder.progress_of(job)[-1]
     assert (last.rate, last.phase) == (0.0, "downloading")
     assert last.message.startswith("nothing received for ")

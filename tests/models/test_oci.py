@@ -54,7 +54,7 @@ def locked_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRe
 
 @pytest.fixture(autouse=True)
 def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No credentials of whoever runs the tests."""
+    """No credentials of the developer."""
     folder = tmp_path / "docker"
     folder.mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(folder))
@@ -354,7 +354,7 @@ def test_what_netrc_knows_of_a_registrys_host_is_not_sent_with_its_blobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.write_text("machine 127.0.0.1 login someone password else\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     gate.token = ""

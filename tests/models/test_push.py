@@ -38,7 +38,7 @@ def gate(registry: RealRegistry) -> Iterator[Gate]:
 
 @pytest.fixture(autouse=True)
 def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No credentials of whoever runs the tests."""
+    """No credentials of the developer."""
     folder = tmp_path / "docker"
     folder.mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(folder))
@@ -101,7 +101,7 @@ def test_what_the_registry_has_is_not_sent_again(
     what, sent = push(puller, recorder, big, f"{gate.host}/me/twice:v2")
     assert (what, sent) == ("pushed", 0)
     told = recorder.progress_of(f"push/{gate.host}/me/twice:v2")
-    assert not any(progress.parts for progress in told), "of a layer that is there already nothing is told"
+    assert not any(progress.parts for progress in told), "a layer that is there already is not reported"
     again = gate.writes[first:]
     assert {method for method, path, _ in again if "/blobs/" in path} == {"HEAD"}
     assert [path for method, path, _ in again if method == "PUT"] == ["/v2/me/twice/manifests/v2"]

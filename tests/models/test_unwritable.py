@@ -1,4 +1,4 @@
-"""A store that cannot be written to: the daemon starts, what is here is served, pulls say why they fail."""
+"""A store that cannot be written to: the daemon starts, stored models are served, pulls say why they fail."""
 
 from __future__ import annotations
 

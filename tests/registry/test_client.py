@@ -28,7 +28,7 @@ BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
 
 @pytest.fixture(autouse=True)
 def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No credentials of whoever runs the tests."""
+    """No credentials of the developer."""
     (tmp_path / "docker").mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.delenv("INSECURE_REGISTRY", raising=False)

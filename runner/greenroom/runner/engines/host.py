@@ -138,7 +138,7 @@ class EngineHost:
             case SpawnEngine(spec=spec):
                 try:
                     self.start(spec)
-                except Exception as error:  # noqa: BLE001 - the runner must hear an end
+                except Exception as error:  # noqa: BLE001 - the runner must get an end
                     _log.exception("engine %s could not be started", spec.engine_id)
                     event = EngineExited(engine_id=spec.engine_id, exit=never_spawned(not_begun(error)))
                     self._tell(runner_address(spec.backend), Happened(event=event))
@@ -191,7 +191,7 @@ class EngineHost:
         except JobFailed as problem:
             self._failed(handle, problem.failure)
             return
-        except Exception as problem:  # noqa: BLE001 - the runner must hear an end
+        except Exception as problem:  # noqa: BLE001 - the runner must get an end
             if isinstance(problem, KeeperGone):
                 failure = no_keeper(f"The engine's keeper cannot be started: {problem}.")
             else:
@@ -370,7 +370,7 @@ class EngineHost:
     def _settle_without_keeper(self, handle: Handle) -> None:
         try:
             self._find_end(handle)
-        except Exception as problem:  # noqa: BLE001 - the runner must hear an end
+        except Exception as problem:  # noqa: BLE001 - the runner must get an end
             _log.exception("engine %s: how it ended is not known", handle.engine_id)
             self._forget(handle)
             handle.tell_lost(f"its keeper had died, and how it ended is not known: {problem!r}")
@@ -452,7 +452,7 @@ class EngineHost:
         self._health.wake()
         try:
             self._settle_patiently(handle, expected)
-        except Exception as problem:  # noqa: BLE001 - the runner must hear an end
+        except Exception as problem:  # noqa: BLE001 - the runner must get an end
             _log.exception("engine %s: it could not be settled", handle.engine_id)
             self._forget(handle)
             handle.tell_lost(f"it could not be settled: {problem!r}")
@@ -533,7 +533,7 @@ class EngineHost:
     # -- the host's own end ------------------------------------------------------------------------
 
     def shutdown(self, *, keep: float | None = None) -> None:
-        """Stop all engines in parallel, bounded; or leave them for `keep` seconds (`math.inf`: for ever).
+        """Stop all engines in parallel, bounded; or leave them for `keep` seconds (`math.inf`: no limit).
 
         Blocks. Nothing more is reported of engines that are left; a next host adopts them.
         """
@@ -555,7 +555,7 @@ class EngineHost:
         self._watch.close()
 
     def _leave(self, handle: Handle, keep: float) -> None:
-        handle.spawned.wait(5.0)  # one that is just being spawned: its keeper must hear of the grace
+        handle.spawned.wait(5.0)  # one that is just being spawned: its keeper must receive the grace
         channel = handle.channel
         if channel is None or handle.over.is_set():
             handle.silence()  # still being prepared: it never begins, since the host is closing

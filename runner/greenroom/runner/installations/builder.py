@@ -331,7 +331,7 @@ class Builder:
             failure, reached = failed.failure, failed.reached
         except OSError as error:
             failure = os_failure(error, f"{name} could not be installed").failure
-        except Exception as error:  # noqa: BLE001 - a job without an end would be waited for for ever
+        except Exception as error:  # noqa: BLE001 - clients would wait forever for a job without an end
             failure = _fault(error, f"Installing {name}")
         return _failed(build, failure, reached=reached)
 

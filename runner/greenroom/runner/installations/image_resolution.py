@@ -1,7 +1,7 @@
 """Resolves an image's name to bytes: reference, manifest for this platform, configuration.
 
 A tag may come to mean another image, so what it meant is recorded with each installation: the same version of
-a backend is the same manifest as long as any installation of it is here. What is read here is kept in the
+a backend is the same manifest as long as any installation of it exists. What is read is kept in the
 store under its digest, so that a repair needs no network.
 """
 

@@ -1,7 +1,7 @@
 """What an installation writes down about itself: `installation.json`, the commit mark.
 
 It is written last, so a folder that has one is whole, and it lists every file, so that what is missing
-later can be named without asking anybody.
+later can be named without a network.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def check_disk(offer: Offer, present: int, free: int, folder: str) -> None:
     needed = offer.writes - present
     if needed <= 0 or needed + RESERVE <= free:
         return
-    rest = f" more ({format_size(present)} are here already)" if present else ""
+    rest = f" more ({format_size(present)} are present already)" if present else ""
     raise JobFailed.permanent(
         "no_space",
         f"{_name(offer)} needs {format_size(needed)}{rest} on the disk, and {folder} has "

@@ -76,7 +76,7 @@ class Unnamed:
 
     def _since(self, mark: Path, now: float) -> float:
         with suppress(FileNotFoundError):
-            # A clock that was ahead must not keep it for ever.
+            # A clock that was ahead must not keep it forever.
             return min(mark.stat().st_mtime, now)
         self._marks.mkdir(exist_ok=True)
         mark.touch()

@@ -95,7 +95,7 @@ class Puller:
         """Begin nothing yet.
 
         Args:
-            machine: What models have to fit; asked anew for each pull.
+            machine: What models have to fit; asked again for each pull.
             patience: Seconds that what is cancelled has to end by itself.
         """
         self._store = store
@@ -203,7 +203,7 @@ class Puller:
             return JobEnding(lambda: self._end(PullCancelled(job=fetch.job, reason="cancelled")))
         except Exception as error:  # noqa: BLE001 - a pull that ends without a word would hang its job
             failure = failure_of(error, "pulling the model")
-            # What a server that trickles has sent is kept, but is no reason to wait for it for ever.
+            # What a server that trickles has sent is kept, but is no reason to wait for it forever.
             moved = failure.code != TOO_SLOW and self._store.present(attempt.blobs) > attempt.had
             failed = _failed(fetch, failure, reached=attempt.reached, moved=moved)
             return JobEnding(lambda: self._end(failed))
@@ -211,7 +211,7 @@ class Puller:
             attempt.end()
             with self._lock:
                 self._attempts.pop(fetch.job, None)
-        # Also if it was cancelled meanwhile: the model is here.
+        # Also if it was cancelled meanwhile: the model is stored.
         committed = ModelCommitted(job=fetch.job, model=model, fresh=fresh)
         return JobEnding(lambda: self._end(committed), late=True)
 
@@ -237,7 +237,7 @@ class Puller:
                 offer = source.measure(offer, cancel)
         except JobFailed as error:
             here = self._here(wanted)
-            # A source that does not answer is no reason to refuse what is here already.
+            # A source that does not answer is no reason to refuse what is stored already.
             if error.failure.kind != "transient" or here is None:
                 raise
             log.info("using the stored %s: %s", wanted, error.failure.message)

@@ -86,7 +86,7 @@ class Pusher:
         self._pushes.cancel(reference)
 
     def close(self) -> None:
-        """End all pushes, and wait for that, but not for ever."""
+        """End all pushes, and wait for that for a bounded time."""
         self._pushes.close()
 
     def _run(self, send: SendModel, cancel: Cancel) -> JobEnding:
@@ -154,9 +154,9 @@ class _Push:
         self._moving = {
             blob.digest: Moving(blob.digest, names.get(blob.digest, ""), blob.size) for blob in layers
         }
-        """The configuration is sent too, but is no layer: nothing is told of it."""
+        """The configuration is sent too, but is no layer: its progress is not reported."""
         self._sending: dict[str, Moving] = {}
-        """Those that had to be sent: of the others nothing is told but that they count."""
+        """Those that had to be sent; the others only count as done."""
 
     def run(self, repository: Repository) -> int:
         """Send what is missing, then the manifest. Returns the bytes that were sent.

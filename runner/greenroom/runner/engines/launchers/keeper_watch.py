@@ -1,6 +1,6 @@
 """For launchers: an engine ends when its keeper does, and at once when signalled.
 
-The keeper leaves every engine the read end of a pipe that nobody writes to; its end means that the keeper
+The keeper leaves every engine the read end of a pipe without a writer in use; its end means that the keeper
 is dead. On Linux the kernel kills the engine then (parent-death signal); elsewhere a child of ours does,
 since some engines hold Python's lock for the whole of their load and no thread would run.
 """

@@ -84,7 +84,7 @@ def main() -> None:
 
     def serve_on_socket(host: str, port: int, generator: Any) -> None:
         generation = generator._generation_thread  # noqa: SLF001
-        # When a load or a generation dies, the server would answer 503 for ever.
+        # When a load or a generation dies, the server would answer 503 from then on.
         threading.Thread(target=_exit_after, args=(generation,), daemon=True).start()
         serve(host, port, generator, server_class=UnixHTTPServer, handler_class=Handler)
 

@@ -38,6 +38,7 @@ LAYERS = (
         "runner.home",
         "runner.config",
         "runner.threads",
+        "runner.progress_report",
         "runner.waits",
     ),
     ("runner.backends", "runner.installations", "runner.engines", "runner.models", "runner.registry"),

@@ -62,7 +62,7 @@ def test_models_in_a_store_that_can_only_be_read_are_listed_and_opened(
     with pytest.raises(JobFailed) as caught, store.arrival():
         pass
     assert caught.value.failure.code == "read_only"
-    assert "The disk can only be read while storing the model" in caught.value.failure.message
+    assert "Storing the model failed: Read-only file system" in caught.value.failure.message
 
 
 def test_a_lock_that_is_somebody_elses_is_held_all_the_same(
@@ -125,7 +125,7 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
         assert isinstance(granted, Granted)
     refusal = caught.value.refusal
     assert (refusal.code, refusal.kind) == ("read_only", "exhausted")
-    assert "The disk can only be read while storing the model" in refusal.message
+    assert "Storing the model failed: Read-only file system" in refusal.message
     assert "GREENROOM_HOME" in refusal.advice
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -52,6 +53,8 @@ _SYSTEM: dict[int, tuple[str, str]] = {
 """Code and advice by errno."""
 
 
+_PASSING_CODES = frozenset({"io_error", "too_many_files", "no_memory", "no_process"})
+"""Of these, a job may be tried again."""
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN})
 """Errors that pass after a while."""
 
@@ -81,6 +84,30 @@ def refused_by_machine(doing: str, problem: OSError) -> Failure:
     code, advice = _SYSTEM.get(problem.errno or 0, ("io_error", "Ask again; greenroom logs has the details."))
     why = problem.strerror or str(problem)
     return Failure(kind="transient", code=code, message=f"{doing}: {why}.", advice=advice, blame="machine")
+
+
+def os_failure(
+    error: OSError,
+    what: str,
+    name: str,
+    known: Mapping[int, tuple[str, str]],
+    otherwise: tuple[str, str],
+) -> JobFailed:
+    """The failure of a job by a failed system call.
+
+    Args:
+        error: What the system raised.
+        what: The beginning of the sentence, such as "The installation could not be written".
+        name: The file, as shown to users; may be empty.
+        known: Codes and advice by errno where they differ from the usual ones.
+        otherwise: Code and advice for any other errno.
+    """
+    number = error.errno or 0
+    code, advice = known.get(number) or _SYSTEM.get(number) or otherwise
+    named = f" ({name})" if name and code not in _PASSING_CODES - {"io_error"} else ""
+    make = JobFailed.transient if code in _PASSING_CODES else JobFailed.permanent
+    message = f"{what}: {error.strerror or error}{named}."
+    return make(code, message, advice=advice, detail=f"{type(error).__name__}: {error}")
 
 
 def machine_failure(error: BaseException) -> Failure | None:

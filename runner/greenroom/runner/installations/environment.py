@@ -35,7 +35,7 @@ from greenroom.runner.installations.disk import (
 )
 from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
-from greenroom.runner.installations.maker import Maker, ProgressReport
+from greenroom.runner.installations.maker import Maker
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
     InstallationRecord,
@@ -53,6 +53,7 @@ from greenroom.runner.installations.space import (
 )
 from greenroom.runner.installations.uv import Uv, os_failure
 from greenroom.runner.installations.verification import inventory, own_sums, probe
+from greenroom.runner.progress_report import ProgressReport
 from greenroom.runner.threads import start_thread
 
 Contents = tuple[dict[str, int], dict[str, str], dict[str, str]]
@@ -144,7 +145,7 @@ class Environments(Maker):
         """
         cancel = cancel or Event()
         need_exec(self.installed.home)
-        report = ProgressReport(job, progress)
+        report = ProgressReport(job, progress or (lambda _: None))
         if version not in ("", "pinned"):
             report.phase("resolving", f"Resolving {source.distribution} {version}")
         lock = self.lock(source, version, cancel)

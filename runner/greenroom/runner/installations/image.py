@@ -40,7 +40,7 @@ from greenroom.runner.installations.disk import (
     usage,
 )
 from greenroom.runner.installations.file_store import FileStore
-from greenroom.runner.installations.maker import Maker, ProgressReport
+from greenroom.runner.installations.maker import Maker
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
     ImageOrigin,
@@ -52,6 +52,7 @@ from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.space import is_ample, keep_reserve, need_space
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import InterpreterFailed, identity, inventory, probe, sha256
+from greenroom.runner.progress_report import ProgressReport
 from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Images(Maker):
         """
         cancel = cancel or Event()
         need_exec(self.installed.home)
-        report = ProgressReport(job, progress)
+        report = ProgressReport(job, progress or (lambda _: None))
         report.phase("resolving", f"Looking up the image of {backend}")
         image = self._resolve(backend, source, version, cancel)
         plan = self._plan(backend, image)

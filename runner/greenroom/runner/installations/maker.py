@@ -1,14 +1,13 @@
-"""What environments and images have in common: progress reports, kept downloads, and removal."""
+"""What environments and images have in common: kept downloads, and removal."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from greenroom.actors.values import Installation, Progress
+from greenroom.actors.values import Installation
 from greenroom.runner.backends.base import Platform
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.disk import (
@@ -26,59 +25,6 @@ from greenroom.runner.installations.uv import os_failure
 
 _KEPT_SECONDS = 7 * 86400.0
 """How long the downloads of an unfinished installation are kept."""
-_STALL_SECONDS = 5.0
-_WINDOW_SECONDS = 4.0
-
-
-class ProgressReport:
-    """Sends `Progress` values; `done` never falls, and ends at `total`."""
-
-    def __init__(
-        self,
-        job: str,
-        listener: Callable[[Progress], None] | None = None,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.job = job
-        self._listener = listener
-        self._now = now
-        self._done = 0
-        self._total = 0
-        self._moved_at = now()
-        self._marks: deque[tuple[float, int]] = deque()
-
-    def phase(self, phase: str, message: str) -> None:
-        """Report a phase without byte counts."""
-        self._send(phase, message, 0.0)
-
-    def bytes(self, message: str, done: int, total: int) -> None:
-        """Report the bytes present."""
-        now = self._now()
-        if done > self._done:
-            self._moved_at = now
-        self._done, self._total = max(done, self._done), total
-        self._marks.append((now, self._done))
-        while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW_SECONDS:
-            self._marks.popleft()
-        (then, before), (last, after) = self._marks[0], self._marks[-1]
-        rate = (after - before) / (last - then) if last > then else 0.0
-        still = now - self._moved_at
-        if still >= _STALL_SECONDS and done < total:
-            message = f"{message}: nothing received for {still:.0f} s"
-        self._send("downloading", message, rate)
-
-    def _send(self, phase: str, message: str, rate: float) -> None:
-        if self._listener is not None:
-            self._listener(
-                Progress(
-                    job=self.job,
-                    phase=phase,
-                    message=message,
-                    done=self._done,
-                    total=self._total,
-                    rate=rate,
-                )
-            )
 
 
 class Maker:

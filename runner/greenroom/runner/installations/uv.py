@@ -25,7 +25,8 @@ from typing import IO, Literal, NamedTuple
 import msgspec
 import psutil
 
-from greenroom.runner.errors import JobFailed, is_machines, refused_by_machine
+from greenroom.runner import errors
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.installations.sources import PackageSources
 
@@ -39,9 +40,22 @@ _KEPT_VARIABLES = frozenset(
 _OUTPUT_LIMIT = 256 * 1024
 _POLL = 0.1
 _TERM_GRACE = 2.0
-_DISK_FAILED = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT}
-)
+_HOME_ADVICE = "or set GREENROOM_HOME to a folder that is writable."
+_KNOWN = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ("no_space", "Free some space, then install again.")),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM), ("no_permission", f"Make sure you can write there, {_HOME_ADVICE}")
+    ),
+    errno.EROFS: ("read_only", f"Make it writable, {_HOME_ADVICE}"),
+    **dict.fromkeys(
+        (
+            *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
+            *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),
+        ),
+        ("io_error", "Check the system log, and whether the disk is still mounted."),
+    ),
+}
+_OTHERWISE = ("os_error", "`greenroom why` with the backend's name shows more.")
 
 
 @dataclass(frozen=True)
@@ -371,43 +385,5 @@ def classify(output: str, code: int) -> JobFailed:
 
 def os_failure(error: OSError, what: str) -> JobFailed:
     """The failure an operating system error means, blamed on the machine; `what` begins the sentence."""
-    return JobFailed(msgspec.structs.replace(_os_failure(error, what).failure, blame="machine"))
-
-
-def _os_failure(error: OSError, what: str) -> JobFailed:
-    detail = f"{type(error).__name__}: {error}"
-    named = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return JobFailed.permanent(
-            "no_space", "The disk is full.", advice="Free some space, then install again.", detail=detail
-        )
-    if error.errno == errno.EROFS:
-        return JobFailed.permanent(
-            "read_only",
-            "The data directory cannot be written to.",
-            advice="Make it writable, or set GREENROOM_HOME to a folder that is.",
-            detail=detail,
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return JobFailed.permanent(
-            "no_permission",
-            f"{what}: permission denied{named}.",
-            advice="Make sure you can write there, or set GREENROOM_HOME to another folder.",
-            detail=detail,
-        )
-    if is_machines(error.errno or 0):
-        # Out of descriptors, processes or memory: there may be some later.
-        return JobFailed(msgspec.structs.replace(refused_by_machine(what, error), detail=detail))
-    if error.errno in _DISK_FAILED:
-        return JobFailed.transient(
-            "io_error",
-            f"{what}: the disk failed ({error.strerror}){named}.",
-            advice="Check the system log, and whether the disk is still mounted.",
-            detail=detail,
-        )
-    return JobFailed.permanent(
-        "os_error",
-        f"{what}: {error.strerror or error}{named}.",
-        advice="`greenroom why` with the backend's name shows more.",
-        detail=detail,
-    )
+    failed = errors.os_failure(error, what, str(error.filename or ""), _KNOWN, _OTHERWISE)
+    return JobFailed(msgspec.structs.replace(failed.failure, blame="machine"))

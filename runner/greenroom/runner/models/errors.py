@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from greenroom.actors.values import Blame, Failure, Model
-from greenroom.runner.errors import JobFailed
+from greenroom.runner.errors import JobFailed, os_failure
 from greenroom.runner.models.references import BadReference, familiar, shown
 from greenroom.runner.units import format_size
 
@@ -116,12 +116,10 @@ def check_pin(model_id: str, pin: str) -> None:
 
 
 def no_space(needed: int, free: int, folder: str) -> JobFailed:
-    """The disk is too small, as computed before (bytes) or found while writing (0)."""
+    """The disk has fewer free bytes than the model needs."""
     return JobFailed.permanent(
         "no_space",
-        f"The model needs {format_size(needed)} and {folder} has {format_size(free)} free."
-        if needed
-        else f"The disk that holds {folder} is full.",
+        f"The model needs {format_size(needed)} and {folder} has {format_size(free)} free.",
         advice="Free some space and try again.",
     )
 
@@ -135,50 +133,24 @@ def nearly_full(free: int, folder: str) -> JobFailed:
     )
 
 
+_CHECK_PATH = ("not_found", "Check the path.")
+_IN_THE_WAY = ("not_a_folder", "Move the file that is in the way, or fix the link.")
+_KNOWN = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ("no_space", "Free some space and try again.")),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), ("not_allowed", "Check who owns the file and its folder.")),
+    errno.EROFS: ("read_only", "Mount it for writing, or use another data directory (GREENROOM_HOME)."),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), _CHECK_PATH),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP), _IN_THE_WAY),
+    errno.EAGAIN: ("no_memory", "Try again later."),
+    errno.ENAMETOOLONG: ("not_a_model", "The file has a name longer than the disk allows: rename it."),
+}
+_OTHERWISE = ("io_error", "Check the system log: the disk may be failing.")
+
+
 def from_os_error(error: OSError, doing: str) -> JobFailed:
     """A failed system call while `doing`, such as "writing the model"."""
     name = shown(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
-    where = f": {name}" if name else ""
-    why = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return no_space(0, 0, name or "the data directory")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return JobFailed.permanent(
-            "not_allowed",
-            f"Permission denied while {doing}{where}.",
-            advice="Check who owns the file and its folder.",
-        )
-    if error.errno == errno.EROFS:
-        return JobFailed.permanent(
-            "read_only",
-            f"The disk can only be read while {doing}{where}.",
-            advice="Mount it for writing, or use another data directory (GREENROOM_HOME).",
-        )
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return JobFailed.permanent("not_found", f"There is no such file{where}.", advice="Check the path.")
-    if error.errno in (errno.EEXIST, errno.EISDIR, errno.ELOOP):
-        return JobFailed.permanent(
-            "not_a_folder",
-            f"A file is in the way while {doing}{where} ({why}).",
-            advice="Move it away, or fix the link.",
-        )
-    if error.errno == errno.ENAMETOOLONG:
-        return not_a_model("A file of the model has a name longer than the disk allows.")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return JobFailed.transient(
-            "too_many_files",
-            f"Too many files were open while {doing}.",
-            advice="Raise the limit on open files (ulimit -n), or try again later.",
-        )
-    if error.errno in (errno.ENOMEM, errno.EAGAIN):
-        return JobFailed.transient(
-            "no_memory", f"The machine had no memory left while {doing}.", advice="Try again later."
-        )
-    return JobFailed.transient(
-        "io_error",
-        f"The disk failed while {doing}{where} ({why}).",
-        advice="Check the system log: the disk may be failing.",
-    )
+    return os_failure(error, f"{doing[0].upper()}{doing[1:]} failed", name, _KNOWN, _OTHERWISE)
 
 
 def size_text(size: int) -> str:

@@ -41,7 +41,6 @@ from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
-from greenroom.runner.models.attempt import Attempt
 from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of
 from greenroom.runner.models.fitness import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
@@ -51,6 +50,7 @@ from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Offer, Pins, Source, SourceContext
 from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.progress_report import ProgressReport
 from greenroom.runner.threads import start_thread
 from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding
 
@@ -74,6 +74,17 @@ class Published:
     """Empty where models get their ids only when they arrive."""
     config: bytes = b""
     """As it was published; empty where there is none."""
+
+
+class _Attempt(ProgressReport):
+    """The progress of a pull, and whether it got on."""
+
+    reached = False
+    """The source has listed what it has."""
+    blobs: tuple[tuple[str, int], ...] = ()
+    """Digests and sizes of what must be fetched."""
+    had = 0
+    """Bytes of these that were present at the start."""
 
 
 class Puller:
@@ -109,7 +120,7 @@ class Puller:
         self._changes = Crew(1, "store", patience=patience)
         self._change_numbers = itertools.count()
         self._lock = threading.Lock()
-        self._attempts: dict[str, Attempt] = {}
+        self._attempts: dict[str, _Attempt] = {}
         self._shown: dict[str, str] = {}
         """job → reference of the attempts whose progress is on the board."""
         self._pusher = Pusher(store, tell, board, packages=packages, registries=registries, patience=patience)
@@ -192,7 +203,7 @@ class Puller:
             thread.join()
 
     def _run(self, fetch: FetchModel, cancel: Cancel) -> JobEnding:
-        attempt = Attempt(pull_job(fetch.reference), partial(self._publish, fetch.job))
+        attempt = _Attempt(pull_job(fetch.reference), partial(self._publish, fetch.job))
         with self._lock:
             self._attempts[fetch.job] = attempt
         try:
@@ -216,7 +227,7 @@ class Puller:
         return JobEnding(lambda: self._end(committed), late=True)
 
     def _pull(
-        self, reference: Reference, token: str, force: bool, attempt: Attempt, cancel: Cancel
+        self, reference: Reference, token: str, force: bool, attempt: _Attempt, cancel: Cancel
     ) -> tuple[Model, bool]:
         """The model, and whether anything of it had to be fetched."""
         wanted = reference
@@ -265,7 +276,7 @@ class Puller:
         offer: Offer,
         wanted: Reference,
         force: bool,
-        attempt: Attempt,
+        attempt: _Attempt,
         cancel: Cancel,
     ) -> Model:
         attempt.blobs, attempt.had = offer.blobs, self._store.present(offer.blobs)
@@ -285,7 +296,7 @@ class Puller:
                 pin=wanted.digest,
             )
 
-    def _free_beside(self, attempt: Attempt) -> int:
+    def _free_beside(self, attempt: _Attempt) -> int:
         """Bytes free on the disk, less what the other pulls still have to bring."""
         with self._lock:
             others = [one.last for one in self._attempts.values() if one is not attempt]

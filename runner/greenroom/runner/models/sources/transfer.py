@@ -23,9 +23,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, from_os_error, hash_mismatch
 from greenroom.runner.models.sources.base import Report
+from greenroom.runner.progress_report import FileProgress
 from greenroom.runner.units import format_size
 from greenroom.runner.waits import side_by_side
 
@@ -91,7 +91,7 @@ class Transfer:
         self._seen = 0
         self._seen_at = 0.0
         self._told_at = 0.0
-        self._moving: dict[str, Moving] = {}
+        self._moving: dict[str, FileProgress] = {}
 
     def bring(self, pieces: Sequence[FileToFetch]) -> None:
         """Fetch all pieces; stored ones are not fetched.
@@ -107,7 +107,7 @@ class Transfer:
                 self._done += piece.size if piece.told else 0
             else:
                 missing.append(piece)
-        self._moving = {one.name: Moving(one.digest, one.name, one.size) for one in missing if one.told}
+        self._moving = {one.name: FileProgress(one.digest, one.name, one.size) for one in missing if one.told}
         self._report("downloading", self._done, self._total, "", self._moving.values())
         # Locks are held until the end: no one else may write to an adopted file.
         with ExitStack() as self._locks:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
+
+import pytest
 
 from greenroom.actors.values import Progress
-from greenroom.runner.models.attempt import Attempt
+from greenroom.runner.progress_report import ProgressReport
 
 MB = 1_000_000
 
@@ -21,7 +24,7 @@ def run(steps: list[tuple[float, int]]) -> list[Progress]:
     """The reports for (seconds later, bytes done)."""
     told: list[Progress] = []
     clock = Clock()
-    attempt = Attempt("j", told.append, clock)
+    attempt = ProgressReport("j", told.append, clock)
     attempt.report("downloading", 0, 100 * MB)
     for later, done in steps:
         clock.now += later
@@ -55,7 +58,7 @@ def test_what_comes_again_has_a_rate_again() -> None:
 
 def test_nothing_is_told_after_the_end() -> None:
     told: list[Progress] = []
-    attempt = Attempt("j", told.append)
+    attempt = ProgressReport("j", told.append)
     attempt.report("downloading", 1, 2)
     attempt.end()
     attempt.report("downloading", 2, 2)
@@ -72,7 +75,7 @@ def test_a_disk_that_stalls_is_said_though_nobody_reports() -> None:
             news.notify_all()
 
     clock = Clock()
-    attempt = Attempt("j", tell, clock)
+    attempt = ProgressReport("j", tell, clock)
     with attempt.ticking():
         attempt.report("importing", 5 * MB, 10 * MB, "Importing")
         clock.now += 7.0
@@ -80,3 +83,40 @@ def test_a_disk_that_stalls_is_said_though_nobody_reports() -> None:
             assert news.wait_for(lambda: len(told) > 1, 30)
     assert told[-1].message == "Importing: nothing received for 7 s"
     assert (told[-1].done, told[-1].rate) == (5 * MB, 0.0)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_speed_of_an_installation_is_that_of_the_last_seconds(clock: Clock) -> None:
+    sent: list[Any] = []
+    report = ProgressReport("j", sent.append, clock)
+    for second in range(20):
+        clock.now = 100.0 + second
+        report.bytes("Downloading", second * 1000 if second < 10 else 10_000 + second * 500, 100_000)
+    assert sent[5].rate == pytest.approx(1000)
+    assert sent[19].rate == pytest.approx(500)
+
+
+def test_a_stall_is_said_and_its_end_too(clock: Clock) -> None:
+    sent: list[Any] = []
+    report = ProgressReport("j", sent.append, clock)
+    report.bytes("Downloading", 10, 100)
+    clock.now += 7
+    report.bytes("Downloading", 10, 100)
+    assert sent[-1].message == "Downloading: nothing received for 7 s"
+    report.bytes("Downloading", 20, 100)
+    assert sent[-1].message == "Downloading"
+
+
+def test_counts_never_fall(clock: Clock) -> None:
+    sent: list[Any] = []
+    report = ProgressReport("j", sent.append, clock)
+    report.bytes("Downloading", 50, 100)
+    clock.now += 1
+    report.bytes("Downloading", 0, 100)
+    report.phase("verifying", "Starting it once")
+    assert [progress.done for progress in sent] == [50, 50, 50]
+    assert {progress.total for progress in sent} == {100}

@@ -1,4 +1,4 @@
-"""Progress of one attempt at a pull or push."""
+"""Reports how far a download, upload or installation is, with its rate and its stalls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+
+import msgspec
 
 from greenroom.actors.values import Part, Progress
 from greenroom.runner.threads import start_thread
@@ -20,7 +22,7 @@ STALL = 5.0
 """Seconds without a byte after which a stall is reported."""
 
 
-class Moving:
+class FileProgress:
     """Progress of one file."""
 
     def __init__(self, digest: str, name: str, size: int) -> None:
@@ -34,15 +36,15 @@ class Moving:
         return Part(id=self._id, name=self._name, size=self._size, done=self.done)
 
 
-class Attempt:
+class ProgressReport:
     """Reports progress: throttled, with a rate, and nothing after the end. Thread-safe."""
 
     def __init__(
-        self, job: str, tell: Callable[[Progress], None], now: Callable[[], float] = time.monotonic
+        self, job: str, listener: Callable[[Progress], None], now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._job = job
+        self.job = job
         self._now = now
-        self._tell = tell
+        self._listener = listener
         self._lock = threading.Lock()
         self._ended = False
         self._last = Progress(job=job, phase="")
@@ -50,14 +52,9 @@ class Attempt:
         self._marks: deque[tuple[float, int]] = deque()
         """Recent (time, bytes) in this phase."""
         self._moved_at = 0.0
+        self._stalled = False
         self._said = ""
-        self._moving: tuple[Moving, ...] = ()
-        self.reached = False
-        """The source has listed what it has."""
-        self.blobs: tuple[tuple[str, int], ...] = ()
-        """Digests and sizes of what must be fetched."""
-        self.had = 0
-        """Bytes of these that were present at the start."""
+        self._moving: tuple[FileProgress, ...] = ()
 
     @property
     def last(self) -> Progress:
@@ -65,13 +62,15 @@ class Attempt:
         return self._last
 
     def report(
-        self, phase: str, done: int, total: int, message: str = "", moving: Iterable[Moving] = ()
+        self, phase: str, done: int, total: int, message: str = "", moving: Iterable[FileProgress] = ()
     ) -> None:
         """Report progress; may be called at any rate, from any thread."""
         with self._lock:
             now, last, said, moved = self._now(), self._last, message, tuple(moving)
             begun = phase != last.phase
-            if self._ended or not (begun or now - self._at >= _REPORT_EVERY or (total and done >= total)):
+            resumed = self._stalled and done > last.done
+            due = begun or resumed or now - self._at >= _REPORT_EVERY or (total and done >= total)
+            if self._ended or not due:
                 return
             if begun or done < last.done:
                 self._marks.clear()
@@ -83,12 +82,13 @@ class Attempt:
             (then, before), (_, after) = self._marks[0], self._marks[-1]
             rate = (after - before) / (now - then) if now > then else 0.0
             still = now - self._moved_at
-            if still >= STALL and done < total:
+            self._stalled = still >= STALL and done < total
+            if self._stalled:
                 words = f"nothing received for {still:.0f} s"
                 message = f"{message}: {words}" if message else words
                 rate = 0.0
             self._last = Progress(
-                job=self._job,
+                job=self.job,
                 phase=phase,
                 message=message,
                 done=done,
@@ -98,7 +98,17 @@ class Attempt:
             )
             self._at = now
             self._said, self._moving = said, moved
-            self._tell(self._last)
+            self._listener(self._last)
+
+    def phase(self, phase: str, message: str) -> None:
+        """Report a phase of an installation, which keeps the bytes counted so far."""
+        with self._lock:
+            self._last = msgspec.structs.replace(self._last, phase=phase, message=message, rate=0.0)
+            self._listener(self._last)
+
+    def bytes(self, message: str, done: int, total: int) -> None:
+        """Report the bytes of an installation that are present; they never fall."""
+        self.report("downloading", max(done, self._last.done), total, message)
 
     @contextmanager
     def ticking(self) -> Iterator[None]:

@@ -248,9 +248,9 @@ def test_a_uv_that_fails_ends_the_fetching_too(
 @pytest.mark.parametrize(
     ("number", "code", "sentence"),
     [
-        (errno.ENOSPC, "no_space", "It could not be made: No space left on device (/data)."),
-        (errno.EDQUOT, "no_space", f"It could not be made: {os.strerror(errno.EDQUOT)} (/data)."),
-        (errno.EROFS, "read_only", "It could not be made: Read-only file system (/data)."),
+        (errno.ENOSPC, "no_space", "The disk is full."),
+        (errno.EDQUOT, "no_space", "The disk is full."),
+        (errno.EROFS, "read_only", "The data directory cannot be written to."),
         (errno.EACCES, "no_permission", "It could not be made: Permission denied (/data)."),
         (errno.ENOENT, "os_error", "It could not be made: No such file or directory (/data)."),
         (errno.EIO, "io_error", "It could not be made: Input/output error (/data)."),

@@ -90,7 +90,7 @@ def os_failure(
     error: OSError,
     what: str,
     name: str,
-    known: Mapping[int, tuple[str, str]],
+    known: Mapping[int, tuple[str, str] | tuple[str, str, str]],
     otherwise: tuple[str, str],
 ) -> JobFailed:
     """The failure of a job by a failed system call.
@@ -99,14 +99,14 @@ def os_failure(
         error: What the system raised.
         what: The beginning of the sentence, such as "The installation could not be written".
         name: The file, as shown to users; may be empty.
-        known: Codes and advice by errno where they differ from the usual ones.
+        known: Code, advice and perhaps the whole sentence by errno, where they differ from the usual ones.
         otherwise: Code and advice for any other errno.
     """
     number = error.errno or 0
-    code, advice = known.get(number) or _SYSTEM.get(number) or otherwise
+    code, advice, *sentence = known.get(number) or _SYSTEM.get(number) or otherwise
     named = f" ({name})" if name and code not in _PASSING_CODES - {"io_error"} else ""
     make = JobFailed.transient if code in _PASSING_CODES else JobFailed.permanent
-    message = f"{what}: {error.strerror or error}{named}."
+    message = sentence[0] if sentence else f"{what}: {error.strerror or error}{named}."
     return make(code, message, advice=advice, detail=f"{type(error).__name__}: {error}")
 
 

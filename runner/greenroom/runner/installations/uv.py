@@ -40,13 +40,20 @@ _KEPT_VARIABLES = frozenset(
 _OUTPUT_LIMIT = 256 * 1024
 _POLL = 0.1
 _TERM_GRACE = 2.0
-_HOME_ADVICE = "or set GREENROOM_HOME to a folder that is writable."
-_KNOWN = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ("no_space", "Free some space, then install again.")),
+_KNOWN: dict[int, tuple[str, str] | tuple[str, str, str]] = {
     **dict.fromkeys(
-        (errno.EACCES, errno.EPERM), ("no_permission", f"Make sure you can write there, {_HOME_ADVICE}")
+        (errno.ENOSPC, errno.EDQUOT),
+        ("no_space", "Free some space, then install again.", "The disk is full."),
     ),
-    errno.EROFS: ("read_only", f"Make it writable, {_HOME_ADVICE}"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM),
+        ("no_permission", "Make sure you can write there, or set GREENROOM_HOME to another folder."),
+    ),
+    errno.EROFS: (
+        "read_only",
+        "Make it writable, or set GREENROOM_HOME to a folder that is.",
+        "The data directory cannot be written to.",
+    ),
     **dict.fromkeys(
         (
             *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),

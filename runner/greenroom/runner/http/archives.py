@@ -12,10 +12,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 
-from greenroom.actors.kernel.errors import Refused
-from greenroom.actors.library.pulls import refusal_of
 from greenroom.actors.values import Model
-from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.http.bodies import Patience
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Stream
@@ -42,8 +39,8 @@ class Archives:
         """Stream a request's body into the store; both go on side by side, and neither waits in memory.
 
         Raises:
-            HttpRefusal: 400 cut off, 408 too slow, 499 gone, 503 too many.
-            Refused: it is no model, or cannot be stored.
+            HttpRefusal: 400 cut off, 408 too slow, 503 too many.
+            JobFailed: it is no model, or cannot be stored.
         """
         async with self._loads.turn():
             return await _load(request, store)
@@ -55,15 +52,12 @@ class Archives:
 
         Raises:
             HttpRefusal: 503 too many.
-            Refused: the model is damaged.
+            JobFailed: the model is damaged.
         """
         from greenroom.runner.models.archive import export
 
         async with self._exports.turn():
-            try:
-                size, pieces = await in_thread(lambda: export(store, model.id))
-            except JobFailed as failed:
-                raise Refused(refusal_of(failed.failure)) from None
+            size, pieces = await in_thread(lambda: export(store, model.id))
             with contextlib.closing(_Pieces(pieces)) as archive:
                 stream = await request.start(headers=headers, length=size)
                 while piece := await in_thread(archive.next):
@@ -125,10 +119,6 @@ async def _load(request: Request, store: ModelStore) -> Model:
         return await asyncio.shield(work)
     except BodyBroken:
         raise HttpRefusal(400, "bad_body", "The archive ended early.") from None
-    except JobFailed as failed:
-        raise Refused(refusal_of(failed.failure)) from None
-    except JobCancelled:
-        raise HttpRefusal(499, "cancelled", "The client disconnected.") from None
     finally:
         cancel.set()
         if not transport.is_closing():

@@ -22,7 +22,6 @@ from greenroom.actors.installer.messages import (
     LeaveInstall,
     PlanInstall,
     Uninstall,
-    Uninstalled,
     Verified,
     VerifyBackend,
 )
@@ -207,61 +206,44 @@ class Backends:
         names = (
             [self._context.backend(body.backend)] if body.backend else [one.name for one in greenroom.facts]
         )
-
-        async def verify() -> AnyResponse:
-            cause = request.id
-            asks = [greenroom.system.ask(VerifyBackend(backend=name), cause=cause) for name in names]
-            found: list[Verified] = [await ask for ask in asks]
-            return encoded([one for one in found if one.checked or body.backend])
-
-        return await self._context.clients.attend(request, verify)
+        asks = [greenroom.system.ask(VerifyBackend(backend=name), cause=request.id) for name in names]
+        found: list[Verified] = [await ask for ask in asks]
+        return encoded([one for one in found if one.checked or body.backend])
 
     async def install_and_wait(self, request: Request) -> AnyResponse:
         body = await _named_body(request, InstallBody)
         backend = self._context.backend(body.backend)
         greenroom = self._context.greenroom
-
-        async def plan() -> AnyResponse:
-            found = await greenroom.system.ask(PlanInstall(backend=backend, version=body.version))
-            return encoded(found)
-
-        async def install() -> AnyResponse:
-            waiter = body.waiter or request.id
-            ensure = Ensure(
-                backend=backend,
-                version=body.version,
-                wanted_by="explicit",
-                repair=body.reinstall,
-                waiter=waiter,
-                caller=await self._context.callers.looked_up(request),
-            )
-            reply = greenroom.system.ask(ensure, cause=request.id)
-            lines = _lines(request, backend)
-            leave = LeaveInstall(backend=backend, version=body.version, waiter=waiter)
-            with counted(greenroom.system, reply, leave):
-                if lines is None:
-                    return await answered(request, reply, lambda _: Response())
-                return await stream_job(request, greenroom.board, install_job(backend), reply, lines)
-
-        return await self._context.clients.attend(request, plan if body.dry_run else install)
+        if body.dry_run:
+            return encoded(await greenroom.system.ask(PlanInstall(backend=backend, version=body.version)))
+        waiter = body.waiter or request.id
+        ensure = Ensure(
+            backend=backend,
+            version=body.version,
+            wanted_by="explicit",
+            repair=body.reinstall,
+            waiter=waiter,
+            caller=await self._context.callers.looked_up(request),
+        )
+        reply = greenroom.system.ask(ensure, cause=request.id)
+        lines = _lines(request, backend)
+        with counted(
+            greenroom.system, reply, LeaveInstall(backend=backend, version=body.version, waiter=waiter)
+        ):
+            if lines is None:
+                return await answered(request, reply, lambda _: Response())
+            return await stream_job(request, greenroom.board, install_job(backend), reply, lines)
 
     async def uninstall_and_wait(self, request: Request) -> AnyResponse:
         """Remove a backend, or a version of it, once its engines have drained."""
         body = await _named_body(request, UninstallBody)
         backend = self._context.backend(body.backend)
         version = version_meant(body.version)
-
-        async def uninstall() -> AnyResponse:
-            ask = Uninstall(backend=backend, version=version, force=body.force)
-            reply = self._context.greenroom.system.ask(ask, cause=request.id)
-            return await answered(request, reply, told)
-
-        def told(gone: Uninstalled) -> Response:
-            if wants_json(request):
-                return encoded(gone)
-            return Response()
-
-        return await self._context.clients.attend(request, uninstall)
+        ask = Uninstall(backend=backend, version=version, force=body.force)
+        reply = self._context.greenroom.system.ask(ask, cause=request.id)
+        return await answered(
+            request, reply, lambda gone: encoded(gone) if wants_json(request) else Response()
+        )
 
     async def cancel(self, request: Request) -> Response:
         body = await _named_body(request, CancelInstallBody)

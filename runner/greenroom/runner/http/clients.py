@@ -25,7 +25,7 @@ from greenroom.actors.gates import GateBoard
 from greenroom.actors.limits import ID, escaped
 from greenroom.actors.values import Caller, Engine
 from greenroom.runner.engines.processes import groups, wants_to_work
-from greenroom.runner.http.port import AnyResponse, Request, Response
+from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +101,10 @@ class Clients:
             self._inside.discard(served)
             if not self._inside and self._none_left is not None:
                 self._none_left.set()
+
+    def attended(self, handler: Handler) -> Handler:
+        """The handler, cancelled when its client leaves or the front door closes."""
+        return lambda request: self.attend(request, lambda: handler(request))
 
     async def empty(self, within: float) -> bool:
         """Wait until no request is under way, at most `within` seconds; whether it is so."""
@@ -354,10 +358,10 @@ def _processes() -> Mapping[_Ends, Caller]:
 
 
 def _ends_of(connection: Any) -> _Ends | None:
-    here, there = connection.laddr, connection.raddr
-    if not here or not there:
+    own, other = connection.laddr, connection.raddr
+    if not (own and other):
         return None
-    return _Ends((_plain(here.ip), here.port), (_plain(there.ip), there.port))
+    return _Ends((_plain(own.ip), own.port), (_plain(other.ip), other.port))
 
 
 def _caller(pid: int) -> Caller:

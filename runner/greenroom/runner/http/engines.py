@@ -47,7 +47,7 @@ class Engines:
         return json_response({one.name: self._words(one) for one in self._context.greenroom.statuses()})
 
     async def unload(self, request: Request) -> Response:
-        """End idle engines. Models that are not here are no error."""
+        """End idle engines. A model that is not in the store is not an error."""
         greenroom = self._context.greenroom
         body = await read_json(request, UnloadBody)
         models = []

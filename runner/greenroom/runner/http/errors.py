@@ -24,8 +24,9 @@ from greenroom.actors.kernel.errors import (
     Refused,
     SystemFailed,
 )
+from greenroom.actors.library.pulls import refusal_of as job_refusal
 from greenroom.runner.daemon import NotRunning
-from greenroom.runner.errors import machine_failure
+from greenroom.runner.errors import JobCancelled, JobFailed, machine_failure
 from greenroom.runner.http.port import JSON, TEXT, Request, Response
 
 Family = Literal["openai", "anthropic", "text"]
@@ -93,6 +94,10 @@ def refusal_of(error: BaseException) -> Refusal:
     """The refusal an exception stands for; an unexpected one is logged, and answered without details."""
     if isinstance(error, Refused | HttpRefusal):
         return error.refusal
+    if isinstance(error, JobFailed):
+        return job_refusal(error.failure)
+    if isinstance(error, JobCancelled):
+        return DoorRefusal(code="cancelled", message="The client disconnected.", status=499)
     if isinstance(error, SystemFailed):
         return Refusal(
             code="stopped",

@@ -1,4 +1,4 @@
-"""Durations as Go writes them: `5m0s`, `1h30m0s`, `-1` for ever. They are part of the wire contract."""
+"""Durations as Go writes them: `5m0s`, `1h30m0s`, `-1` (forever). They are part of the wire contract."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _bounded(seconds: float) -> float:
 
 
 def go_duration(seconds: float) -> str:
-    """As Go prints it; `-1` for ever."""
+    """As Go prints it; `-1` is forever."""
     if seconds < 0:
         return "-1"
     if seconds < 1:

@@ -26,7 +26,7 @@ from greenroom.actors.scheduler.ledger import Capacity, reservation_for
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Mode, Model, Progress
 from greenroom.runner.disk_usage import measure
-from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.context import Context, shown_name
 from greenroom.runner.http.errors import HttpRefusal, json_response, wants_json
@@ -62,13 +62,10 @@ class Models:
         """One model, by any of its names: what it is, of which files, and what would serve it."""
         name = request.params["reference"]
         if is_true(request, "remote"):
-            return await self._context.clients.attend(request, lambda: self._remote(name))
+            return await self._remote(name)
         model = self._context.model(name)
         store = self._context.greenroom.store
-        try:
-            files, config = await in_thread(lambda: files_of(store, model.id))
-        except JobFailed as failed:
-            raise Refused(refusal_of(failed.failure)) from None
+        files, config = await in_thread(lambda: files_of(store, model.id))
         try:
             template = await in_thread(lambda: template_of(store, model.id))
         except JobFailed:
@@ -86,10 +83,6 @@ class Models:
             reference = canonical(name)
             async with self._remotes:
                 published = await in_thread(lambda: look_up(reference, cancel))
-        except JobFailed as failed:
-            raise Refused(refusal_of(failed.failure)) from None
-        except JobCancelled:
-            raise HttpRefusal(499, "cancelled", "The client disconnected.") from None
         finally:
             cancel.set()
         return json_response(described_remote(published))
@@ -164,10 +157,7 @@ class Models:
     async def df(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Bytes on disk, each once."""
         greenroom = self._context.greenroom
-        try:
-            blobs = await in_thread(greenroom.store.blobs)
-        except JobFailed as failed:
-            raise Refused(refusal_of(failed.failure)) from None
+        blobs = await in_thread(greenroom.store.blobs)
         usage = await in_thread(lambda: measure(greenroom.home, blobs))
         return json_response(
             {
@@ -219,21 +209,11 @@ class Models:
         model = self._context.model(request.params["reference"])
         job = f"verify/{model.id}"
         lines = TransferLines(job, "verify", raw=wants_json(request))
-
-        async def verify() -> AnyResponse:
-            cancel = threading.Event()
-            try:
-                return await stream_job(
-                    request,
-                    self._context.greenroom.board,
-                    job,
-                    self._verified(request, model, job, cancel),
-                    lines,
-                )
-            finally:
-                cancel.set()
-
-        return await self._context.clients.attend(request, verify)
+        board, cancel = self._context.greenroom.board, threading.Event()
+        try:
+            return await stream_job(request, board, job, self._verified(request, model, job, cancel), lines)
+        finally:
+            cancel.set()
 
     async def _verified(self, request: Request, model: Model, job: str, cancel: threading.Event) -> str:
         greenroom = self._context.greenroom

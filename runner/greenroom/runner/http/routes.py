@@ -23,6 +23,7 @@ PREFIXES = ("", "/engines", "/engines/{backend}")
 
 
 def all_routes(context: Context) -> Iterator[Route]:
+    attended = context.clients.attended
     for path, kind in INFERENCE.items():
         handler = inference(context, kind)
         for prefix in PREFIXES:
@@ -43,24 +44,24 @@ def all_routes(context: Context) -> Iterator[Route]:
         yield _known("GET", f"{prefix}/_configure", configuring.configurations, "model")
 
     backends = Backends(context)
-    yield Route("POST", "/engines/install-backend", backends.install_and_wait)
-    yield Route("POST", "/engines/uninstall-backend", backends.uninstall_and_wait)
+    yield Route("POST", "/engines/install-backend", attended(backends.install_and_wait))
+    yield Route("POST", "/engines/uninstall-backend", attended(backends.uninstall_and_wait))
     yield _ours("POST", "/engines/cancel-install", backends.cancel)
 
     transfers, models = Transfers(context), Models(context)
-    yield Route("POST", "/models/create", transfers.create)
+    yield Route("POST", "/models/create", attended(transfers.create))
     yield _ours("POST", "/models/cancel", transfers.cancel)
-    yield Route("POST", "/models/load", transfers.load)
-    yield Route("POST", "/models/{reference:.+}/push", transfers.push)
-    yield Route("GET", "/models/{reference:.+}/export", transfers.export)
+    yield Route("POST", "/models/load", attended(transfers.load))
+    yield Route("POST", "/models/{reference:.+}/push", attended(transfers.push))
+    yield Route("GET", "/models/{reference:.+}/export", attended(transfers.export))
     yield Route("GET", "/engines/df", models.df)
     yield _ours("POST", "/models/prune", models.prune)
-    yield _ours("POST", "/models/{reference:.+}/verify", models.verify)
+    yield _ours("POST", "/models/{reference:.+}/verify", attended(models.verify))
     yield Route("GET", "/models", models.all)
     yield _known("POST", "/models/{reference:.+}/tag", models.tag, "repo", "tag")
     yield Route("POST", "/models/{reference:.+}/repackage", models.repackage)
     yield Route("POST", "/models/{reference:.+}/{action}", models.unknown_action)
-    yield _known("GET", "/models/{reference:.+}", models.one, "remote")
+    yield _known("GET", "/models/{reference:.+}", attended(models.one), "remote")
     yield _known("DELETE", "/models/purge", models.purge, "force")
     yield _known("DELETE", "/models/{reference:.+}", models.remove, "force")
 
@@ -76,7 +77,7 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _ours("GET", "/engines", backends.list)
     yield _ours("POST", "/engines", backends.install)
     yield _ours("POST", "/engines/activate-backend", backends.activate)
-    yield _ours("POST", "/engines/verify-backend", backends.verify)
+    yield _ours("POST", "/engines/verify-backend", attended(backends.verify))
     yield _ours("GET", "/engines/{name}", backends.inspect)
     yield _ours("DELETE", "/engines/{name}", backends.uninstall, "force", "version")
 

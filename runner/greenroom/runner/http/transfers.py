@@ -80,20 +80,17 @@ class Transfers:
         greenroom = self._context.greenroom
         lines = TransferLines(pull_job(reference), "pull", raw=wants_json(request))
 
-        async def pull() -> AnyResponse:
-            waiter = body.waiter or request.id
-            ask = Pull(
-                reference=reference,
-                token=body.bearer_token,
-                force=body.force,
-                waiter=waiter,
-                caller=await self._context.callers.looked_up(request),
-            )
-            reply = greenroom.system.ask(ask, cause=request.id)
-            with counted(greenroom.system, reply, LeavePull(reference=reference, waiter=waiter)):
-                return await stream_job(request, greenroom.board, pull_job(reference), reply, lines)
-
-        return await self._context.clients.attend(request, pull)
+        waiter = body.waiter or request.id
+        ask = Pull(
+            reference=reference,
+            token=body.bearer_token,
+            force=body.force,
+            waiter=waiter,
+            caller=await self._context.callers.looked_up(request),
+        )
+        reply = greenroom.system.ask(ask, cause=request.id)
+        with counted(greenroom.system, reply, LeavePull(reference=reference, waiter=waiter)):
+            return await stream_job(request, greenroom.board, pull_job(reference), reply, lines)
 
     async def cancel(self, request: Request) -> Response:
         body = await read_json(request, CancelPullBody, what="it is no JSON object with a from")
@@ -109,45 +106,29 @@ class Transfers:
         reference = _published_as(name, model)
         greenroom = self._context.greenroom
         lines = TransferLines(push_job(reference), "push", raw=wants_json(request))
-
-        async def push() -> AnyResponse:
-            ask = Push(model_id=model.id, reference=reference, token=body.bearer_token)
-            reply = greenroom.system.ask(ask)
-            try:
-                return await stream_job(request, greenroom.board, push_job(reference), reply, lines)
-            except (asyncio.CancelledError, ConnectionError):
-                greenroom.system.tell(CancelPush(reference=reference, model_id=model.id))
-                raise
-
-        return await self._context.clients.attend(request, push)
+        ask = Push(model_id=model.id, reference=reference, token=body.bearer_token)
+        reply = greenroom.system.ask(ask)
+        try:
+            return await stream_job(request, greenroom.board, push_job(reference), reply, lines)
+        except (asyncio.CancelledError, ConnectionError):
+            greenroom.system.tell(CancelPush(reference=reference, model_id=model.id))
+            raise
 
     async def load(self, request: Request) -> AnyResponse:
         """Store the model in the archive that is sent; it gets no tag."""
         greenroom = self._context.greenroom
-
-        async def load() -> AnyResponse:
-            model = await self._archives.load(request, greenroom.store)
-            await greenroom.system.ask(NoteModel(model=model), cause=request.id)
-            lines = TransferLines("load", "pull", raw=True)
-            # The id is no part of the contract; clients that know the archive can compute it.
-            return Response(
-                lines.success("Model loaded successfully"),
-                content_type=JSON,
-                headers={"X-Model-Id": model.id},
-            )
-
-        return await self._context.clients.attend(request, load)
+        model = await self._archives.load(request, greenroom.store)
+        await greenroom.system.ask(NoteModel(model=model), cause=request.id)
+        last = TransferLines("load", "pull", raw=True).success("Model loaded successfully")
+        # The id is no part of the contract; clients that know the archive can compute it.
+        return Response(last, content_type=JSON, headers={"X-Model-Id": model.id})
 
     async def export(self, request: Request) -> AnyResponse:
         name = request.params["reference"]
         model = self._context.model(name)
         quoted = shown(name).replace("\\", "_").replace('"', "_")
-
-        async def send() -> AnyResponse:
-            headers = {"Content-Type": _TAR, "Content-Disposition": f'attachment; filename="{quoted}.tar"'}
-            return await self._archives.send(request, headers, self._context.greenroom.store, model)
-
-        return await self._context.clients.attend(request, send)
+        headers = {"Content-Type": _TAR, "Content-Disposition": f'attachment; filename="{quoted}.tar"'}
+        return await self._archives.send(request, headers, self._context.greenroom.store, model)
 
 
 def canonical(text: str) -> str:

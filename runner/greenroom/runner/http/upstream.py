@@ -440,7 +440,7 @@ class _Pool:
                 return await self._connect()
             except OSError as error:
                 # A full backlog is no death, and some engines have room for five.
-                if not here.may_be_crowded(error) or waited >= _CROWDED:
+                if waited >= _CROWDED or here.may_be_crowded(error) is False:
                     raise Unreached(str(error)) from error
             await asyncio.sleep(delay)
             waited += delay

@@ -33,7 +33,7 @@ from greenroom.actors.values import BackendFacts, Installation, Progress
 from greenroom.runner.http.bodies import checked, invalid, is_true, read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import encoded, json_response, wants_json
-from greenroom.runner.http.idempotency import answered, awaited, counted
+from greenroom.runner.http.idempotency import answered, counted
 from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
 
@@ -262,8 +262,7 @@ class Backends:
 
     async def _soon(self, request: Request, command: Command[Any]) -> Any:
         """The answer if it comes at once, else None: the job goes on without us. Raises its refusal."""
-        reply = self._context.greenroom.system.ask(command, cause=request.id)
-        asked = asyncio.ensure_future(awaited(reply))
+        asked = asyncio.ensure_future(self._context.greenroom.system.ask(command, cause=request.id))
         try:
             done, _ = await asyncio.wait({asked}, timeout=_AT_ONCE)
             return asked.result() if done else None

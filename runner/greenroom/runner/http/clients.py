@@ -17,6 +17,7 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import psutil
@@ -43,16 +44,14 @@ _READ_LOOK = 1.0
 """Seconds between two looks at what a client has read, or a quarter of the patience where that is less."""
 
 
+@dataclass(eq=False, slots=True)
 class _Served:
-    __slots__ = ("dismissed", "left", "request", "task")
-
-    def __init__(self, request: Request, task: asyncio.Task[object]) -> None:
-        self.request = request
-        self.task = task
-        self.left = False
-        """The client has left, and the task was cancelled for it."""
-        self.dismissed = False
-        """The front door closes, and the task was cancelled for it."""
+    request: Request
+    task: asyncio.Task[object]
+    left: bool = False
+    """The client has left, and the task was cancelled for it."""
+    dismissed: bool = False
+    """The front door closes, and the task was cancelled for it."""
 
 
 class Clients:

@@ -34,7 +34,7 @@ from greenroom.runner.units import format_size
 _log = logging.getLogger(__name__)
 
 DEFAULT_BACKEND = "llama.cpp"
-_MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
+MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _DEEPEST = 16
 """Objects and lists inside each other in hf-overrides."""
@@ -159,7 +159,7 @@ class Configuring:
         models = [self._context.model(wanted)] if wanted else list(greenroom.models())
         entries = []
         for model in models:
-            for mode in _MODES:
+            for mode in MODES:
                 config = configs.get(config_key(model.id, mode))
                 if config is not None:
                     entries.append(

@@ -185,7 +185,7 @@ def counted(system: ActorSystem, reply: Reply[Any], leave: Command[Any]) -> Iter
 
 async def answered(request: Request, reply: Awaitable[Any], render: Callable[[Any], Response]) -> Response:
     """The answer to a command, as a response. Raises its refusal."""
-    task = asyncio.ensure_future(awaited(reply))
+    task = asyncio.ensure_future(reply)
     try:
         return render(await asyncio.shield(task))
     finally:
@@ -255,11 +255,6 @@ def replayed(outcome: Outcome) -> Response:
         content_type=outcome.content_type if outcome.body else "",
         headers=headers,
     )
-
-
-async def awaited(reply: Awaitable[Any]) -> Any:
-    """A reply as a coroutine, of which a task can be made."""
-    return await reply
 
 
 def _is_passing(refusal: Refusal) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -24,16 +25,18 @@ from greenroom.actors.limits import CONTEXT, Name
 from greenroom.actors.scheduler.backend_choice import Install, Use, choose
 from greenroom.actors.scheduler.ledger import Capacity, reservation_for
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
-from greenroom.actors.values import Mode, Model, Progress
+from greenroom.actors.values import Model, Progress
 from greenroom.runner.disk_usage import measure
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import is_true, read_json
+from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
 from greenroom.runner.http.context import Context, shown_name
 from greenroom.runner.http.errors import HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfers import TransferLines, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
+from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
 from greenroom.runner.waits import Cancel, in_thread
 
@@ -162,7 +165,7 @@ class Models:
         return json_response(
             {
                 "models_disk_usage": usage.models,
-                "default_backend_disk_usage": usage.backends.get(_DEFAULT_BACKEND, 0),
+                "default_backend_disk_usage": usage.backends.get(DEFAULT_BACKEND, 0),
                 "backends_disk_usage": usage.backends,
                 "models_shared_disk_usage": usage.models_shared,
                 "unfinished_disk_usage": usage.unfinished,
@@ -277,17 +280,11 @@ def _tag_meant(name: str, model: Model) -> str:
     return tag if tag in model.tags or len(model.tags) != 1 else model.tags[0]
 
 
-_DEFAULT_BACKEND = "llama.cpp"
-
-
 class PruneBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /models/prune`; may be left out."""
 
     untagged: bool = False
     """Also models that have no name any more."""
-
-
-_MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
 
 
 def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
@@ -296,7 +293,7 @@ def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
     statuses = {one.name: one for one in greenroom.statuses()}
     configs = context.configs()
     found = []
-    for mode in _MODES:
+    for mode in MODES:
         if not any(model.format in one.formats and mode in one.modes for one in greenroom.facts):
             continue
         choice = choose(model, mode, "", greenroom.settings.install_policy, greenroom.facts, statuses)
@@ -325,3 +322,43 @@ def _memory(context: Context, model: Model, choice: Use | Install | Refusal, siz
     budget = context.greenroom.budget_for(name)
     fields: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
     return fields | ({"context_size": size} if size > 0 else {})
+
+
+# as OpenAI's clients list them
+
+
+class Listing:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def all(self, request: Request) -> Response:
+        """Every model in the store, once, by its first name."""
+        self._context.backend_of(request)
+        configs = self._context.configs()
+        entries = [_entry(model, configs) for model in self._context.greenroom.models()]
+        return json_response({"object": "list", "data": entries})
+
+    async def one(self, request: Request) -> Response:
+        self._context.backend_of(request)
+        model = self._context.model(request.params["name"])
+        return json_response(_entry(model, self._context.configs()))
+
+
+def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
+    config = configs.get(config_key(model.id, "completion"), ModelConfigState())
+    context = model.context_size if config.context_size is None else config.context_size
+    about = {
+        "context_window": context if context > 0 else model.context_length,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "quantization": model.quantization,
+        "size": size_text(model.size) if model.size else "",
+    }
+    entry: dict[str, object] = {
+        "id": shown_name(model),
+        "object": "model",
+        "created": int(model.created),
+        "owned_by": "docker",
+    }
+    known = {name: value for name, value in about.items() if value}
+    return {**entry, "dmr": known} if known else entry

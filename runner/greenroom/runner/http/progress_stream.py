@@ -18,7 +18,7 @@ from greenroom.actors.kernel.errors import KernelError, Refusal
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.values import Progress
 from greenroom.runner.http.errors import DoorRefusal, refusal_of
-from greenroom.runner.http.idempotency import REPLAYED, awaited, hand_over, refused_as, replayed
+from greenroom.runner.http.idempotency import REPLAYED, hand_over, refused_as, replayed
 from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Request, Response, Stream
 from greenroom.runner.units import format_size
 
@@ -111,7 +111,7 @@ async def stream_job(
         unwatched: Makes the answer to a job without any progress; by default, that is its last line.
     """
     feed = Feed(board, job)
-    answer = asyncio.ensure_future(awaited(reply))
+    answer = asyncio.ensure_future(reply)
     keyed = request.keyed
     if keyed is not None:
         keyed.told_by(lambda joiner, outcome: _join(joiner, board, job, outcome, lines))

@@ -11,12 +11,33 @@ from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.engines import Engines
+from greenroom.runner.http.fields import (
+    CHAT,
+    COMPLETION,
+    EMBEDDING,
+    MESSAGES,
+    RERANKING,
+    SCORING,
+    TOKEN_COUNT,
+)
 from greenroom.runner.http.health import Health
-from greenroom.runner.http.inference import inference
-from greenroom.runner.http.models import Models
-from greenroom.runner.http.openai import INFERENCE, Listing
+from greenroom.runner.http.inference import Kind, inference
+from greenroom.runner.http.models import Listing, Models
 from greenroom.runner.http.port import Handler, Route
 from greenroom.runner.http.transfers import Transfers
+
+_DONE = b"data: [DONE]"
+_STOP = b"event: message_stop"
+INFERENCE = {
+    "/v1/chat/completions": Kind("completion", "/v1/chat/completions", CHAT, end=_DONE),
+    "/v1/completions": Kind("completion", "/v1/completions", COMPLETION, param="prompt", end=_DONE),
+    "/v1/embeddings": Kind("embedding", "/v1/embeddings", EMBEDDING, param="input"),
+    "/v1/messages": Kind("completion", "/v1/messages", MESSAGES, "anthropic", end=_STOP),
+    "/v1/messages/count_tokens": Kind("completion", "/v1/messages/count_tokens", TOKEN_COUNT, "anthropic"),
+    "/rerank": Kind("reranking", "/rerank", RERANKING, param="documents"),
+    "/score": Kind("reranking", "/score", SCORING, param="text_1"),
+}
+"""What may follow a prefix, and what it asks of an engine (which has them all at its root)."""
 
 PREFIXES = ("", "/engines", "/engines/{backend}")
 """A path that names a backend is binding: no other serves it."""

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,68 +97,59 @@ def run(
         runner.run(serving.serve())
 
 
+@dataclass
 class _Serving:
-    def __init__(
-        self,
-        greenroom: Greenroom,
-        listener: socket.socket,
-        hosts: Collection[str],
-        origins: Collection[str],
-        opened: Callable[[str], None] | None,
-        drain: float,
-        last_resort: LastResort,
-    ) -> None:
-        self._greenroom = greenroom
-        self._last_resort = last_resort
-        self._drain = drain
-        self._listener = listener
-        self._hosts = hosts
-        self._origins = origins
-        self._opened = opened
-        self._keep_engines: float | None = None
-        self._reason = ""
-        self._stop = asyncio.Event()
+    greenroom: Greenroom
+    listener: socket.socket
+    hosts: Collection[str]
+    origins: Collection[str]
+    opened: Callable[[str], None] | None
+    drain: float
+    last_resort: LastResort
+    _keep_engines: float | None = None
+    _reason: str = ""
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self) -> None:
         _begin_threads()
         with _signals(self._signalled):
-            await asyncio.to_thread(self._greenroom.start)
+            await asyncio.to_thread(self.greenroom.start)
             try:
                 await self._receive()
             finally:
-                self._last_resort.begin()
+                self.last_resort.begin()
                 _log.info("stopping: %s", self._reason or "an error")
-                await asyncio.to_thread(self._greenroom.stop, self._keep_engines, reason=self._reason)
-        failure = self._greenroom.failure
+                await asyncio.to_thread(self.greenroom.stop, self._keep_engines, reason=self._reason)
+        failure = self.greenroom.failure
         if failure is not None:
             raise SystemStopped(str(failure)) from failure
 
     async def _receive(self) -> None:
-        greenroom = self._greenroom
+        greenroom = self.greenroom
         app = front_door(
-            greenroom, allowed_hosts=self._hosts, allowed_origins=self._origins, stop=self._asked_to_stop
+            greenroom, allowed_hosts=self.hosts, allowed_origins=self.origins, stop=self._asked_to_stop
         )
         runner = ServerRunner(
             app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_CLOSE, handle_signals=False
         )
         most = connections_within(raise_soft_limit(), open_now())
-        connections = Connections(self._listener, most)
+        connections = Connections(self.listener, most)
         watch(app, connections.begin, connections.end)
         await runner.setup()
         server = runner.server
         assert server is not None
         note = greenroom.home / NOTE
-        url = _url(self._listener)
+        url = _url(self.listener)
         try:
             await asyncio.to_thread(_write_note, note, url, greenroom.instance_id)
             connections.start(server, lambda: server.connections)
             _log.info("listening on %s, for %d clients at a time", url, most)
-            if self._opened is not None:
-                self._opened(url)
+            if self.opened is not None:
+                self.opened(url)
             await self._until_the_end()
-            self._last_resort.begin()
+            self.last_resort.begin()
             await connections.stop()
-            await context_of(app).clients.empty(self._drain)
+            await context_of(app).clients.empty(self.drain)
         finally:
             await connections.stop()
             await self._bounded(asyncio.to_thread(note.unlink, missing_ok=True), f"removing {note}")
@@ -173,7 +165,7 @@ class _Serving:
             _log.warning("%s failed: %s", what, error)
 
     async def _until_the_end(self) -> None:
-        while self._greenroom.failure is None:
+        while self.greenroom.failure is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):
                     await self._stop.wait()
@@ -190,7 +182,7 @@ class _Serving:
             return  # a terminal that closes says it more than once
         if self._stop.is_set():
             # A second signal ends the process at once. Engines end with their keepers, which soon miss us.
-            tidying = threading.Thread(target=_remove, args=(self._greenroom.home / NOTE,), daemon=True)
+            tidying = threading.Thread(target=_remove, args=(self.greenroom.home / NOTE,), daemon=True)
             tidying.start()
             tidying.join(0.5)  # not longer: the disk may hang
             os._exit(128 + number)

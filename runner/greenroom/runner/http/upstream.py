@@ -440,7 +440,8 @@ class _Pool:
                 return await self._connect()
             except OSError as error:
                 # A full backlog is no death, and some engines have room for five.
-                if waited >= _CROWDED or here.may_be_crowded(error) is False:
+                crowded = here.may_be_crowded(error)
+                if not crowded or waited >= _CROWDED:
                     raise Unreached(str(error)) from error
             await asyncio.sleep(delay)
             waited += delay

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -18,10 +19,7 @@ from greenroom.actors.kernel.core import (
     Recovered,
     Stored,
 )
-from greenroom.actors.limits import (
-    Reason,
-    Whole,
-)
+from greenroom.actors.limits import Reason, Whole
 
 DAEMON = Address("daemon")
 
@@ -85,23 +83,18 @@ class DaemonLog:
     event_types: Sequence[type[Event]] = (DaemonStarted, DaemonStopped)
 
     def claims(self, stream: str) -> bool:
-        """`daemon`."""
         return stream == "daemon"
 
     def stream_of(self, _event: Event) -> str:
-        """`daemon`."""
         return "daemon"
 
     def initial(self) -> DaemonState:
-        """It never ran."""
         return DaemonState()
 
     def initial_volatile(self) -> DaemonVolatile:
-        """Nothing."""
         return DaemonVolatile()
 
     def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
-        """Fold one event."""
         match stored.event:
             case DaemonStarted(pid=pid, life=life):
                 return DaemonState(
@@ -112,12 +105,11 @@ class DaemonLog:
                     started_before=state.started_at,
                 )
             case _:
-                return msgspec.structs.replace(state, running_pid=0, running_life="")
+                return replace(state, running_pid=0, running_life="")
 
     def decide(
         self, state: DaemonState, command: Command[Any], _now: Moment, _volatile: DaemonVolatile
     ) -> Decision[DaemonVolatile]:
-        """One command."""
         match command:
             case NoteStopped() as c:
                 return Decision(events=(DaemonStopped(pid=c.pid, reason=c.reason),))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.bounded_maps import remembered
 from greenroom.actors.kernel.clock import Moment
@@ -173,23 +174,18 @@ class Idempotency:
     event_types: Sequence[type[Event]] = (CommandKeyed, CommandAnswered)
 
     def claims(self, stream: str) -> bool:
-        """`idempotency`."""
         return stream == "idempotency"
 
     def stream_of(self, _event: Event) -> str:
-        """`idempotency`."""
         return "idempotency"
 
     def initial(self) -> IdempotencyState:
-        """No keys."""
         return IdempotencyState()
 
     def initial_volatile(self) -> IdempotencyVolatile:
-        """Nothing is being carried out."""
         return IdempotencyVolatile()
 
     def apply(self, state: IdempotencyState, stored: Stored[Any]) -> IdempotencyState:
-        """Fold one event."""
         event = stored.event
         match event:
             case CommandKeyed():
@@ -201,7 +197,7 @@ class Idempotency:
                     body=event.body,
                     location=event.location,
                 )
-                keyed = msgspec.structs.replace(old, outcome=outcome)
+                keyed = replace(old, outcome=outcome)
             case _:
                 return state
         newest = remembered(state.newest, event.key, keyed, _NEWEST)
@@ -214,7 +210,6 @@ class Idempotency:
     def decide(
         self, state: IdempotencyState, command: Command[Any], now: Moment, volatile: IdempotencyVolatile
     ) -> Decision[IdempotencyVolatile]:
-        """One command."""
         match command:
             case BeginKeyed():
                 return self._begin(state, command, now, volatile)

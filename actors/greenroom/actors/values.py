@@ -11,10 +11,7 @@ from typing import Literal
 import msgspec
 
 from greenroom.actors.kernel.core import Command
-from greenroom.actors.limits import (
-    Id,
-    Whole,
-)
+from greenroom.actors.limits import Id, Whole
 
 Mode = Literal["completion", "embedding", "reranking"]
 ModelFormat = Literal["gguf", "safetensors", "safetensors-mlx"]

@@ -149,11 +149,7 @@ class Settings:
         return f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
 
 
-def load(
-    flags: Mapping[str, Any] | None = None,
-    *,
-    environment: Mapping[str, str] | None = None,
-) -> Settings:
+def load(flags: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] | None = None) -> Settings:
     """Collect the settings.
 
     Args:

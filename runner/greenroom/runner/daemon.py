@@ -265,10 +265,7 @@ class Greenroom:
         daemon: DaemonState = self.system.state(DAEMON)
         state: SchedulerState = self.system.state(SCHEDULER)
         yield from interrupted(
-            state,
-            self.settings.restore,
-            since=daemon.started_before,
-            keep_alive=self.settings.keep_alive,
+            state, self.settings.restore, since=daemon.started_before, keep_alive=self.settings.keep_alive
         )
         for name in self.settings.warm:
             try:

@@ -36,11 +36,7 @@ class Wanted(NamedTuple):
 
 
 def interrupted(
-    state: SchedulerState,
-    policy: Literal["pinned", "all", "never"],
-    *,
-    since: float,
-    keep_alive: float,
+    state: SchedulerState, policy: Literal["pinned", "all", "never"], *, since: float, keep_alive: float
 ) -> Iterable[Wanted]:
     """The models that the policy restores, of those loaded when a daemon ended that started at `since` or
     later.

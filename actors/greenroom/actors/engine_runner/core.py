@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
 from greenroom.actors.engine_runner.events import (
@@ -127,61 +128,55 @@ class Runner:
         self._stream = str(self.address)
 
     def claims(self, stream: str) -> bool:
-        """`runner/<backend>`."""
         return stream == self._stream
 
     def stream_of(self, _event: Event) -> str:
-        """`runner/<backend>`."""
         return self._stream
 
     def initial(self) -> RunnerState:
-        """No engines."""
         return RunnerState()
 
     def initial_volatile(self) -> RunnerVolatile:
-        """Nothing seen."""
         return RunnerVolatile()
 
     def apply(self, state: RunnerState, stored: Stored[Any]) -> RunnerState:
-        """Fold one event."""
-        change = msgspec.structs.replace
         event = stored.event
         version = state.version + 1
         if isinstance(event, EngineStartRequested):
             spec = event.spec
             new = Engine(spec=spec, state="starting", since=stored.at, cause=stored.id)
-            return change(state, engines={**state.engines, spec.engine_id: new}, version=version)
+            return replace(state, engines={**state.engines, spec.engine_id: new}, version=version)
         one = event.engine_id
         old = state.engines.get(one)
         if old is None:
             forbidden = state.forbidden
             if isinstance(event, EngineLost):
                 forbidden = (*forbidden, one)[-_FORBIDDEN:]
-            return change(state, forbidden=forbidden, version=version)
+            return replace(state, forbidden=forbidden, version=version)
         match event:
             case EngineSpawned() as e:
-                new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
+                new = replace(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
             case EngineReady() if old.state == "starting":
-                new = change(old, state="ready", since=stored.at)
+                new = replace(old, state="ready", since=stored.at)
             case EngineAdopted() as e:
-                new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
+                new = replace(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
                 if old.state == "ready" and not e.ready:
-                    new = change(new, state="starting", since=stored.at)
+                    new = replace(new, state="starting", since=stored.at)
             case EngineStopRequested() as e if old.state != "gone":
                 fault = e.reason if e.fault else ""
-                new = change(old, state="stopping", since=stored.at, fault=fault, failure=e.failure)
+                new = replace(old, state="stopping", since=stored.at, fault=fault, failure=e.failure)
             case EngineExited() as e:
-                new = change(old, state="gone", since=stored.at, exit=e.exit)
+                new = replace(old, state="gone", since=stored.at, exit=e.exit)
             case EngineLost() as e:
                 lost = EngineExit(at=stored.at, summary=e.reason, expected=old.state == "stopping", lost=True)
-                new = change(old, state="gone", since=stored.at, exit=lost)
+                new = replace(old, state="gone", since=stored.at, exit=lost)
             case _:
                 new = old
         engines = {**state.engines, one: new}
         # There is one to forget only when another has gone; a replay folds by the hundred thousand.
         if new.state == "gone" and old.state != "gone":
             engines = _apply_bound(engines)
-        return change(state, engines=engines, version=version)
+        return replace(state, engines=engines, version=version)
 
     def decide(
         self, state: RunnerState, command: Command[Any], now: Moment, volatile: RunnerVolatile
@@ -204,7 +199,7 @@ class Runner:
             case StopEngine(engine_id=one, reason=reason):
                 engine = state.engines.get(one)
                 if engine is None or engine.state == "gone":
-                    return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
+                    return Decision(volatile=replace(volatile, told=-1))
                 if engine.state == "stopping":
                     return Decision(effects=(self._ending(one, reason),))
                 return Decision(
@@ -213,11 +208,11 @@ class Runner:
                 )
             case ForbidStart(engine_id=one):
                 if one in state.engines or one in state.forbidden:
-                    return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
+                    return Decision(volatile=replace(volatile, told=-1))
                 return Decision(events=(EngineLost(engine_id=one, reason="it was never started"),))
             case RequestSnapshot() as ask:
                 return Decision(
-                    volatile=msgspec.structs.replace(
+                    volatile=replace(
                         volatile,
                         told=-1,
                         installations=max(volatile.installations, ask.installations),
@@ -229,9 +224,7 @@ class Runner:
                 ids = frozenset(one.spec.engine_id for one in left)
                 return Decision(
                     effects=(RecoverEngines(backend=self.backend, engines=left),),
-                    volatile=msgspec.structs.replace(
-                        volatile, unsettled=ids, moved=dict.fromkeys(ids, now.monotonic)
-                    ),
+                    volatile=replace(volatile, unsettled=ids, moved=dict.fromkeys(ids, now.monotonic)),
                 )
             case EngineMoved(engine_id=one):
                 # Its host keeps it: nothing of an earlier life is left to be looked for.
@@ -259,11 +252,7 @@ class Runner:
                 raise NotUnderstood(self.address, command)
 
     def _happened(
-        self,
-        state: RunnerState,
-        event: _Observed,
-        now: Moment,
-        volatile: RunnerVolatile,
+        self, state: RunnerState, event: _Observed, now: Moment, volatile: RunnerVolatile
     ) -> Decision[RunnerVolatile]:
         one = event.engine_id
         engine = state.engines.get(one)
@@ -278,7 +267,7 @@ class Runner:
             case EngineReady() if starting and not engine.endpoint:
                 # On a full disk reports are handled again later, so they may come in another order. Without
                 # an endpoint no request can enter.
-                early = msgspec.structs.replace(volatile, early=volatile.early | {one})
+                early = replace(volatile, early=volatile.early | {one})
                 return Decision(volatile=early, cause=engine.cause)
             case EngineReady():
                 events = (_ready(engine, now),) if starting else ()
@@ -289,9 +278,7 @@ class Runner:
                 events = (event, EngineReady(engine_id=one))
             case EngineExited(exit=end) if engine.fault:
                 # We asked it to end, but only since it did not work.
-                end = msgspec.structs.replace(
-                    end, expected=False, summary=_sentence(engine.fault), failure=engine.failure
-                )
+                end = replace(end, expected=False, summary=_sentence(engine.fault), failure=engine.failure)
                 events = (EngineExited(engine_id=one, exit=end),)
         return Decision(events=events, cause=engine.cause, volatile=_settled(volatile, one))
 
@@ -359,7 +346,7 @@ class Runner:
                 events.append(EngineLost(engine_id=one, reason=lost))
                 unsettled.discard(one)
         changing = {one for one, engine in state.engines.items() if engine.state in ("starting", "stopping")}
-        volatile = msgspec.structs.replace(
+        volatile = replace(
             volatile,
             moved={one: at for one, at in moved.items() if one in changing | unsettled},
             early=volatile.early & changing,
@@ -374,20 +361,16 @@ class Runner:
         stale = volatile.told != state.version or now.monotonic - volatile.told_at >= _TELL_EVERY
         if not stale or before:
             return decision
-        whole = msgspec.structs.replace(  # 3
+        whole = replace(  # 3
             self.list_of(state), installations=volatile.installations, measured=volatile.measured
         )
-        whole = msgspec.structs.replace(whole, token=volatile.token)
+        whole = replace(whole, token=volatile.token)
         telling = Decision(
-            effects=(
-                *decision.effects,
-                Tell(command=whole, to=SCHEDULER),
-                Tell(command=whole, to=INSTALLER),
-            ),
-            volatile=msgspec.structs.replace(volatile, told=state.version, told_at=now.monotonic),
+            effects=(*decision.effects, Tell(command=whole, to=SCHEDULER), Tell(command=whole, to=INSTALLER)),
+            volatile=replace(volatile, told=state.version, told_at=now.monotonic),
             wake_at=decision.wake_at,
         )
-        return msgspec.structs.replace(decision, if_not_stored=telling) if events else telling
+        return replace(decision, if_not_stored=telling) if events else telling
 
     def list_of(self, state: RunnerState) -> EngineList:
         """All engines, gone ones last heard of included."""
@@ -410,7 +393,7 @@ def _sentence(fault: str) -> str:
 def _given_up(engine: Engine, failure: Failure) -> Failure:
     """The same for whoever asked for the model: names the engine, and says where its output is."""
     spec, reason = engine.spec, failure.message.removesuffix(".")
-    return msgspec.structs.replace(
+    return replace(
         failure,
         message=f"The {spec.backend} engine for {spec.model_ref} was stopped: {reason}.",
         advice=failure.advice or f"`greenroom logs {spec.engine_id}` shows its output.",
@@ -427,15 +410,15 @@ def _measured(volatile: RunnerVolatile, report: EngineMeasured) -> RunnerVolatil
     one, size = report.engine_id, report.size
     before = volatile.measured[one].peak if one in volatile.measured else 0
     told = -1 if size.peak - before >= _GROWN else volatile.told
-    return msgspec.structs.replace(volatile, measured={**volatile.measured, one: size}, told=told)
+    return replace(volatile, measured={**volatile.measured, one: size}, told=told)
 
 
 def _moved(volatile: RunnerVolatile, engine_id: str, now: Moment) -> RunnerVolatile:
-    return msgspec.structs.replace(volatile, moved={**volatile.moved, engine_id: now.monotonic})
+    return replace(volatile, moved={**volatile.moved, engine_id: now.monotonic})
 
 
 def _settled(volatile: RunnerVolatile, engine_id: str) -> RunnerVolatile:
-    return msgspec.structs.replace(volatile, unsettled=volatile.unsettled - {engine_id})
+    return replace(volatile, unsettled=volatile.unsettled - {engine_id})
 
 
 def _apply_bound(engines: dict[str, Engine]) -> dict[str, Engine]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.values import (
-    EngineExit,
-    EngineSpec,
-    Failure,
-)
+from greenroom.actors.values import EngineExit, EngineSpec, Failure
 
 
 class EngineStartRequested(Event, frozen=True, kw_only=True):

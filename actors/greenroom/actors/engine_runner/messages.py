@@ -6,20 +6,8 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from greenroom.actors.kernel.core import Address, Command
-from greenroom.actors.limits import (
-    BackendName,
-    Id,
-    Ids,
-    Many,
-    Reason,
-    Whole,
-)
-from greenroom.actors.values import (
-    Engine,
-    EngineSpec,
-    Failure,
-    Measured,
-)
+from greenroom.actors.limits import BackendName, Id, Ids, Many, Reason, Whole
+from greenroom.actors.values import Engine, EngineSpec, Failure, Measured
 
 
 def runner_address(backend: str) -> Address:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.engine_runner.messages import EngineList, runner_address
 from greenroom.actors.installer import ends
@@ -149,30 +149,24 @@ class Installer:
         `contact` holds while somebody waits and no server has answered at all.
         """
         self._facts = {
-            facts.name: facts if install_defaults else msgspec.structs.replace(facts, deferred=True)
-            for facts in backends
+            facts.name: facts if install_defaults else replace(facts, deferred=True) for facts in backends
         }
         self._retries = retries
         self._contact = contact
 
     def claims(self, stream: str) -> bool:
-        """Every `install/<backend>`."""
         return stream.startswith(_STREAM)
 
     def stream_of(self, event: Event) -> str:
-        """One stream a backend."""
         return _STREAM + event.backend  # type: ignore[attr-defined, no-any-return]  # all of ours have one
 
     def initial(self) -> InstallerState:
-        """Nothing is known."""
         return InstallerState()
 
     def initial_volatile(self) -> Volatile:
-        """Nothing has been looked at."""
         return InstallerVolatile()
 
     def apply(self, state: InstallerState, stored: Stored[Any]) -> InstallerState:
-        """Fold one event."""
         return apply(state, stored)
 
     # decide
@@ -180,7 +174,6 @@ class Installer:
     def decide(
         self, state: InstallerState, command: Command[Any], now: Moment, volatile: Volatile
     ) -> Decision[Volatile]:
-        """One command."""
         match command:
             case Ensure():
                 return self._ensure(state, command, volatile)
@@ -191,7 +184,7 @@ class Installer:
             case LeaveInstall():
                 return ends.leave(self._named(command), volatile)
             case PendingInstallRequests():
-                return Decision(volatile=msgspec.structs.replace(volatile, awaited=command.backends))
+                return Decision(volatile=replace(volatile, awaited=command.backends))
             case Activate() | VerifyBackend():
                 return self._installed(state, command, volatile)
             case DropFetched():
@@ -211,20 +204,19 @@ class Installer:
                 call, version, _ = volatile.called.get(command.backend, ("", -1, 0.0))
                 answered = version if call and command.token == call else -1
                 return Decision(
-                    volatile=msgspec.structs.replace(
+                    volatile=replace(
                         volatile,
                         in_use={**volatile.in_use, command.backend: using},
                         acted_on={**volatile.acted_on, command.backend: max(command.installations, answered)},
                     )
                 )
             case RequestSnapshot():
-                return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
+                return Decision(volatile=replace(volatile, told=-1))
             case Recovered():
                 effects: list[Effect] = [InspectInstallations(backends=tuple(self._facts))]
                 effects += [Tell(to=runner_address(name), command=RequestSnapshot()) for name in self._facts]
                 return Decision(
-                    effects=tuple(effects),
-                    volatile=msgspec.structs.replace(volatile, looking_since=now.monotonic),
+                    effects=tuple(effects), volatile=replace(volatile, looking_since=now.monotonic)
                 )
             case _:
                 raise NotUnderstood(self.address, command)
@@ -259,7 +251,7 @@ class Installer:
             if key not in volatile.pending and len(volatile.pending) >= _QUEUE * len(self._facts):
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE))
             pending = {**volatile.pending, key: stronger(volatile.pending.get(key), ask)}
-            volatile = msgspec.structs.replace(volatile, pending=pending)
+            volatile = replace(volatile, pending=pending)
             return Decision(reply=Later(key), volatile=waits(volatile, key, ask))
         backend = state.of(ask.backend)
         usable = backend.usable
@@ -294,7 +286,7 @@ class Installer:
         facts = self._facts.get(ask.backend)
         if ask.version != "pinned" or facts is None or not facts.version:
             return ask
-        return msgspec.structs.replace(ask, version=facts.version)
+        return replace(ask, version=facts.version)
 
     def _uninstall(self, state: InstallerState, ask: Uninstall, volatile: Volatile) -> Decision[Volatile]:
         if ask.backend not in self._facts:
@@ -344,7 +336,7 @@ class Installer:
         match event:
             case InstallationCommitted(backend=name, installation=made):
                 decision = self._committed(state.of(name), event, now)
-                return msgspec.structs.replace(decision, volatile=_noted(volatile, name, made.id))
+                return replace(decision, volatile=_noted(volatile, name, made.id))
             case InstallAttemptFailed():
                 return self._attempt_failed(state.of(event.backend), event, now, volatile)
             case InstallCancelled():
@@ -387,7 +379,7 @@ class Installer:
         if job is None or job.id != report.job:
             # The job was cancelled a moment before its last step: this installation is not wanted.
             return Decision(effects=(RemoveInstallation(backend=name, installation_id=made.id),))
-        committed = msgspec.structs.replace(report, seconds=max(0.0, now.wall - job.requested_at))
+        committed = replace(report, seconds=max(0.0, now.wall - job.requested_at))
         events: list[Event] = [committed]
         before = backend.usable
         if before is not None and (before.version, before.variant) != (made.version, made.variant):
@@ -414,7 +406,7 @@ class Installer:
         retry_at = policy.retry_at(failure, attempt=job.attempt, now=now.wall, draw=now.draw, elapsed=elapsed)
         event: Event = InstallFailed(job=job.id, backend=name, failure=failure)
         if retry_at is not None:
-            event = msgspec.structs.replace(report, attempt=job.attempt, retry_at=retry_at, reached=reached)
+            event = replace(report, attempt=job.attempt, retry_at=retry_at, reached=reached)
         return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
 
     def _removed(
@@ -431,7 +423,7 @@ class Installer:
             answer = Answer(key=uninstall_key(name), outcome=refusals.failed(report.failure, name))
             return Decision(
                 effects=(answer,),
-                volatile=msgspec.structs.replace(
+                volatile=replace(
                     volatile,
                     removing={**volatile.removing, f"{name}/{one}": now.monotonic},
                     freed={k: v for k, v in volatile.freed.items() if k != name},
@@ -440,7 +432,7 @@ class Installer:
         volatile = _noted(volatile, name, one)
         if name in volatile.freed:
             freed = {**volatile.freed, name: volatile.freed[name] + report.event.freed}
-            volatile = msgspec.structs.replace(volatile, freed=freed)
+            volatile = replace(volatile, freed=freed)
         known = one in backend.installations
         return Decision(events=(report.event,) if known else (), volatile=volatile)
 
@@ -511,7 +503,7 @@ def _noted(volatile: Volatile, backend: str, installation_id: str) -> Volatile:
     """A look at the disk that is still under way may not know this."""
     if backend in volatile.looked:
         return volatile
-    return msgspec.structs.replace(volatile, reported=volatile.reported | {installation_id})
+    return replace(volatile, reported=volatile.reported | {installation_id})
 
 
 def _unread(name: str, reason: str) -> Failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.events import (
@@ -51,9 +51,7 @@ def seen_on_disk(
         found = [one for one in report.installations if one.id in judged]
         events = _of_installations(name, backend, found, backend.installations.keys() - judged)
         still = {name: before - judged} if before - judged else {}
-        return Decision(
-            events=tuple(events), volatile=msgspec.structs.replace(volatile, unclear={**others, **still})
-        )
+        return Decision(events=tuple(events), volatile=replace(volatile, unclear={**others, **still}))
     # What the builder is doing, although this actor, being rebuilt, knows nothing of it.
     building = volatile.building | set(report.building)
     begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
@@ -68,7 +66,7 @@ def seen_on_disk(
         if isinstance(event, _ENDS) and event.job in open_jobs
         for answer in answers(backend.jobs_open, open_jobs[event.job], event)
     ]
-    volatile = msgspec.structs.replace(
+    volatile = replace(
         volatile,
         looked=volatile.looked | {name},
         unread=volatile.unread - {name},
@@ -91,7 +89,7 @@ def unread(
     return Decision(
         events=event,
         effects=tuple(Answer(key=key, outcome=refusal) for key in gone),
-        volatile=msgspec.structs.replace(
+        volatile=replace(
             volatile,
             unread=volatile.unread | {name},
             pending={key: ask for key, ask in volatile.pending.items() if key not in gone},
@@ -189,11 +187,6 @@ def _go_on(name: str, job: JobState, now: float) -> list[Event]:
     )
     return [
         InstallAttemptFailed(
-            job=job.id,
-            backend=name,
-            attempt=job.attempt,
-            failure=failure,
-            retry_at=now,
-            reached=job.reached,
+            job=job.id, backend=name, attempt=job.attempt, failure=failure, retry_at=now, reached=job.reached
         )
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.effects import CancelBuild
@@ -57,10 +57,7 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) 
     effects += unasked
     events += [
         InstallationRetiring(
-            backend=ask.backend,
-            installation_id=one.id,
-            reason="uninstalled by the user",
-            unwanted=not others,
+            backend=ask.backend, installation_id=one.id, reason="uninstalled by the user", unwanted=not others
         )
         for one in going
         if one.id not in backend.retiring
@@ -69,9 +66,7 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) 
     if going:
         reply = Later(uninstall_key(ask.backend))
         forced = volatile.forced | ({ask.backend} if ask.force else frozenset())
-        volatile = msgspec.structs.replace(
-            volatile, freed={ask.backend: 0, **volatile.freed}, forced=forced, told=-1
-        )
+        volatile = replace(volatile, freed={ask.backend: 0, **volatile.freed}, forced=forced, told=-1)
     return Decision(events=tuple(events), effects=tuple(effects), reply=reply, volatile=volatile)
 
 
@@ -90,7 +85,7 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile)
         return Decision(reply=Cancelled(ended=False))
     if ask.leave:
         waiting = left(volatile.waiting, key, ask.waiter)
-        volatile = msgspec.structs.replace(volatile, waiting=waiting)
+        volatile = replace(volatile, waiting=waiting)
         keys = (key,) if job is None else keys_of(backend.jobs_open, job)
         awaited = ask.backend in volatile.awaited and job in (None, backend.job)
         if count(waiting, *keys) or awaited or (job is not None and job.wanted_by == "default"):
@@ -112,4 +107,4 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile)
 def leave(ask: LeaveInstall, volatile: Volatile) -> Decision[Volatile]:
     """Somebody waits no longer. Nothing ends for it."""
     waiting = left(volatile.waiting, ensure_key(ask.backend, ask.version, ask.variant), ask.waiter)
-    return Decision(volatile=msgspec.structs.replace(volatile, waiting=waiting))
+    return Decision(volatile=replace(volatile, waiting=waiting))

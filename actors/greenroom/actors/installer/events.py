@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.values import (
-    Caller,
-    Failure,
-    Installation,
-    WantedBy,
-)
+from greenroom.actors.values import Caller, Failure, Installation, WantedBy
 
 
 class InstallRequested(Event, frozen=True, kw_only=True):

@@ -6,27 +6,9 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from greenroom.actors.kernel.core import Address, Command, R_co
-from greenroom.actors.limits import (
-    BackendName,
-    Id,
-    Ids,
-    Line,
-    Many,
-    Name,
-    Reason,
-    Version,
-    Whole,
-)
+from greenroom.actors.limits import BackendName, Id, Ids, Line, Many, Name, Reason, Version, Whole
 from greenroom.actors.scheduler.messages import SchedulerCommand
-from greenroom.actors.values import (
-    Caller,
-    Cancelled,
-    Fact,
-    Failure,
-    Installation,
-    Plan,
-    WantedBy,
-)
+from greenroom.actors.values import Caller, Cancelled, Fact, Failure, Installation, Plan, WantedBy
 
 INSTALLER = Address("installer")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.installer import errors as refusals
@@ -112,15 +112,13 @@ class InstallerTurn:
             wake_at=min(self._wakes, default=None),
             faults=tuple(self._faults),
         )
-        if_not_stored = msgspec.structs.replace(
-            decision, events=(), effects=(*decision.effects, *self._unless_stored)
-        )
+        if_not_stored = replace(decision, events=(), effects=(*decision.effects, *self._unless_stored))
         stale = self._volatile.told != self._state.version or self._now.monotonic >= self._tell_at()
         # Of what could not be looked at is told that; only what is still to be looked at is waited for.
         if stale and self._volatile.unread.issuperset(unlooked):
             if_not_stored = self._telling(if_not_stored, list_of)  # 8
         # The next round sees these events applied: it tells then, unless they cannot be stored.
-        return msgspec.structs.replace(decision, if_not_stored=if_not_stored) if events else if_not_stored
+        return replace(decision, if_not_stored=if_not_stored) if events else if_not_stored
 
     def _settle(self, name: str, backend: BackendInstallState, facts: BackendFacts, ensure: Ensure) -> None:
         if self._decide_pending(name, ensure):
@@ -165,14 +163,12 @@ class InstallerTurn:
         return self._volatile.told_at + _TELL_EVERY
 
     def _telling(self, decision: Decision[InstallerVolatile], list_of: ListOf) -> Decision[InstallerVolatile]:
-        whole = msgspec.structs.replace(
+        whole = replace(
             list_of(self._state, self._now.wall, self._volatile.forced), heard=self._volatile.heard
         )
         return Decision(
             effects=(*decision.effects, Tell(command=whole)),
-            volatile=msgspec.structs.replace(
-                self._volatile, told=self._state.version, told_at=self._now.monotonic
-            ),
+            volatile=replace(self._volatile, told=self._state.version, told_at=self._now.monotonic),
             wake_at=decision.wake_at,
             faults=decision.faults,
         )
@@ -190,7 +186,7 @@ class InstallerTurn:
             self._events += decision.events
             if decision.volatile is not None:
                 # It has been counted already, when it came.
-                self._volatile = msgspec.structs.replace(decision.volatile, waiting=waiting)
+                self._volatile = replace(decision.volatile, waiting=waiting)
             if not isinstance(decision.reply, Later):
                 self._effects.append(Answer(key=key, outcome=decision.reply))
             if decision.events:
@@ -306,7 +302,7 @@ class InstallerTurn:
                     *(ensure_key(name, job.version, job.variant) for job in one.jobs_open),
                 }
         retiring = {f"{name}/{one}" for name, backend in backends.items() for one in backend.retiring}
-        return msgspec.structs.replace(
+        return replace(
             volatile,
             building=frozenset(one for one in volatile.building if one[0] in jobs),
             due={key: at for key, at in volatile.due.items() if key.rpartition("/")[0] in jobs},
@@ -317,7 +313,7 @@ class InstallerTurn:
         )
 
     def _update(self, **changes: object) -> None:
-        self._volatile = msgspec.structs.replace(self._volatile, **changes)
+        self._volatile = replace(self._volatile, **changes)
 
 
 def _why_useless(one: Installation, usable: Installation) -> str:

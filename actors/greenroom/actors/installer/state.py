@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.installer.events import (
     InstallationActivated,
@@ -151,21 +152,18 @@ class InstallerVolatile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def apply(state: InstallerState, stored: Stored[Any]) -> InstallerState:
-    """Fold one event."""
     event = stored.event
     old = state.of(event.backend)
     return InstallerState(
-        backends={**state.backends, event.backend: _apply_to_backend(old, stored)},
-        version=state.version + 1,
+        backends={**state.backends, event.backend: _apply_to_backend(old, stored)}, version=state.version + 1
     )
 
 
 def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendInstallState:
-    change = msgspec.structs.replace
     match stored.event:
         case InstallRequested() as e if any(one.id == e.job for one in old.jobs_open):
-            jobs = [change(one, wanted_by=e.wanted_by) if one.id == e.job else one for one in old.jobs_open]
-            return change(old, job=jobs[0], queue=tuple(jobs[1:]), wanted=True)
+            jobs = [replace(one, wanted_by=e.wanted_by) if one.id == e.job else one for one in old.jobs_open]
+            return replace(old, job=jobs[0], queue=tuple(jobs[1:]), wanted=True)
         case InstallRequested() as e:
             job = JobState(
                 id=e.job,
@@ -176,39 +174,39 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
                 cause=stored.id,
             )
             first, *others = (*old.jobs_open, job)
-            return change(old, job=first, queue=tuple(others), failure=None, wanted=True, jobs=old.jobs + 1)
+            return replace(old, job=first, queue=tuple(others), failure=None, wanted=True, jobs=old.jobs + 1)
         case InstallAttemptFailed() as e if old.job is not None:
-            job = change(
+            job = replace(
                 old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure, reached=e.reached
             )
-            return change(old, job=job if old.job.id == e.job else old.job)
+            return replace(old, job=job if old.job.id == e.job else old.job)
         case InstallAttemptBegun() as e if old.job is not None and old.job.id == e.job:
-            return change(old, job=change(old.job, attempt=e.attempt, retry_at=0.0))
+            return replace(old, job=replace(old.job, attempt=e.attempt, retry_at=0.0))
         case InstallationCommitted() as e:
             kept = {**old.installations, e.installation.id: e.installation}
-            new = _apply_current(change(old, installations=kept, failure=None), e.installation.id)
+            new = _apply_current(replace(old, installations=kept, failure=None), e.installation.id)
             return _apply_end(new, e.job)
         case InstallNotNeeded() as e:
-            return _apply_end(change(old, failure=None), e.job)
+            return _apply_end(replace(old, failure=None), e.job)
         case InstallFailed() as e:
-            return _apply_end(change(old, failure=e.failure), e.job)
+            return _apply_end(replace(old, failure=e.failure), e.job)
         case InstallCancelled() as e:
             wanted = False if e.unwanted else old.wanted
-            return _apply_end(change(old, failure=None, wanted=wanted), e.job)
+            return _apply_end(replace(old, failure=None, wanted=wanted), e.job)
         case InstallationFound() as e:
             kept = {**old.installations, e.installation.id: e.installation}
             current = old.current if old.usable is not None else e.installation.id
             known = True if old.wanted is None else old.wanted
-            return change(_apply_current(old, current), installations=kept, wanted=known)
+            return replace(_apply_current(old, current), installations=kept, wanted=known)
         case InstallationMissing() as e:
             return _apply_without(old, e.installation_id)
         case InstallationBroken() as e if e.installation_id in old.installations:
-            broken = change(old.installations[e.installation_id], broken=e.reason)
-            return change(old, installations={**old.installations, e.installation_id: broken})
+            broken = replace(old.installations[e.installation_id], broken=e.reason)
+            return replace(old, installations={**old.installations, e.installation_id: broken})
         case InstallationsUnread() as e:
-            return change(old, unread=e.reason)
+            return replace(old, unread=e.reason)
         case InstallationsReadAgain():
-            return change(old, unread="")
+            return replace(old, unread="")
         case InstallationActivated() as e:
             return _apply_current(old, e.installation_id)
         case InstallationRetiring() as e:
@@ -216,7 +214,7 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
             wanted = False if e.unwanted else old.wanted
             past = tuple(one for one in old.past if one != e.installation_id)
             retiring = old.retiring | {e.installation_id}
-            return change(old, retiring=retiring, current=current, past=past, wanted=wanted)
+            return replace(old, retiring=retiring, current=current, past=past, wanted=wanted)
         case InstallationRemoved() as e:
             return _apply_without(old, e.installation_id)
         case _:
@@ -224,7 +222,7 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
 
 
 def _apply_without(old: BackendInstallState, installation_id: str) -> BackendInstallState:
-    return msgspec.structs.replace(
+    return replace(
         old,
         installations={k: v for k, v in old.installations.items() if k != installation_id},
         current="" if old.current == installation_id else old.current,
@@ -237,7 +235,7 @@ def _apply_current(old: BackendInstallState, installation_id: str) -> BackendIns
     past = old.past
     if old.current and old.current != installation_id:
         past = (*(one for one in past if one not in (old.current, installation_id)), old.current)
-    return msgspec.structs.replace(old, current=installation_id, past=past)
+    return replace(old, current=installation_id, past=past)
 
 
 def _apply_end(old: BackendInstallState, job: str) -> BackendInstallState:
@@ -246,4 +244,4 @@ def _apply_end(old: BackendInstallState, job: str) -> BackendInstallState:
     if len(left) == len(old.jobs_open):
         # Journals of before there was a queue ended whichever job there was.
         left = left[1:]
-    return msgspec.structs.replace(old, job=left[0] if left else None, queue=tuple(left[1:]))
+    return replace(old, job=left[0] if left else None, queue=tuple(left[1:]))

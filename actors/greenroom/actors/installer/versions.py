@@ -13,12 +13,7 @@ from greenroom.actors.installer.events import (
     InstallAttemptFailed,
     InstallNotNeeded,
 )
-from greenroom.actors.installer.messages import (
-    INSTALLER,
-    Activate,
-    Ensured,
-    Verified,
-)
+from greenroom.actors.installer.messages import INSTALLER, Activate, Ensured, Verified
 from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile
 from greenroom.actors.installer.waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.events import (
@@ -37,7 +37,7 @@ def waits(volatile: Volatile, key: str, ask: Ensure) -> Volatile:
     """The scheduler, who wants it for requests, tells by itself how long they wait."""
     if ask.token:
         return volatile
-    return msgspec.structs.replace(volatile, waiting=joined(volatile.waiting, key, ask.waiter))
+    return replace(volatile, waiting=joined(volatile.waiting, key, ask.waiter))
 
 
 def job_for(jobs: Sequence[JobState], version: str, variant: str = "") -> JobState | None:
@@ -83,7 +83,7 @@ def heard(volatile: Volatile, ask: Ensure) -> Volatile:
     """Whoever does not wait for a reply finds in the next list that this wish was decided on."""
     if not ask.token:
         return volatile
-    return msgspec.structs.replace(volatile, heard={**volatile.heard, ask.backend: ask.token}, told=-1)
+    return replace(volatile, heard={**volatile.heard, ask.backend: ask.token}, told=-1)
 
 
 def stronger(first: Ensure | None, ask: Ensure) -> Ensure:
@@ -91,7 +91,7 @@ def stronger(first: Ensure | None, ask: Ensure) -> Ensure:
     if first is None:
         return ask
     typed = "explicit" in (first.wanted_by, ask.wanted_by)
-    return msgspec.structs.replace(
+    return replace(
         first,
         wanted_by="explicit" if typed else first.wanted_by,
         repair=first.repair or ask.repair,
@@ -106,4 +106,4 @@ def without_pending(
     gone = [one for one, ask in volatile.pending.items() if ask.backend == backend and key in ("", one)]
     pending = {one: ask for one, ask in volatile.pending.items() if one not in gone}
     told = tuple(Answer(key=one, outcome=refusals.cancelled(backend, reason)) for one in gone)
-    return msgspec.structs.replace(volatile, pending=pending), told
+    return replace(volatile, pending=pending), told

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, NotUnderstood, Tell, refuse
@@ -23,13 +23,7 @@ from greenroom.actors.library.effects import (
     StoreAgain,
     SweepStore,
 )
-from greenroom.actors.library.events import (
-    ModelCommitted,
-    ModelPushed,
-    ModelRemoved,
-    ModelTagged,
-    PushFailed,
-)
+from greenroom.actors.library.events import ModelCommitted, ModelPushed, ModelRemoved, ModelTagged, PushFailed
 from greenroom.actors.library.messages import (
     LIBRARY,
     CancelPush,
@@ -157,7 +151,7 @@ def remove(
     return Decision(
         effects=(_release(model.id, ask.force),),
         reply=Later(_remove_key(model.id)),
-        volatile=msgspec.structs.replace(volatile, removing={**volatile.removing, model.id: removal}),
+        volatile=replace(volatile, removing={**volatile.removing, model.id: removal}),
     )
 
 
@@ -167,13 +161,13 @@ def released(state: LibraryState, report: Released, volatile: LibraryVolatile) -
     if removal is None or removal.released or report.model_id not in state.models:
         return Decision()
     if report.refusal is not None:
-        volatile = msgspec.structs.replace(volatile, removing=_without(volatile.removing, report.model_id))
+        volatile = replace(volatile, removing=_without(volatile.removing, report.model_id))
         answer = Answer(key=_remove_key(report.model_id), outcome=report.refusal)
         return Decision(effects=(answer,), volatile=volatile)
-    done = msgspec.structs.replace(removal, released=True)
+    done = replace(removal, released=True)
     return Decision(
         effects=(DeleteModel(model_id=report.model_id),),
-        volatile=msgspec.structs.replace(volatile, removing={**volatile.removing, report.model_id: done}),
+        volatile=replace(volatile, removing={**volatile.removing, report.model_id: done}),
     )
 
 
@@ -188,16 +182,16 @@ def ask_again(
         if removal.released:
             continue
         if now.monotonic - removal.asked_at >= _ASK_AGAIN:
-            removing[model_id] = msgspec.structs.replace(removal, asked_at=now.monotonic)
+            removing[model_id] = replace(removal, asked_at=now.monotonic)
             effects.append(_release(model_id, removal.force))
         wakes.append(removing[model_id].asked_at + _ASK_AGAIN)
-    return msgspec.structs.replace(volatile, removing=removing), tuple(effects), wakes
+    return replace(volatile, removing=removing), tuple(effects), wakes
 
 
 def _gone(
     state: LibraryState, model_id: str, report: EffectEnded, volatile: LibraryVolatile
 ) -> Decision[LibraryVolatile]:
-    volatile = msgspec.structs.replace(volatile, removing=_without(volatile.removing, model_id), told=-1)
+    volatile = replace(volatile, removing=_without(volatile.removing, model_id), told=-1)
     key = _remove_key(model_id)
     if not isinstance(report.event, ModelRemoved):
         assert report.failure is not None
@@ -263,7 +257,7 @@ def push(state: LibraryState, ask: Push, volatile: LibraryVolatile) -> Decision[
     return Decision(
         effects=() if under_way is not None else (send,),
         reply=Later(_push_key(ask.reference, ask.model_id)),
-        volatile=msgspec.structs.replace(volatile, sending={**volatile.sending, ask.reference: sending}),
+        volatile=replace(volatile, sending={**volatile.sending, ask.reference: sending}),
     )
 
 
@@ -277,8 +271,8 @@ def cancel_push(ask: CancelPush, volatile: LibraryVolatile) -> Decision[LibraryV
     else:
         # It stays until it has really ended: another one must not begin beside it.
         change = {"ending": True}
-    changed = msgspec.structs.replace(under_way, **change)
-    volatile = msgspec.structs.replace(volatile, sending={**volatile.sending, ask.reference: changed})
+    changed = replace(under_way, **change)
+    volatile = replace(volatile, sending={**volatile.sending, ask.reference: changed})
     if not changed.ending:
         return Decision(reply=Cancelled(ended=False), volatile=volatile)
     cancel = CancelSend(reference=ask.reference)
@@ -290,7 +284,7 @@ def push_ended(report: ModelPushed | PushFailed, volatile: LibraryVolatile) -> D
     reference, model_id = report.reference, report.model_id
     under_way = volatile.sending.get(reference)
     if under_way is not None and under_way.model_id == model_id:
-        volatile = msgspec.structs.replace(volatile, sending=_without(volatile.sending, reference))
+        volatile = replace(volatile, sending=_without(volatile.sending, reference))
     key = _push_key(reference, model_id)
     known = _without(volatile.unpublished, key)
     events: tuple[Event, ...] = (report,)
@@ -308,7 +302,7 @@ def push_ended(report: ModelPushed | PushFailed, volatile: LibraryVolatile) -> D
     return Decision(
         events=events,
         effects=(Answer(key=key, outcome=outcome),),
-        volatile=msgspec.structs.replace(volatile, unpublished=known),
+        volatile=replace(volatile, unpublished=known),
     )
 
 

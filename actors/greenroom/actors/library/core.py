@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -96,23 +96,18 @@ class Library:
         self._policies = (retries, contact)
 
     def claims(self, stream: str) -> bool:
-        """`library`."""
         return stream == "library"
 
     def stream_of(self, _event: Event) -> str:
-        """`library`."""
         return "library"
 
     def initial(self) -> LibraryState:
-        """No models."""
         return LibraryState()
 
     def initial_volatile(self) -> LibraryVolatile:
-        """Nothing seen."""
         return LibraryVolatile()
 
     def apply(self, state: LibraryState, stored: Stored[Any]) -> LibraryState:
-        """Fold one event."""
         return apply(state, stored)
 
     # decide
@@ -120,7 +115,6 @@ class Library:
     def decide(
         self, state: LibraryState, command: Command[Any], now: Moment, volatile: LibraryVolatile
     ) -> Decision[LibraryVolatile]:
-        """One command."""
         match command:
             case Pull():
                 return pulls.pull(state, command, now, volatile)
@@ -147,9 +141,9 @@ class Library:
             case CancelPush():
                 return changes.cancel_push(command, volatile)
             case RequestSnapshot():
-                return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
+                return Decision(volatile=replace(volatile, told=-1))
             case Recovered():
-                volatile = msgspec.structs.replace(volatile, looking_since=now.monotonic)
+                volatile = replace(volatile, looking_since=now.monotonic)
                 return Decision(effects=(InspectModels(),), volatile=volatile)
             case ModelsSeen():
                 return self._seen_in_store(state, command, now, volatile)
@@ -157,7 +151,7 @@ class Library:
                 return self._happened(state, command, event, now, volatile)
             case EffectEnded(effect=InspectModels()):
                 # Not being able to look is no reason to believe that everything is gone.
-                return Decision(volatile=msgspec.structs.replace(volatile, looked=True))
+                return Decision(volatile=replace(volatile, looked=True))
             case EffectEnded():
                 return changes.ended(state, command, volatile)
             case _:
@@ -234,7 +228,7 @@ class Library:
                         reached=pull.reached,
                     )
                 )
-        volatile = msgspec.structs.replace(volatile, looked=True)
+        volatile = replace(volatile, looked=True)
         return Decision(events=tuple(events), effects=lost, volatile=volatile)
 
     def react(self, _state: LibraryState, _stored: Stored[Any]) -> Sequence[Effect]:
@@ -258,7 +252,7 @@ class Library:
         if not volatile.looked:  # 1
             if now.monotonic - volatile.looking_since < _LOOK_AGAIN_AFTER:
                 return Decision(volatile=volatile)
-            volatile = msgspec.structs.replace(volatile, looking_since=now.monotonic)
+            volatile = replace(volatile, looking_since=now.monotonic)
             return Decision(effects=(InspectModels(),), volatile=volatile)
         effects: list[Effect] = []
         faults: list[Fault] = []
@@ -266,17 +260,15 @@ class Library:
             waiting = volatile.waiting
             pending = {k: v for k, v in volatile.pending.items() if k != ask.reference}
             try:
-                decision = pulls.pull(state, ask, now, msgspec.structs.replace(volatile, pending=pending))
+                decision = pulls.pull(state, ask, now, replace(volatile, pending=pending))
             except Exception as error:  # noqa: BLE001 - it costs this wish, and no other
                 faults.append(fault(error, doing="begin a pull", about=ask.reference))
                 decision = Decision(reply=pulls.refusal_of(_OURS))
             # It has been counted already, when it came.
-            volatile = msgspec.structs.replace(
-                decision.volatile or volatile, pending=pending, waiting=waiting
-            )
+            volatile = replace(decision.volatile or volatile, pending=pending, waiting=waiting)
             if decision.events:
                 full = Answer(key=pulls.pull_key(ask.reference), outcome=not_storable())
-                return msgspec.structs.replace(
+                return replace(
                     decision,
                     volatile=volatile,
                     effects=tuple(effects),
@@ -299,13 +291,11 @@ class Library:
                 ended = Answer(key=pulls.pull_key(pull.reference), outcome=pulls.refusal_of(_OURS))
                 unstored = Decision(
                     effects=(*effects, ended),
-                    volatile=msgspec.structs.replace(volatile, fetching=frozenset(fetching), due=due),
+                    volatile=replace(volatile, fetching=frozenset(fetching), due=due),
                     faults=tuple(faults),
                 )
                 failed = (PullFailed(job=pull.job, failure=_OURS),)
-                return msgspec.structs.replace(
-                    unstored, events=failed, cause=pull.cause, if_not_stored=unstored
-                )
+                return replace(unstored, events=failed, cause=pull.cause, if_not_stored=unstored)
             if due[key] <= now.monotonic:
                 fetching.add((pull.job, pull.attempt))
                 effects.append(
@@ -319,13 +309,13 @@ class Library:
                 )
             else:
                 wakes.append(due[key])
-        volatile = msgspec.structs.replace(volatile, fetching=frozenset(fetching), due=due)
+        volatile = replace(volatile, fetching=frozenset(fetching), due=due)
         volatile, again, later = changes.ask_again(now, volatile)  # 4
         effects += again
         wakes += later
         if volatile.told != state.version or now.monotonic - volatile.told_at >= _TELL_EVERY:  # 5
             effects.append(Tell(command=self.list_of(state, volatile)))
-            volatile = msgspec.structs.replace(volatile, told=state.version, told_at=now.monotonic)
+            volatile = replace(volatile, told=state.version, told_at=now.monotonic)
         return Decision(
             effects=tuple(effects), volatile=volatile, wake_at=min(wakes, default=None), faults=tuple(faults)
         )
@@ -340,7 +330,7 @@ class Library:
         """Forget what belongs to pulls that are over, their tokens above all."""
         jobs = {pull.job for pull in state.pulls.values()}
         wanted = state.pulls.keys() | volatile.pending.keys()
-        return msgspec.structs.replace(
+        return replace(
             volatile,
             fetching=frozenset(one for one in volatile.fetching if one[0] in jobs),
             due={key: at for key, at in volatile.due.items() if key.rpartition("/")[0] in jobs},

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.values import (
-    Caller,
-    Failure,
-    Model,
-    WantedBy,
-)
+from greenroom.actors.values import Caller, Failure, Model, WantedBy
 
 
 class PullRequested(Event, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import refuse
@@ -54,19 +55,19 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         others = {one: known for one, known in self.by_reference.items() if one != reference}
         kept = dict(list(others.items())[-(_REMEMBERED - 1) :])
         kept[reference] = Failed(times=times, at=now.monotonic, refusal=refusal)
-        return msgspec.structs.replace(self, by_reference=kept).came_to_nothing(caller, now)
+        return replace(self, by_reference=kept).came_to_nothing(caller, now)
 
     def came_to_nothing(self, caller: str, now: Moment) -> Failures:
         """A pull has begun and brought no model; also one that was cancelled."""
         recent = (*self.recent, (caller, now.monotonic))
-        return msgspec.structs.replace(self, recent=recent[-2 * _TOGETHER :])
+        return replace(self, recent=recent[-2 * _TOGETHER :])
 
     def succeeded(self, reference: str) -> Failures:
         """A pull has brought its model."""
         if reference not in self.by_reference:
             return self
         kept = {one: known for one, known in self.by_reference.items() if one != reference}
-        return msgspec.structs.replace(self, by_reference=kept)
+        return replace(self, by_reference=kept)
 
     def answer(self, reference: str, caller: str, now: Moment, *, anew: bool) -> Refusal | None:
         """What a pull is refused with that is not worth beginning; None for one that is.
@@ -77,7 +78,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         own = [at for who, at in late if who == caller]
         if own and (len(own) >= A_MINUTE or len(late) >= _TOGETHER):
             left = own[-A_MINUTE:][0] + 60.0 - now.monotonic
-            return msgspec.structs.replace(
+            return replace(
                 refuse(
                     "too_many_failures",
                     f"{len(own)} of your pulls failed within the last minute.",
@@ -94,7 +95,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         if left <= 0:
             return None
         again = f"It has failed {known.times} times in a row; the next try is in {left:.0f} s."
-        return msgspec.structs.replace(
+        return replace(
             known.refusal,
             advice=f"{known.refusal.advice.rstrip('.')}. {again}" if known.refusal.advice else again,
             retry_after=left,

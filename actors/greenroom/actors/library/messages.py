@@ -6,26 +6,9 @@ from typing import Annotated
 
 from greenroom.actors.kernel.core import Address, Command, R_co
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.limits import (
-    Context,
-    Id,
-    Ids,
-    Line,
-    Many,
-    Name,
-    Names,
-    Reason,
-    Secret,
-    Whole,
-)
+from greenroom.actors.limits import Context, Id, Ids, Line, Many, Name, Names, Reason, Secret, Whole
 from greenroom.actors.scheduler.messages import SchedulerCommand
-from greenroom.actors.values import (
-    Caller,
-    Cancelled,
-    Fact,
-    Model,
-    WantedBy,
-)
+from greenroom.actors.values import Caller, Cancelled, Fact, Model, WantedBy
 
 LIBRARY = Address("library")
 

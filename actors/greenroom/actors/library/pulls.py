@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, refuse
@@ -15,12 +15,7 @@ from greenroom.actors.library.events import (
     PullFailed,
     PullRequested,
 )
-from greenroom.actors.library.messages import (
-    CancelPull,
-    LeavePull,
-    Pull,
-    Pulled,
-)
+from greenroom.actors.library.messages import CancelPull, LeavePull, Pull, Pulled
 from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState
 from greenroom.actors.retry import RetryPolicy
 from greenroom.actors.values import Cancelled, Failure
@@ -81,7 +76,7 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
     if not volatile.looked:  # 1
         first = volatile.pending.get(ask.reference, ask)
         typed = ask if ask.wanted_by == "explicit" else first
-        volatile = msgspec.structs.replace(volatile, pending={**volatile.pending, ask.reference: typed})
+        volatile = replace(volatile, pending={**volatile.pending, ask.reference: typed})
         return Decision(reply=Later(key), volatile=_one_more(volatile, ask))
     here = state.tagged(ask.reference)
     if ask.wanted_by == "request" and here is not None and here.id not in volatile.removing:  # 2
@@ -96,18 +91,14 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
             return Decision(reply=refusal)
         # 5
         job = f"pull.{state.jobs + 1}"
-        volatile = msgspec.structs.replace(
+        volatile = replace(
             volatile,
             tokens={**volatile.tokens, job: ask.token},
             asked_by={**volatile.asked_by, job: ask.caller.key},
         )
         events = (
             PullRequested(
-                job=job,
-                reference=ask.reference,
-                wanted_by=ask.wanted_by,
-                force=ask.force,
-                caller=ask.caller,
+                job=job, reference=ask.reference, wanted_by=ask.wanted_by, force=ask.force, caller=ask.caller
             ),
         )
     elif ask.wanted_by == "explicit" and (
@@ -138,11 +129,11 @@ def cancel(
         if count(volatile.waiting, ask.reference):
             return Decision(reply=Cancelled(ended=False), volatile=volatile)
     pending = {k: v for k, v in volatile.pending.items() if k != ask.reference}
-    volatile = msgspec.structs.replace(volatile, pending=pending)
+    volatile = replace(volatile, pending=pending)
     answer = Answer(key=pull_key(ask.reference), outcome=_cancelled(ask.reason))
     if under_way is None:
         return Decision(effects=(answer,), reply=Cancelled(ended=True), volatile=volatile)
-    volatile = msgspec.structs.replace(
+    volatile = replace(
         volatile, failures=volatile.failures.came_to_nothing(_caller(under_way, volatile), now)
     )
     return Decision(
@@ -165,10 +156,10 @@ def committed(
     failures = volatile.failures.succeeded(under_way.reference)
     seconds = max(0.0, now.wall - under_way.requested_at)
     return Decision(
-        events=(msgspec.structs.replace(report, seconds=seconds),),
+        events=(replace(report, seconds=seconds),),
         effects=(Answer(key=pull_key(under_way.reference), outcome=outcome),),
         cause=under_way.cause,
-        volatile=msgspec.structs.replace(volatile, failures=failures),
+        volatile=replace(volatile, failures=failures),
     )
 
 
@@ -205,9 +196,7 @@ def attempt_failed(
     elapsed = now.wall - under_way.requested_at
     retry_at = policy.retry_at(failure, attempt=max(streak, 1), now=now.wall, draw=now.draw, elapsed=elapsed)
     if retry_at is not None:
-        failed = msgspec.structs.replace(
-            report, attempt=under_way.attempt, retry_at=retry_at, streak=streak, reached=reached
-        )
+        failed = replace(report, attempt=under_way.attempt, retry_at=retry_at, streak=streak, reached=reached)
         inform = PublishPullProgress(
             reference=reference, phase="waiting_to_retry", message=f"after: {failure.message}"
         )
@@ -216,18 +205,15 @@ def attempt_failed(
     failures = volatile.failures.failed(reference, refusal, _caller(under_way, volatile), now)
     return Decision(
         events=(PullFailed(job=under_way.job, failure=failure),),
-        effects=(
-            PublishPullProgress(reference=reference),
-            Answer(key=pull_key(reference), outcome=refusal),
-        ),
+        effects=(PublishPullProgress(reference=reference), Answer(key=pull_key(reference), outcome=refusal)),
         cause=under_way.cause,
-        volatile=msgspec.structs.replace(volatile, failures=failures),
+        volatile=replace(volatile, failures=failures),
     )
 
 
 def leave(ask: LeavePull, volatile: LibraryVolatile) -> LibraryVolatile:
     """A client waits no longer."""
-    return msgspec.structs.replace(volatile, waiting=left(volatile.waiting, ask.reference, ask.waiter))
+    return replace(volatile, waiting=left(volatile.waiting, ask.reference, ask.waiter))
 
 
 def _caller(pull: PullState, volatile: LibraryVolatile) -> str:
@@ -235,7 +221,7 @@ def _caller(pull: PullState, volatile: LibraryVolatile) -> str:
 
 
 def _one_more(volatile: LibraryVolatile, ask: Pull) -> LibraryVolatile:
-    return msgspec.structs.replace(volatile, waiting=joined(volatile.waiting, ask.reference, ask.waiter))
+    return replace(volatile, waiting=joined(volatile.waiting, ask.reference, ask.waiter))
 
 
 def _cancelled(reason: str) -> Refusal:

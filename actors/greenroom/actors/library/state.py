@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.library.events import (
@@ -108,13 +109,11 @@ class LibraryVolatile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
-    """Fold one event."""
-    change = msgspec.structs.replace
     models, pulls = dict(state.models), dict(state.pulls)
     jobs = state.jobs
     match stored.event:
         case PullRequested() as e if e.reference in pulls and pulls[e.reference].job == e.job:
-            pulls[e.reference] = change(pulls[e.reference], wanted_by=e.wanted_by, force=e.force)
+            pulls[e.reference] = replace(pulls[e.reference], wanted_by=e.wanted_by, force=e.force)
         case PullRequested() as e:
             pulls[e.reference] = PullState(
                 job=e.job,
@@ -127,7 +126,7 @@ def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
             jobs += 1
         case PullAttemptFailed() as e:
             pulls = {
-                reference: change(
+                reference: replace(
                     pull, attempt=e.attempt + 1, retry_at=e.retry_at, streak=e.streak, reached=e.reached
                 )
                 if pull.job == e.job
@@ -142,7 +141,7 @@ def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
             pulls = {reference: pull for reference, pull in pulls.items() if pull.job != e.job}
         case ModelTagged() as e if e.model_id in models:
             _apply_tags(models, e.tags)
-            models[e.model_id] = change(models[e.model_id], tags=e.tags)
+            models[e.model_id] = replace(models[e.model_id], tags=e.tags)
         case ModelRemoved() as e:
             models.pop(e.model_id, None)
     return LibraryState(models=models, pulls=pulls, jobs=jobs, version=state.version + 1)
@@ -153,4 +152,4 @@ def _apply_tags(models: dict[str, Model], tags: Sequence[str]) -> None:
     disjoint = frozenset(tags).isdisjoint
     for one in [one for one, model in models.items() if not disjoint(model.tags)]:
         kept = tuple(tag for tag in models[one].tags if tag not in tags)
-        models[one] = msgspec.structs.replace(models[one], tags=kept)
+        models[one] = replace(models[one], tags=kept)

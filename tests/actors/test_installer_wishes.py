@@ -250,17 +250,17 @@ def test_a_default_backend_that_is_no_longer_named_in_the_config_leaves_room_for
 def test_a_plan_is_made_and_answered() -> None:
     case = new_life()
     case.when(PlanInstall(backend="mlx"))
-    assert case.reply == Later("plan/mlx/")
+    assert case.reply == Later("plan/mlx//")
     assert case.of(PlanInstallation) == [PlanInstallation(backend="mlx", version="")]
     plan = Plan(backend="mlx", version="1", download_bytes=5)
     case.when(EffectEnded(effect=PlanInstallation(backend="mlx", version=""), answer=plan)).then()
-    assert case.answers == {"plan/mlx/": plan}
+    assert case.answers == {"plan/mlx//": plan}
 
 
 def test_a_plan_that_cannot_be_made_says_why() -> None:
     case = new_life()
     case.when(EffectEnded(effect=PlanInstallation(backend="mlx", version="9"), failure=OFFLINE))
-    assert case.answers["plan/mlx/9"].kind == "unavailable"
+    assert case.answers["plan/mlx//9"].kind == "unavailable"
 
 
 def test_a_plan_for_another_platform_is_refused() -> None:

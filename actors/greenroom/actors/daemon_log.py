@@ -1,8 +1,7 @@
-"""The daemon's own stream: when it started and whether it stopped in order or was killed."""
+"""The daemon's own stream: when it started, and whether it stopped in order or was killed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,10 +12,10 @@ from greenroom.actors.kernel.core import (
     Address,
     Command,
     Decision,
-    Effect,
     Event,
     NotUnderstood,
     Recovered,
+    SingleStream,
     Stored,
 )
 from greenroom.actors.limits import Reason, Whole
@@ -25,7 +24,7 @@ DAEMON = Address("daemon")
 
 
 class NoteStopped(Command[None], frozen=True, kw_only=True):
-    """Store that this daemon stops in order."""
+    """Record that this daemon is stopping in order."""
 
     ACTOR = DAEMON
     pid: Whole
@@ -42,11 +41,11 @@ class DaemonStarted(Event, frozen=True, kw_only=True):
     boot_id: str = ""
     address: str = ""
     life: str = ""
-    """A name of its own: in a container each daemon has the same pid."""
+    """Unique id of this run of the daemon: in a container every daemon has the same pid."""
 
 
 class DaemonStopped(Event, frozen=True, kw_only=True):
-    """It has stopped in order. Without this before the next start, it was killed."""
+    """The daemon stopped in order. If this is missing before the next start, it was killed."""
 
     TAG = "daemon_stopped"
     URGENT = True
@@ -55,44 +54,27 @@ class DaemonStopped(Event, frozen=True, kw_only=True):
 
 
 class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the journal says of the daemon."""
-
     starts: int = 0
     running_pid: int = 0
-    """The pid of the daemon that has not said that it stopped; another than ours was killed."""
+    """Pid of the daemon that has not recorded a stop; if it is not ours, that daemon was killed."""
     running_life: str = ""
-    """And its own name."""
+    """`DaemonStarted.life` of that daemon."""
     started_at: float = 0.0
-    """When the last one started."""
+    """When the last daemon started."""
     started_before: float = 0.0
-    """When the one before it did."""
+    """When the one before it started."""
 
 
-class DaemonVolatile(msgspec.Struct, frozen=True, kw_only=True):
-    """Nothing beside the journal."""
-
-
-class DaemonLog:
-    """The pure core."""
+class DaemonLog(SingleStream[DaemonState]):
+    address = DAEMON
+    event_types = (DaemonStarted, DaemonStopped)
 
     def __init__(self, started: DaemonStarted) -> None:
-        """`started` is stored at the beginning of this daemon's life."""
+        """`started` is stored when this daemon's actors start."""
         self._started = started
-
-    address: Address = DAEMON
-    event_types: Sequence[type[Event]] = (DaemonStarted, DaemonStopped)
-
-    def claims(self, stream: str) -> bool:
-        return stream == "daemon"
-
-    def stream_of(self, _event: Event) -> str:
-        return "daemon"
 
     def initial(self) -> DaemonState:
         return DaemonState()
-
-    def initial_volatile(self) -> DaemonVolatile:
-        return DaemonVolatile()
 
     def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
         match stored.event:
@@ -108,25 +90,15 @@ class DaemonLog:
                 return replace(state, running_pid=0, running_life="")
 
     def decide(
-        self, state: DaemonState, command: Command[Any], _now: Moment, _volatile: DaemonVolatile
-    ) -> Decision[DaemonVolatile]:
+        self, state: DaemonState, command: Command[Any], _now: Moment, _volatile: None
+    ) -> Decision[None]:
         match command:
             case NoteStopped() as c:
                 return Decision(events=(DaemonStopped(pid=c.pid, reason=c.reason),))
             case Recovered():
-                # A rebuild of this actor is not another start of the daemon.
+                # A rebuilt actor is not a restarted daemon.
                 ours = (self._started.pid, self._started.life)
                 known = (state.running_pid, state.running_life) == ours
                 return Decision(events=() if known else (self._started,))
             case _:
                 raise NotUnderstood(self.address, command)
-
-    def react(self, _state: DaemonState, _stored: Stored[Any]) -> Sequence[Effect]:
-        """Nothing follows."""
-        return ()
-
-    def settle(
-        self, _state: DaemonState, _now: Moment, _volatile: DaemonVolatile
-    ) -> Decision[DaemonVolatile]:
-        """Nothing follows."""
-        return Decision()

@@ -1,16 +1,16 @@
 """Commands that may come twice: what became of those that carried an `Idempotency-Key`.
 
-Whoever does not know whether a command has arrived sends it again with the same key. The first one is
-carried out; one that comes while that goes on is told so and may wait for its answer, and a later one gets
-the same answer, also from the next daemon. A key that comes with another command is refused.
+A client that does not know whether its command arrived sends it again with the same key. The first one is
+carried out. One that arrives meanwhile may wait for the first one's answer; a later one gets the same answer,
+even from the next daemon. A key that arrives with another command is refused.
 
-What the daemon's end interrupted is carried out again: the job it asked for goes on, so that joins it. Only
-digests of keys and commands are stored. The last keys are remembered, for a day.
+A command interrupted by the end of the daemon is carried out again: the job it requested goes on, and the
+second request joins it. Only digests of keys and commands are stored. The last keys are kept, for a day.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -23,12 +23,12 @@ from greenroom.actors.kernel.core import (
     Answer,
     Command,
     Decision,
-    Effect,
     Event,
     Later,
     NotUnderstood,
     R_co,
     Recovered,
+    SingleStream,
     Stored,
     refuse,
 )
@@ -54,7 +54,7 @@ _NOTHING = refuse(
 
 
 class CommandKeyed(Event, frozen=True, kw_only=True):
-    """A command with an Idempotency-Key is carried out."""
+    """A command with an Idempotency-Key is being carried out."""
 
     TAG = "command_keyed"
     key: str
@@ -66,7 +66,7 @@ class CommandKeyed(Event, frozen=True, kw_only=True):
 
 
 class CommandAnswered(Event, frozen=True, kw_only=True):
-    """What whoever sends it again is answered."""
+    """The answer that repetitions of the command get."""
 
     TAG = "command_answered"
     key: str
@@ -77,87 +77,81 @@ class CommandAnswered(Event, frozen=True, kw_only=True):
 
 
 class IdempotencyCommand(Command[R_co], frozen=True, kw_only=True):
-    """What this actor is asked or told."""
-
     ACTOR = IDEMPOTENCY
 
 
 class Outcome(Fact, frozen=True, kw_only=True):
-    """The answer to a command, as it goes over the wire."""
+    """The answer to a command, as it is sent."""
 
     status: Whole
     content_type: Id = ""
     body: Kept = ""
     location: Name = ""
     retry_after: Real = 0.0
-    """Seconds; only of a passing one."""
+    """Seconds; only for a passing one."""
     passing: bool = False
-    """It says only that now was a bad moment: for those who wait already, not for those who come later."""
+    """It only says that this was a bad moment: an answer for clients already waiting, not for later ones."""
 
 
 class Begun(Fact, frozen=True, kw_only=True):
-    """It is yours to carry out."""
+    """The caller is to carry it out."""
 
 
 class UnderWay(Fact, frozen=True, kw_only=True):
-    """Another who sent it has it carried out: see `AwaitKeyed`."""
+    """It is being carried out for another caller: see `AwaitKeyed`."""
 
 
 class BeginKeyed(IdempotencyCommand[Begun | UnderWay | Outcome], frozen=True, kw_only=True):
-    """Somebody wants a command carried out: `Begun`, `UnderWay`, or `Outcome` when that was done before."""
+    """Ask to carry out a command: `Begun`, `UnderWay`, or its `Outcome` if that was done before."""
 
     key: Id
     """Digest of the key."""
     command: Id
-    """Digest of what is wanted."""
+    """Digest of the command."""
     name: Name
     """Method and path, for people."""
 
 
 class AwaitKeyed(IdempotencyCommand[Outcome], frozen=True, kw_only=True):
-    """Somebody waits for a command that is under way: its `Outcome`."""
+    """Wait for a command that is being carried out: its `Outcome`."""
 
     key: Id
 
 
 class Noted(Fact, frozen=True, kw_only=True):
-    """It is stored."""
+    """The outcome is stored."""
 
 
 class EndKeyed(IdempotencyCommand[Noted], frozen=True, kw_only=True):
-    """How it ended: `Noted`. Without an outcome, or with a passing one, the next one is carried out."""
+    """How a command ended: `Noted`. Without an outcome, or with a passing one, the next is carried out."""
 
     key: Id
     outcome: Outcome | None = None
 
 
 class Keyed(msgspec.Struct, frozen=True, kw_only=True):
-    """One key."""
-
     command: str
     at: float
     outcome: Outcome | None = None
 
 
 class IdempotencyState(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys that are remembered, by digest, the oldest first.
+    """The remembered keys, by digest, oldest first.
 
-    Each event makes a new state, so the few that change often are kept apart: to copy a thousand keys for
-    each of a hundred thousand events would take minutes at a start.
+    Each event makes a new state, so the few keys that change often are kept apart: copying a thousand keys
+    for each of a hundred thousand events would take minutes at every start.
     """
 
     older: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
     newest: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
-    """At most `_NEWEST`; what is here counts, whatever `older` says."""
+    """At most `_NEWEST`; takes precedence over `older`."""
 
     @property
     def keys(self) -> Mapping[str, Keyed]:
-        """All that are remembered."""
         older = {key: one for key, one in self.older.items() if key not in self.newest}
         return dict(list({**older, **self.newest}.items())[-REMEMBERED:])
 
     def get(self, key: str) -> Keyed | None:
-        """What is known of a key."""
         return self.newest.get(key) or self.older.get(key)
 
 
@@ -167,17 +161,9 @@ class IdempotencyVolatile(msgspec.Struct, frozen=True, kw_only=True):
     under_way: frozenset[str] = frozenset()
 
 
-class Idempotency:
-    """The pure core; see the module's text."""
-
-    address: Address = IDEMPOTENCY
-    event_types: Sequence[type[Event]] = (CommandKeyed, CommandAnswered)
-
-    def claims(self, stream: str) -> bool:
-        return stream == "idempotency"
-
-    def stream_of(self, _event: Event) -> str:
-        return "idempotency"
+class Idempotency(SingleStream[IdempotencyState]):
+    address = IDEMPOTENCY
+    event_types = (CommandKeyed, CommandAnswered)
 
     def initial(self) -> IdempotencyState:
         return IdempotencyState()
@@ -227,10 +213,10 @@ class Idempotency:
     ) -> Decision[IdempotencyVolatile]:
         """Decide on a command with a key.
 
-        1. The key has come with another command: refused.
-        2. It has been answered: the answer.
-        3. It is being carried out: whoever asks may wait for the answer.
-        4. It is new, or the daemon ended in the middle: it is to be carried out.
+        1. The key has been used for another command: refused.
+        2. The command has been answered: the same answer.
+        3. It is being carried out: the caller may wait for the answer.
+        4. It is new, or the daemon ended in the middle: the caller is to carry it out.
         """
         known = state.get(ask.key)
         if known is not None and ask.key not in volatile.under_way and now.wall - known.at >= REMEMBERED_FOR:
@@ -282,13 +268,3 @@ class Idempotency:
             events = (answered,)
         answer = Answer(key=report.key, outcome=outcome)
         return Decision(events=events, effects=(answer,), reply=Noted(), volatile=left)
-
-    def react(self, _state: IdempotencyState, _stored: Stored[Any]) -> Sequence[Effect]:
-        """Nothing follows."""
-        return ()
-
-    def settle(
-        self, _state: IdempotencyState, _now: Moment, _volatile: IdempotencyVolatile
-    ) -> Decision[IdempotencyVolatile]:
-        """Nothing follows."""
-        return Decision()

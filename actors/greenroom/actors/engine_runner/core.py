@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from greenroom.actors.engine_runner import events as runner_events
 from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
 from greenroom.actors.engine_runner.events import (
     EngineAdopted,
@@ -38,15 +39,16 @@ from greenroom.actors.engine_runner.messages import (
 from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
-    Address,
     Command,
     Decision,
     Effect,
     Event,
     NotUnderstood,
     Recovered,
+    SingleStream,
     Stored,
     Tell,
+    events_of,
 )
 from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.messages import SCHEDULER
@@ -108,30 +110,12 @@ class RunnerVolatile(msgspec.Struct, frozen=True, kw_only=True):
 _Observed = EngineSpawned | EngineReady | EngineAdopted | EngineExited | EngineLost
 
 
-class Runner:
-    """The pure core; see the module's text."""
-
-    event_types: Sequence[type[Event]] = (
-        EngineStartRequested,
-        EngineSpawned,
-        EngineReady,
-        EngineStopRequested,
-        EngineExited,
-        EngineAdopted,
-        EngineLost,
-    )
+class Runner(SingleStream[RunnerState]):
+    event_types = events_of(runner_events)
 
     def __init__(self, backend: str) -> None:
-        """`backend` is the name of the one whose engines these are."""
         self.backend = backend
-        self.address: Address = runner_address(backend)
-        self._stream = str(self.address)
-
-    def claims(self, stream: str) -> bool:
-        return stream == self._stream
-
-    def stream_of(self, _event: Event) -> str:
-        return self._stream
+        self.address = runner_address(backend)
 
     def initial(self) -> RunnerState:
         return RunnerState()

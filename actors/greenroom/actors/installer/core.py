@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from greenroom.actors.engine_runner.messages import EngineList, runner_address
 from greenroom.actors.installer import ends
 from greenroom.actors.installer import errors as refusals
+from greenroom.actors.installer import events as installer_events
 from greenroom.actors.installer.disk import seen_on_disk, unread
 from greenroom.actors.installer.effects import (
     DropUnneeded,
@@ -28,19 +29,12 @@ from greenroom.actors.installer.effects import (
 )
 from greenroom.actors.installer.events import (
     InstallationActivated,
-    InstallationBroken,
     InstallationCommitted,
-    InstallationFound,
-    InstallationMissing,
     InstallationRemoved,
-    InstallationRetiring,
-    InstallationsReadAgain,
     InstallationsUnread,
-    InstallAttemptBegun,
     InstallAttemptFailed,
     InstallCancelled,
     InstallFailed,
-    InstallNotNeeded,
     InstallRequested,
 )
 from greenroom.actors.installer.messages import (
@@ -96,6 +90,7 @@ from greenroom.actors.kernel.core import (
     Recovered,
     Stored,
     Tell,
+    events_of,
     refuse,
 )
 from greenroom.actors.reports import EffectEnded, Happened
@@ -117,23 +112,7 @@ class Installer:
     """The pure core; see the module's text."""
 
     address: Address = INSTALLER
-    event_types: Sequence[type[Event]] = (
-        InstallRequested,
-        InstallAttemptFailed,
-        InstallAttemptBegun,
-        InstallationCommitted,
-        InstallNotNeeded,
-        InstallFailed,
-        InstallCancelled,
-        InstallationFound,
-        InstallationMissing,
-        InstallationBroken,
-        InstallationActivated,
-        InstallationRetiring,
-        InstallationRemoved,
-        InstallationsUnread,
-        InstallationsReadAgain,
-    )
+    event_types: Sequence[type[Event]] = events_of(installer_events)
 
     def __init__(
         self,

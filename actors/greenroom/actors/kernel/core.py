@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -243,33 +244,34 @@ class Core(Protocol[S, V]):
 
 
 class SingleStream(Generic[S]):
-    """A start for a small core: its events lie in one stream named like its address, and nothing follows.
+    """A base class for cores with one event stream, named like the address.
 
-    Say `address`, `event_types`, `initial`, `decide` and `apply`; the rest can be said when it is needed.
+    Subclasses define `address`, `event_types`, `initial`, `decide` and `apply`, and the rest as needed.
     """
 
     address: Address
     event_types: Sequence[type[Event]] = ()
 
     def claims(self, stream: str) -> bool:
-        """The stream of its name."""
         return stream == self.address.name
 
-    def stream_of(self, event: Event) -> str:  # noqa: ARG002 - all lie in one
-        """The stream of its name."""
+    def stream_of(self, event: Event) -> str:  # noqa: ARG002 - there is only one
         return self.address.name
 
-    def initial_volatile(self) -> None:
-        """There is nothing beside the durable state."""
-        return
+    def initial_volatile(self) -> Any:
+        return None
 
     def react(self, state: S, stored: Stored[Any]) -> Sequence[Effect]:  # noqa: ARG002
-        """Nothing."""
         return ()
 
-    def settle(self, state: S, now: Moment, volatile: None) -> Decision[None]:  # noqa: ARG002
-        """Nothing."""
+    def settle(self, state: S, now: Moment, volatile: Any) -> Decision[Any]:  # noqa: ARG002
         return Decision()
+
+
+def events_of(module: ModuleType) -> tuple[type[Event], ...]:
+    """The event types that a module defines, for `event_types`."""
+    defined = (one for one in vars(module).values() if getattr(one, "__module__", "") == module.__name__)
+    return tuple(one for one in defined if isinstance(one, type) and issubclass(one, Event))
 
 
 class EffectHandler(Protocol):

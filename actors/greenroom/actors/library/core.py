@@ -1,19 +1,17 @@
-"""The library: which models lie in the store, under which names, and the pulls that bring them.
+"""The library: the models in the store, their names, and the pulls that fetch them.
 
-Pulls are jobs: single flight for each reference, they outlive whoever asked first, and are tried again by
-tenacity's policies. Only the daemon writes the store; what lies in it is looked at in every new life.
+Pulls are jobs: one at a time for each reference, independent of the client that asked first, and retried by
+tenacity's policies. Only the daemon writes to the store, and inspects it at every start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
-    Address,
     Answer,
     Command,
     Decision,
@@ -23,12 +21,15 @@ from greenroom.actors.kernel.core import (
     Later,
     NotUnderstood,
     Recovered,
+    SingleStream,
     Stored,
     Tell,
+    events_of,
     fault,
     not_storable,
 )
 from greenroom.actors.library import changes, pulls
+from greenroom.actors.library import events as library_events
 from greenroom.actors.library.effects import FetchModel, InspectModels
 from greenroom.actors.library.events import (
     ModelCommitted,
@@ -38,7 +39,6 @@ from greenroom.actors.library.events import (
     PullAttemptFailed,
     PullCancelled,
     PullFailed,
-    PullRequested,
     PushFailed,
 )
 from greenroom.actors.library.messages import (
@@ -75,31 +75,13 @@ _OURS = Failure(
 )
 
 
-class Library:
-    """The pure core; see the module's text."""
-
-    address: Address = LIBRARY
-    event_types: Sequence[type[Event]] = (
-        PullRequested,
-        PullAttemptFailed,
-        ModelCommitted,
-        PullFailed,
-        PullCancelled,
-        ModelPushed,
-        PushFailed,
-        ModelTagged,
-        ModelRemoved,
-    )
+class Library(SingleStream[LibraryState]):
+    address = LIBRARY
+    event_types = events_of(library_events)
 
     def __init__(self, retries: RetryPolicy = PULL_RETRIES, contact: RetryPolicy = CONTACT_RETRIES) -> None:
-        """How often a pull is tried again; `contact` for a source that has not answered at all."""
+        """`retries` is the policy for pulls; `contact` for sources that have never answered."""
         self._policies = (retries, contact)
-
-    def claims(self, stream: str) -> bool:
-        return stream == "library"
-
-    def stream_of(self, _event: Event) -> str:
-        return "library"
 
     def initial(self) -> LibraryState:
         return LibraryState()
@@ -109,8 +91,6 @@ class Library:
 
     def apply(self, state: LibraryState, stored: Stored[Any]) -> LibraryState:
         return apply(state, stored)
-
-    # decide
 
     def decide(
         self, state: LibraryState, command: Command[Any], now: Moment, volatile: LibraryVolatile
@@ -150,7 +130,7 @@ class Library:
             case Happened(event=event):
                 return self._happened(state, command, event, now, volatile)
             case EffectEnded(effect=InspectModels()):
-                # Not being able to look is no reason to believe that everything is gone.
+                # A failed look is no reason to believe that everything is gone.
                 return Decision(volatile=replace(volatile, looked=True))
             case EffectEnded():
                 return changes.ended(state, command, volatile)
@@ -177,16 +157,16 @@ class Library:
     def _seen_in_store(
         self, state: LibraryState, report: ModelsSeen, now: Moment, volatile: LibraryVolatile
     ) -> Decision[LibraryVolatile]:
-        """Settle what the journal says with what lies in the store.
+        """Reconcile the journal with the contents of the store.
 
-        1. There and not known, or known under other tags: recorded as it is. If the store's index was lost,
-           the tags that the journal knows and no model in the store has are put on again instead.
-        2. Known and not there: removed.
-        3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it. One
-           that is under way is not: this actor was rebuilt, and the puller will report its end.
+        1. In the store but unknown, or known with other tags: recorded as it is. If the store's index was
+           lost, tags that the journal knows and no model in the store has are put back instead.
+        2. Known but not in the store: removed.
+        3. A pull from an earlier life goes on if a user requested it, and ends if only a request needed it.
+           A pull that is running is left alone: this actor was rebuilt, and the puller will report its end.
         """
         if volatile.looked:
-            # This look may have begun before what has been committed since.
+            # Models may have been committed since this look began.
             return Decision()
         there = {model.id: model for model in report.models}
         events: list[Event] = []
@@ -231,22 +211,16 @@ class Library:
         volatile = replace(volatile, looked=True)
         return Decision(events=tuple(events), effects=lost, volatile=volatile)
 
-    def react(self, _state: LibraryState, _stored: Stored[Any]) -> Sequence[Effect]:
-        """Nothing: who waits for a pull is answered by what decides on its end."""
-        return ()
-
-    # settle
-
     def settle(
         self, state: LibraryState, now: Moment, volatile: LibraryVolatile
     ) -> Decision[LibraryVolatile]:
-        """What follows.
+        """What follows from the state as it stands.
 
-        1. The store has not been looked at: nothing yet; if that takes too long, another look.
-        2. A wish that waited for the look is decided on.
-        3. A pull whose attempt is due and not begun in this life: begin it.
-        4. A model that is being removed and that the scheduler has not let go of: ask again.
-        5. Whatever changed, or every few seconds: tell the scheduler the whole list.
+        1. The store has not been inspected: nothing yet; if that takes too long, inspect it again.
+        2. Decide on pulls that waited for the inspection.
+        3. Begin attempts that are due and have not begun in this life.
+        4. Repeat the request to release a model that is being removed, if the scheduler has not answered.
+        5. After a change, and every few seconds, send the scheduler the whole list.
         """
         volatile = self._pruned(state, volatile)
         if not volatile.looked:  # 1
@@ -261,10 +235,10 @@ class Library:
             pending = {k: v for k, v in volatile.pending.items() if k != ask.reference}
             try:
                 decision = pulls.pull(state, ask, now, replace(volatile, pending=pending))
-            except Exception as error:  # noqa: BLE001 - it costs this wish, and no other
+            except Exception as error:  # noqa: BLE001 - it costs only this pull
                 faults.append(fault(error, doing="begin a pull", about=ask.reference))
                 decision = Decision(reply=pulls.refusal_of(_OURS))
-            # It has been counted already, when it came.
+            # The waiter was counted when it arrived.
             volatile = replace(decision.volatile or volatile, pending=pending, waiting=waiting)
             if decision.events:
                 full = Answer(key=pulls.pull_key(ask.reference), outcome=not_storable())
@@ -286,7 +260,7 @@ class Library:
             key = f"{pull.job}/{pull.attempt}"
             try:
                 due.setdefault(key, now.monotonic + self._wait(pull, now))
-            except Exception as error:  # noqa: BLE001 - it costs this pull, and no other
+            except Exception as error:  # noqa: BLE001 - it costs only this pull
                 faults.append(fault(error, doing="go on with a pull", about=pull.job))
                 ended = Answer(key=pulls.pull_key(pull.reference), outcome=pulls.refusal_of(_OURS))
                 unstored = Decision(
@@ -321,13 +295,13 @@ class Library:
         )
 
     def _wait(self, pull: PullState, now: Moment) -> float:
-        """Seconds until its next attempt may begin."""
+        """Seconds until the next attempt may begin."""
         if not pull.retry_at:
             return 0.0
         return max(0.0, self._policies[0].clamp(pull.retry_at, now.wall) - now.wall)
 
     def _pruned(self, state: LibraryState, volatile: LibraryVolatile) -> LibraryVolatile:
-        """Forget what belongs to pulls that are over, their tokens above all."""
+        """Drop what belongs to finished pulls, above all their tokens."""
         jobs = {pull.job for pull in state.pulls.values()}
         wanted = state.pulls.keys() | volatile.pending.keys()
         return replace(
@@ -340,10 +314,7 @@ class Library:
         )
 
     def list_of(self, state: LibraryState, volatile: LibraryVolatile) -> ModelList:
-        """All models but those whose files are being deleted."""
+        """All models except those whose files are being deleted."""
         leaving = {model_id for model_id, removal in volatile.removing.items() if removal.released}
         models = tuple(model for model in state.models.values() if model.id not in leaving)
         return ModelList(models=models, version=state.version)
-
-
-__all__ = ["Library", "LibraryState"]

@@ -27,27 +27,20 @@ from greenroom.actors.kernel.core import (
     Recovered,
     Stored,
     Tell,
+    events_of,
     refuse,
 )
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.messages import ModelList, Release, Released
 from greenroom.actors.limits import flags_complaint
 from greenroom.actors.progress import load_job
+from greenroom.actors.scheduler import events as scheduler_events
 from greenroom.actors.scheduler.context import Limits, eviction, fits
 from greenroom.actors.scheduler.effects import LeaveGate
 from greenroom.actors.scheduler.errors import unloaded
 from greenroom.actors.scheduler.events import (
-    BackendChosen,
-    BreakerClosed,
-    BreakerOpened,
     ConfigChanged,
-    EvictionDecided,
-    KeepAliveWished,
     LoadAdmitted,
-    LoadFailed,
-    LoadRefused,
-    ModelQuarantined,
-    QuarantineLifted,
 )
 from greenroom.actors.scheduler.messages import (
     CONFIG_FIELDS,
@@ -90,19 +83,7 @@ class Scheduler:
     """The pure core; see the module's text."""
 
     address: Address = SCHEDULER
-    event_types: Sequence[type[Event]] = (
-        BackendChosen,
-        LoadAdmitted,
-        LoadRefused,
-        LoadFailed,
-        EvictionDecided,
-        BreakerOpened,
-        BreakerClosed,
-        ConfigChanged,
-        KeepAliveWished,
-        ModelQuarantined,
-        QuarantineLifted,
-    )
+    event_types: Sequence[type[Event]] = events_of(scheduler_events)
 
     def __init__(
         self,

@@ -21,8 +21,8 @@ from greenroom.actors.installer.state import BackendInstallState, InstallerState
 from greenroom.actors.journal.port import EventChanged, JournalDamaged, JournalError, Record
 from greenroom.actors.kernel.core import Address, Event
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.actors.library.core import LibraryState
 from greenroom.actors.library.messages import LIBRARY
+from greenroom.actors.library.state import LibraryState
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.runner.diagnosis.explanation import Step

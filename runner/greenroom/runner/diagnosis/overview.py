@@ -10,7 +10,7 @@ from greenroom.actors.daemon_log import DaemonState
 from greenroom.actors.engine_runner.core import RunnerState
 from greenroom.actors.idempotency import IdempotencyState
 from greenroom.actors.installer.state import BackendInstallState, InstallerState
-from greenroom.actors.library.core import LibraryState
+from greenroom.actors.library.state import LibraryState
 from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.diagnosis.explanation import counted

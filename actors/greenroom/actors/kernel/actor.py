@@ -28,7 +28,7 @@ class Actor(pykka.ThreadingActor):
 
     use_daemon_thread = True
 
-    actor_inbox: Inbox
+    actor_inbox: Inbox  # pyright: ignore[reportIncompatibleVariableOverride] - ours has a lane for reports
 
     def __init__(self, executor: Executor, count: Callable[[int], None]) -> None:
         """`count` hears +1 for each message that comes, -1 for each that has been handled."""

@@ -237,7 +237,7 @@ class Executor:
 
     def _decide(self, asked: Asked) -> tuple[Moment, Prepared] | None:
         """Decide on a command and store its events; None when that failed, which has been dealt with."""
-        error: BaseException
+        error: BaseException | None = None
         for _ in range(2):
             now, prepared = self._clock.now(), None
             try:
@@ -259,6 +259,7 @@ class Executor:
             else:
                 self._failures = 0
                 return now, prepared
+        assert error is not None
         self._put_aside(asked, error)
         return None
 
@@ -332,7 +333,7 @@ class Executor:
             again, self._unrecovered = self._unrecovered, None
             self._handle(again)
             return None
-        error: BaseException
+        error: BaseException | None = None
         before = self._steps.commits
         for _ in range(2):
             try:
@@ -349,6 +350,7 @@ class Executor:
                 self._is_restless = False
                 self._wake_at(max(wake_at, now.monotonic + _SHORTEST_WAIT))
                 return None
+        assert error is not None
         if is_suspect and self._steps.commits == before:
             return error
         self._store.park(self._core, fault(error, doing="settle"), "")

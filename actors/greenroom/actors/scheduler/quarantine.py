@@ -102,7 +102,7 @@ def outlived(
             yield lifted(one, f"{one.backend} {one.back_to_version}, which served it, is no longer installed")
         elif current is not None and _is_newer(current, quarantined):
             yield lifted(one, f"a newer installation of {one.backend} ({current.version}) is in use")
-        elif current == quarantined and before.get(one.backend, current.id) != current.id:
+        elif current == quarantined and before.get(one.backend, quarantined.id) != quarantined.id:
             yield lifted(one, f"{one.backend} {one.version} was brought into use again")
 
 

@@ -53,20 +53,18 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Say something that is no progress, above whatever is shown."""
 
-    def __enter__(self) -> Self:
-        """Begin."""
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Clear up."""
+    ) -> None: ...
 
 
 def display(stream: TextIO | None = None) -> Display:
     """The display that suits a stream (stderr)."""
-    stream = stream or sys.stderr
+    target = stream or sys.stderr
     # Bars draw with sequences of their own; lines need none.
-    return Bars(unfiltered(stream)) if stream.isatty() else ProgressLines(stream)
+    return Bars(unfiltered(target)) if target.isatty() else ProgressLines(target)
 
 
 def title_of(job: str) -> str:

@@ -227,7 +227,7 @@ class Bundle:
                 file = folder / name
                 if file.is_file():
                     try:
-                        fields = json.loads(file.read_text("utf-8", "replace"))
+                        fields: Any = json.loads(file.read_text("utf-8", "replace"))
                     except ValueError:
                         fields = {"unreadable": len(file.read_bytes())}
                     if isinstance(fields, dict):

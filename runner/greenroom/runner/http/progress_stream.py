@@ -48,7 +48,7 @@ class ProgressFormat(Protocol):
         """A line that says nothing."""
         ...
 
-    def success(self, result: Any) -> bytes:
+    def success(self, result: Any, /) -> bytes:
         """The last line, with the answer."""
         ...
 

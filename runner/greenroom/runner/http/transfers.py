@@ -185,7 +185,7 @@ class TransferLines:
         self.content_type = JSON if raw else "text/plain"
         self._job = job
         self._raw = raw
-        self._mode = mode
+        self._mode: TransferMode = mode
         # What has no files of its own to tell of is one layer; clients go by characters 7 to 19 of its id.
         self._whole = f"sha256:{hashlib.sha256(job.encode()).hexdigest()}"
         self._layers: dict[str, Part] = {}

@@ -273,15 +273,15 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """The engine has said all; the transport closes itself."""
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """It is closed, by either side."""
         self._transport = None
-        ended_so = self._has_head and not self._delimited and error is None
+        ended_so = self._has_head and not self._delimited and exc is None
         if self._broken is None and ended_so:
             # As HTTP/1.0 has it. Whether the answer is whole can be seen from its content alone.
             self._complete = True
         elif self._broken is None and not self._complete:
-            self._broken = Lost(str(error) if error else "the engine closed the connection")
+            self._broken = Lost(str(exc) if exc else "the engine closed the connection")
         self.resume_writing()
         self._wake()
 

@@ -486,8 +486,8 @@ class _Https(_Watched, HTTPSConnection):
 
 
 class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = _Http
+    ConnectionCls = _Http  # pyright: ignore[reportAssignmentType]
 
 
 class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _Https
+    ConnectionCls = _Https  # pyright: ignore[reportAssignmentType]

@@ -78,7 +78,7 @@ def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
     assert begun["attempt"] == failures[-1][1]["attempt"] + 1
     assert len([one for one, _ in daemon.events("install_requested") if one.stream == "install/killed"]) == 1
     assert daemon.get("/engines/killed").json["state"] == "installed"
-    assert daemon.run("why", "killed").stdout.startswith("killed 1.0 is installed")
+    assert daemon.run("why", "killed").stdout.startswith("killed 1.0 has been installed since")
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_an_original_that_is_written_to_makes_the_model_damaged(
         file.seek(-1, 2)
         file.write(b"\x00")
     assert store.look() == ()
-    assert "modified since" in store.damaged()[0][1]
+    assert "has been written to since" in store.damaged()[0][1]
     assert store.known("f") is None
     assert code_of(lambda: store.open_model(model.id)) == "model_damaged"
 

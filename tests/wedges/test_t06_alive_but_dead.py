@@ -35,7 +35,7 @@ async def test_a_stream_that_falls_silent_for_good_is_one_error_frame_with_the_r
     daemon = await make_daemon("--tokens", "50", "--freeze-after-tokens", "3", stall_after="2")
     await daemon.add("tiny")
     answer = await daemon.chat("tiny", stream=True)
-    assert "given up" in answer.frames[-1]["error"]["message"]
+    assert "was stopped: it sent nothing" in answer.frames[-1]["error"]["message"]
     assert [one for one in daemon.events("engine_stop_requested") if one.get("fault")]
 
 

@@ -39,7 +39,7 @@ test: $(VENV)/.installed-dev ## set up and run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.installed-dev ## lint, formatting, spelling, types for Linux and macOS
+check: $(VENV)/.installed-dev ## lint, formatting, spelling, types for Linux and macOS, pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell . .ci .github

@@ -56,9 +56,9 @@ class Client(asyncio.Protocol):
         if whole and self._done is not None and not self._done.done():
             self._done.set_result(None)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._done is not None and not self._done.done():
-            self._done.set_exception(error or ConnectionResetError("the connection was closed"))
+            self._done.set_exception(exc or ConnectionResetError("the connection was closed"))
 
     async def ask(self, tokens: int) -> float:
         """Seconds to the first token."""
@@ -213,7 +213,7 @@ class Daemon:
         self.socket = str(folder / "engines" / engine["engine_id"] / "engine.sock")
         if not os.path.exists(self.socket):
             connections = psutil.Process(engine["pid"]).net_connections("unix")
-            self.socket = next(c.laddr for c in connections if str(c.laddr).endswith(".sock"))  # type: ignore[assignment]
+            self.socket = next(str(c.laddr) for c in connections if str(c.laddr).endswith(".sock"))
 
         self.control = subprocess.Popen(
             [sys.executable, __file__, "--control", self.socket], stdout=subprocess.PIPE, text=True

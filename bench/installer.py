@@ -192,7 +192,7 @@ def statuses(home: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one object, for programs")
     parser.add_argument("--backend", default="mlx")
     parser.add_argument("--repeat", type=int, default=3)

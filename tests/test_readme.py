@@ -76,6 +76,7 @@ def test_make_run_asks_exactly_what_was_typed(tmp_path: Path, arguments: list[st
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    made: subprocess.CompletedProcess[str] | None = None
     for _ in range(2):
         made = subprocess.run(
             ["make", "run", *arguments],
@@ -88,6 +89,7 @@ def test_make_run_asks_exactly_what_was_typed(tmp_path: Path, arguments: list[st
         )
         assert made.returncode == 0, made.stderr
         assert made.stdout.splitlines()[-1] == str(asked)
+    assert made is not None
     assert len(made.stdout.splitlines()) == 1, "the second time nothing is installed"
 
 

@@ -76,14 +76,14 @@ def new_life(*history: Any, store: tuple[Model, ...] = (), looked: bool = True) 
 
 
 def pull(case: Case[Any, Any], **more: Any) -> Any:
-    case.when(Pull(**({"reference": REF} | more)))
+    case.when(Pull(**{"reference": REF, **more}))
     reply = case.reply
     case.rest()
     return reply
 
 
 def requested(**more: Any) -> PullRequested:
-    return PullRequested(**({"job": "pull.1", "reference": REF} | more))
+    return PullRequested(**{"job": "pull.1", "reference": REF, **more})
 
 
 def fails(case: Case[Any, Any], failure: Failure, job: str = "pull.1") -> Case[Any, Any]:

@@ -300,7 +300,8 @@ class Greenroom(RuleBasedStateMachine):
         self.world.read_mail()
 
 
-RULES = settings(deadline=None, suppress_health_check=list(HealthCheck))
+ALL_CHECKS: Any = tuple(HealthCheck)
+RULES = settings(deadline=None, suppress_health_check=ALL_CHECKS)
 
 TestNormally = Greenroom.TestCase
 TestNormally.settings = settings(RULES, max_examples=25, stateful_step_count=30)

@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             for line in lines:
                 self.wfile.write(f"{line}\n".encode())
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Tests read what they asked for, not a log."""
 
 

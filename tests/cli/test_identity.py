@@ -65,7 +65,7 @@ def test_who_passes_challenges_on_to_our_daemon_is_not_believed(
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *args: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
             """Says nothing."""
 
     with QuietServer(("127.0.0.1", 0), Between) as server:

@@ -215,7 +215,7 @@ def stranger(port: int) -> Iterator[None]:
         def do_GET(self) -> None:
             self.send_error(404)
 
-        def log_message(self, *args: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
             pass
 
     server = HTTPServer(("127.0.0.1", port), Handler)

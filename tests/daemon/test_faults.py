@@ -13,6 +13,7 @@ import pytest
 
 from greenroom.actors import Abandon, Configure, Pull, Refused, Serve, read_journal
 from greenroom.actors.scheduler import queue as scheduler_queue
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
 
 
@@ -83,7 +84,7 @@ def test_a_wrong_ask_is_its_askers_mistake_and_those_who_wait_go_on_waiting(
     with made(home, programs) as greenroom:
         waiting = serve(greenroom, home, "good", "r1")
         with pytest.raises(Refused) as caught:
-            greenroom.system.ask(wrong).get(timeout=10)
+            greenroom.system.ask(wrong, to=SCHEDULER).get(timeout=10)
         assert caught.value.refusal.kind == "invalid"
         assert "disk" not in str(caught.value)
         assert waiting.get(timeout=30).endpoint

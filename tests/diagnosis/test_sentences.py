@@ -3,22 +3,26 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from greenroom.actors import daemon_log, engine_runner, idempotency, installer, library, scheduler
+from greenroom.actors import daemon_log, idempotency
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
+from greenroom.actors.engine_runner import events as engine_runner_events
 from greenroom.actors.engine_runner.events import EngineReady, EngineStartRequested
+from greenroom.actors.installer import events as installer_events
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.kernel.supervision import CommandParked
+from greenroom.actors.library import events as library_events
 from greenroom.actors.library.events import PullFailed, PullRequested
+from greenroom.actors.scheduler import events as scheduler_events
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.runner.diagnosis.sentences import TOLD, Narrator
 
 OWNERS = (
-    installer.events,  # type: ignore[attr-defined]
-    engine_runner.events,
-    scheduler.events,
-    library.events,
+    installer_events,
+    engine_runner_events,
+    scheduler_events,
+    library_events,
     idempotency,
     daemon_log,
 )

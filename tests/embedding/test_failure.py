@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -119,7 +120,7 @@ def test_a_start_that_fails_leaves_the_engines_it_has_adopted_for_the_next_one(
     home: Path, programs: Path
 ) -> None:
     class Broken(Counter):
-        def decide(self, *_: object) -> Decision[int]:
+        def decide(self, state: Any, command: Any, now: Any, volatile: Any) -> Decision[int]:
             raise LookupError("a bug of the host's")
 
     def made() -> Greenroom:

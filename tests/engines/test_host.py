@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,7 @@ def test_the_exit_of_an_engine_is_noticed_within_tens_of_milliseconds(stage: Sta
 
     host = stage.host()
     took: list[float] = []
+    end: Any = None
     # On a busy machine each attempt measures the others' work too: one that had the processor counts.
     while min(took, default=1.0) >= 0.1:
         assert len(took) < 20, took

@@ -52,6 +52,8 @@ class Real:
         self.model = model
         self.spoken = spoken
         self.gates = GateBoard()
+        self.status = 0
+        self.answer: Any = None
 
     def start(self, *flags: str, context: int = 2048, hanging: Path | None = None) -> None:
         def prepare(spec: Any, place: Path) -> PreparedEngine:

@@ -205,6 +205,7 @@ def test_a_child_is_reaped_once_it_has_ended_and_its_group_ends_with_it(system: 
     deadline = time.monotonic() + 20
     while (found := system.reap(child.pid)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert found is not None
     status, usage = found
     assert os.waitstatus_to_exitcode(status) in (0, 1)
     assert usage.ru_maxrss > 0
@@ -233,8 +234,10 @@ def test_a_keeper_keeps_its_engine_the_way_of_macos_without_any_child_process(tm
     )
     ours, theirs = socket.socketpair()
     engines = Path(keeper.__file__).parent
-    kept = subprocess.Popen(  # type: ignore[call-overload]
-        [sys.executable, "-I", "-S", "-c", program, str(engines)], stdin=theirs, start_new_session=True
+    kept = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program, str(engines)],
+        stdin=theirs.fileno(),
+        start_new_session=True,
     )
     theirs.close()
     start = {

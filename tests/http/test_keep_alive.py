@@ -122,7 +122,7 @@ async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any) 
 
 
 async def configured(house: Any, **body: Any) -> Any:
-    status = 409
+    status, text = 409, ""
     while status == 409:
         # The model is loaded after each change, and meanwhile it is in use.
         async with house.post("/engines/_configure", {"model": "tiny", **body}) as response:

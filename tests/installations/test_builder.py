@@ -519,7 +519,7 @@ def test_what_was_made_for_other_processors_is_broken_until_they_are_back(
     class Replaced(Split):
         source = gpu.source
 
-    split, replaced = Split(), Replaced()
+    split, replaced = Split(), Replaced()  # pyright: ignore[reportAbstractUsage] - `type(…)` is a toy
     without = Platform(system="linux", machine="x86_64", python=(3, 11))
     with_gpu = dataclasses.replace(without, cuda=True)
 

@@ -12,6 +12,7 @@ BOTH = ("test_actor", "test_supervision")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    assert metafunc.module is not None
     if metafunc.module.__name__.rpartition(".")[2] in BOTH and "kind" in metafunc.fixturenames:
         needs_threads = "Turnstile" in metafunc.function.__code__.co_names
         metafunc.parametrize("kind", ["threads"] if needs_threads else ["threads", "manual"], indirect=True)

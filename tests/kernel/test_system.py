@@ -411,7 +411,9 @@ def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(ben
         number: int
 
     class Book(Await, frozen=True, kw_only=True):
-        is_leased = True
+        @property
+        def is_leased(self) -> bool:
+            return True
 
         def withdrawn(self) -> Command[Any]:
             return Add(by=-1)
@@ -435,7 +437,9 @@ def test_leases_can_be_ended_at_once_and_an_answer_that_cannot_be_leased_is_give
         number: int
 
     class Book(Await, frozen=True, kw_only=True):
-        is_leased = True
+        @property
+        def is_leased(self) -> bool:
+            return True
 
         def withdrawn(self) -> Command[Any]:
             return Add(by=-1)

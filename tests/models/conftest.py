@@ -391,7 +391,7 @@ class LocalIndex:
                 if stop:
                     self.wfile.write(body[stop:])
 
-            def log_message(self, *args: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 pass
 
             def handle(self) -> None:

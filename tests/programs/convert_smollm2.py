@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
+import mlx.core as mx  # pyright: ignore[reportMissingImports] - of the optional mlx extra
 
 GROUP, BITS, EMBEDDING_BITS = 32, 4, 8
 

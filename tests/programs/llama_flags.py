@@ -9,7 +9,7 @@ import importlib.util
 import json
 import sys
 
-import xllamacpp
+import xllamacpp  # pyright: ignore[reportMissingImports] - of the engine's own environment
 
 SAMPLES = {
     "str": "chatml",

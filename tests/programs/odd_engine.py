@@ -33,6 +33,7 @@ def main() -> None:
             connection = listener.accept()[0]
         except OSError:
             time.sleep(3600)
+            continue
         threading.Thread(target=serve, args=(connection, given.wish), daemon=True).start()
 
 

@@ -221,7 +221,7 @@ class Gate:
                     self.wfile.write(body[:cut])
                 self.close_connection = self.close_connection or cut is not None
 
-            def log_message(self, *args: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 pass
 
         self._server = QuietServer(("127.0.0.1", 0), Handler)

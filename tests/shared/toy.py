@@ -59,5 +59,5 @@ def toy_backend(folder: Path, *flags: str, name: str = "toy") -> Backend:
         def command(self, launch: Launch) -> Program:
             return Program(argv=(str(launch.python), *super().command(launch).argv[1:]))
 
-    made: Backend = Toy()
+    made: Backend = Toy()  # pyright: ignore[reportAbstractUsage] - the base is only known at run time
     return made

@@ -45,6 +45,7 @@ def test_after_any_deaths_at_any_moment_time_alone_brings_the_model_back(deaths:
     for number, (how, moment) in enumerate(deaths):
         _load(stage, f"r{number}", moment)
         _die(stage, how, moment)
+    patience = 0
     for patience in range(100):
         stage.serve(f"last-{patience}", "tiny")
         if stage.loads:

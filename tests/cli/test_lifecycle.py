@@ -36,7 +36,10 @@ def place(home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> Iter
     for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    # Daemons inherit what `nohup` may have set for the tests.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield home
+    signal.signal(signal.SIGHUP, before)
     for process in psutil.process_iter(["pid", "environ", "cmdline"]):
         with contextlib.suppress(psutil.Error):
             ours = (process.info["environ"] or {}).get("GREENROOM_HOME") == str(home)

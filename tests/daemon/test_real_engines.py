@@ -56,7 +56,7 @@ def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(
     assert requested[0]["wanted_by"] == "request"
 
 
-@pytest.mark.parametrize("policy", ["ask", "never"])
+@pytest.mark.parametrize("policy", [pytest.param("ask", marks=pytest.mark.slow), "never"])
 def test_a_model_only_mlx_can_serve_is_refused_with_the_command_that_installs_it(
     make_daemon: Callable[..., Any], smollm2_mlx: Path, policy: str
 ) -> None:

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 CONTEXT = 256
 """The least that llama.cpp has. Four answers that fit alone are together far more than one context."""
-TOKENS = 90
+TOKENS = 70
 
 
 def together(daemon: Any, model: str, clients: int, tokens: int, path: str = "/v1/completions") -> list[Any]:

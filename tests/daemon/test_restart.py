@@ -61,6 +61,7 @@ def test_installed_backends_come_back_without_a_download_and_without_a_network(
         assert daemon.get("/engines/status").json["mlx"].startswith("Running")
 
 
+@pytest.mark.slow  # the quick one is crash/test_set_aside.py, with a small backend
 def test_with_the_journal_deleted_installations_and_models_are_found_on_disk(
     furnished: Path, make_daemon: Callable[..., Any], no_uv: str, tmp_path: Path, smollm2_mlx: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_file_removed_behind_its_back_is_named_and_the_next_install_repairs_it
     assert daemon.chat(str(smollm2_mlx)).status == 200
 
 
+@pytest.mark.slow  # the quick one is wedges' T10, with a small backend
 def test_a_daemon_killed_while_it_installs_never_believes_half_an_installation(
     make_daemon: Callable[..., Any],
 ) -> None:

@@ -38,7 +38,9 @@ class Flaky:
         patch.setattr(core, "decide", counted)
 
 
-@pytest.mark.parametrize(("function", "lives"), [("decide", 0), ("settle", 0), ("perform", 1)])
+@pytest.mark.parametrize(
+    ("function", "lives"), [("decide", 0), pytest.param("settle", 0, marks=pytest.mark.slow), ("perform", 1)]
+)
 async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
     open_house: Any, frames: Any, monkeypatch: pytest.MonkeyPatch, function: str, lives: int
 ) -> None:

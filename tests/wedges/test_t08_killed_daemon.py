@@ -17,9 +17,9 @@ BOUNDARIES = (
     "load_admitted:after",
     "engine_start_requested:before",
     "engine_start_requested:after",
-    "engine_spawned:before",
+    pytest.param("engine_spawned:before", marks=pytest.mark.slow),
     "engine_spawned:after",
-    "engine_ready:before",
+    pytest.param("engine_ready:before", marks=pytest.mark.slow),
     "engine_ready:after",
 )
 

@@ -26,7 +26,11 @@ async def toy(make_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     "boundary",
-    ["install_requested:after", "installation_committed:before", "installation_committed:after"],
+    [
+        "install_requested:after",
+        pytest.param("installation_committed:before", marks=pytest.mark.slow),
+        "installation_committed:after",
+    ],
 )
 async def test_at_this_boundary_of_a_repair_the_model_is_served_afterwards(toy: Any, boundary: str) -> None:
     await toy.stop()

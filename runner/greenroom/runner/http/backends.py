@@ -9,7 +9,7 @@ progress. A client that leaves ends nothing; `/engines/cancel-install` does.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import msgspec
 
@@ -42,9 +42,6 @@ _AT_ONCE = 0.5
 
 NDJSON = "application/x-ndjson"
 _encode = msgspec.json.Encoder().encode
-
-
-N = TypeVar("N", "InstallBody", "UninstallBody", "CancelInstallBody", "NamedBody")
 
 
 class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -168,9 +165,7 @@ class Backends:
 
     async def install(self, request: Request) -> AnyResponse:
         """Have a backend, or a version of it: 200 when it is installed, 202 when it has to be built."""
-        body = await read_json(request, WantedBody, "name is required")
-        if not body.name:
-            raise invalid("name is required")
+        body = await read_json(request, WantedBody, "name")
         name = self._context.backend(body.name)
         wish = Ensure(
             backend=name,
@@ -194,7 +189,7 @@ class Backends:
 
     async def activate(self, request: Request) -> AnyResponse:
         """Switch to another installation; without a version, to the one before the current."""
-        body = await _named_body(request, NamedBody)
+        body = await read_json(request, NamedBody, "backend")
         ask = Activate(backend=self._context.backend(body.backend), version=body.version)
         ensured = await self._context.greenroom.system.ask(ask, cause=request.id)
         return encoded({"installation": ensured.installation})
@@ -211,7 +206,7 @@ class Backends:
         return encoded([one for one in found if one.checked or body.backend])
 
     async def install_and_wait(self, request: Request) -> AnyResponse:
-        body = await _named_body(request, InstallBody)
+        body = await read_json(request, InstallBody, "backend")
         backend = self._context.backend(body.backend)
         greenroom = self._context.greenroom
         if body.dry_run:
@@ -236,7 +231,7 @@ class Backends:
 
     async def uninstall_and_wait(self, request: Request) -> AnyResponse:
         """Remove a backend, or a version of it, once its engines have drained."""
-        body = await _named_body(request, UninstallBody)
+        body = await read_json(request, UninstallBody, "backend")
         backend = self._context.backend(body.backend)
         version = version_meant(body.version)
         ask = Uninstall(backend=backend, version=version, force=body.force)
@@ -246,7 +241,7 @@ class Backends:
         )
 
     async def cancel(self, request: Request) -> Response:
-        body = await _named_body(request, CancelInstallBody)
+        body = await read_json(request, CancelInstallBody, "backend")
         cancel = CancelInstall(
             backend=self._context.backend(body.backend),
             version=body.version,
@@ -315,13 +310,6 @@ class Backends:
             "retry_at": status.retry_at,
             "queue": status.queue,
         }
-
-
-async def _named_body(request: Request, kind: type[N]) -> N:
-    body = await read_json(request, kind, what="backend is required")
-    if not body.backend:
-        raise invalid("backend is required")
-    return body
 
 
 def _forced(request: Request) -> bool:

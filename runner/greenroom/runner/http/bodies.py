@@ -158,15 +158,16 @@ def wished_keep_alive(routing: Routing) -> float | None:
 async def read_json(
     request: Request,
     kind: type[T],
-    what: str = "",
+    required: str = "",
     *,
+    what: str = "",
     aliases: Mapping[str, str] | None = None,
 ) -> T:
     """The body as a struct, or as its defaults when there is none.
 
-    `what` is said when it does not fit, such as `backend is required`; `aliases` are other spellings of
-    fields. What is in the body and not in the struct is refused where the struct forbids it, and otherwise
-    listed in a header as ignored.
+    `required` is a field that must not be empty; `what` is said when the body does not fit; `aliases` are
+    other spellings of fields. What is in the body and not in the struct is refused where the struct forbids
+    it, and otherwise listed in a header as ignored.
     """
     body = await read_body(request, NAMING)
     try:
@@ -177,7 +178,9 @@ async def read_json(
         if ignored := [*_unknown(body, kind)]:
             request.ignore(ignored)
     except NOT_UNDERSTOOD as error:
-        raise _not_understood(error, what) from None
+        raise _not_understood(error, what or (required and f"{required} is required")) from None
+    if required and not getattr(found, required).strip():
+        raise invalid(f"{required} is required")
     return found
 
 

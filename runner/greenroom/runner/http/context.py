@@ -100,19 +100,20 @@ class Context:
 
     def configs(self) -> Mapping[str, ModelConfigState]:
         """How models are configured, by `config_key`; empty while the scheduler cannot tell."""
-        try:
-            state: SchedulerState = self.greenroom.system.state(SCHEDULER)
-        except KernelError:
-            return {}
-        return state.configs
+        state = self._scheduler()
+        return state.configs if state is not None else {}
 
     def quarantines(self) -> tuple[Quarantine, ...]:
         """Models that an older version of a backend serves; empty while the scheduler cannot tell."""
+        state = self._scheduler()
+        return tuple(state.quarantines.values()) if state is not None else ()
+
+    def _scheduler(self) -> SchedulerState | None:
         try:
             state: SchedulerState = self.greenroom.system.state(SCHEDULER)
         except KernelError:
-            return ()
-        return tuple(state.quarantines.values())
+            return None
+        return state
 
     def engine(self, engine_id: str) -> Engine | None:
         """An engine there is, or was lately."""

@@ -53,7 +53,7 @@ from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_err
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import KeepAlive, sentence_of
-from greenroom.runner.http.upstream import EngineResponse, Lost, Unreached, forwarded, returned
+from greenroom.runner.http.upstream import Connection, Lost, Unreached, forwarded, returned
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Exchange:
         self._admission: Admission | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._keep_alive: KeepAlive | None = None
-        self._upstream: EngineResponse | None = None
+        self._upstream: Connection | None = None
         self._stream: Stream | None = None
         """The answer, once its head was sent by us."""
         self._events: EventStream | None = None
@@ -230,7 +230,7 @@ class Exchange:
 
     async def _first_byte(
         self, admission: Admission, model: Model, right: Checked
-    ) -> tuple[Place, EngineResponse, bytes]:
+    ) -> tuple[Place, Connection, bytes]:
         """Send the request until an engine has begun to answer it."""
         loop = asyncio.get_running_loop()
         suspects = self._context.suspects
@@ -297,9 +297,7 @@ class Exchange:
 
     # to the client
 
-    async def _pass_on(
-        self, place: Place, model: Model, upstream: EngineResponse, chunk: bytes
-    ) -> AnyResponse:
+    async def _pass_on(self, place: Place, model: Model, upstream: Connection, chunk: bytes) -> AnyResponse:
         begun = await self._stop_talking()
         if not 200 <= upstream.status < 300:
             raise engine_error(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
@@ -346,7 +344,7 @@ class Exchange:
         self._request.served = stream.status
         return stream
 
-    async def _begin(self, upstream: EngineResponse, length: int | None = None) -> Stream:
+    async def _begin(self, upstream: Connection, length: int | None = None) -> Stream:
         self._stream = await self._request.start(
             status=upstream.status, headers=returned(upstream), length=length
         )
@@ -420,7 +418,7 @@ def _places(fields: Mapping[str, Any]) -> int:
     return min(prompts * int(answers), SLOTS)
 
 
-async def _first_chunk(upstream: EngineResponse) -> bytes:
+async def _first_chunk(upstream: Connection) -> bytes:
     first = await upstream.read()
     if not first and upstream.status == 200 and upstream.length != 0:
         # An answer that is delimited by the end of the connection ends the same way when its engine dies.
@@ -428,7 +426,7 @@ async def _first_chunk(upstream: EngineResponse) -> bytes:
     return first
 
 
-async def _rest(upstream: EngineResponse, chunk: bytes) -> bytes:
+async def _rest(upstream: Connection, chunk: bytes) -> bytes:
     """An engine's error, as far as it is read."""
     try:
         async with asyncio.timeout(_TOLD_WITHIN):
@@ -518,7 +516,7 @@ class EventStream:
         """Part of an event was sent, and its end was not."""
         return self._tail != b"\n\n"
 
-    async def pass_on(self, answer: EngineResponse, chunk: bytes) -> None:
+    async def pass_on(self, answer: Connection, chunk: bytes) -> None:
         """Pass on `chunk` and all that follows, to its end.
 
         Raises Lost when the engine breaks off, Said when it sends an error, and ConnectionError when the

@@ -51,47 +51,11 @@ class Lost(Exception):
     """The engine broke off: before it had answered, or before its answer was complete."""
 
 
-class EngineResponse:
-    """An answer, from its head on. Read it to the end or close it; a connection has one at a time."""
-
-    def __init__(self, connection: Connection, status: int, headers: CIMultiDict[str]) -> None:
-        self._connection = connection
-        self.status = status
-        self.headers = headers
-        self.content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        length = headers.get("Content-Length", "")
-        self.length = int(length) if length.isdigit() else None
-
-    async def read(self, push: Push | None = None) -> bytes:
-        """What has come since; empty bytes at the end. Raises Lost when it was cut off.
-
-        `push` is offered each piece that comes while we wait; we go on waiting as long as it takes them.
-        """
-        return await self._connection.read(push)
-
-    @property
-    def complete(self) -> bool:
-        """The engine has said all of it. Only before it is closed."""
-        return self._connection.complete
-
-    async def rest(self, limit: int | None = None) -> bytes:
-        """All that is left, or the first `limit` bytes of it. Raises Lost."""
-        pieces, size = [], 0
-        while (limit is None or size < limit) and (piece := await self.read()):
-            pieces.append(piece)
-            size += len(piece)
-        return b"".join(pieces)[:limit]
-
-    def close(self) -> None:
-        """Let go of it. If it was not read to its end the connection is cut, by which the engine notices."""
-        self._connection.release()
-
-
 class Connection(asyncio.Protocol):
-    """One socket. Its pool is called by `on_free` when it may be used again."""
+    """One socket to an engine, and the answer on it: there is one at a time, from `send` to `close`."""
 
     def __init__(self, on_free: Callable[[Connection], None], last_byte: LastByte) -> None:
-        """`last_byte` is set whenever something comes."""
+        """`on_free` is called when it may be used again; `last_byte` is set whenever something comes."""
         self._on_free = on_free
         self._last_byte = last_byte
         self._loop = asyncio.get_running_loop()
@@ -108,9 +72,9 @@ class Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._busy = True
-        self._headers: CIMultiDict[str] = CIMultiDict()
+        self.headers: CIMultiDict[str] = CIMultiDict()
+        self.status = 0
         self._has_head = False
-        self._status = 0
         self._stays = False
         """It may be used again after this answer."""
         self._surplus = False
@@ -132,12 +96,7 @@ class Connection(asyncio.Protocol):
         """Free, and still connected."""
         return not self._busy and self._transport is not None and not self._transport.is_closing()
 
-    @property
-    def complete(self) -> bool:
-        """All of the answer has come."""
-        return self._complete
-
-    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> EngineResponse:
+    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> None:
         """Send a POST and wait for the head of its answer. Raises Lost."""
         self._begin()
         transport = self._transport
@@ -160,10 +119,29 @@ class Connection(asyncio.Protocol):
         finally:
             if spare is not None:
                 spare.close()
-        return EngineResponse(self, self._status, self._headers)
+
+    # for the reader of the answer
+
+    @property
+    def content_type(self) -> str:
+        """Without its parameters."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def length(self) -> int | None:
+        length = self.headers.get("Content-Length", "")
+        return int(length) if length.isdigit() else None
+
+    @property
+    def complete(self) -> bool:
+        """All of the answer has come. Only before it is closed."""
+        return self._complete
 
     async def read(self, push: Push | None = None) -> bytes:
-        """See `EngineResponse.read`."""
+        """What has come since; empty bytes at the end. Raises Lost when it was cut off.
+
+        `push` is offered each piece that comes while we wait; we go on waiting as long as it takes them.
+        """
         self._push = push
         try:
             while not self._pieces and not self._complete:
@@ -179,8 +157,19 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def release(self) -> None:
-        """The answer is not wanted any more, or read. Idempotent."""
+    async def rest(self, limit: int | None = None) -> bytes:
+        """All that is left, or the first `limit` bytes of it. Raises Lost."""
+        pieces, size = [], 0
+        while (limit is None or size < limit) and (piece := await self.read()):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)[:limit]
+
+    def close(self) -> None:
+        """Let go of the answer. If it was not read to its end, the connection is cut: the engine notices.
+
+        Idempotent.
+        """
         if not self._busy:
             return
         keep = self._complete and self._delimited and not self._pieces and not (self._surplus or self._unsent)
@@ -305,15 +294,15 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer, which is dropped."""
         if not self._has_head and not self._surplus:
-            self._headers.add(name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
+            self.headers.add(name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
 
     def on_headers_complete(self) -> None:
         if self._surplus:
             return
-        self._status = status = self._parser.get_status_code()
+        self.status = status = self._parser.get_status_code()
         self._has_head = status >= _INFORMATIONAL
         self._stays = self._parser.should_keep_alive()
-        headers = self._headers
+        headers = self.headers
         coding = headers.get("Transfer-Encoding", "").lower()
         self._delimited = "Content-Length" in headers or "chunked" in coding or status in (204, 304)
 
@@ -332,7 +321,7 @@ class Connection(asyncio.Protocol):
         if self._has_head:
             self._complete = True
         else:
-            self._headers = CIMultiDict()
+            self.headers = CIMultiDict()
 
 
 class _Spare:
@@ -378,7 +367,7 @@ class Upstreams:
         body: bytes,
         headers: Mapping[str, str],
         last_byte: LastByte | None = None,
-    ) -> EngineResponse:
+    ) -> Connection:
         """Send a request and wait for the head of the answer. Raises Unreached or Lost.
 
         `last_byte` is the clock of the engine there: set whenever it sends anything.
@@ -391,7 +380,8 @@ class Upstreams:
                 self._pools.pop(gone).close()
             pool = self._pools[endpoint] = _Pool(endpoint, last_byte or LastByte())
         connection = pool.take() or await pool.connect()
-        return await connection.send(path, headers, body)
+        await connection.send(path, headers, body)
+        return connection
 
     def close(self) -> None:
         """Close every idle connection; those in use end with their answers."""
@@ -498,7 +488,7 @@ def forwarded(request: Request) -> CIMultiDict[str]:
     return headers
 
 
-def returned(answer: EngineResponse) -> CIMultiDict[str]:
+def returned(answer: Connection) -> CIMultiDict[str]:
     """An answer's headers, as the client gets them."""
     return CIMultiDict(
         [

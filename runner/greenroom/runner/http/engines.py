@@ -23,7 +23,7 @@ from greenroom.actors.values import Engine
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.errors import json_response, refusal_of
+from greenroom.runner.http.errors import json_response, not_now
 from greenroom.runner.http.go_duration import go_duration
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.http.progress_stream import sentence_of
@@ -97,7 +97,7 @@ class Engines:
         try:
             return json_response(msgspec.to_builtins(await self._ledger()))
         except KernelError as error:
-            return _not_now(error)
+            return not_now(error)
 
     async def queue(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Requests that have no engine yet: place, how long each has waited, and for what."""
@@ -105,7 +105,7 @@ class Engines:
         try:
             waiting = (await self._ledger()).queue
         except KernelError as error:
-            return _not_now(error)
+            return not_now(error)
         rows = []
         for one in waiting:
             followed = board.latest(one.follows) if one.follows else None
@@ -152,12 +152,6 @@ _NEVER = "0001-01-01T00:00:00Z"
 """Go's zero time: what `last_used` is while an engine is in use or loading."""
 _ANSWER_WITHIN = 2.0
 """Seconds after which `ps` tells what it knows without the scheduler."""
-
-
-def _not_now(error: KernelError) -> Response:
-    refusal = refusal_of(error)
-    body = {"error": {"message": refusal.sentence(), "code": refusal.code}}
-    return json_response(body, status=503, headers={"Retry-After": "1"})
 
 
 def _row(

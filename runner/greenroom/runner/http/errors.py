@@ -208,6 +208,13 @@ def json_response(data: object, *, status: int = 200, headers: Mapping[str, str]
     return Response(body, status=status, content_type=f"{JSON}; charset=utf-8", headers=headers)
 
 
+def not_now(error: Exception, **more: str) -> Response:
+    """503 with the sentence, for those who look at the daemon's state and will look again."""
+    refusal = refusal_of(error)
+    body = {**more, "error": {"message": refusal.sentence(), "code": refusal.code}}
+    return json_response(body, status=503, headers={"Retry-After": "1"})
+
+
 def encoded(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Structs as JSON."""
     return Response(_encode(value), status=status, content_type=JSON, headers=headers)

@@ -17,7 +17,7 @@ from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.runner.daemon import NotRunning
 from greenroom.runner.http.bodies import checked, read_json
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.errors import HttpRefusal, encoded, json_response, refusal_of
+from greenroom.runner.http.errors import HttpRefusal, encoded, json_response, not_now
 from greenroom.runner.http.port import TEXT, Request, Response
 from greenroom.runner.proof import CHALLENGE, address_of
 
@@ -65,11 +65,11 @@ class Health:
         """200 once all actors have reported, while the scheduler answers and the data directory exists."""
         greenroom = self._context.greenroom
         if problem := greenroom.home_problem:
-            return _not_ready(HttpRefusal(503, "data_directory_lost", problem))
+            return not_now(HttpRefusal(503, "data_directory_lost", problem), status="not ready")
         try:
             await greenroom.system.ask(AwaitReady(), timeout=_READY_WITHIN)
         except (KernelError, NotRunning) as error:
-            return _not_ready(error)
+            return not_now(error, status="not ready")
         return json_response({"status": "ok"})
 
     async def jobs(self, request: Request) -> Response:  # noqa: ARG002 - a handler
@@ -102,9 +102,3 @@ class Health:
         except UnknownName as error:
             raise HttpRefusal(404, "unknown_name", str(error), param="name") from None
         return encoded(found)
-
-
-def _not_ready(error: Exception) -> Response:
-    refusal = refusal_of(error)
-    body = {"status": "not ready", "error": {"message": refusal.sentence(), "code": refusal.code}}
-    return json_response(body, status=503, headers={"Retry-After": "1"})

@@ -210,20 +210,14 @@ def _bind(greenroom: Greenroom) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            _is_it_ours(greenroom.home)
+            if greenroom.home.is_dir():
+                DaemonLock(greenroom.home).release()  # HomeLocked: this data directory's daemon has the port
             raise PortTaken(settings.bind, settings.port) from None
         raise BadBind(
             f"{settings.bind} port {settings.port} cannot be listened on: {error.strerror}."
         ) from None
     listener.setblocking(False)
     return listener
-
-
-def _is_it_ours(home: Path) -> None:
-    """Raise HomeLocked when the port is taken because this data directory's daemon runs already."""
-    if not home.is_dir():
-        return
-    DaemonLock(home).release()
 
 
 def _url(listener: socket.socket) -> str:

@@ -149,12 +149,10 @@ class Case(Generic[S, V]):
 
     @property
     def state(self) -> S:
-        """The durable state."""
         return self._steps.state
 
     @property
     def volatile(self) -> V:
-        """The volatile state; may be set."""
         return self._steps.volatile
 
     @volatile.setter
@@ -180,7 +178,6 @@ class Case(Generic[S, V]):
 
     @property
     def now(self) -> Moment:
-        """The moment it is."""
         return self.clock.now()
 
     @property
@@ -209,7 +206,6 @@ class Case(Generic[S, V]):
         ]
 
     def of(self, kind: type[T]) -> list[T]:
-        """The effects of one kind."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
     # inside
@@ -317,7 +313,6 @@ class ManualSystem(ActorSystem):
         return [one.command for one in self._manual(of).executor.postponed]
 
     def volatile(self, of: Address | str) -> Any:
-        """The volatile state of an actor."""
         return self._manual(of).executor.volatile
 
     def step(self, of: Address | str) -> None:
@@ -416,15 +411,12 @@ class RecordingEffectHandler:
 
     @property
     def effects(self) -> list[Effect]:
-        """The effects so far, in order."""
         return [effect for effect, _ in self.performed]
 
     def of(self, kind: type[T]) -> list[T]:
-        """The effects of one kind."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
     def perform(self, effect: Effect, cause: str) -> None:
-        """Note it and do what `on` says."""
         with self._changed:
             self.performed.append((effect, cause))
             self._changed.notify_all()
@@ -451,18 +443,15 @@ class FaultyJournal:
         """Every batch, stored or not."""
 
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
-        """Store the batch or raise the fault."""
         self.attempts.append(batch)
         if self.fault is not None and not (urgent and isinstance(self.fault, NotWritten)):
             raise self.fault
         return self.inside.append(batch, urgent=urgent)
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
-        """Read as the journal inside does."""
         return self.inside.read(after=after, stream=stream)
 
     def close(self) -> None:
-        """Close the journal inside."""
         self.inside.close()
 
 

@@ -44,7 +44,6 @@ def intact(rows: Sequence[Row], seq: int, crc: int) -> int:
 
 
 def records(rows: Iterable[Row]) -> list[Record]:
-    """The rows without their CRC."""
     return [Record(a, b, c, d, e, f, g, h) for a, b, c, d, e, f, g, h, _ in rows]
 
 

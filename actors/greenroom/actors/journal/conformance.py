@@ -41,7 +41,6 @@ def entries(stream: str, first: int, last: int) -> list[Entry]:
 
 
 def ids(records: Iterator[Record] | Sequence[Record]) -> list[str]:
-    """What was read, in short."""
     return [record.id for record in records]
 
 
@@ -54,7 +53,6 @@ class JournalKit(ABC):
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        """Where the store lives."""
         return tmp_path
 
     @pytest.fixture
@@ -72,7 +70,6 @@ class JournalKit(ABC):
 
     @pytest.fixture
     def journal(self, opened: Callable[[], Journal]) -> Journal:
-        """A new store."""
         return opened()
 
     # -- what comes back ----------------------------------------------------------------------------

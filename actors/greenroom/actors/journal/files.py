@@ -39,17 +39,14 @@ class JournalFiles(msgspec.Struct, frozen=True):
 
     @property
     def folder(self) -> Path:
-        """Where they all lie."""
         return self.db.parent
 
     @property
     def wal(self) -> Path:
-        """SQLite's write-ahead log."""
         return self._beside("-wal")
 
     @property
     def shm(self) -> Path:
-        """SQLite's shared memory."""
         return self._beside("-shm")
 
     @property
@@ -59,12 +56,10 @@ class JournalFiles(msgspec.Struct, frozen=True):
 
     @property
     def tail(self) -> Path:
-        """How far the journal goes."""
         return self._beside("-tail")
 
     @property
     def reserve(self) -> Path:
-        """Space kept back."""
         return self._beside("-reserve")
 
     @property

@@ -40,7 +40,6 @@ class MemoryJournal:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """All that is stored."""
         with self._lock:
             return tuple(self._records)
 
@@ -64,7 +63,6 @@ class MemoryJournal:
             return stored
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
-        """See `Journal.read`."""
         with self._lock:
             kept = self._records[after:]
         return (record for record in kept if stream is None or record.stream == stream)

@@ -22,7 +22,6 @@ class Reserve:
 
     @property
     def is_whole(self) -> bool:
-        """True when there is something to give up."""
         return (size(self._path) or 0) >= self._wanted
 
     def lay_in(self) -> None:
@@ -39,7 +38,6 @@ class Reserve:
             os.close(descriptor)
 
     def give_up(self) -> None:
-        """Return the space to the disk."""
         self._path.unlink(missing_ok=True)
 
 

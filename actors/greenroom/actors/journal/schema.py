@@ -71,7 +71,6 @@ def create(files: JournalFiles, clock: Clock) -> None:
 
 
 def new_id() -> str:
-    """A name for a journal that no other has."""
     return os.urandom(16).hex()
 
 
@@ -129,7 +128,6 @@ def triggers(connection: sqlite3.Connection) -> list[str]:
 
 
 def has_triggers(name: str, found: Sequence[str]) -> str:
-    """The notice about them."""
     return (
         f"{name} has triggers that Greenroom did not make ({', '.join(found)}): they can change what is "
         "stored. No event is lost; remove them with `DROP TRIGGER` in an SQLite shell"

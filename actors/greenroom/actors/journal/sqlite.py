@@ -114,7 +114,6 @@ class SqliteJournal:
                 raise
 
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
-        """See `Journal.append`."""
         if self._is_forked:
             raise NotWritten(f"{self.files.db} belongs to process {self._pid}, of which this is a fork")
         try:
@@ -138,7 +137,6 @@ class SqliteJournal:
         return job.outcome()
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
-        """See `Journal.read`."""
         if self._is_forked:
             raise JournalError(f"{self.files.db} is open in process {self._pid}, of which this is a fork")
         is_first = self._thread is None and not self._closed
@@ -516,7 +514,6 @@ class _Job:
         self._finished.acquire()
 
     def outcome(self) -> list[Record]:
-        """Wait for the end."""
         self._finished.acquire()
         if self._error is not None:
             raise self._error

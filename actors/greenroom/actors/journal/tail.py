@@ -84,5 +84,4 @@ class TailWriter:
             os.pwrite(self._descriptor, Tail(self._journal, seq, crc).encode(), 0)
 
     def close(self) -> None:
-        """Let go of the file."""
         os.close(self._descriptor)

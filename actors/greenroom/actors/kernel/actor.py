@@ -48,7 +48,6 @@ class Actor(pykka.ThreadingActor):
         return Inbox()
 
     def begin(self) -> None:
-        """Start the thread."""
         self._start_actor_loop()
 
     # Pykka's hooks

@@ -67,13 +67,11 @@ class Answers:
         return sum(map(len, self._waiters.values()))
 
     def wait(self, key: str, waiter: Waiter) -> None:
-        """Let an ask wait for the answer to a key."""
         # A caller that polls with short deadlines must not leave a trail of expired asks.
         others = [one for one in self._waiters.get(key, ()) if not _has_answer(one.asked)]
         self._waiters[key] = [*others, waiter]
 
     def hold(self, asked: Asked, outcome: Any) -> None:
-        """Hold the answer to one ask."""
         if asked.reply is not None:
             self._held.append((asked, outcome))
 
@@ -139,7 +137,6 @@ class Leases:
         self._open[number] = finalizer
 
     def end_all(self) -> None:
-        """Withdraw all commands whose answers are still held."""
         for finalizer in list(self._open.values()):
             finalizer()
 

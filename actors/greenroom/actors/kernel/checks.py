@@ -18,7 +18,6 @@ empty when it has no better words."""
 
 
 def no_words(_error: Exception) -> tuple[str, str]:
-    """No better words than msgspec's."""
     return "", ""
 
 

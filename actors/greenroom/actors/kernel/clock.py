@@ -87,11 +87,9 @@ class SystemClock:
         self._closed = False
 
     def now(self) -> Moment:
-        """Read both clocks."""
         return Moment(time.time(), self._monotonic(), random.random())  # noqa: S311 - jitter, not secrets
 
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
-        """Run `call` on the timer thread."""
         entry = _Call(call)
         _check(monotonic)
         with self._changed:
@@ -112,7 +110,6 @@ class SystemClock:
         return entry
 
     def close(self) -> None:
-        """End the timer thread."""
         with self._changed:
             self._closed = True
             self._heap.clear()
@@ -150,11 +147,9 @@ class ManualClock:
         self._lock = threading.Lock()
 
     def now(self) -> Moment:
-        """The moment it stands at."""
         return self._now
 
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
-        """Run `call` when `advance` reaches that second."""
         entry = _Call(call)
         _check(monotonic)
         with self._lock:
@@ -162,7 +157,6 @@ class ManualClock:
         return entry
 
     def close(self) -> None:
-        """Drop all timers."""
         with self._lock:
             self._heap.clear()
 
@@ -179,7 +173,6 @@ class ManualClock:
         self.advance_to(self._now.monotonic + seconds)
 
     def advance_to(self, monotonic: float) -> None:
-        """Advance to a second of the monotonic clock."""
         while True:
             with self._lock:
                 if not self._heap or self._heap[0][0] > monotonic:

@@ -79,12 +79,10 @@ class BackOff:
         self._until = 0.0
 
     def failed(self, now: float) -> None:
-        """It has failed at this monotonic second."""
         self._until = now + min(self._longest, self._first * 2.0 ** min(self.failures, 32))
         self.failures += 1
 
     def succeeded(self) -> None:
-        """It works again."""
         self.failures = 0
         self._until = 0.0
 

@@ -88,7 +88,6 @@ class ActorSystem:
 
     @property
     def journal(self) -> Journal:
-        """Where events are stored."""
         return self.store.journal
 
     @property
@@ -302,7 +301,6 @@ class ActorSystem:
 
     @property
     def addresses(self) -> Mapping[Address, Core[Any, Any]]:
-        """Who is registered."""
         return MappingProxyType({address: one.core for address, one in self._registered.items()})
 
     def on_record(self, listener: Callable[[Record], None]) -> None:
@@ -321,7 +319,6 @@ class ActorSystem:
     # for actors
 
     def _send(self, effect: Tell, cause: str) -> None:
-        """Deliver a command to another actor of this system."""
         try:
             self.report(effect.command, to=effect.to, cause=cause)
         except KernelError as error:
@@ -329,7 +326,6 @@ class ActorSystem:
             _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
 
     def _failed(self, error: BaseException) -> None:
-        """Stop the system once and for all."""
         with self._ending:
             if self.store.failure is not None:
                 return
@@ -347,7 +343,6 @@ class ActorSystem:
                 _log.exception("on_failure raised")
 
     def _count(self, change: int) -> None:
-        """Count the messages that wait or are being handled."""
         with self._rest:
             self._in_flight += change
             if self._in_flight <= 0:

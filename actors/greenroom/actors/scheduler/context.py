@@ -69,7 +69,6 @@ class TurnContext:
         """The request or event this turn's events go back to."""
 
     def decision(self) -> Decision[SchedulerVolatile]:
-        """What has been collected."""
         return Decision(
             events=tuple(self.events),
             effects=tuple(self.effects),
@@ -101,7 +100,6 @@ class TurnContext:
             self.cause = cause
 
     def update(self, **changes: object) -> None:
-        """Change what is seen."""
         self.volatile = msgspec.structs.replace(self.volatile, **changes)
 
     def answer(self, waiting: Waiting, outcome: object) -> None:
@@ -119,11 +117,9 @@ class TurnContext:
 
     @property
     def queue(self) -> tuple[Waiting, ...]:
-        """Every request that waits, in the order they came."""
         return tuple(self._queue.values())
 
     def wanted(self, spec: EngineSpec) -> bool:
-        """Whether a request waits that this engine could serve."""
         return any(fits(spec, waiting) for waiting in self._queue.values())
 
     def has_room(self, spec: EngineSpec, places: int) -> bool:
@@ -192,7 +188,6 @@ class TurnContext:
 
 
 def share(spec: EngineSpec, device: str = "") -> int:
-    """Bytes reserved for an engine of the machine's memory, or of one device's."""
     if not device:
         return spec.memory
     return spec.device_memory if spec.device == device else 0

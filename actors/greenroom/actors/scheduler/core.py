@@ -106,15 +106,12 @@ class Scheduler:
         return "scheduler"
 
     def initial(self) -> SchedulerState:
-        """No loads."""
         return SchedulerState()
 
     def initial_volatile(self) -> SchedulerVolatile:
-        """Nobody has told anything."""
         return SchedulerVolatile()
 
     def apply(self, state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
-        """Fold one event."""
         return apply(state, stored)
 
     # decide
@@ -378,7 +375,6 @@ class Scheduler:
         return Decision(events=tuple(events), volatile=volatile, reply=Configured(changed=True))
 
     def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:
-        """A load that has its place is started."""
         if isinstance(stored.event, LoadAdmitted):
             return (Tell(command=StartEngine(spec=stored.event.spec)),)
         return ()
@@ -388,7 +384,6 @@ class Scheduler:
     def settle(
         self, state: SchedulerState, now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
-        """The steps of a `Turn`."""
         return take_turn(state, now, volatile, self._facts, self._limits)
 
 
@@ -402,12 +397,10 @@ def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:
 
 
 def _shape(config: ModelConfigState) -> tuple[object, ...]:
-    """What decides about an engine."""
     return (config.context_size, config.flags, config.slots, config.prompt_cache)
 
 
 def _users(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
-    """Requests inside an engine or waiting for it."""
     reading = volatile.gates.get(spec.engine_id)
     inside = reading.inside if reading is not None else 0
     return inside + sum(fits(spec, waiting) for waiting in volatile.queue)

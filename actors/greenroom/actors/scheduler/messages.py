@@ -64,7 +64,6 @@ class Serve(SchedulerCommand[Granted], frozen=True, kw_only=True):
     """The asker leaves the gate whatever happens, so the place does not end with its `Granted`."""
 
     def withdrawn(self) -> Abandon:
-        """The request is given up."""
         return Abandon(request_id=self.request_id)
 
     @property

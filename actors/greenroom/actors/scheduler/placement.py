@@ -39,7 +39,6 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lacking(self) -> int:
-        """What is not free now."""
         return max(0, self.size - self.account.free)
 
 
@@ -51,7 +50,6 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fits(self) -> bool:
-        """Whether all of it is free now."""
         return not any(need.lacking for need in self.needs)
 
     @property
@@ -168,7 +166,6 @@ class Placements:
         return msgspec.structs.replace(reservation, learned=need - reservation.total)
 
     def pinned(self, device: str) -> int:
-        """Bytes of a pool that pinned models hold."""
         turn = self._turn
         return sum(
             holding(load.spec, turn.volatile, device)

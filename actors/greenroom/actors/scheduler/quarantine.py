@@ -107,7 +107,6 @@ def outlived(
 
 
 def lifted(one: Quarantine, reason: str) -> QuarantineLifted:
-    """The event that ends a quarantine."""
     return QuarantineLifted(
         model_id=one.model_id,
         model_ref=one.model_ref,

@@ -85,7 +85,6 @@ class QueueStep:
         """What requests of one kind wait for. Hundreds may wait for the same, and that is found out once."""
 
     def take(self) -> None:
-        """Go through the queue in turn."""
         turn = self._turn
         turn.guarded(self._forget_wishes, doing="forget wishes")
         for waiting in self._in_turn():
@@ -368,7 +367,6 @@ class QueueStep:
         return until - turn.now.monotonic
 
     def _spec(self, waiting: Waiting, model: Model, choice: Use) -> EngineSpec:
-        """The engine that would serve it; where its memory is, is not said yet."""
         turn = self._turn
         config = turn.state.configs.get(config_key(model.id, waiting.mode), ModelConfigState())
         return EngineSpec(

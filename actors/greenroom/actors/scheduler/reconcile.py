@@ -81,7 +81,6 @@ def take_turn(
     facts: Sequence[BackendFacts],
     limits: Limits,
 ) -> Decision[SchedulerVolatile]:
-    """Go through the steps."""
     decision = Turn(TurnContext(state, now, volatile, facts, limits)).take()
     if not decision.events:
         return decision
@@ -96,7 +95,6 @@ class Turn:
         self._turn = context
 
     def take(self) -> Decision[SchedulerVolatile]:
-        """Go through them until one has events."""
         for step in (
             self._note_ends,
             self._tend_gates,

@@ -21,7 +21,6 @@ def ledger_reading(
     facts: Sequence[BackendFacts],
     limits: Limits,
 ) -> LedgerReading:
-    """Everything at this moment."""
     turn = TurnContext(state, now, volatile, facts, limits, storing=False)
     account = turn.account()
     return LedgerReading(

@@ -252,26 +252,21 @@ class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
 
     def engine(self, engine_id: str) -> Engine | None:
-        """An engine as its runner last told."""
         return next((one[engine_id] for one in self.engines.values() if engine_id in one), None)
 
     def alive(self) -> list[Engine]:
-        """All engines that are not gone."""
         return [e for one in self.engines.values() for e in one.values() if e.state != "gone"]
 
 
 def config_key(model_id: str, mode: str) -> str:
-    """How configurations and refusals are filed."""
     return f"{model_id}|{mode}"
 
 
 def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
-    """How breakers are filed."""
     return f"{model_id}|{backend}|{installation_id}"
 
 
 def proven_key(model_id: str, backend: str) -> str:
-    """How it is filed where a model has run."""
     return f"{model_id}|{backend}"
 
 
@@ -296,7 +291,6 @@ def failures_with(breaker: BreakerState, load: LoadState | None) -> int:
 
 
 def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
-    """Fold one event."""
     new = msgspec.structs.replace(state, version=state.version + 1)
     change = msgspec.structs.replace
     match stored.event:

@@ -25,13 +25,7 @@ from greenroom.actors.journal.port import Entry, Journal, NotWritten, Record
 def entry(stream: str, version: int, *, data: str = '{"n":1}', at: float = 1_790_000_000.25) -> Entry:
     """An event to store, with everything filled in."""
     return Entry(
-        stream=stream,
-        version=version,
-        type="engine_ready",
-        schema=1,
-        cause="request-1",
-        data=data,
-        at=at,
+        stream=stream, version=version, type="engine_ready", schema=1, cause="request-1", data=data, at=at
     )
 
 

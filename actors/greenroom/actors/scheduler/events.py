@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.values import (
-    Caller,
-    EngineSpec,
-    Failure,
-    Mode,
-)
+from greenroom.actors.values import Caller, EngineSpec, Failure, Mode
 
 
 class BackendChosen(Event, frozen=True, kw_only=True):

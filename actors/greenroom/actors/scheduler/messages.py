@@ -17,13 +17,7 @@ from greenroom.actors.limits import (
     Seconds,
     Slots,
 )
-from greenroom.actors.values import (
-    Caller,
-    Fact,
-    InstallPolicy,
-    Mode,
-    Reservation,
-)
+from greenroom.actors.values import Caller, Fact, InstallPolicy, Mode, Reservation
 
 SCHEDULER = Address("scheduler")
 

@@ -223,11 +223,7 @@ class Placements:
         """
         turn = self._turn
         return [
-            Holding(
-                engine_id=one.spec.engine_id,
-                memory=held,
-                idle_since=reading.idle_since,
-            )
+            Holding(engine_id=one.spec.engine_id, memory=held, idle_since=reading.idle_since)
             for one, reading in turn.empty()
             if (held := holding(one.spec, turn.volatile, device))
             and turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0

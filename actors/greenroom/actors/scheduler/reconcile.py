@@ -40,13 +40,7 @@ from greenroom.actors.scheduler.errors import failure_of, load_failed, never_sta
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
 from greenroom.actors.scheduler.messages import Ready, Unloaded
 from greenroom.actors.scheduler.quarantine import broken_by_version, cleared_by, is_telling, outlived
-from greenroom.actors.scheduler.queue import (
-    AGAIN,
-    FAILURES_TO_OPEN,
-    LONGEST_COOL_DOWN,
-    QueueStep,
-    cool_down,
-)
+from greenroom.actors.scheduler.queue import AGAIN, FAILURES_TO_OPEN, LONGEST_COOL_DOWN, QueueStep, cool_down
 from greenroom.actors.scheduler.setbacks import SPARED, setback_key, setbacks_after
 from greenroom.actors.scheduler.state import (
     NOT_THE_MODELS_FAULT,

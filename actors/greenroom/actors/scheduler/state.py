@@ -358,9 +358,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
         case QuarantineLifted() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             return change(
-                new,
-                quarantines=without(state.quarantines, key),
-                breakers=without(state.breakers, key),
+                new, quarantines=without(state.quarantines, key), breakers=without(state.breakers, key)
             )
         case ConfigChanged() as e:
             return _apply_config(new, e)

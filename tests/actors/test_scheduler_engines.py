@@ -215,9 +215,9 @@ def test_volatile_state_does_not_grow_with_the_number_of_loads() -> None:
         (
             volatile.met,
             volatile.begun,
-            volatile.start_told,
+            volatile.start_sent,
             volatile.leaving,
-            volatile.stop_told,
+            volatile.stop_sent,
             volatile.keep_alive,
         )
     )

@@ -80,7 +80,7 @@ def test_a_request_for_an_absent_model_is_told_how_to_get_it() -> None:
     refusal = stage.refused("r1")
     assert (refusal.kind, refusal.message) == (
         "not_found",
-        'model "nemo" is not here; run: greenroom pull nemo',
+        'model "nemo" is not in the store; run: greenroom pull nemo',
     )
 
 

@@ -55,7 +55,7 @@ async def test_a_model_that_is_not_here_is_404_and_says_how_to_get_it(open_house
     status, error = await house.error(house.chat(model="gemma3"))
     assert status == 404
     assert error == {
-        "message": 'model "gemma3" is not here; run: greenroom pull gemma3',
+        "message": 'model "gemma3" is not in the store; run: greenroom pull gemma3',
         "type": "invalid_request_error",
         "code": "model_not_found",
         "param": "model",

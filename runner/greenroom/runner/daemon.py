@@ -35,10 +35,10 @@ from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState
 from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
-from greenroom.actors.scheduler.reconcile import Limits
 from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
 from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime

@@ -50,8 +50,8 @@ def choose(
     3. Only those this platform can run count; none: refused, with each verdict.
     4. Of the installed ones the most preferred serves; absent better ones are named as advice.
     5. One that is being installed already is waited for.
-    6. Where the user has named an installation of his own, ours is not put beside it; if that leaves none,
-       refused with what is wrong with his.
+    6. No backend is installed beside one that the user has configured; if that leaves none, refused with what
+       is wrong with the configured one.
     7. One that is not deferred and that the user has not uninstalled is installed without asking, unless
        the policy is `never`.
     8. A deferred one is installed under `auto`; under `ask` and `never` the request is refused with the
@@ -110,7 +110,7 @@ def choose(
 def not_installed(
     backend: BackendFacts, status: BackendStatus | None, others: Sequence[BackendFacts] = ()
 ) -> NotInstalled:
-    """The refusal that tells how to install a backend, and which others could be installed instead."""
+    """Says how to install the backend, and which others could be installed instead."""
     broken = (
         status.failure.message if status is not None and status.state == "broken" and status.failure else ""
     )

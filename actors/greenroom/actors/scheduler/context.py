@@ -1,4 +1,4 @@
-"""What the steps of one scheduler turn share: the state they read and the decision they collect."""
+"""What the steps of one scheduler turn share: the state they read, the decision they build."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     keep_alive: float = 300.0
     max_wait: float = 300.0
-    """How long a request waits for an engine to be ready."""
+    """For an engine to be ready."""
     max_queued: float = 3600.0
-    """How long it waits for a slot of one that is, while nothing moves before it."""
+    """For a slot, while the queue does not move."""
     drain: float = 600.0
-    """How long an engine that shall end may go on with the requests inside it."""
+    """For the requests inside an engine that is ending."""
     queue: int = 256
     slots: int | None = None
     """Requests an engine takes at once; None leaves that to its backend."""
@@ -39,7 +39,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnContext:
-    """One settle. Mutable and short-lived: it collects a Decision and nothing outside sees it."""
+    """One call of `settle`: mutable, short-lived, seen only by its steps."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class TurnContext:
         self.wakes: list[float] = []
         self.faults: list[Fault] = []
         self.granted: dict[str, int] = {}
-        """Slots that were given away in this turn, by engine; the gates' readings do not show them yet."""
+        """engine → slots granted in this turn; the gates' readings do not show them yet."""
         self.cause = ""
-        """The request or event this turn's events go back to."""
+        """The request or event that caused this turn's events."""
 
     def decision(self) -> Decision[SchedulerVolatile]:
         return Decision(
@@ -79,7 +79,7 @@ class TurnContext:
         )
 
     def guarded(self, step: Callable[[], None], *, doing: str, about: str = "") -> bool:
-        """Run a part of the turn; should it raise, only this part is left out. False then."""
+        """Run a part of the turn. If it raises, only this part is undone; False then."""
         volatile, queue, granted, cause = self.volatile, dict(self._queue), dict(self.granted), self.cause
         events, effects, wakes = len(self.events), len(self.effects), len(self.wakes)
         try:
@@ -94,7 +94,7 @@ class TurnContext:
     # writing
 
     def record(self, *events: Event, cause: str) -> None:
-        """Have events stored; a turn with events ends with the step that has them."""
+        """Store events; the step that has them is the turn's last."""
         if self.storing:
             self.events += events
             self.cause = cause
@@ -108,7 +108,7 @@ class TurnContext:
         self.effects.append(Answer(key=waiting.request_id, outcome=outcome))
 
     def change(self, waiting: Waiting, **changes: object) -> Waiting:
-        """Note something of a request, which keeps its place."""
+        """The request keeps its place in the queue."""
         changed = msgspec.structs.replace(waiting, **changes)
         self._queue[waiting.request_id] = changed
         return changed
@@ -123,37 +123,37 @@ class TurnContext:
         return any(fits(spec, waiting) for waiting in self._queue.values())
 
     def has_room(self, spec: EngineSpec, places: int) -> bool:
-        """Whether so many slots of an engine are free, less those given away in this turn."""
+        """Whether so many slots of an engine are free, less those granted in this turn."""
         given = self.granted.get(spec.engine_id, 0)
         reading = self.volatile.gates.get(spec.engine_id) or GateReading(True, 0, 0.0, 0, slots=spec.slots)
         return reading.has_room(places, given)
 
     @property
     def silent(self) -> list[str]:
-        """Backends whose runner has not told its engines in this life: what they hold is not known."""
+        """Backends whose runner has not sent its list in this life: the memory they hold is not known."""
         return [one.name for one in self.facts if one.name not in self.volatile.engines]
 
     def serving(self) -> Iterator[Engine]:
-        """Engines that shall be and are ready."""
+        """Engines that should run and are ready."""
         for engine_id in self.state.loads:
             engine = self.volatile.engine(engine_id)
             if engine is not None and engine.state == "ready":
                 yield engine
 
     def forced(self, engine: Engine) -> bool:
-        """True for an engine on an installation that is removed without waiting for those inside."""
+        """True on an installation that is removed without waiting for requests."""
         status = (self.volatile.statuses or {}).get(engine.spec.backend)
         return status is not None and status.forced and engine.spec.installation_id in status.retiring
 
     def empty(self) -> Iterator[tuple[Engine, GateReading]]:
-        """Of those, the ones nobody is inside."""
+        """Serving engines without requests."""
         for engine in self.serving():
             reading = self.volatile.gates.get(engine.spec.engine_id)
             if reading is not None and not reading.inside and engine.spec.engine_id not in self.granted:
                 yield engine, reading
 
     def keep_alive(self, model_id: str, mode: Mode) -> float:
-        """Seconds a model stays after its last request: the last wish, the configured, the default."""
+        """Seconds a model stays after its last request: the last request's, the configured, the default."""
         key = config_key(model_id, mode)
         wished = self.volatile.keep_alive.get(key)
         if wished is not None:
@@ -167,9 +167,7 @@ class TurnContext:
         return configured if configured is not None else self.limits.keep_alive
 
     def account(self, device: str = "") -> Account:
-        """The ledger now, of the machine or of one device: loads in flight, engines that run, and engines
-        that have not let go yet.
-        """
+        """The ledger of the machine or of one device: loads in flight, running engines, and ending ones."""
         by_id = {load.spec.engine_id: load.spec for load in self.state.loads.values()}
         alive = {engine.spec.engine_id: engine for engine in self.volatile.alive()}
         loading = sum(
@@ -194,7 +192,7 @@ def share(spec: EngineSpec, device: str = "") -> int:
 
 
 def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
-    """Bytes an engine or a load in flight is reckoned to hold there: reserved, and measured where it is."""
+    """Bytes an engine or a load in flight counts for there: reserved, or measured where that is possible."""
     reservation, measured = share(spec, device), volatile.measured.get(spec.engine_id)
     if not reservation or measured is None or (device and measured.device is None):
         return reservation
@@ -210,7 +208,7 @@ def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> 
 def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
     """Weights and cache, in bytes; the whole reservation while the model is not known."""
     if spec.device and not device:
-        return 0  # they are there, not here
+        return 0  # they are in the device
     for reservation in spec.promises:
         if reservation.device == device:
             return reservation.claimable
@@ -221,7 +219,7 @@ def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> in
 
 
 def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
-    """What its end tells about the next engine of this kind, in bytes; 0 when that is nothing."""
+    """What to reserve for the next engine of this kind, in bytes; 0 when this one was not measured enough."""
     measured, reading = volatile.measured.get(spec.engine_id), volatile.gates.get(spec.engine_id)
     if measured is None or (device and measured.device is None):
         return 0
@@ -241,7 +239,7 @@ def eviction(
     free: int = 0,
     device: str = "",
 ) -> EvictionDecided:
-    """The event that ends an engine, with the numbers that decided: of the machine's memory or a device's."""
+    """The event that ends an engine, with the numbers of the pool that decided."""
     reading = volatile.gates.get(engine.spec.engine_id)
     idle = now.monotonic - reading.idle_since if reading is not None and not reading.inside else 0.0
     return EvictionDecided(
@@ -263,7 +261,7 @@ def eviction(
 
 
 def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolatile:
-    """Forget what belongs to engines that need no longer be, so that nothing grows over weeks."""
+    """Forget what belongs to engines that are gone, so that nothing grows over weeks."""
     loads = state.loads.keys()
     alive = {one.spec.engine_id for one in volatile.alive()}
     wanted = {config_key(load.spec.model_id, load.spec.mode) for load in state.loads.values()}
@@ -274,11 +272,11 @@ def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolat
         met=volatile.met & loads,
         measured={one: size for one, size in volatile.measured.items() if one in alive or one in loads},
         begun={one: at for one, at in volatile.begun.items() if one in loads},
-        start_told={one: at for one, at in volatile.start_told.items() if one in loads},
+        start_sent={one: at for one, at in volatile.start_sent.items() if one in loads},
         leaving={one: at for one, at in volatile.leaving.items() if one in alive},
-        bar_told={one: at for one, at in volatile.bar_told.items() if one in loads},
-        stop_told={one: at for one, at in volatile.stop_told.items() if one in alive},
-        # A wish for keep-alive is about the engine that served it, not about the next one.
+        forbid_sent={one: at for one, at in volatile.forbid_sent.items() if one in loads},
+        stop_sent={one: at for one, at in volatile.stop_sent.items() if one in alive},
+        # A request's keep-alive applies to the engine that served it, not to the next one.
         keep_alive={key: seconds for key, seconds in volatile.keep_alive.items() if key in wanted},
         ready_since={one: at for one, at in volatile.ready_since.items() if one in loads},
         cooling={name: at for name, at in volatile.cooling.items() if name in cooling},

@@ -1,8 +1,8 @@
-"""The scheduler: which model runs where, who waits for it, and what must make room.
+"""The scheduler: which model runs where, which requests wait for it, and what is evicted for it.
 
-It owns loads, promises, evictions, breakers and configuration; everything else it is told by whoever owns
-it, as whole lists. A request that finds no open gate becomes one more in its queue; what then follows is
-derived from the state, in the numbered steps of `scheduler_turn`.
+It owns loads, reserved memory, evictions, breakers and configuration; for everything else the owner sends it
+whole lists. A request that finds no open gate is queued here; what then follows is derived from the state, in
+the numbered steps of `reconcile`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from greenroom.actors.kernel.core import (
     Later,
     NotUnderstood,
     Recovered,
+    SingleStream,
     Stored,
     Tell,
     events_of,
@@ -38,10 +39,7 @@ from greenroom.actors.scheduler import events as scheduler_events
 from greenroom.actors.scheduler.context import Limits, eviction, fits
 from greenroom.actors.scheduler.effects import LeaveGate
 from greenroom.actors.scheduler.errors import unloaded
-from greenroom.actors.scheduler.events import (
-    ConfigChanged,
-    LoadAdmitted,
-)
+from greenroom.actors.scheduler.events import ConfigChanged, LoadAdmitted
 from greenroom.actors.scheduler.messages import (
     CONFIG_FIELDS,
     SCHEDULER,
@@ -79,9 +77,7 @@ _OWN_SHARE = 0.75
 """The share of the queue that one caller's requests may fill."""
 
 
-class Scheduler:
-    """The pure core; see the module's text."""
-
+class Scheduler(SingleStream[SchedulerState]):
     address: Address = SCHEDULER
     event_types: Sequence[type[Event]] = events_of(scheduler_events)
 
@@ -96,14 +92,6 @@ class Scheduler:
         self._facts = tuple(backends)
         self._policy: InstallPolicy = policy
         self._limits = limits
-
-    def claims(self, stream: str) -> bool:
-        """`scheduler`."""
-        return stream == "scheduler"
-
-    def stream_of(self, _event: Event) -> str:
-        """`scheduler`."""
-        return "scheduler"
 
     def initial(self) -> SchedulerState:
         return SchedulerState()
@@ -164,7 +152,7 @@ class Scheduler:
                 return Decision(volatile=change(volatile, models={one.id: one for one in command.models}))
             case EngineList():
                 if command.backend not in volatile.engines and command.token != volatile.life:
-                    # It was on its way before this life, and may lack what has been started since.
+                    # It was sent before this life, and may lack what has been started since.
                     return Decision()
                 engines = {one.spec.engine_id: one for one in command.engines}
                 ready = {one: now.monotonic for one, engine in engines.items() if engine.state == "ready"}
@@ -181,13 +169,11 @@ class Scheduler:
             case GateEmptied() | SlotFreed():
                 return Decision()
             case Recovered():
-                # The roll is called by the turn that follows.
+                # The turn that follows requests all lists. Requests that waited before are queued again soon.
+                none_wait = Tell(command=PendingInstallRequests())
                 life = f"{now.monotonic}/{now.draw}"
-                # Who waited before is in the queue again in a moment, and told of then.
-                nobody = Tell(command=PendingInstallRequests())
-                return Decision(
-                    effects=(nobody,), volatile=change(volatile, life=life, called_at=now.monotonic - AGAIN)
-                )
+                volatile = change(volatile, life=life, requested_at=now.monotonic - AGAIN)
+                return Decision(effects=(none_wait,), volatile=volatile)
             case _:
                 raise NotUnderstood(self.address, command)
 
@@ -217,22 +203,22 @@ class Scheduler:
             ),
         )
 
-    def _found(self, told: CallerFound, volatile: SchedulerVolatile) -> Decision[SchedulerVolatile]:
-        """Who asks is known better by now; that this one has too many queued may only show now."""
-        others = tuple(one for one in volatile.queue if one.request_id != told.request_id)
+    def _found(self, found: CallerFound, volatile: SchedulerVolatile) -> Decision[SchedulerVolatile]:
+        """Note the caller, which may turn out to have too many requests queued."""
+        others = tuple(one for one in volatile.queue if one.request_id != found.request_id)
         if len(others) == len(volatile.queue):
             return Decision()
-        if (full := self._full(told.caller, others)) is not None:
-            answer = Answer(key=told.request_id, outcome=full)
+        if (full := self._full(found.caller, others)) is not None:
+            answer = Answer(key=found.request_id, outcome=full)
             return Decision(effects=(answer,), volatile=msgspec.structs.replace(volatile, queue=others))
         queue = tuple(
-            msgspec.structs.replace(one, caller=told.caller) if one.request_id == told.request_id else one
+            msgspec.structs.replace(one, caller=found.caller) if one.request_id == found.request_id else one
             for one in volatile.queue
         )
         return Decision(volatile=msgspec.structs.replace(volatile, queue=queue))
 
     def _full(self, caller: Caller, queue: Sequence[Waiting]) -> Refusal | None:
-        """The refusal when the queue is full, or full of this caller's requests."""
+        """The refusal if the queue, or this caller's share of it, is full."""
         waiting, most = len(queue), self._limits.queue
         message = f"{waiting} requests are already queued."
         if waiting < most:
@@ -249,8 +235,8 @@ class Scheduler:
     ) -> Decision[SchedulerVolatile]:
         """End engines that match and are idle; those in use are left alone.
 
-        A load goes on for as long as it gets on, and that may be long. Naming its model ends it, and requests
-        that wait for it are told; with `all`, a load that requests wait for is in use.
+        A load may take long. Naming its model ends it, and refuses the requests that wait for it; with `all`,
+        a load that requests wait for counts as in use.
         """
         events: list[Event] = []
         effects: list[Effect] = []
@@ -280,10 +266,9 @@ class Scheduler:
     def _release(
         self, state: SchedulerState, ask: Release, now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
-        """Let go of a model that is to be removed: its idle engines end, and nothing is loaded from it.
+        """A model is to be removed: end its idle engines, and load nothing from it.
 
-        One that is in use or being loaded refuses, unless it is forced; then whoever is inside is served to
-        the end.
+        Refused while it is in use or loading, unless forced; requests inside are then served to the end.
         """
         events: list[Event] = []
         for load in state.loads.values():
@@ -291,16 +276,8 @@ class Scheduler:
             if spec.model_id != ask.model_id:
                 continue
             engine = volatile.engine(spec.engine_id)
-            users = _users(spec, volatile)
-            if not ask.force and (engine is None or engine.state == "starting" or users):
-                how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
-                refusal = refuse(
-                    "in_use",
-                    f"{spec.model_ref} {how}.",
-                    advice="Wait for them, or remove it with --force.",
-                    kind="conflict",
-                    subject=spec.model_ref,
-                )
+            refusal = _in_use(spec, volatile, advice="Wait for them, or remove it with --force.")
+            if not ask.force and refusal is not None:
                 released = Released(model_id=ask.model_id, refusal=refusal)
                 return Decision(effects=(Tell(command=released),))
             if engine is not None:
@@ -315,19 +292,8 @@ class Scheduler:
     def _configure(
         self, state: SchedulerState, ask: Configure, now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
-        """Merge a configuration; an idle engine that has another one ends, one in use refuses."""
-        event = ConfigChanged(
-            model_id=ask.model_id,
-            model_ref=ask.model_ref,
-            mode=ask.mode,
-            context_size=ask.context_size,
-            flags=ask.flags,
-            keep_alive=ask.keep_alive,
-            reset=ask.reset,
-            caller=ask.caller,
-            slots=ask.slots,
-            prompt_cache=ask.prompt_cache,
-        )
+        """Merge a configuration and end idle engines that have another; refused while one is in use."""
+        event = ConfigChanged(**msgspec.structs.asdict(ask))
         if too_much := flags_complaint(ask.flags or ()):
             return Decision(reply=refuse("flags_too_long", too_much))
         key = config_key(ask.model_id, ask.mode)
@@ -349,23 +315,15 @@ class Scheduler:
             )
             if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
                 continue
+            refusal = _in_use(spec, volatile, advice="Wait for them, or unload it first.")
+            if refusal is not None:
+                return Decision(reply=refusal)
             engine = volatile.engine(spec.engine_id)
-            users = _users(spec, volatile)
-            if engine is None or engine.state == "starting" or users:
-                how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
-                return Decision(
-                    reply=refuse(
-                        "in_use",
-                        f"{spec.model_ref} {how}.",
-                        advice="Wait for them, or unload it first.",
-                        kind="conflict",
-                        subject=spec.model_ref,
-                    )
-                )
+            assert engine is not None  # or it would be in use
             events.append(eviction(engine, volatile, now, "reconfigured"))
         if reload:
             events += lifted_by_hand(state, "its configuration has changed", model_id=ask.model_id)
-            # What it failed of may have been the configuration it had.
+            # It may have failed because of its old configuration.
             others = {
                 name: one
                 for name, one in volatile.setbacks.items()
@@ -388,7 +346,6 @@ class Scheduler:
 
 
 def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:
-    """Take back how a model was configured, in every mode: another time it begins as it comes."""
     return tuple(
         ConfigChanged(model_id=gone.model_id, model_ref=gone.model_ref, mode=mode, reset=CONFIG_FIELDS)
         for mode in get_args(Mode)
@@ -406,8 +363,18 @@ def _users(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
     return inside + sum(fits(spec, waiting) for waiting in volatile.queue)
 
 
+def _in_use(spec: EngineSpec, volatile: SchedulerVolatile, *, advice: str) -> Refusal | None:
+    """The refusal while an engine loads or has users; None when it may end now."""
+    engine, users = volatile.engine(spec.engine_id), _users(spec, volatile)
+    if engine is not None and engine.state != "starting" and not users:
+        return None
+    how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
+    message = f"{spec.model_ref} {how}."
+    return refuse("in_use", message, advice=advice, kind="conflict", subject=spec.model_ref)
+
+
 def _who(spec: EngineSpec, volatile: SchedulerVolatile) -> str:
-    """Who uses or waits for an engine: how many, and some of the ids that `greenroom why` takes."""
+    """How many requests use or wait for an engine, and some of their ids, for `greenroom why`."""
     reading = volatile.gates.get(spec.engine_id)
     names = sorted(reading.some) if reading is not None else []
     names += [waiting.request_id for waiting in volatile.queue if fits(spec, waiting)]

@@ -1,4 +1,4 @@
-"""What the scheduler asks of the gates and the progress board."""
+"""What the scheduler wants done at the gates and on the progress board."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class OpenGate(Effect, frozen=True, kw_only=True):
     backend: str
     endpoint: str
     slots: int = 0
-    """As many at once; 0 for all that come."""
+    """Requests at once; 0 for no limit."""
 
 
 class HoldGates(Effect, frozen=True, kw_only=True):
-    """Requests are queued for these engines and no others: nobody walks in there."""
+    """Requests are queued for these engines and no others: new requests queue behind them."""
 
     engine_ids: tuple[str, ...]
 
 
 class CloseGate(Effect, frozen=True, kw_only=True):
-    """Let nobody else in."""
+    """Let no more requests in."""
 
     engine_id: str
 
@@ -47,13 +47,13 @@ class AdmitRequest(Effect, frozen=True, kw_only=True):
 
 
 class LeaveGate(Effect, frozen=True, kw_only=True):
-    """An abandoned request leaves whatever gate it may be in."""
+    """An abandoned request leaves the gate it is in, if any."""
 
     request_id: str
 
 
 class PublishRequestProgress(Effect, frozen=True, kw_only=True):
-    """Say on the progress board what a waiting request waits for."""
+    """Show on the progress board what a request waits for."""
 
     request_id: str
     phase: str

@@ -1,4 +1,4 @@
-"""The scheduler's longer refusals: complete sentences with the numbers that decided."""
+"""The scheduler's refusals: complete sentences with the numbers that decided."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from greenroom.actors.values import Engine, EngineSpec, Failure
 
 
 def failure_of(engine: Engine) -> Failure:
-    """Why an engine that should run does not, from how it ended."""
+    """Why an engine is not running, from how it ended."""
     end = engine.exit
-    told = engine.failure or (end.failure if end is not None else None)
-    if told is not None:
-        return told
+    known = engine.failure or (end.failure if end is not None else None)
+    if known is not None:
+        return known
     if end is None and engine.fault:
         spec = engine.spec
         return Failure(
@@ -32,25 +32,24 @@ def failure_of(engine: Engine) -> Failure:
         code, summary = "engine_lost", f"The engine for {engine.spec.model_ref} is gone: {summary}."
     elif end is not None and end.expected:
         code = "engine_ended"
-    # One that neither exited nor died of a signal has not been seen to run: that was not its own doing.
-    initial_volatile = end is not None and end.code is None and not end.signal
+    # It neither exited nor died of a signal, so it never ran: not its own fault.
+    never_ran = end is not None and end.code is None and not end.signal
     return Failure(
         kind="permanent" if code == "engine_failed" else "transient",
         code=code,
         message=summary,
         advice=f"See its log: greenroom logs {engine.spec.engine_id}",
         detail="\n".join(end.last_lines) if end is not None else "",
-        blame="machine" if initial_volatile and code == "engine_failed" else "",
+        blame="machine" if never_ran and code == "engine_failed" else "",
     )
 
 
 def load_failed(spec: EngineSpec, failure: Failure, retry_after: float = 0.0) -> Refusal:
-    """What whoever waited for a load hears, with the failure's own code. Whose failure it was decides whether
-    it is worth asking again."""
+    """For requests that waited for a load. The failure's blame decides whether they may be retried."""
     kind = kind_of(failure.code, passing=not counts_against_model(failure))
-    return Refusal(
-        code=failure.code,
-        message=failure.message,
+    return refuse(
+        failure.code,
+        failure.message,
         advice=failure.advice,
         kind=kind,
         retry_after=retry_after,
@@ -59,7 +58,7 @@ def load_failed(spec: EngineSpec, failure: Failure, retry_after: float = 0.0) ->
 
 
 def undecided(waiting: Waiting) -> Refusal:
-    """Deciding on this request raised: a fault of ours, which the journal has as `command_parked`."""
+    """Deciding on this request raised; the journal has it as `command_parked`."""
     return refuse(
         "internal_error",
         f"Greenroom failed while deciding where {waiting.model_ref} can run.",
@@ -70,7 +69,7 @@ def undecided(waiting: Waiting) -> Refusal:
 
 
 def never_started(spec: EngineSpec) -> Failure:
-    """An engine whose runner has not taken it, or that nobody knows any more."""
+    """An engine that its runner will never start, or that no runner knows."""
     return Failure(
         kind="transient",
         code="engine_lost",
@@ -79,7 +78,7 @@ def never_started(spec: EngineSpec) -> Failure:
 
 
 def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0) -> NotInstalled:
-    """What whoever waited for an installation hears when its job has ended without one."""
+    """For requests that waited for an installation whose job has failed or was cancelled."""
     again = f" It will be retried in {again_in:.0f} s." if again_in else ""
     if failure is None:
         message = f"{backend} was not installed.{again}"
@@ -104,7 +103,6 @@ def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0
 
 
 def breaker_open(waiting: Waiting, backend: str, breaker: BreakerState, left: float) -> Refusal:
-    """A model that keeps dying and is left alone for a while."""
     return refuse(
         "breaker_open",
         f"{waiting.model_ref} failed {breaker.failures} times on {backend} and will be retried in "
@@ -116,7 +114,6 @@ def breaker_open(waiting: Waiting, backend: str, breaker: BreakerState, left: fl
 
 
 def not_stored() -> Refusal:
-    """A request that would need an event while the journal takes none."""
     return refuse(
         "journal_full",
         "No model can be loaded because the journal cannot be written. Loaded models still work.",
@@ -126,7 +123,7 @@ def not_stored() -> Refusal:
 
 
 def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
-    """Whoever has waited as long as anybody may; what it waited for goes on."""
+    """The request has reached its limit; what it waited for continues."""
     return refuse(
         "not_ready_yet",
         f"{waiting.model_ref} is not ready after {waited:.0f} s; it is still {text}.",
@@ -138,7 +135,7 @@ def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
 
 
 def unloaded(waiting: Waiting) -> Refusal:
-    """The load it waits for was ended by hand."""
+    """A user ended the load it waits for."""
     return refuse(
         "unloaded",
         f"{waiting.model_ref} was unloaded while it was loading.",
@@ -150,7 +147,7 @@ def unloaded(waiting: Waiting) -> Refusal:
 
 
 def pinned(waiting: Waiting, need: int, held: int, account: Account, device: str = "") -> Refusal:
-    """A model that would fit if pinned ones did not hold the room; `device` is its name for people."""
+    """The model would fit if pinned ones did not hold the memory; `device` is a name for people."""
     return refuse(
         "no_room",
         f"{waiting.model_ref} needs {format_size(need)} of {_memory_of(device)}; pinned models hold "
@@ -163,7 +160,7 @@ def pinned(waiting: Waiting, need: int, held: int, account: Account, device: str
 
 
 def never_fits(model_ref: str, need: int, account: Account, device: str = "") -> Refusal:
-    """A model that needs more than engines may ever use, with the numbers; `device` is for people."""
+    """The model needs more than engines may ever use; `device` is a name for people."""
     setting = "lower gpu_headroom" if device else "raise memory_budget"
     return refuse(
         "does_not_fit",
@@ -171,6 +168,7 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
         f"{format_size(account.memory.budget)} in total.",
         advice=f"Configure a smaller context, choose a smaller model, or {setting}.",
         kind="exhausted",
+        # "promised" is a stored name: memory reserved for engines.
         numbers={
             "needed": float(need),
             "budget": float(account.memory.budget),

@@ -1,4 +1,4 @@
-"""What the scheduler stores, in `scheduler`. A change of a field needs a new SCHEMA and an upcaster."""
+"""What the scheduler stores. A changed field needs a new SCHEMA and an upcaster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from greenroom.actors.values import Caller, EngineSpec, Failure, Mode
 
 
 class BackendChosen(Event, frozen=True, kw_only=True):
-    """Which backend serves a model, and why not another."""
+    """Which backend serves a model, and why."""
 
     TAG = "backend_chosen"
     model_id: str
@@ -21,7 +21,7 @@ class BackendChosen(Event, frozen=True, kw_only=True):
 
 
 class LoadAdmitted(Event, frozen=True, kw_only=True):
-    """A load has its place in memory; its engine will be started."""
+    """Memory is reserved for a load; its engine will be started."""
 
     TAG = "load_admitted"
     spec: EngineSpec
@@ -29,12 +29,12 @@ class LoadAdmitted(Event, frozen=True, kw_only=True):
     """Bytes reserved for all engines, this one included."""
     budget: int
     device_promised: int = 0
-    """The same two of its device's memory, if it has one."""
+    """The same two for its device, if it has one."""
     device_budget: int = 0
     refused_before: int = 0
-    """Requests for it that were refused since the last time it was loaded."""
+    """Requests for the model that were refused since it was last loaded."""
     caller: Caller = Caller()
-    """Whose request it was that wanted it."""
+    """Who made the request."""
 
 
 class LoadRefused(Event, frozen=True, kw_only=True):
@@ -49,11 +49,11 @@ class LoadRefused(Event, frozen=True, kw_only=True):
     numbers: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it for every instance
     count: int = 1
     advice: str = ""
-    """What else the client was told to do."""
+    """What the client can do."""
     backends: tuple[str, ...] = ()
     """Backends that are not installed and could serve the model, the preferred one first."""
     caller: Caller = Caller()
-    """Whose request it was."""
+    """Who made the request."""
 
 
 class LoadFailed(Event, frozen=True, kw_only=True):
@@ -75,7 +75,7 @@ class LoadFailed(Event, frozen=True, kw_only=True):
 
 
 class EvictionDecided(Event, frozen=True, kw_only=True):
-    """An engine shall end; its place is free once it is gone."""
+    """An engine is to end; its memory is free once it has."""
 
     TAG = "eviction_decided"
     URGENT = True
@@ -93,22 +93,22 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     needed: int = 0
     free: int = 0
     device: str = ""
-    """Whose memory these three are about; empty for the machine's."""
+    """The device these three are about; empty for the machine."""
     footprint: int = 0
     """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
     device_footprint: int = 0
     """The same of its device's memory."""
     installation_id: str = ""
-    """Where it ran; empty when it never was ready."""
+    """Where it ran; empty when it was never ready."""
 
     @property
     def is_urgent(self) -> bool:
-        """Not for another load: that could not be recorded, so room would be made in vain."""
+        """Not to make room: the load it is for could not be stored."""
         return self.reason != "room"
 
 
 class BreakerOpened(Event, frozen=True, kw_only=True):
-    """A model keeps dying on an installation; it is left alone for a while."""
+    """Loads of a model keep failing on an installation; none is tried for a while."""
 
     TAG = "breaker_opened"
     model_id: str
@@ -121,7 +121,7 @@ class BreakerOpened(Event, frozen=True, kw_only=True):
 
 
 class BreakerClosed(Event, frozen=True, kw_only=True):
-    """It may be tried again without restraint."""
+    """The model has run long enough: its failures no longer count."""
 
     TAG = "breaker_closed"
     model_id: str
@@ -131,14 +131,14 @@ class BreakerClosed(Event, frozen=True, kw_only=True):
 
 
 class ModelQuarantined(Event, frozen=True, kw_only=True):
-    """A model dies on an installation and has run on another of the same backend: that one serves it."""
+    """A model fails on an installation and has run on another of the same backend, which serves it again."""
 
     TAG = "model_quarantined"
     model_id: str
     model_ref: str
     backend: str
     installation_id: str
-    """Where it dies."""
+    """Where it fails."""
     version: str
     back_to: str
     """The installation it goes back to."""
@@ -149,7 +149,7 @@ class ModelQuarantined(Event, frozen=True, kw_only=True):
 
 
 class QuarantineLifted(Event, frozen=True, kw_only=True):
-    """The model may be tried on that installation again, as if it had never failed there."""
+    """The model may be loaded on that installation again; its failures there no longer count."""
 
     TAG = "quarantine_lifted"
     model_id: str
@@ -160,14 +160,14 @@ class QuarantineLifted(Event, frozen=True, kw_only=True):
 
 
 class KeepAliveWished(Event, frozen=True, kw_only=True):
-    """A request wished that a model stays for ever, or no longer does; other wishes are not stored."""
+    """A request pinned a model (or unpinned it) by its keep-alive; other keep-alives are not stored."""
 
     TAG = "keep_alive_wished"
     engine_id: str
     model_id: str
     model_ref: str
     keep_alive: float
-    """Seconds; negative means for ever."""
+    """Seconds; negative pins the model."""
 
 
 class ConfigChanged(Event, frozen=True, kw_only=True):
@@ -180,12 +180,12 @@ class ConfigChanged(Event, frozen=True, kw_only=True):
     context_size: int | None = None
     flags: tuple[str, ...] | None = None
     keep_alive: float | None = None
-    """Seconds; negative means for ever."""
+    """Seconds; negative pins the model."""
     slots: int | None = None
     """Requests at once; 0 lets the ledger decide."""
     prompt_cache: int | None = None
     """Bytes; negative lets the ledger decide."""
     reset: tuple[str, ...] = ()
-    """Names of those that are as if they had never been set, unless this event sets them."""
+    """Fields that go back to their defaults, unless this event sets them."""
     caller: Caller = Caller()
     """Who asked."""

@@ -9,12 +9,12 @@ import msgspec
 from greenroom.actors.values import Model, Reservation
 
 DEFAULT_CONTEXT = 8_192
-"""Tokens of key/value cache reckoned with when neither the user nor the model says how many."""
+"""Tokens of key/value cache to reserve when neither the user nor the model says how many."""
 
 
 GROWTH = 0.25
-"""Of the memory that an engine's first slot leaves free, more slots and a prompt cache take no more than this
-share: two models that fit side by side shall not evict each other for slots that nobody needs."""
+"""More slots and a prompt cache take at most this share of the memory that an engine's first slot leaves
+free, so that two models that fit side by side do not evict each other for slots that no request needs."""
 _LEAST_PROMPT_CACHE = 64 * 2**20
 _MOST_PROMPT_CACHE = 2**30
 
@@ -37,7 +37,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def memory(self) -> Memory:
-        """As a pool of its own. What cannot be measured is bounded by what is reserved alone."""
+        """As a pool. If it cannot be measured, only reservations limit it."""
         return Memory(
             budget=self.budget, available=2 * self.budget if self.available is None else self.available
         )
@@ -55,7 +55,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine that holds memory and could be made to give it back."""
+    """An idle engine that could be evicted."""
 
     engine_id: str
     memory: int
@@ -67,18 +67,18 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     memory: Memory
     reserved: int
-    """To engines that run and loads in flight."""
+    """For running engines and loads in flight."""
     unclaimed: int
     """The part of `reserved` whose engines are still loading, so not yet in `available`."""
 
     @property
     def free(self) -> int:
-        """What can be reserved now: the smaller of what is not reserved and what is really there."""
+        """What can be reserved now: the smaller of what is not reserved and what is measured as free."""
         return max(0, min(self.memory.budget - self.reserved, self.memory.available - self.unclaimed))
 
 
 def context_reckoned(context_size: int, context_length: int) -> int:
-    """Tokens of key/value cache that are reckoned with.
+    """Tokens of key/value cache to reserve.
 
     Args:
         context_size: As configured; 0 leaves it open, less is as much as the model can take.
@@ -91,7 +91,7 @@ def context_reckoned(context_size: int, context_length: int) -> int:
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """How many requests an engine takes at once, and what it keeps of those before."""
+    """How many requests an engine takes at once, and how much of earlier prompts it keeps."""
 
     slots: int = 0
     """0 leaves it to the engine."""
@@ -104,7 +104,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 def reservation_for(
     model: Model, context_size: int, compute: int, capacity: Capacity, device: str = ""
 ) -> Reservation:
-    """What an engine needs where its weights are, in bytes. Every slot has the whole of the context."""
+    """What an engine needs where its weights are. Every slot has the whole context."""
     context = context_reckoned(context_size, model.context_length)
     return Reservation(
         device=device,
@@ -152,8 +152,8 @@ def reckoned(reservation: int, least: int, peak: int, served: int) -> int:
 def expected(estimate: int, least: int, footprint: int, account: Account) -> int:
     """What a load is reckoned to need, in bytes, when engines like it were measured at `footprint` (or 0).
 
-    Experience may keep others out, but never the model itself: where the estimate would let it in and
-    nobody else has a reservation, it is let in.
+    A measurement never keeps the model itself out: where the estimate would let it in and no other engine has
+    a reservation, it is let in.
     """
     if not footprint:
         return estimate
@@ -166,7 +166,7 @@ def expected(estimate: int, least: int, footprint: int, account: Account) -> int
 def fewest_victims(needed: int, idle: Sequence[Holding]) -> tuple[Holding, ...]:
     """The least recently used idle engines that together free `needed` bytes, as few as possible.
 
-    Empty when all of them together do not suffice: then nobody is evicted in vain.
+    Empty when all of them together do not suffice, so that none is evicted without effect.
     """
     if needed <= 0:
         return ()

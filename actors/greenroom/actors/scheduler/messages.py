@@ -1,4 +1,4 @@
-"""What the scheduler is asked and told, and what it answers."""
+"""The scheduler's commands and replies."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ SCHEDULER = Address("scheduler")
 
 
 class SchedulerCommand(Command[R_co], frozen=True, kw_only=True):
-    """What the scheduler is asked or told."""
-
     ACTOR = SCHEDULER
 
 
 class Granted(Fact, frozen=True, kw_only=True, weakref=True):
-    """A place in an engine's gate under the request's id, until `Abandon`, or until nobody holds this."""
+    """A slot in an engine under the request's id, until `Abandon` or until this is garbage-collected."""
 
     engine_id: str
     backend: str
@@ -37,7 +35,7 @@ class Granted(Fact, frozen=True, kw_only=True, weakref=True):
 
 
 class Serve(SchedulerCommand[Granted], frozen=True, kw_only=True):
-    """Find an engine for a request whose model is known: `Granted`, with a place in its gate."""
+    """Find an engine for a request and enter its gate."""
 
     request_id: Id
     """Chosen by the caller, so that it can abandon a request whose grant it has not seen."""
@@ -49,52 +47,51 @@ class Serve(SchedulerCommand[Granted], frozen=True, kw_only=True):
     policy: InstallPolicy | None = None
     """Overrides the configured one."""
     keep_alive: Seconds | None = None
-    """Seconds the model stays after its last request; negative means for ever."""
+    """Seconds the model stays after its last request; negative pins it."""
     caller: Caller = Caller()
     """Who asks: callers take turns, and none fills the whole queue."""
     places: Slots = 1
     """Slots it needs: one for each answer it wants at the same time."""
     held: bool = False
-    """The asker leaves the gate whatever happens, so the place does not end with its `Granted`."""
+    """The caller leaves the gate itself, so the slot does not end with its `Granted`."""
 
     def withdrawn(self) -> Abandon:
         return Abandon(request_id=self.request_id)
 
     @property
     def is_leased(self) -> bool:
-        """Unless the asker leaves the gate by itself."""
         return not self.held
 
 
 class CallerFound(SchedulerCommand[None], frozen=True, kw_only=True):
-    """Who asks is known better by now: of a request that is still queued, this counts from now on."""
+    """A queued request turns out to be from this caller."""
 
     request_id: Id
     caller: Caller
 
 
 class Ready(Fact, frozen=True, kw_only=True):
-    """What was installed, runs and lies in the store has been looked at."""
+    """Every owner has sent its list."""
 
 
 class AwaitReady(SchedulerCommand[Ready], frozen=True, kw_only=True):
-    """Has everybody told what he owns? `Ready`, once the scheduler has heard all owners in this life."""
+    """Answered once every owner has sent its list in this life."""
 
 
 class Abandon(SchedulerCommand[None], frozen=True, kw_only=True):
-    """The request is gone, granted or not. Valid at any time."""
+    """The client has gone, granted or not. Valid at any time."""
 
     request_id: Id
 
 
 class Unloaded(Fact, frozen=True, kw_only=True):
-    """How many engines were told to end."""
+    """How many engines are ending."""
 
     engines: int
 
 
 class Unload(SchedulerCommand[Unloaded], frozen=True, kw_only=True):
-    """End idle engines: `Unloaded`. Engines in use are left alone."""
+    """End idle engines; those in use are left alone."""
 
     all: bool = False
     backend: BackendName = ""
@@ -114,7 +111,7 @@ class Configured(Fact, frozen=True, kw_only=True):
 
 
 class Configure(SchedulerCommand[Configured], frozen=True, kw_only=True):
-    """Change how a model is loaded; what is None stays as it is. 409 while it is in use."""
+    """Change how a model is loaded; what is None stays as it is. Refused while it is in use."""
 
     model_id: Id
     model_ref: Name
@@ -129,28 +126,28 @@ class Configure(SchedulerCommand[Configured], frozen=True, kw_only=True):
     caller: Caller = Caller()
     """Who asks."""
     reset: Annotated[tuple[ConfigField, ...], Many] = ()
-    """What is as if it had never been set, unless it is set here."""
+    """Fields that go back to their defaults, unless they are set here."""
 
 
 class ForgetModel(SchedulerCommand[None], frozen=True, kw_only=True):
-    """Library → scheduler: a model was removed. How it was configured goes with it."""
+    """Library → scheduler: a model was removed, and its configuration with it."""
 
     model_id: Id
     model_ref: Name
 
 
 class LiftQuarantines(SchedulerCommand[None], frozen=True, kw_only=True):
-    """Installer → scheduler: somebody wants this version; every model may be tried on it again."""
+    """Installer → scheduler: a user asked for this version; every model may be tried on it again."""
 
     backend: BackendName
 
 
 class Keep(SchedulerCommand[None], frozen=True, kw_only=True):
-    """How long a model stays after its last request, as a request wished that needed no engine found."""
+    """The keep-alive of a request that entered a gate without the scheduler."""
 
     model_id: Id
     keep_alive: Seconds
-    """Seconds; negative means for ever."""
+    """Seconds; negative pins the model."""
     mode: Mode = "completion"
 
 
@@ -165,16 +162,16 @@ class LedgerReading(Fact, frozen=True, kw_only=True):
     """Requests that have no engine yet."""
     engines: tuple[EngineAccount, ...]
     queue: tuple[QueueEntry, ...] = ()
-    """Those that wait, the first first."""
+    """In the order in which they are served."""
     devices: tuple[DeviceAccount, ...] = ()
 
 
 class ReadLedger(SchedulerCommand[LedgerReading], frozen=True, kw_only=True):
-    """Who holds what memory, for whom and until when: `LedgerReading`."""
+    """Which engine holds how much memory, and until when."""
 
 
 class EngineAccount(Fact, frozen=True, kw_only=True):
-    """One engine that shall run, as the scheduler reckons with it. Bytes and seconds."""
+    """One engine in the ledger. Bytes and seconds."""
 
     engine_id: str
     promised: int
@@ -182,28 +179,27 @@ class EngineAccount(Fact, frozen=True, kw_only=True):
     """Memory its processes use now; None where it could not be measured."""
     peak: int | None
     device: str = ""
-    """Id of the device it computes on; the next are about that device's memory."""
+    """Id of the device it computes on; the next two are about that device's memory."""
     device_promised: int = 0
     device_measured: int | None = None
     context_size: int = 0
     """Tokens each request may fill."""
     slots: int = 0
-    """Requests it takes at once; 0 when it takes all that come."""
+    """Requests it takes at once; 0 for no limit."""
     used: int = 0
-    """Slots that are taken."""
     promises: tuple[Reservation, ...] = ()
-    """What was promised at its start, by pool and part."""
+    """What was reserved at its start, by pool and part."""
     inside: int
-    """Requests it is answering."""
+    """Requests that it is answering."""
     served: int
     queue: int
     """Requests that wait for it."""
     keep_alive: float
-    """Negative means for ever."""
+    """Negative when it is pinned."""
     idle_seconds: float | None
-    """None while it is in use or loads."""
+    """None while it is loading or in use."""
     expires_in: float | None
-    """None while it is in use or loads, and when it stays for ever."""
+    """None while it is loading, in use or pinned."""
     cause: str
     """Id of the event that admitted it."""
 
@@ -215,7 +211,7 @@ class QueueEntry(Fact, frozen=True, kw_only=True):
     model_ref: str
     mode: Mode
     place: int
-    """The first is 1; 0 when it has only just come."""
+    """The first is 1; 0 for one that has just arrived."""
     phase: str
     message: str
     """What it waits for."""
@@ -224,9 +220,9 @@ class QueueEntry(Fact, frozen=True, kw_only=True):
     waited: float
     """Seconds."""
     left: float
-    """Seconds until it is refused, should nothing come of it."""
+    """Seconds until it is refused if it is not served."""
     caller: str = ""
-    """Who asks, for people."""
+    """For people."""
 
 
 class DeviceAccount(Fact, frozen=True, kw_only=True):
@@ -243,7 +239,7 @@ class DeviceAccount(Fact, frozen=True, kw_only=True):
 
 
 class Drain(SchedulerCommand[Unloaded], frozen=True, kw_only=True):
-    """The daemon stops: admit nothing more and end all engines (`Unloaded`)."""
+    """The daemon stops: admit nothing more and end all engines."""
 
 
 class SlotFreed(SchedulerCommand[None], frozen=True, kw_only=True):

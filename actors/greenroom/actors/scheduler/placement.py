@@ -43,7 +43,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to place an engine: its spec with its promises, and the pools they are from, a device first."""
+    """One way to place an engine: its spec with its reservations, and their pools, a device first."""
 
     spec: EngineSpec
     needs: tuple[Need, ...]
@@ -77,7 +77,7 @@ class Placements:
         self._turn = turn
 
     def of(self, spec: EngineSpec, model: Model, facts: BackendFacts) -> list[Placement]:
-        """Everywhere an engine could go with the fewest slots it may have; `spec` has no promises yet."""
+        """Everywhere an engine could go with the fewest slots it may have; `spec` has no reservations yet."""
         smallest, _ = self._range(spec, model, facts)
         devices = self._turn.volatile.memory.devices if facts.device else ()
         if not devices:
@@ -106,7 +106,7 @@ class Placements:
     def _range(self, spec: EngineSpec, model: Model, facts: BackendFacts) -> tuple[Capacity, list[Capacity]]:
         """The smallest capacity an engine may have, and all that it may grow to, the largest first.
 
-        What is configured for the model, or by the operator, is not a wish: it is had, or nothing is loaded.
+        What is configured, for the model or for all, is never reduced: if it does not fit, nothing is loaded.
         """
         turn, limits = self._turn, self._turn.limits
         if not facts.slots:
@@ -199,12 +199,12 @@ class Placements:
         return Room(place=place, victims=tuple(victims.items()))
 
     def coming(self, device: str) -> int:
-        """Bytes of engines that shall end and have not yet let go."""
+        """Bytes of engines that are ending and not gone yet."""
         turn = self._turn
         return sum(holding(one.spec, turn.volatile, device) for one in self._leaving())
 
     def yielding(self, device: str) -> int:
-        """Bytes that time will free: of engines that end, and of those that are not pinned."""
+        """Bytes that will be free in time: of engines that are ending, and of those that are not pinned."""
         turn = self._turn
         leaving = {one.spec.engine_id for one in self._leaving()}
         return sum(
@@ -218,9 +218,7 @@ class Placements:
         return [one for one in turn.volatile.alive() if one.spec.engine_id not in turn.state.loads]
 
     def _idle(self, device: str) -> list[Holding]:
-        """Engines that may be ended for others: ready, empty, not pinned, not waited for, and with something
-        to give there.
-        """
+        """Engines that may be evicted: ready, empty, not pinned, not waited for, and holding memory there."""
         turn = self._turn
         return [
             Holding(engine_id=one.spec.engine_id, memory=held, idle_since=reading.idle_since)

@@ -1,16 +1,15 @@
 """Models that a version of a backend broke: they go back to the version that served them.
 
-A model is quarantined on an installation that cannot load it, when it has run on another installation of
-the same backend, which is still here, and never on this one. From then on that older one serves it, and
-every other model goes on with the newer one. An engine that ends by itself before it was ready says
-enough: whoever waits for it is served by the older one and never hears of it. What may have come from
-elsewhere (it was killed, it was too slow, it had been ready) must come three times in a row, when the
-breaker opens. A quarantine is left
+A model is quarantined on an installation that cannot load it, if it has never run there but has run on
+another of the same backend, which is still installed. The older one then serves it; all other models stay on
+the newer one. One engine that ends by itself before it is ready is enough, and the requests waiting for it
+are served by the older one without an error. Ends with another possible cause (killed, too slow, had been
+ready) must come three times in a row, when the breaker opens. A quarantine is lifted
 
-- when the installation it is about, or the one that serves instead, is not here any more,
+- when either installation is gone,
 - when a newer installation of the backend comes into use: the model is tried there,
-- when somebody brings the installation into use again, asks for its version, or configures the model anew,
-- when the model dies on the older one too: the version was not to blame.
+- when a user brings the installation into use again, asks for its version, or reconfigures the model,
+- when the model fails on the older one too: the version was not to blame.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from greenroom.actors.values import Engine, EngineSpec, Failure, Installation
 
 Statuses = Mapping[str, BackendStatus]
 _FROM_OUTSIDE = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})
-"""Ends that others bring about: a kernel without memory, a person, a machine that goes down."""
+"""Signals from outside: the kernel short of memory, a user, a shutdown."""
 
 
 def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
@@ -48,7 +47,7 @@ def in_a_row(failures: int) -> str:
 
 
 def is_telling(engine: Engine | None, failure: Failure) -> bool:
-    """True for an end that only the engine itself can have come to: it went before it was ready, unasked."""
+    """Whether the engine can only have ended by itself, before it was ready."""
     if engine is None or engine.exit is None or engine.fault or failure.code != "engine_failed":
         return False
     return engine.exit.signal not in _FROM_OUTSIDE
@@ -57,13 +56,13 @@ def is_telling(engine: Engine | None, failure: Failure) -> bool:
 def broken_by_version(
     spec: EngineSpec, failures: int, reason: str, state: SchedulerState, statuses: Statuses
 ) -> ModelQuarantined | None:
-    """What follows from failures on this installation alone, if the model has never run on it and has on
-    another that is whole: it goes back there, to the latest of them."""
-    here = _whole(statuses, spec.backend)
+    """The quarantine that sends the model back to the latest whole installation it has run on; None if it has
+    run on this one, or on no other."""
+    usable = _whole(statuses, spec.backend)
     proven = state.proven.get(proven_key(spec.model_id, spec.backend), ())
-    if spec.installation_id in proven or spec.installation_id not in here:
+    if spec.installation_id in proven or spec.installation_id not in usable:
         return None
-    good = next((here[one] for one in reversed(proven) if one in here), None)
+    good = next((usable[one] for one in reversed(proven) if one in usable), None)
     if good is None:
         return None
     return ModelQuarantined(
@@ -71,7 +70,7 @@ def broken_by_version(
         model_ref=spec.model_ref,
         backend=spec.backend,
         installation_id=spec.installation_id,
-        version=here[spec.installation_id].version,
+        version=usable[spec.installation_id].version,
         back_to=good.id,
         back_to_version=good.version,
         failures=failures,
@@ -80,7 +79,7 @@ def broken_by_version(
 
 
 def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterator[QuarantineLifted]:
-    """What follows from a breaker that opens where models went back to: the newer one was not to blame."""
+    """The quarantines whose older installation fails too, by a breaker that opens there."""
     for one in state.quarantines.values():
         if _returns_to(one, spec):
             yield lifted(one, f"it failed {in_a_row(failures)} on {one.back_to_version} too")
@@ -89,16 +88,16 @@ def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterat
 def outlived(
     state: SchedulerState, statuses: Statuses, before: Mapping[str, str]
 ) -> Iterator[QuarantineLifted]:
-    """Quarantines without a reason any more. `before`: what was in use of each backend at the last look."""
+    """The quarantines that have lost their reason. `before`: backend → installation last seen in use."""
     for one in state.quarantines.values():
         status = statuses.get(one.backend)
         if status is None:
             continue
-        here = _whole(statuses, one.backend)
-        quarantined, current = here.get(one.installation_id), status.current
+        usable = _whole(statuses, one.backend)
+        quarantined, current = usable.get(one.installation_id), status.current
         if quarantined is None:
             yield lifted(one, f"{one.backend} {one.version} is no longer installed")
-        elif one.back_to not in here:
+        elif one.back_to not in usable:
             yield lifted(one, f"{one.backend} {one.back_to_version}, which served it, is no longer installed")
         elif current is not None and _is_newer(current, quarantined):
             yield lifted(one, f"a newer installation of {one.backend} ({current.version}) is in use")
@@ -119,7 +118,7 @@ def lifted(one: Quarantine, reason: str) -> QuarantineLifted:
 def lifted_by_hand(
     state: SchedulerState, reason: str, *, backend: str = "", model_id: str = ""
 ) -> tuple[QuarantineLifted, ...]:
-    """Somebody wants every model of a backend, or this model everywhere, to be tried again."""
+    """All models of a backend, or one model everywhere, may be tried again."""
     return tuple(
         lifted(one, reason)
         for one in state.quarantines.values()

@@ -1,4 +1,4 @@
-"""The requests that wait, first come first served and fair between callers: step 3 of a scheduler turn."""
+"""The queue, first come first served and fair between callers: step 3 of a scheduler turn."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import install_job, load_job
 from greenroom.actors.scheduler.backend_choice import Install, NotInstalled, Use, choose
+from greenroom.actors.scheduler.breakers import (
+    FAILURES_TO_OPEN,
+    LONGEST_COOL_DOWN,
+    breaker_of,
+    cool_down,
+    pause_left,
+)
 from greenroom.actors.scheduler.context import TurnContext, eviction, fits
 from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
@@ -29,32 +36,22 @@ from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted, LoadR
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.scheduler.placement import Need, Placement, Placements
 from greenroom.actors.scheduler.quarantine import diverted
-from greenroom.actors.scheduler.setbacks import pause_left
 from greenroom.actors.scheduler.state import (
     BreakerState,
     FailedInstalls,
     ModelConfigState,
     Waiting,
     Wish,
-    breaker_key,
     config_key,
 )
 from greenroom.actors.sizes import format_size
 from greenroom.actors.values import Engine, EngineSpec, Model
 
 AGAIN = 5.0
-"""Seconds after which a command to another actor is told again: it is harmless, and may have been lost."""
-FAILURES_TO_OPEN = 3
-_FIRST_COOL_DOWN = 10.0
-LONGEST_COOL_DOWN = 300.0
+"""Seconds after which a command to another actor is repeated: that is harmless, and it may have been lost."""
 _CALLERS_REMEMBERED = 64
 _UNSTORED = frozenset({"stopping", "model_not_found", "journal_full"})
-"""Refusals that say nothing about a model that is here."""
-
-
-def cool_down(failures: int) -> float:
-    """Seconds for which something that keeps failing is left alone: doubling, bounded."""
-    return min(LONGEST_COOL_DOWN, _FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
+"""Refusals that say nothing about a model in the store."""
 
 
 class _Wait(NamedTuple):
@@ -64,7 +61,7 @@ class _Wait(NamedTuple):
     text: str
     follows: str = ""
     alive: float = 0.0
-    """Monotonic second of the last sign of life from what it waits for; 0 where there is none to see."""
+    """Monotonic second of the last sign of life from what it waits for; 0 if it gives none."""
 
 
 class QueueStep:
@@ -73,16 +70,16 @@ class QueueStep:
     def __init__(self, context: TurnContext) -> None:
         self._turn = context
         self._place = 0
-        """Of the last request that was left waiting."""
+        """In the queue, of the last request that was left waiting."""
         self._places = Placements(context)
         self._awaited: set[str] = set()
         """Backends whose installation is waited for."""
         self._behind: dict[str, Waiting] = {}
-        """Of each pool of memory, who waits for what is going to be free there: nobody else may take that."""
+        """pool of memory → the request that what becomes free there is kept for."""
         self._full: set[str] = set()
-        """Engines that a request is queued for: those behind it do not overtake it there."""
+        """Engines that a request is queued for: later ones do not overtake it there."""
         self._same: dict[tuple[object, ...], _Wait] = {}
-        """What requests of one kind wait for. Hundreds may wait for the same, and that is found out once."""
+        """What requests of one kind wait for, found out once: there may be hundreds."""
 
     def take(self) -> None:
         turn = self._turn
@@ -95,7 +92,7 @@ class QueueStep:
                 no = undecided(waiting)
                 if not turn.guarded(partial(self._refuse, waiting, no), doing="refuse it", about=one):
                     turn.answer(waiting, no)
-        turn.guarded(self._tell_awaited, doing="say what requests wait for")
+        turn.guarded(self._send_awaited, doing="say what requests wait for")
         turn.guarded(self._hold_gates, doing="hold gates")
 
     def _decide(self, waiting: Waiting) -> None:
@@ -106,7 +103,7 @@ class QueueStep:
             self._serve(waiting)
 
     def _in_turn(self) -> list[Waiting]:
-        """One request of each caller after the other, first the caller whose turn was longest ago.
+        """One request of each caller in turn, first the caller whose last turn was longest ago.
 
         A caller's own requests take turns the same way between its connections and users.
         """
@@ -128,25 +125,25 @@ class QueueStep:
         )
 
     def _is_patient(self, waiting: Waiting) -> bool:
-        """Whether it has waited for so long that nothing may overtake it any more."""
+        """Whether it has waited for so long that nothing may overtake it."""
         since = max(waiting.since, waiting.bereft)
         return self._turn.now.monotonic - since >= self._turn.limits.max_wait / 2
 
     def _serve(self, waiting: Waiting) -> None:
         """Decide on one waiting request.
 
-        a. The daemon stops, or the model is not here: refused.
-        b. A ready engine serves it: a place in its gate, and the answer. Where every slot is taken it is
-           queued, and those behind it do not overtake it.
+        a. The daemon is stopping, or the model is not in the store: refused.
+        b. A ready engine serves it: a slot, and the answer. If every slot is taken it is queued, and later
+           requests do not overtake it.
         c. A load it can use is in flight: it waits for that one.
-        d. Not everybody has told what is there and what runs: it waits, since memory is not known.
-        e. A backend is chosen; one that must be installed first is waited for, or refused by policy. Where
-           the installation in use has broken this model, an older one serves it: see `quarantine`.
-        f. The breaker of this model on this installation is open, or its last load failed a moment ago for a
-           reason that is not its own: refused, with when to come back.
+        d. An owner has not sent its list in this life: it waits, since the free memory is not known.
+        e. A backend is chosen; one that must be installed first is waited for, or refused by policy. If the
+           installation in use has broken this model, an older one serves it: see `quarantine`.
+        f. The breaker of this model on this installation is open, or its last load has just failed for
+           another reason than the model: refused, with the time to retry.
         g. It can never fit: refused with the numbers. It fits: a load. It does not fit now: the least
-           recently used idle engines end, or it waits for room, and nobody takes what is made for it.
-        h. Whoever has waited too long is refused; the load or installation goes on.
+           recently used idle engines are evicted, or it waits for memory, which is kept for it.
+        h. It has waited too long: refused; the load or installation goes on.
         """
         turn, volatile = self._turn, self._turn.volatile
         if volatile.draining:  # a
@@ -157,7 +154,7 @@ class QueueStep:
         model = volatile.models.get(waiting.model_id) if volatile.models is not None else None
         if volatile.models is not None and model is None:
             name = waiting.model_ref
-            missing = f'model "{name}" is not here; run: greenroom pull {name}'
+            missing = f'model "{name}" is not in the store; run: greenroom pull {name}'
             self._refuse(waiting, refuse("model_not_found", missing, kind="not_found", subject=name))
             return
         serving = [engine for engine in turn.serving() if fits(engine.spec, waiting)]  # b
@@ -202,10 +199,10 @@ class QueueStep:
         self._wait_for(waiting, _Wait("queued", text, alive=alive))
 
     def _hold_gates(self) -> None:
-        """Who comes while others are queued for an engine queues behind them."""
+        """New requests for an engine queue behind those already queued for it."""
         turn = self._turn
         held = {one for one, reading in turn.volatile.gates.items() if reading.held}
-        # Of an engine whose gate opens in this turn, too, more requests may wait than it has slots.
+        # An engine whose gate opens in this turn may have more requests than slots, too.
         if not turn.events and held != self._full:
             turn.effects.append(HoldGates(engine_ids=tuple(sorted(self._full))))
 
@@ -236,7 +233,7 @@ class QueueStep:
     # e
 
     def _forget_wishes(self) -> None:
-        """Wishes the installer has decided on, and failures of what is installed by now."""
+        """Drop what the installer has decided on, and failures of what is now installed."""
         statuses = self._turn.volatile.statuses or {}
         settled = {
             name
@@ -244,19 +241,21 @@ class QueueStep:
             if self._turn.volatile.heard.get(name) == wish.token
             or (name in statuses and (statuses[name].job or statuses[name].current is not None))
         }
-        here = {name for name, status in statuses.items() if status.current is not None}
+        installed = {name for name, status in statuses.items() if status.current is not None}
         wishes = {name: wish for name, wish in self._turn.volatile.wishes.items() if name not in settled}
-        failed = {name: one for name, one in self._turn.volatile.failed_installs.items() if name not in here}
+        failed = {
+            name: one for name, one in self._turn.volatile.failed_installs.items() if name not in installed
+        }
         self._turn.update(wishes=wishes, failed_installs=failed)
 
     def _install(self, waiting: Waiting, choice: Install) -> None:
         """Wait for an installation.
 
-        1. The installer has a job: that is the one to wait for.
-        2. The job waited for is over, or the wish came to none: refused with the reason.
-        3. Requests for it failed again and again lately: refused with the reason and when to come back.
-        4. The installer was told by somebody: wait for its list; tell it again if that does not come.
-        5. Otherwise tell it.
+        1. The installer has a job: wait for it.
+        2. The job it waited for has ended, or its `Ensure` led to none: refused with the reason.
+        3. Several jobs for requests have just failed: refused with the reason and the time to retry.
+        4. The installer has an `Ensure` already: wait for its list; send it again if none comes.
+        5. Otherwise send one.
         """
         turn, backend = self._turn, choice.backend
         status = (turn.volatile.statuses or {}).get(backend)
@@ -275,30 +274,30 @@ class QueueStep:
             self._refuse(waiting, not_installable(backend, failure, failed.until - now))
             return
         else:
-            if wish is None or now - wish.told_at >= AGAIN:  # 4, 5
+            if wish is None or now - wish.sent_at >= AGAIN:  # 4, 5
                 token = wish.token if wish is not None else waiting.request_id
                 ensure = Ensure(backend=backend, wanted_by="request", token=token, caller=waiting.caller)
                 turn.effects.append(Tell(command=ensure, cause=waiting.request_id))
-                wish = Wish(token=token, told_at=now)
+                wish = Wish(token=token, sent_at=now)
                 turn.update(wishes={**turn.volatile.wishes, backend: wish})
             if waiting.token != wish.token:
                 waiting = turn.change(waiting, token=wish.token)
         self._awaited.add(backend)
         text = f"installing {backend}, since {choice.reason}"
-        # Each has the job it waits for, so none of them stands for the others.
+        # Not `_wait_for`: each request must note the job it waits for.
         self._wait(waiting, _Wait("installing", text, install_job(backend)))
 
-    def _tell_awaited(self) -> None:
-        """Who leaves an installation ends it only if nobody waits for it here."""
+    def _send_awaited(self) -> None:
+        """The installer keeps a job that its client has left if requests wait for it."""
         turn = self._turn
-        told, at = turn.volatile.awaited_told
+        sent, at = turn.volatile.awaited_sent
         awaited, now = frozenset(self._awaited), turn.now.monotonic
-        if awaited != told or (awaited and now - at >= AGAIN):
+        if awaited != sent or (awaited and now - at >= AGAIN):
             turn.effects.append(Tell(command=PendingInstallRequests(backends=awaited)))
-            turn.update(awaited_told=(awaited, now))
+            turn.update(awaited_sent=(awaited, now))
 
     def _note_failed_install(self, backend: str, last: str) -> None:
-        """Once for each job, however many waited for it."""
+        """Count each job once, however many requests waited for it."""
         old = self._turn.volatile.failed_installs.get(backend)
         if old is not None and old.last == last:
             return
@@ -311,12 +310,12 @@ class QueueStep:
 
     def _load(self, waiting: Waiting, model: Model, choice: Use) -> None:
         turn = self._turn
-        key = breaker_key(model.id, choice.backend, choice.installation_id)
+        spec = self._spec(waiting, model, choice)
+        key = breaker_of(spec)
         breaker = turn.state.breakers.get(key)
         if breaker is not None and (left := self._cooling(key, breaker)) > 0:  # f
             self._refuse(waiting, breaker_open(waiting, choice.backend, breaker, left))
             return
-        spec = self._spec(waiting, model, choice)
         if (left := pause_left(turn.volatile.setbacks, key, turn.now.monotonic)) > 0:
             self._refuse(waiting, load_failed(spec, turn.volatile.setbacks[key].failure, left))
             return
@@ -324,7 +323,7 @@ class QueueStep:
         places = self._places.of(spec, model, facts)
         able = [one for one in places if all(need.size <= need.account.memory.budget for need in one.needs)]
         if not able:  # g
-            self._refuse_for_ever(waiting, places)
+            self._refuse_for_good(waiting, places)
             return
         open_ones = [one for one in able if not self._pins_before(one)]
         unclaimed = [one for one in open_ones if not any(need.device in self._behind for need in one.needs)]
@@ -343,14 +342,14 @@ class QueueStep:
             place = max(fitting, key=lambda one: one.room)
             self._admit(waiting, self._places.grown(place, model, facts), choice)
 
-    def _refuse_for_ever(self, waiting: Waiting, places: Sequence[Placement]) -> None:
-        """No place has so much: the largest of them is named."""
+    def _refuse_for_good(self, waiting: Waiting, places: Sequence[Placement]) -> None:
+        """No place is large enough: name the largest."""
         needs = [need for one in places for need in one.needs if need.size > need.account.memory.budget]
         need = max(needs, key=lambda need: need.account.memory.budget)
         self._refuse(waiting, never_fits(waiting.model_ref, need.size, need.account, need.name))
 
     def _pins_before(self, place: Placement) -> list[tuple[Need, int]]:
-        """Pools of a place in which pinned models hold the room, and how much they hold."""
+        """Pools of a place in which pinned models hold the memory, and how much they hold."""
         held = [(need, self._places.pinned(need.device)) for need in place.needs]
         return [(need, size) for need, size in held if need.size > need.account.memory.budget - size]
 
@@ -429,8 +428,8 @@ class QueueStep:
                 device=need.device,
             )
             turn.record(evicted, cause=waiting.request_id)
-        # Nobody takes away room that is being made. As long as engines are in use, what fits overtakes, since
-        # that may last; but not for ever, unless it is other programs whose memory is waited for.
+        # Memory that is being freed is kept for this request. While it waits for engines in use, models that
+        # fit overtake it, but only until it is patient, unless it waits for other programs' memory.
         place = room.place if room is not None else max(places, key=lambda one: one.room)
         lacking = [need for need in place.needs if need.lacking]
         comes = all(
@@ -445,10 +444,10 @@ class QueueStep:
         text = f"waiting for memory: it needs {needed}, {free} is free{where}"
         self._wait_for(waiting, _Wait("waiting_for_memory", text))
 
-    # h, and whoever is refused
+    # h
 
     def _wait_for(self, waiting: Waiting, wait: _Wait) -> None:
-        """Have it wait for this, and all others of its kind too."""
+        """Let it wait for this, and all others of its kind too."""
         self._same[self._kind(waiting)] = wait
         self._wait(waiting, wait)
 
@@ -457,12 +456,12 @@ class QueueStep:
         place = self._place + 1
         moved, bereft, longest = waiting.moved, waiting.bereft, turn.limits.max_wait
         if waiting.phase == "queued" and wait.phase != "queued":
-            # Its engine has gone. The time it was queued for that one is no time it waited for another.
+            # Its engine is gone: the time in that queue does not count for the next one.
             bereft = now
         since = max(waiting.since, bereft)
         if wait.phase == "queued":
-            # Answers may take long, and an engine that hangs is noticed by others. What counts is that the
-            # queue moves, or that those inside are being answered.
+            # Answers may take long, and the health monitor notices an engine that hangs. What counts is that
+            # the queue moves, or that requests ahead are being answered.
             moved = now if not 0 < waiting.place <= place else moved
             since, longest = max(since, moved, wait.alive), turn.limits.max_queued
         if now - since >= longest:  # h
@@ -487,7 +486,7 @@ class QueueStep:
             )
 
     def _refuse(self, waiting: Waiting, refusal: Refusal) -> None:
-        """Answer no, and store the reason when it is a new one for this model since its last load."""
+        """Refuse it, and store the reason if it is new for this model since its last load."""
         turn = self._turn
         turn.answer(waiting, refusal)
         if refusal.code in _UNSTORED:
@@ -514,8 +513,5 @@ class QueueStep:
 def _taking_turns(lines: Mapping[str, tuple[int, list[Waiting]]]) -> list[Waiting]:
     """The first of each line, then the second of each; first the line whose turn was longest ago."""
     ranked = [(rank, last, waiting) for last, line in lines.values() for rank, waiting in enumerate(line)]
-    # Sorting is stable: lines that had their turn at the same time stay in the order they came.
+    # Sorting is stable: lines with the same last turn stay in the order they came.
     return [waiting for *_, waiting in sorted(ranked, key=lambda one: one[:2])]
-
-
-__all__ = ["AGAIN", "FAILURES_TO_OPEN", "LONGEST_COOL_DOWN", "QueueStep", "cool_down", "fits"]

@@ -1,28 +1,28 @@
 """What follows from the scheduler's state at one moment: the numbered steps of `settle`.
 
-1. Loads whose engines have ended, were given up, or never will start, have failed.
-2. Engines that are ready get an open gate; gates of engines that are gone are removed.
-3. Each waiting request: a ready engine, a load to wait for, a new load, an installation to wait for, or a
-   refusal that says why. See `scheduler_queue`.
-4. All engines when the daemon stops, engines of installations that retire, and idle engines past their
-   keep-alive shall end.
-5. Engines that shall end and have drained are told to.
-6. Breakers of models that have been running well for a while are closed.
-7. Owners who have not told their list in this life are asked for it; runners are told of the installer's
-   list that has been acted on, so that what retires can be removed.
-8. A daemon that stops and has no engines left is told so.
-9. Whoever waits for the daemon to be ready is told once every owner has told his list.
-10. Quarantines whose reason is gone are lifted.
-11. A request's wish that makes a model stay for ever, or ends that, is stored: a restart keeps to it.
+1. A load has failed when its engine has ended, was given up, or will never start.
+2. Ready engines get an open gate; gates of engines that are gone are removed.
+3. Each queued request gets a ready engine, a load or an installation to wait for, a new load, or a refusal.
+   See `queue`.
+4. Engines end when the daemon stops, when their installation retires, and when idle past their keep-alive.
+5. Ending engines that have drained are stopped.
+6. Breakers of models that have run well for a while are closed.
+7. Owners that have not sent their list in this life are asked for it. Runners learn which of the installer's
+   lists was acted on, so that retiring installations can be removed.
+8. `Drain` is answered when no engine is left.
+9. `AwaitReady` is answered when every owner has sent its list.
+10. Quarantines that have lost their reason are lifted.
+11. A request's keep-alive that pins a model, or unpins it, is stored, so that it survives a restart.
 
-A step that has events ends the turn: the next one sees them applied. Should they not be storable, the same
-steps are gone through without events, so that ready engines go on serving and whoever waits hears why.
+A step that has events ends the turn: the next one sees them applied. If they cannot be stored, the same steps
+run without events, so that ready engines go on serving and queued requests learn the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -34,21 +34,27 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.library.messages import LIBRARY, NoteDamage
 from greenroom.actors.progress import load_job
+from greenroom.actors.scheduler.breakers import (
+    FAILURES_TO_OPEN,
+    LONGEST_COOL_DOWN,
+    SPARED,
+    breaker_of,
+    cool_down,
+    setbacks_after,
+)
 from greenroom.actors.scheduler.context import Limits, TurnContext, eviction, footprint
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
 from greenroom.actors.scheduler.errors import failure_of, load_failed, never_started, undecided
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
 from greenroom.actors.scheduler.messages import Ready, Unloaded
 from greenroom.actors.scheduler.quarantine import broken_by_version, cleared_by, is_telling, outlived
-from greenroom.actors.scheduler.queue import AGAIN, FAILURES_TO_OPEN, LONGEST_COOL_DOWN, QueueStep, cool_down
-from greenroom.actors.scheduler.setbacks import SPARED, setback_key, setbacks_after
+from greenroom.actors.scheduler.queue import AGAIN, QueueStep
 from greenroom.actors.scheduler.state import (
     NOT_THE_MODELS_FAULT,
     BreakerState,
     LoadState,
     SchedulerState,
     SchedulerVolatile,
-    breaker_key,
     config_key,
     counts_against_model,
     failures_with,
@@ -56,16 +62,16 @@ from greenroom.actors.scheduler.state import (
 from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Failure, RequestSnapshot
 
 DRAINED = "drained"
-"""Under which whoever stops the daemon waits."""
+"""Key of the answer to `Drain`."""
 READY = "ready"
-"""Under which whoever starts the daemon waits."""
+"""Key of the answer to `AwaitReady`."""
 _NEVER_TAKEN_AFTER = 60.0
-"""Seconds after which a runner that has never told of a start is told not to start it any more."""
+"""Seconds after which a start that its runner has not listed is forbidden."""
 _WISHES_STORED = 16
-"""Changes stored for one engine: a client that keeps changing its mind must not fill the journal."""
+"""Changes stored for one engine: a client that keeps alternating must not fill the journal."""
 PROVEN_AFTER = 30.0
 """Seconds of being ready after which a model counts as running well, if its load took no longer than that.
-Answers alone prove nothing: one that dies after each of them would be loaded for every request, for ever."""
+Answers alone prove nothing: a model that dies after each of them would be loaded for every request."""
 
 
 def take_turn(
@@ -83,7 +89,7 @@ def take_turn(
 
 
 class Turn:
-    """The steps; what they collect is in the context."""
+    """The steps; `TurnContext` has what they collect."""
 
     def __init__(self, context: TurnContext) -> None:
         self._turn = context
@@ -110,13 +116,13 @@ class Turn:
     # 1
 
     def _note_ends(self) -> None:
-        """Of each load whose runner has told his list:
+        """For each load whose runner has sent its list:
 
         a. Its engine has ended or was given up: it has failed.
-        b. Its runner says that it never will start: it has failed.
-        c. It is not in the list, and was asked for in this life not long ago: its start is told again.
-        d. It is not in the list otherwise: its runner is told not to start it any more, until a or b. Before
-           that its start may still be on its way, and its memory remains promised.
+        b. Its runner says that it will never start: it has failed.
+        c. It is not in the list, and was requested in this life not long ago: the start is repeated.
+        d. It is not in the list otherwise: the start is forbidden, until a or b. Until then it may still be
+           on its way, so its memory stays reserved.
         """
         turn = self._turn
         for engine_id, load in turn.state.loads.items():
@@ -136,27 +142,17 @@ class Turn:
         elif engine_id in volatile.forbidden.get(load.spec.backend, ()):  # b
             self._fail(load, never_started(load.spec))
         elif self._is_on_its_way(engine_id):  # c
-            self._tell_to_start(load)
+            self._repeat_start(load)
         else:  # d
-            self._tell_never_to_start(load)
+            self._forbid_start(load)
 
     def _drop(self, load: LoadState) -> None:
-        """Nothing can be decided about this load: it has failed, by no fault of its model."""
+        """Deciding on this load raises: it has failed, through no fault of its model."""
         spec = load.spec
-        failed = LoadFailed(
-            engine_id=spec.engine_id,
-            model_id=spec.model_id,
-            model_ref=spec.model_ref,
-            backend=spec.backend,
-            installation_id=spec.installation_id,
-            failure=Failure(
-                kind="permanent",
-                code="internal_error",
-                message="Greenroom failed on this load.",
-                blame="ours",
-            ),
+        failure = Failure(
+            kind="permanent", code="internal_error", message="Greenroom failed on this load.", blame="ours"
         )
-        self._turn.record(failed, cause=load.cause)
+        self._turn.record(_load_failed(spec, failure), cause=load.cause)
         for waiting in [one for one in self._turn.queue if one.follows == load_job(spec.engine_id)]:
             self._turn.answer(waiting, undecided(waiting))
 
@@ -165,41 +161,37 @@ class Turn:
         begun = volatile.begun.get(engine_id)
         return begun is not None and engine_id not in volatile.met and now - begun < _NEVER_TAKEN_AFTER
 
-    def _tell_to_start(self, load: LoadState) -> None:
+    def _repeat_start(self, load: LoadState) -> None:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
-        if now - turn.volatile.start_told.get(one, turn.volatile.begun[one]) >= AGAIN:
+        if now - turn.volatile.start_sent.get(one, turn.volatile.begun[one]) >= AGAIN:
             turn.effects.append(Tell(command=StartEngine(spec=load.spec), cause=load.cause))
-            turn.update(start_told={**turn.volatile.start_told, one: now})
+            turn.update(start_sent={**turn.volatile.start_sent, one: now})
 
-    def _tell_never_to_start(self, load: LoadState) -> None:
+    def _forbid_start(self, load: LoadState) -> None:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
-        told = turn.volatile.bar_told.get(one)
-        if told is None or now - told >= AGAIN:
+        sent = turn.volatile.forbid_sent.get(one)
+        if sent is None or now - sent >= AGAIN:
             forbid = ForbidStart(backend=load.spec.backend, engine_id=one)
             turn.effects.append(Tell(command=forbid, cause=load.cause))
-            turn.update(bar_told={**turn.volatile.bar_told, one: now})
+            turn.update(forbid_sent={**turn.volatile.forbid_sent, one: now})
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
         turn, spec = self._turn, load.spec
-        failed = LoadFailed(
-            engine_id=spec.engine_id,
-            model_id=spec.model_id,
-            model_ref=spec.model_ref,
-            backend=spec.backend,
-            installation_id=spec.installation_id,
-            failure=failure,
+        failed = _load_failed(
+            spec,
+            failure,
             was_ready=spec.engine_id in turn.volatile.gates,
             footprint=footprint(spec, turn.volatile),
             device_footprint=footprint(spec, turn.volatile, spec.device) if spec.device else 0,
         )
         turn.record(failed, cause=load.cause)
         if failure.code == "model_damaged":
-            # It is here no more: whoever asks for it again has it fetched anew.
+            # The library drops it, so that the next pull fetches it again.
             damage = NoteDamage(model_id=spec.model_id, reason=failure.message)
             turn.effects.append(Tell(command=damage, cause=load.cause))
         if failure.code in NOT_THE_MODELS_FAULT:
-            # Whoever waited for it waits on: the next step finds it another engine. But where every engine is
-            # lost as it starts, each would be followed by the next at once, as long as anybody waits.
+            # Its requests keep waiting: step 3 finds them another engine. But if every engine is lost as it
+            # starts, a pause keeps one from following the other at once.
             if not failed.was_ready:
                 now = turn.now.monotonic
                 turn.update(
@@ -210,9 +202,9 @@ class Turn:
             setbacks = setbacks_after(turn.volatile.setbacks, spec, failure, turn.now.monotonic)
             if not failed.was_ready:
                 turn.update(setbacks=setbacks)
-            self._answer_waiting(spec, failure, retry_after=setbacks[setback_key(spec)].pause)
+            self._answer_waiting(spec, failure, retry_after=setbacks[breaker_of(spec)].pause)
             return
-        key = breaker_key(spec.model_id, spec.backend, spec.installation_id)
+        key = breaker_of(spec)
         failures = failures_with(turn.state.breakers.get(key, BreakerState()), load)
         away = broken_by_version(spec, failures, failure.message, turn.state, turn.volatile.statuses or {})
         if failures >= FAILURES_TO_OPEN:
@@ -231,7 +223,7 @@ class Turn:
         elif failed.was_ready or not is_telling(turn.volatile.engine(spec.engine_id), failure):
             away = None
         if away is not None:
-            # Whoever waited for it waits on: the next step has the older installation serve it.
+            # Its requests keep waiting: step 3 has the older installation serve them.
             turn.record(away, cause=load.cause)
             return
         self._answer_waiting(spec, failure)
@@ -253,8 +245,7 @@ class Turn:
         for engine in turn.serving():
             reading = gates.get(engine.spec.engine_id)
             if reading is None or not reading.open:
-                # What failed before does not count any more.
-                turn.update(setbacks=without(turn.volatile.setbacks, setback_key(engine.spec)))
+                turn.update(setbacks=without(turn.volatile.setbacks, breaker_of(engine.spec)))
                 turn.effects.append(
                     OpenGate(
                         engine_id=engine.spec.engine_id,
@@ -286,7 +277,7 @@ class Turn:
 
     def _end(self, load: LoadState, reason: str) -> None:
         turn, engine = self._turn, self._turn.volatile.engine(load.spec.engine_id)
-        # Until its runner has told of it, nobody could tell when it is gone.
+        # Until its runner has listed it, its end would go unnoticed.
         if engine is not None:
             turn.record(eviction(engine, turn.volatile, turn.now, reason), cause=load.cause)
 
@@ -307,7 +298,7 @@ class Turn:
     def _stop_leaving(self) -> None:
         turn, volatile, now = self._turn, self._turn.volatile, self._turn.now.monotonic
         leaving: dict[str, float] = {}
-        stop_told: dict[str, float] = {}
+        stop_sent: dict[str, float] = {}
         for engine in volatile.alive():
             one = engine.spec.engine_id
             if one in turn.state.loads:
@@ -316,23 +307,23 @@ class Turn:
             reading = volatile.gates.get(one)
             if reading is not None and reading.open:
                 turn.effects.append(CloseGate(engine_id=one))
-                # Whoever has entered since this reading is seen by the next look, once the gate is closed.
+                # Requests that entered since this reading show in the next one, once the gate is closed.
                 turn.wakes.append(now)
             drained = reading is None or (not reading.open and not reading.inside)
             overdue = now - since >= turn.limits.drain or turn.forced(engine)
-            told = volatile.stop_told.get(one)
-            if (drained or overdue) and (told is None or now - told >= AGAIN):
+            sent = volatile.stop_sent.get(one)
+            if (drained or overdue) and (sent is None or now - sent >= AGAIN):
                 reason = "it is no longer needed" if drained else "its requests did not finish in time"
                 if not drained and turn.forced(engine):
                     reason = "its backend is being uninstalled with --force"
                 stop = StopEngine(backend=engine.spec.backend, engine_id=one, reason=reason)
                 turn.effects.append(Tell(command=stop, cause=turn.state.ended.get(one, "")))
-                stop_told[one] = now
-            elif told is not None:
-                stop_told[one] = told
+                stop_sent[one] = now
+            elif sent is not None:
+                stop_sent[one] = sent
             if not drained and not overdue:
                 turn.wakes.append(since + turn.limits.drain)
-        turn.update(leaving=leaving, stop_told=stop_told)
+        turn.update(leaving=leaving, stop_sent=stop_sent)
 
     # 6
 
@@ -340,7 +331,7 @@ class Turn:
         turn = self._turn
         for engine in turn.serving():
             spec = engine.spec
-            key = breaker_key(spec.model_id, spec.backend, spec.installation_id)
+            key = breaker_of(spec)
             if key not in turn.state.breakers:
                 continue
             load = turn.state.loads[spec.engine_id]
@@ -363,21 +354,21 @@ class Turn:
         missing = [runner_address(name) for name in turn.silent]
         missing += [INSTALLER] if turn.volatile.statuses is None else []
         missing += [LIBRARY] if turn.volatile.models is None else []
-        if missing and now - turn.volatile.called_at >= AGAIN:
+        if missing and now - turn.volatile.requested_at >= AGAIN:
             ask = RequestSnapshot(token=turn.volatile.life)
             turn.effects += [Tell(to=to, command=ask) for to in missing]
-            turn.update(called_at=now)
+            turn.update(requested_at=now)
         retiring = {
             name: one.retiring for name, one in (turn.volatile.statuses or {}).items() if one.retiring
         }
         if not retiring:
             return
-        # A load whose installation retires keeps the list from having been acted on.
+        # A list is not acted on while a load is left on what it retires.
         specs = [load.spec for load in turn.state.loads.values()]
         if any(spec.installation_id in retiring.get(spec.backend, ()) for spec in specs):
             return
-        version, told_at = turn.volatile.acted_on
-        if version == turn.volatile.statuses_version and now - told_at < AGAIN:
+        version, sent_at = turn.volatile.acted_on
+        if version == turn.volatile.statuses_version and now - sent_at < AGAIN:
             return
         ask = RequestSnapshot(installations=turn.volatile.statuses_version)
         turn.effects += [Tell(to=runner_address(name), command=ask) for name in retiring]
@@ -394,8 +385,8 @@ class Turn:
 
     def _report_ready(self) -> None:
         turn, volatile = self._turn, self._turn.volatile
-        heard = volatile.statuses is not None and volatile.models is not None
-        if heard and all(one.name in volatile.engines for one in turn.facts):
+        known = volatile.statuses is not None and volatile.models is not None
+        if known and all(one.name in volatile.engines for one in turn.facts):
             turn.effects.append(Answer(key=READY, outcome=Ready()))
 
     # 10
@@ -426,4 +417,13 @@ class Turn:
             return
 
 
-__all__ = ["DRAINED", "PROVEN_AFTER", "Limits", "Turn", "eviction", "take_turn"]
+def _load_failed(spec: EngineSpec, failure: Failure, **measured: Any) -> LoadFailed:
+    return LoadFailed(
+        engine_id=spec.engine_id,
+        model_id=spec.model_id,
+        model_ref=spec.model_ref,
+        backend=spec.backend,
+        installation_id=spec.installation_id,
+        failure=failure,
+        **measured,
+    )

@@ -1,4 +1,4 @@
-"""The ledger as people read it: which engine holds what, for whom, until when."""
+"""The ledger for display: which engine holds how much, until when, and which requests wait."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.scheduler.context import Limits, TurnContext, holding
+from greenroom.actors.scheduler.context import Limits, TurnContext, fits, holding
 from greenroom.actors.scheduler.ledger import Device, context_reckoned
 from greenroom.actors.scheduler.messages import DeviceAccount, EngineAccount, LedgerReading, QueueEntry
-from greenroom.actors.scheduler.queue import fits
 from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting
 from greenroom.actors.values import BackendFacts
 

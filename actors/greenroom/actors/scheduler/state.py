@@ -1,4 +1,4 @@
-"""What the journal says of loads, and what the scheduler sees beside it."""
+"""The scheduler's durable state, folded from its events, and its volatile state."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ _QUARANTINES_REMEMBERED = 64
 _REFUSALS_REMEMBERED = 256
 
 FORGIVEN_AFTER = 1800.0
-"""Seconds after which a failure has nothing to do any more with a load that begins then."""
+"""Seconds after which an earlier failure no longer counts for a new load."""
 NOT_THE_MODELS_FAULT = frozenset(
     {"engine_lost", "engine_ended", "daemon_restarted", "engine_halted", "engine_unreachable"}
 )
-"""Failure codes that say nothing about whether the model would run: who waited is given another engine."""
+"""Failure codes that say nothing about the model: requests that waited for the load get another engine."""
 _COUNTED = frozenset({"", "engine", "model"})
-"""Whose failures count against a model; events of older versions do not say, and counted."""
+"""Blame that counts against a model; events of older versions do not say, and counted."""
 
 
 class LoadState(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine that shall be."""
+    """An engine that should run."""
 
     spec: EngineSpec
     admitted_at: float
     cause: str
     kept: bool = False
-    """A request has wished that it stays for ever."""
+    """A request has pinned it."""
     wishes: int = 0
     """How often that has changed."""
 
@@ -81,14 +81,14 @@ class ModelConfigState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model fared on an installation lately."""
+    """Recent failures of a model on an installation."""
 
     failures: int = 0
-    """Loads in a row that have failed, however well they went before: one answer each proves nothing."""
+    """Loads that failed in a row, even if they answered first: one answer each proves nothing."""
     failed_at: float = 0.0
     """Wall clock second of the last of them."""
     until: float = 0.0
-    """Wall clock second until which it is left alone; 0 while it is not."""
+    """Wall clock second until which it is open; 0 while it is closed."""
     reason: str = ""
 
 
@@ -99,7 +99,7 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
     model_ref: str
     backend: str
     installation_id: str
-    """Where it dies."""
+    """Where it fails."""
     version: str
     back_to: str
     back_to_version: str
@@ -112,21 +112,21 @@ class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     """The durable state."""
 
     loads: Mapping[str, LoadState] = msgspec.field(default_factory=dict)
-    """By engine id: every engine that shall run. One that runs and is not here shall end."""
+    """By engine id: every engine that should run. Any other engine is to end."""
     configs: Mapping[str, ModelConfigState] = msgspec.field(default_factory=dict)
     breakers: Mapping[str, BreakerState] = msgspec.field(default_factory=dict)
     refusals: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """model|mode → codes of the refusals stored since it was last loaded."""
     ended: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """engine → id of the event by which it shall end; the last ones only."""
+    """engine → id of the event that ended it; the last ones only."""
     footprints: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """What engines of a kind were measured to hold, in bytes; the last ones only."""
+    """Measured bytes, by kind of engine; the last ones only."""
     interrupted: Mapping[str, Interrupted] = msgspec.field(default_factory=dict)
-    """model|mode → what ended only because the daemon did; the last ones only."""
+    """model|mode → engines that ended only because the daemon did; the last ones only."""
     proven: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    """model|backend → installations on which it was ready and did not die, the last one last."""
+    """model|backend → installations on which it ran well, the latest last."""
     quarantines: Mapping[str, Quarantine] = msgspec.field(default_factory=dict)
-    """By `breaker_key`: models that go back to an older installation."""
+    """By `breaker_key`: models that an older installation serves."""
     admitted: int = 0
     version: int = 0
 
@@ -146,45 +146,45 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     places: int = 1
     """Slots it needs."""
     moved: float = 0.0
-    """Monotonic second of the last sign that its turn comes nearer; 0 before the first."""
+    """Monotonic second at which it last moved up in the queue; 0 before the first."""
     bereft: float = 0.0
-    """Monotonic second at which the engine whose slot it was queued for had gone; 0 when none has."""
+    """Monotonic second at which the engine it was queued for was gone; 0 when none has been."""
     until: float = 0.0
-    """Monotonic second at which it is refused, should nothing come of it; 0 before it is decided on."""
+    """Monotonic second at which it is refused if it is not served; 0 before it is decided on."""
     cause: str = ""
     follows: str = ""
-    """The board's key of the job it was last told to wait for."""
+    """The progress board's key of the job it waits for."""
     phase: str = ""
     said: str = ""
-    """What it was last told."""
+    """The progress message last shown."""
     place: int = 0
-    """In the queue, as it was last told; the first is 1."""
+    """In the queue, as last shown; the first is 1."""
     token: str = ""
-    """Of the wish for an installation that it waits for."""
+    """Of the `Ensure` it waits for."""
     job: str = ""
     """The installer's job that it waits for."""
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """That the installer was told to install a backend."""
+    """An `Ensure` that the installer has not decided on yet."""
 
     token: str
-    told_at: float
+    sent_at: float
     """Monotonic."""
 
 
 class FailedInstalls(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests for an installation fared lately."""
+    """Installations that requests waited for and that failed."""
 
     count: int
     last: str
-    """The last job, or the token of a wish that came to none."""
+    """The last job, or the token of an `Ensure` that led to none."""
     until: float
-    """Monotonic second until which no request begins another; what people type does."""
+    """Monotonic second until which no request starts another job; a user still can."""
 
 
 class Setback(msgspec.Struct, frozen=True, kw_only=True):
-    """A load that failed for a reason that is not the model's: a full disk, no file descriptor."""
+    """Loads that failed for a reason other than the model: a full disk, no file descriptor."""
 
     failure: Failure
     count: int
@@ -196,7 +196,7 @@ class Setback(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
-    """What others own, and who waits. Starts empty in every life and is collected again."""
+    """What others own, and the queue. Starts empty in every life and is collected again."""
 
     queue: tuple[Waiting, ...] = ()
     statuses: Mapping[str, BackendStatus] | None = None
@@ -205,15 +205,15 @@ class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     engines: Mapping[str, Mapping[str, Engine]] = msgspec.field(default_factory=dict)
     """backend → id → engine; a backend is absent until its runner has sent its list in this life."""
     life: str = ""
-    """Token of this life's first request for lists: a list that was sent before it does not count."""
-    called_at: float = 0.0
-    """Monotonic second of the last call to those who have not answered."""
+    """Token of this life's requests for lists: a list sent before them does not count."""
+    requested_at: float = 0.0
+    """Monotonic second at which missing lists were last requested."""
     forbidden: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
-    """backend → engines that its runner never will start."""
+    """backend → engines that its runner will never start."""
     met: frozenset[str] = frozenset()
     """Engines that have been in a runner's list in this life."""
     measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
-    """engine → memory its processes use."""
+    """By engine id."""
     begun: Mapping[str, float] = msgspec.field(default_factory=dict)
     """Engines admitted in this life → monotonic second."""
     gates: Mapping[str, GateReading] = msgspec.field(default_factory=dict)
@@ -221,34 +221,34 @@ class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     in_use: Mapping[str, str] = msgspec.field(default_factory=dict)
     """backend → the installation that was current when quarantines were last looked at."""
     wishes: Mapping[str, Wish] = msgspec.field(default_factory=dict)
-    """backend → what the installer was told and has not yet decided on."""
-    awaited_told: tuple[frozenset[str], float] = (frozenset(), 0.0)
-    """For which backends the installer was last told that requests wait, and the monotonic second."""
+    """By backend."""
+    awaited_sent: tuple[frozenset[str], float] = (frozenset(), 0.0)
+    """The backends in the last `PendingInstallRequests`, and its monotonic second."""
     heard: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """backend → token of the last wish that the installer's list has answered."""
+    """backend → token of the last `Ensure` that the installer has decided on."""
     failed_installs: Mapping[str, FailedInstalls] = msgspec.field(default_factory=dict)
     cooling: Mapping[str, float] = msgspec.field(default_factory=dict)
     """breaker@until → monotonic second until which it is open; immune to a wall clock that jumps."""
     served: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """caller, and each of its shares → when its turn was last, counted in grants; the last few only."""
+    """caller, and each of its shares → its last turn, counted in grants; the last few only."""
     ready_since: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """engine → monotonic second at which this life first saw it ready; immune to a wall clock that jumps."""
+    """engine → monotonic second at which it was first seen ready; immune to a wall clock that jumps."""
     acted_on: tuple[int, float] = (-1, 0.0)
-    """Version of the installer's list that runners were last told we have acted on, and when."""
+    """Version of the installer's list that runners last learned was acted on, and when."""
     keep_alive: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """model|mode → seconds, as the last request wished."""
+    """model|mode → seconds, from the last request."""
     leaving: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """engine → monotonic second since which it shall end."""
-    stop_told: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """engine → when its runner was last told to end it."""
-    start_told: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """engine → when its runner was last told again to start it."""
-    bar_told: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """engine → when its runner was last told never to start it."""
+    """engine → monotonic second since which it is ending."""
+    stop_sent: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when `StopEngine` was last sent."""
+    start_sent: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when `StartEngine` was last repeated."""
+    forbid_sent: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when `ForbidStart` was last sent."""
     refused: Mapping[str, int] = msgspec.field(default_factory=dict)
     """model|mode → refusals since the last load."""
     setbacks: Mapping[str, Setback] = msgspec.field(default_factory=dict)
-    """By `breaker_key`: loads that failed for reasons that are not the model's."""
+    """By `breaker_key`."""
     draining: bool = False
 
     def engine(self, engine_id: str) -> Engine | None:
@@ -271,7 +271,7 @@ def proven_key(model_id: str, backend: str) -> str:
 
 
 def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
-    """How measurements are filed: by all that decides about an engine's memory."""
+    """Everything that decides how much memory an engine needs."""
     where = "device" if on_device else "beside a device" if spec.device else ""
     size = (f"slots={spec.slots}", f"prompts={spec.prompt_cache}") if spec.slots else ()
     words = (spec.model_id, spec.mode, spec.backend, str(spec.context_size), *size, *spec.flags)
@@ -279,13 +279,13 @@ def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
 
 
 def counts_against_model(failure: Failure) -> bool:
-    """Whether a load's failure says that the model may not run: what the machine, the settings or Greenroom
-    itself did opens no breaker and quarantines nothing."""
+    """Whether a load failed because of the engine or the model. Faults of the machine, the settings or
+    Greenroom open no breaker and quarantine nothing."""
     return failure.code not in NOT_THE_MODELS_FAULT and failure.blame in _COUNTED
 
 
 def failures_with(breaker: BreakerState, load: LoadState | None) -> int:
-    """How many failures in a row there are with that of this load, whose predecessors may be long past."""
+    """Failures in a row, this load's included; earlier ones may be too old to count."""
     begun = load.admitted_at if load is not None else breaker.failed_at
     return breaker.failures + 1 if begun - breaker.failed_at <= FORGIVEN_AFTER else 1
 
@@ -411,11 +411,11 @@ def _apply_unproven(
 
 
 def _apply_config(state: SchedulerState, e: ConfigChanged) -> SchedulerState:
-    """A configuration that is changed, and with it the failures that were another one's."""
+    """The changed configuration, without the failures of the old one."""
     key = config_key(e.model_id, e.mode)
     old = state.configs.get(key, ModelConfigState())
     left = msgspec.structs.replace(old, **dict.fromkeys(e.reset)) if e.reset else old
-    # Older versions stored whatever a client said; what no client may say any more was never said.
+    # Older versions stored values that are out of bounds today: those are ignored.
     sane = e.context_size is not None and -1 <= e.context_size <= CONTEXT
     lasting = e.keep_alive is not None and -DURATION <= e.keep_alive <= DURATION
     fitting = e.flags is not None and not flags_complaint(e.flags)

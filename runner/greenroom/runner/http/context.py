@@ -79,7 +79,7 @@ class Context:
             raise HttpRefusal(
                 404,
                 "model_not_found",
-                f'model "{name}" is not here; run: greenroom pull {name}',
+                f'model "{name}" is not in the store; run: greenroom pull {name}',
                 param=param,
             )
         if len(name) <= _REMEMBERED and len(self._named) < _NAMES:

@@ -1,8 +1,9 @@
-"""Loads that failed for reasons other than the model, and the pause before each is retried.
+"""How long a model is left alone after loads that failed.
 
-A full disk or a full process table says nothing about a model: no breaker opens and nothing is quarantined.
-But each try costs events, so the pause grows from a second to a minute. It is never stored, since the machine
-may be well again after a restart.
+Failures that count against the model open a breaker, which is stored. A full disk or a full process table
+says nothing about a model, so it opens no breaker and quarantines nothing. But each try costs events, so
+there is a pause that grows from a second to a minute. It is not stored: the machine may be well again after
+a restart.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ from collections.abc import Mapping
 from greenroom.actors.scheduler.state import Setback, breaker_key
 from greenroom.actors.values import EngineSpec, Failure
 
+FAILURES_TO_OPEN = 3
+LONGEST_COOL_DOWN = 300.0
 SPARED = 2
-"""Loads in a row that may be lost, by no fault of theirs, before the next one has to wait."""
+"""Loads in a row that may be lost, through no fault of theirs, before the next one has to wait."""
+_FIRST_COOL_DOWN = 10.0
 _LONGEST_PAUSE = 60.0
 _FORGOTTEN_AFTER = 300.0
 _REMEMBERED = 63
 
 
-def setback_key(spec: EngineSpec) -> str:
-    """How setbacks are filed: as breakers are."""
+def cool_down(failures: int) -> float:
+    """Seconds before the next try: doubling, bounded."""
+    return min(LONGEST_COOL_DOWN, _FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
+
+
+def breaker_of(spec: EngineSpec) -> str:
     return breaker_key(spec.model_id, spec.backend, spec.installation_id)
 
 
@@ -28,7 +36,7 @@ def setbacks_after(
     before: Mapping[str, Setback], spec: EngineSpec, failure: Failure, now: float, *, spared: int = 0
 ) -> dict[str, Setback]:
     """With this failure; `now` is the monotonic second. The first `spared` in a row cost no pause."""
-    key = setback_key(spec)
+    key = breaker_of(spec)
     old = before.get(key)
     count = old.count + 1 if old is not None and now - old.at < _FORGOTTEN_AFTER else 1
     pause = min(_LONGEST_PAUSE, 2.0 ** (min(count - spared, 10) - 1)) if count > spared else 0.0

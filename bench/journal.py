@@ -106,7 +106,7 @@ def appends(folder: Path, callers: int, seconds: float) -> dict[str, float]:
 
 def made(folder: Path, events: int) -> Path:
     """A closed journal of so many events in seven streams."""
-    files = JournalFiles.at(folder / f"replay-{events}.db")
+    files = JournalFiles(folder / f"replay-{events}.db")
 
     def rows() -> Iterator[Row]:
         chain = Chain()

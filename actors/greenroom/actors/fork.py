@@ -1,6 +1,6 @@
 """Cleans up in a forked child, which has copies of our objects but none of our threads.
 
-A lock that a thread of the parent held during the fork stays locked in the child for ever, and a descriptor
+A lock that a thread of the parent held during the fork stays locked in the child, and a descriptor
 that the child inherits keeps alive what should end with the parent. So objects that have locks or descriptors
 register here and are called in the child.
 """
@@ -16,8 +16,7 @@ class Forkable(Protocol):
     """Something that has locks or descriptors."""
 
     def forked(self) -> None:
-        """This is a copy in a child: make locks anew, close what is the parent's. Must not raise."""
-        ...
+        """This is a copy in a child: replace locks, close what is the parent's. Must not raise."""
 
 
 _known: WeakSet[Forkable] = WeakSet()

@@ -81,7 +81,7 @@ CONTACT_RETRIES = RetryPolicy(
     wait=wait_exponential(multiplier=0.5, max=60),
     longest=90.0,
 )
-"""For a source that has never answered while a client waits: without a network, that client hears so soon."""
+"""For a source that has never answered while a client waits: without a network, the client learns so soon."""
 PUSH_RETRIES = RetryPolicy(
     stop=stop_after_attempt(4), wait=wait_exponential(multiplier=0.5, max=20), longest=30.0
 )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Generic, Self, TypeVar, cast
 
 from greenroom.actors.journal.memory import MemoryJournal
@@ -102,7 +103,7 @@ class Case(Generic[S, V]):
         if now is not None:
             self.clock.set(now)
         self._begin()
-        self._carry_out(self._steps.decide(command, self.now, self.look()), cause)
+        self._carry_out(self._steps.core.decide(self.state, command, self.now, self.look()), cause)
         return self
 
     def settle(self) -> Self:
@@ -136,7 +137,7 @@ class Case(Generic[S, V]):
         return self.advance(max(0.0, self.wake_at - self.now.monotonic)).rest()
 
     def rebuild(self) -> Self:
-        """Lose what is volatile, fold the state anew and compare. `Recovered` comes next."""
+        """Lose the volatile state, replay the events and compare. `Recovered` comes next."""
         state = self.core.initial()
         for stored in self.history:
             state = self.core.apply(state, stored)
@@ -256,19 +257,8 @@ class _Checked:
         self._core = core
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
-
-    def decide(self, *arguments: Any) -> Any:
-        return self._twice("decide", *arguments)
-
-    def apply(self, *arguments: Any) -> Any:
-        return self._twice("apply", *arguments)
-
-    def react(self, *arguments: Any) -> Any:
-        return self._twice("react", *arguments)
-
-    def settle(self, *arguments: Any) -> Any:
-        return self._twice("settle", *arguments)
+        pure = name in ("decide", "apply", "react", "settle")
+        return partial(self._twice, name) if pure else getattr(self._core, name)
 
     def _twice(self, name: str, state: Any, *more: Any) -> Any:
         function, before = getattr(self._core, name), copy.deepcopy(state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -128,24 +129,8 @@ def checked(batch: Iterable[Entry]) -> tuple[Entry, ...]:
     return entries
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _NAME_LIMIT and value.isprintable()
-
-
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _NAME_LIMIT and (value == "" or value.isprintable())
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value <= _MAX_INT
-
-
-def _is_schema(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_INT
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, str) and len(value) <= _NAME_LIMIT and (not value or value.isprintable())
 
 
 def _is_json_line(value: object) -> bool:
@@ -160,12 +145,12 @@ def _is_json_line(value: object) -> bool:
 
 
 # `isprintable` also refuses lone surrogates, which no database takes.
-_RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
-    ("stream", _is_name, f"1 to {_NAME_LIMIT} printable characters"),
-    ("version", _is_count, "a whole number from 1"),
-    ("type", _is_name, f"1 to {_NAME_LIMIT} printable characters"),
-    ("schema", _is_schema, "a whole number from 0"),
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("stream", lambda name: bool(name) and _is_text(name), f"1 to {_NAME_LIMIT} printable characters"),
+    ("version", lambda count: type(count) is int and 0 < count <= _MAX_INT, "a whole number from 1"),
+    ("type", lambda name: bool(name) and _is_text(name), f"1 to {_NAME_LIMIT} printable characters"),
+    ("schema", lambda schema: type(schema) is int and 0 <= schema <= _MAX_INT, "a whole number from 0"),
     ("cause", _is_text, f"at most {_NAME_LIMIT} printable characters"),
     ("data", _is_json_line, "JSON text on one line, without spaces around it"),
-    ("at", _is_time, "a finite number of seconds"),
+    ("at", lambda at: isinstance(at, int | float) and math.isfinite(at), "a finite number of seconds"),
 )

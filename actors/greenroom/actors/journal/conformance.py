@@ -39,7 +39,7 @@ def ids(records: Iterator[Record] | Sequence[Record]) -> list[str]:
 
 
 class JournalKit(ABC):
-    """The port's promises. `folder` is empty at first and the test's own."""
+    """What a journal must do. `folder` is empty at first and the test's own."""
 
     @abstractmethod
     def open(self, folder: Path) -> Journal:
@@ -106,7 +106,7 @@ class JournalKit(ABC):
             journal.append([entry("a", version), entry("ab", version)])
         assert ids(journal.read(stream="a")) == ["a/1", "a/2", "a/3"]
         assert ids(journal.read(stream="ab", after=2)) == ["ab/2", "ab/3"]
-        assert ids(journal.read(stream="nobody's")) == []
+        assert ids(journal.read(stream="absent")) == []
 
     def test_many_records_come_back_in_order(self, journal: Journal) -> None:
         for first in range(1, 3_000, 500):

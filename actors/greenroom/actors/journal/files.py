@@ -1,9 +1,9 @@
-"""The files a journal consists of, and what the operating system must promise about them.
+"""The files of a journal, and what the operating system says about them.
 
 ```
 journal.db           the events
 journal.db-wal       what is committed and not yet in journal.db: SQLite's; one is nothing without the other
-journal.db-shm       SQLite's index of it; made anew when it is missing
+journal.db-shm       SQLite's index of it; made again when it is missing
 journal.db-lock      held by the writer, names its pid
 journal.db-tail      how far the journal goes (see `tail`)
 journal.db-reserve   space kept back for a full disk (see `reserve`)
@@ -19,58 +19,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from greenroom.actors.journal.disk import force
 
 Clock = Callable[[], float]
 """Wall clock, seconds since the epoch."""
 
 
-class JournalFiles(msgspec.Struct, frozen=True):
-    """Paths of one journal's files."""
-
-    db: Path
-
-    @classmethod
-    def at(cls, path: str | os.PathLike[str]) -> JournalFiles:
-        """The files of the journal whose events are in `path`; SQLite, too, follows links to the database."""
-        return cls(Path(path).resolve())
-
-    @property
-    def folder(self) -> Path:
-        return self.db.parent
-
-    @property
-    def wal(self) -> Path:
-        return self._beside("-wal")
-
-    @property
-    def shm(self) -> Path:
-        return self._beside("-shm")
-
-    @property
-    def lock(self) -> Path:
-        """The writer's lock; never removed, since that would let two writers hold one."""
-        return self._beside("-lock")
-
-    @property
-    def tail(self) -> Path:
-        return self._beside("-tail")
-
-    @property
-    def reserve(self) -> Path:
-        return self._beside("-reserve")
-
-    @property
-    def probe(self) -> Path:
-        """Written and removed at once, to find out whether anything can be."""
-        return self._beside("-probe")
-
-    @property
-    def draft(self) -> Path:
-        """A journal that is being made, until it is whole and takes its name."""
-        return self._beside("-new")
+class JournalFiles:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        # SQLite, too, follows links to the database.
+        self.db = Path(path).resolve()
+        self.folder = self.db.parent
+        self.wal = self._beside("-wal")
+        self.shm = self._beside("-shm")
+        # Never removed, since that would let two writers hold one.
+        self.lock = self._beside("-lock")
+        self.tail = self._beside("-tail")
+        self.reserve = self._beside("-reserve")
+        # Written and removed at once, to find out whether anything can be.
+        self.probe = self._beside("-probe")
+        # A journal that is being made, until it is whole.
+        self.draft = self._beside("-new")
 
     def aside(self, clock: Clock) -> JournalFiles:
         """Names for these files when they are put away: `journal.20261122T101500Z.db` and so on."""

@@ -183,7 +183,7 @@ def import_(path: Target, lines: Iterable[bytes]) -> int:
     nothing has changed. Raises JournalBusy, JournalError when there are events already, NotAJournal when
     the lines are no export, JournalTooNew, or JournalDamaged when one is missing or was changed.
     """
-    files = JournalFiles.at(path)
+    files = JournalFiles(path)
     lock = WriterLock(files.lock)
     try:
         if size(files.db):
@@ -207,7 +207,7 @@ def backup(path: Target, target: Target) -> int:
 
     Raises FileExistsError when there is such a file. The copy is checked before it gets its name.
     """
-    copy = JournalFiles.at(target)
+    copy = JournalFiles(target)
     if copy.db.exists():
         raise FileExistsError(f"{copy.db} exists already")
     schema.discard_draft(copy)
@@ -232,7 +232,7 @@ def set_aside(path: Target, *, keep: bool = False, clock: Clock = time.time) -> 
     With `keep` the new one begins with the good events before the damage. Nothing is removed. Raises
     FileNotFoundError or JournalBusy.
     """
-    files = JournalFiles.at(path)
+    files = JournalFiles(path)
     if not files.db.exists() and not files.wal.exists():
         raise FileNotFoundError(f"there is no journal at {files.db}")
     lock = WriterLock(files.lock)

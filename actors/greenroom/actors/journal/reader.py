@@ -57,7 +57,7 @@ class JournalReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises FileNotFoundError, NotAJournal, JournalTooNew, JournalDamaged or JournalError."""
-        self.files = JournalFiles.at(path)
+        self.files = JournalFiles(path)
         self._name = str(self.files.db)
         self._copy: TemporaryDirectory[str] | None = None
         # The tail before the rows: a live writer moves it only after a commit, which we then see.
@@ -284,7 +284,7 @@ class JournalReader:
             from tempfile import TemporaryDirectory
 
             self._copy = TemporaryDirectory(prefix="greenroom-journal-")
-            copy = JournalFiles.at(Path(self._copy.name) / db.name)
+            copy = JournalFiles(Path(self._copy.name) / db.name)
             shutil.copyfile(db, copy.db)
             shutil.copyfile(self.files.wal, copy.wal)
             return _open(copy.db, "mode=ro", probe=False)

@@ -75,7 +75,7 @@ class SqliteJournal:
         Raises JournalBusy, NotAJournal, JournalTooNew or JournalDamaged, and the files are as they were;
         JournalFull; JournalError when it cannot be opened at all.
         """
-        self.files = JournalFiles.at(path)
+        self.files = JournalFiles(path)
         self._chain = Chain()
         self._reserve = Reserve(self.files.reserve, reserve)
         # True from when there was no space until the reserve is laid in and the log is in the database.
@@ -253,7 +253,7 @@ class SqliteJournal:
     def _start_writing(self, clock: Clock) -> None:
         self._connection = self._connect()
         try:
-            self._mend()
+            self._repair()
             mark = f"{os.getpid()} {clock()!r}"
             try:
                 self._mark_in_use(mark)
@@ -277,8 +277,8 @@ class SqliteJournal:
                 "no space can be reserved beside %s for when the disk is full: %s", self.files.db, error
             )
 
-    def _mend(self) -> None:
-        """See to what is beside the rows, which are good: triggers are refused, an index is made anew."""
+    def _repair(self) -> None:
+        """Check what surrounds the rows, which are good: refuse triggers, rebuild a damaged index."""
         found = schema.triggers(self._connection)
         if found:
             raise JournalDamaged(schema.has_triggers(str(self.files.db), found), self._chain.seq + 1)

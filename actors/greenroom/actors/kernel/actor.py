@@ -31,7 +31,7 @@ class Actor(pykka.ThreadingActor):
     actor_inbox: Inbox  # pyright: ignore[reportIncompatibleVariableOverride] - ours has a lane for reports
 
     def __init__(self, executor: Executor, count: Callable[[int], None]) -> None:
-        """`count` hears +1 for each message that comes, -1 for each that has been handled."""
+        """`count` is called with 1 for each message that comes and -1 for each that has been handled."""
         super().__init__()
         self.executor = executor
         self.started: Reply[None] = Reply()
@@ -76,7 +76,7 @@ class Actor(pykka.ThreadingActor):
         """Start the executor; `started` has the outcome."""
         try:
             self.executor.start()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the starter must hear of it
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the starter must learn of it
             self.on_stop()
             failure = StartFailed(f"{self.executor.address} could not start: {in_one_line(error)}")
             failure.__cause__ = error

@@ -2,12 +2,11 @@
 
 A turn is: decide, persist, apply, effects, settle, reply (`steps.py`, `answers.py`). What an exception costs:
 
-* in `decide`, `apply` or `react`: its command, which is tried twice and then refused. Deciding is pure, so
-  nothing has happened;
-* in `settle` right after a command that changed only volatile state: that command. The change is taken back;
+* in `decide`, `apply` or `react`: the command, which is tried twice and then refused; nothing has happened;
+* in `settle` right after a command that changed only volatile state: the command, whose change is undone;
 * in `settle` otherwise: nothing at first. It is retried with growing pauses, and once with a fresh volatile
-  state, while commands are decided on as before;
-* in the effect handler: that effect. The actor is rebuilt and finds by looking what came of it.
+  state; commands are decided meanwhile;
+* in the effect handler: the effect. The actor is rebuilt and looks for what came of it.
 
 Each is stored as `command_parked`. Only a journal that may have lost something stops the system.
 """
@@ -54,29 +53,25 @@ from greenroom.actors.kernel.supervision import BackOff, Intensity, in_one_line
 _log = logging.getLogger(__name__)
 
 TICK = 5.0
-"""Seconds after which a core is asked again what follows, whether or not it asked to be woken."""
+"""Seconds after which a core settles again, even if it did not ask to be woken."""
 RETRY_AFTER_NOT_WRITTEN = 1.0
 """Seconds after which a report that could not be stored is handled again."""
 _TRIES = 30
-"""How often a report is handled again when the journal refuses it for another reason than space."""
+"""How often a report is handled again if the journal refuses it for a reason other than space."""
 _SHORTEST_WAIT = 0.01
-"""A core that asks to be woken in the past must not keep a processor busy."""
+"""So that a core that asks to be woken in the past does not keep a processor busy."""
 _FAILURES_IN_A_ROW = 3
 """Failed commands in a row after which the volatile state may be to blame."""
 _HOPELESS = 3
-"""Failures of `settle` in a row, each tried twice, after which asks that wait are refused."""
+"""Failures of `settle` in a row, each tried twice, after which waiting asks are refused."""
 
 
 class Wake(msgspec.Struct, frozen=True):
-    """Time has passed."""
-
     number: int
-    """Tells the timer that is set from one that fired while it was being cancelled."""
+    """Of the timer: one may fire while it is being cancelled."""
 
 
 class Executor:
-    """Runs one core."""
-
     def __init__(
         self,
         core: Core[Any, Any],
@@ -91,14 +86,14 @@ class Executor:
         send: Callable[[Tell, str], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        """`send` delivers to other actors, `failed` stops the system; `post` has to be set before `start`."""
+        """`send` delivers to other actors, `failed` stops the system. Set `post` before `start`."""
         self.post: Callable[[Asked | Wake], None]
         """Puts a message into this actor's own mailbox, from any thread."""
         self.answers = Answers(
             lambda asked, answer: leases.begin(answer, partial(self.withdraw, asked.command, asked.cause))
         )
         self.postponed: list[Asked] = []
-        """Reports that wait for room in the journal, to be posted again."""
+        """Reports that wait for room in the journal."""
         self._core = core
         self._effect_handler = effect_handler
         self._observe = observe
@@ -113,17 +108,16 @@ class Executor:
         self._rebuilds = Intensity()
         self._rebuild_due = False
         self._unrecovered: Asked | None = None
-        """The first look, when it failed and is to be tried again."""
+        """`Recovered`, if it failed and is to be retried."""
         self._stuck = BackOff()
         """Of `settle`."""
         self._is_restless = False
-        """It may do one thing a try, so that it cannot fill the journal."""
+        """It gets one round a try, so that it cannot fill the journal."""
         self._failures = 0
-        """Commands in a row that could not be decided on."""
+        """Of `decide`, in a row."""
 
     @property
     def address(self) -> Any:
-        """Of its core."""
         return self._core.address
 
     @property
@@ -133,16 +127,12 @@ class Executor:
 
     @property
     def volatile(self) -> Any:
-        """The volatile state, as immutable."""
         return self._steps.volatile
 
     # messages
 
     def start(self) -> None:
-        """Take the first look at the world. Raises if that fails with an empty journal too.
-
-        What only a stored event breaks must not keep the system from starting: it is tried again.
-        """
+        """Let the core look at the world. A failure is raised only if an empty journal brings it, too."""
         self._handle(Asked(command=Recovered(), cause=""))
         if self._stuck.failures:
             now, core = self._clock.now(), self._core
@@ -161,7 +151,10 @@ class Executor:
             elif isinstance(message, Wake):
                 if message.number == self._timer_number:
                     self._timer = None
-                self._finish(self._clock.now())
+                try:
+                    self._go_on(self._clock.now())
+                finally:
+                    self.answers.release()
             if self._rebuild_due and self._rebuilds.allows(self._clock.now().monotonic):
                 self.rebuild()
         except JournalFailed as error:
@@ -173,21 +166,20 @@ class Executor:
                 asked.fail(Refused(refusals.failed_twice(self.address, error)))
 
     def refuse(self, message: object) -> None:
-        """Answer a message that will not be handled."""
         if isinstance(message, Asked):
             message.fail(self._gone())
 
     def withdraw(self, command: Command[Any], cause: str) -> None:
-        """Take a command back whose answer cannot be used any more. From any thread."""
+        """Take back a command whose answer cannot be used. From any thread."""
         undo = command.withdrawn()
         if undo is not None:
             self.post(Asked(command=undo, cause=cause))
 
     def rebuild(self) -> None:
-        """Begin with a fresh volatile state and look at the world; asks that wait go on waiting if possible.
+        """Start over with a fresh volatile state; waiting asks keep waiting if possible.
 
-        The durable state stays: it is an immutable value that was taken over only when it was stored, so no
-        exception can have harmed it, and a rebuild needs neither the disk nor a descriptor.
+        The durable state stays: no exception can have harmed it, since it is immutable and was taken over
+        only once it was stored.
         """
         self._rebuild_due = False
         _log.warning("%s is rebuilt", self.address)
@@ -203,7 +195,6 @@ class Executor:
                 one.asked.fail(ActorStopped(f"{self.address} was rebuilt; ask again"))
 
     def close(self) -> None:
-        """Fail all asks that wait: no more messages will be handled."""
         if self._timer is not None:
             self._timer.cancel()
         self.answers.fail(self._gone)
@@ -225,23 +216,36 @@ class Executor:
             return
         now, done = decided
         reply = done.decision.reply
-        # Then it has changed nothing but what is volatile, which can be taken back and decided again.
+        # It changed nothing but volatile state: that can be undone, and decided again.
         slight = done.batch is None and not done.effects
         if isinstance(reply, Later) and asked.reply is not None:
-            # Before the effects, since one of them may be the very answer.
+            # Before the effects, since one of them may be the answer.
             self.answers.wait(reply.key, Waiter(asked, slight or asked.command.REPEATABLE))
-        if slight and asked.reply is not None:
-            self._finish(now, done, asked, taken_back_to=(before,))
-        else:
-            self._finish(now, done, asked)
+        try:
+            if not self._perform(done.effects):
+                # Not a refusal: the events are stored. Others that wait for it are asked again.
+                failed = f"{self.address} failed on this command and was rebuilt"
+                asked.fail(ActorStopped(f"{failed}; check what it did before you ask again"))
+            elif not isinstance(reply, Later):
+                self.answers.hold(asked, reply)
+            culprit = self._go_on(now, is_suspect=slight and asked.reply is not None)
+            if culprit is not None:
+                self._steps.volatile = before
+                self.answers.forget(asked)
+                self._park(culprit, type(asked.command).__name__, asked)
+                asked.fail(Refused(refusals.failed_twice(self.address, culprit)))
+                self._go_on(now)
+        finally:
+            # Whatever failed: these answers were decided and stored before.
+            self.answers.release()
 
     def _decide(self, asked: Asked) -> tuple[Moment, Prepared] | None:
-        """Decide on a command and store its events; None when that failed, which has been dealt with."""
+        """Decide on a command and store its events; None if that failed and has been dealt with."""
         error: BaseException | None = None
         for _ in range(2):
             now, prepared = self._clock.now(), None
             try:
-                decision = self._steps.decide(asked.command, now, self._look())
+                decision = self._core.decide(self._steps.state, asked.command, now, self._look())
                 prepared = self._steps.prepare(decision, asked.cause)
                 self._commit(prepared)
             except JournalFailed:
@@ -254,7 +258,7 @@ class Executor:
                 _log.warning("%s (caused by %s)", mistake, asked.cause or "the host")
                 asked.fail(Refused(refusals.not_understood(mistake)))
                 return None
-            except BaseException as problem:  # noqa: BLE001 - whatever it is, it is this command's
+            except BaseException as problem:  # noqa: BLE001 - whatever it is, it costs this command only
                 error = problem
             else:
                 self._failures = 0
@@ -268,35 +272,8 @@ class Executor:
         for left_out in prepared.decision.faults:
             self._store.park(self._core, left_out, prepared.cause)
 
-    def _finish(
-        self,
-        now: Moment,
-        done: Prepared | None = None,
-        asked: Asked | None = None,
-        taken_back_to: tuple[Any] | None = None,
-    ) -> None:
-        """Carry out the effects, settle what follows, and only then answer.
-
-        `taken_back_to` holds the volatile state to go back to should nothing follow from what was `asked`.
-        """
-        try:
-            whole = self._perform(done.effects) if done is not None else True
-            if asked is not None and not whole:
-                # Not a refusal: what was decided has happened. Others that wait for it are asked again.
-                failed = f"{self.address} failed on this command and was rebuilt"
-                asked.fail(ActorStopped(f"{failed}; check what it did before you ask again"))
-            elif asked is not None and done is not None and not isinstance(done.decision.reply, Later):
-                self.answers.hold(asked, done.decision.reply)
-            culprit = self._go_on(now, is_suspect=taken_back_to is not None)
-            if culprit is not None and asked is not None and taken_back_to is not None:
-                self._take_back(asked, taken_back_to[0], culprit)
-                self._go_on(now)
-        finally:
-            # Whatever has failed: these answers were decided and stored before.
-            self.answers.release()
-
     def _perform(self, effects: Sequence[tuple[Effect, str]]) -> bool:
-        """Begin effects; False when one of them could not be begun."""
+        """Begin effects; False if one of them raised."""
         whole = True
         for effect, cause in effects:
             try:
@@ -308,21 +285,20 @@ class Executor:
                     self._effect_handler.perform(effect, cause)
             except JournalFailed:
                 raise
-            except BaseException as error:  # noqa: BLE001 - the effects after it are no part of it
+            except BaseException as error:  # noqa: BLE001 - the effects after it do not depend on it
                 whole = False
                 self._store.park(self._core, fault(error, doing=type(effect).__name__, about=cause), cause)
-                # Its event is stored, and what came of it is found by looking.
+                # Its event is stored; a look at the world finds what came of it.
                 self._rebuild_due = True
         return whole
 
     # what follows
 
     def _go_on(self, now: Moment, *, is_suspect: bool = False) -> BaseException | None:
-        """Do what follows from the state.
+        """Do what follows from the state, in two tries.
 
-        It is tried twice. If it fails, with `is_suspect` and nothing changed meanwhile, the command before it
-        is to blame, and our caller takes it back: the error is returned. Otherwise it is tried again after a
-        pause.
+        If both fail, nothing was stored and `is_suspect`, the error is returned: the command before is to
+        blame. Otherwise it is retried after a pause.
         """
         waits = self._stuck.waits_until(now.monotonic)
         if waits is not None:
@@ -340,7 +316,7 @@ class Executor:
                 wake_at = self._settle(now)
             except JournalFailed:
                 raise
-            except BaseException as problem:  # noqa: BLE001 - whatever it is, commands are decided on still
+            except BaseException as problem:  # noqa: BLE001 - whatever it is, commands are still decided
                 error = problem
                 self._is_restless = isinstance(error, Restless)
                 if self._is_restless:
@@ -353,15 +329,15 @@ class Executor:
         assert error is not None
         if is_suspect and self._steps.commits == before:
             return error
-        self._store.park(self._core, fault(error, doing="settle"), "")
+        self._park(error, "settle")
         self._retry_later(now)
-        # The volatile state may be to blame, but not for ever.
+        # The volatile state may be to blame: try a fresh one, once.
         self._rebuild_due = self._rebuild_due or self._stuck.failures == _HOPELESS - 1
         self._refuse_if_hopeless()
         return None
 
     def _settle(self, now: Moment) -> float:
-        """Settle; the monotonic second of the next look."""
+        """Settle until nothing follows; returns the monotonic second of the next time."""
         wake_at = now.monotonic + TICK
         rounds = 1 if self._is_restless else SETTLE_ROUNDS
         for decision in self._steps.following(lambda: now, self._look, rounds):
@@ -380,7 +356,7 @@ class Executor:
         return wake_at
 
     def _settle_unstored(self, decision: Decision[Any]) -> None:
-        """Do what needs no event, such as refusing asks that wait for something that cannot be stored."""
+        """Do what needs no event, such as refusing asks that would need one."""
         if decision.if_not_stored is not None:
             if decision.if_not_stored.events:
                 raise ValueError(f"{self.address} offers events in place of events")
@@ -395,11 +371,11 @@ class Executor:
         try:
             return self._observe(volatile)
         except Exception as error:  # noqa: BLE001 - what was observed before is better than nothing
-            self._store.park(self._core, fault(error, doing="look at what others own"), "")
+            self._park(error, "look at what others own")
             return volatile
 
     def _wake_at(self, monotonic: float) -> None:
-        # A timer that fires too early costs one look at the state; to set one on each message costs more.
+        # A timer that fires too early costs one `settle`; setting one for each message costs more.
         if self._timer is not None:
             if self._timer_at <= monotonic:
                 return
@@ -412,9 +388,8 @@ class Executor:
     # trouble
 
     def _put_aside(self, asked: Asked, error: BaseException) -> None:
-        """This command fails whenever it is decided on: park it and refuse it."""
-        about = fault(error, doing=type(asked.command).__name__)
-        self._store.park(self._core, about, asked.cause, asked.command)
+        """Deciding on this command fails: park and refuse it."""
+        self._park(error, type(asked.command).__name__, asked)
         if isinstance(asked.command, Recovered):
             self._unrecovered = asked
             self._retry_later(self._clock.now())
@@ -424,10 +399,14 @@ class Executor:
         if self._failures >= _FAILURES_IN_A_ROW and self._is_volatile_to_blame(asked.command):
             self._rebuild_due = True
 
+    def _park(self, error: BaseException, doing: str, asked: Asked | None = None) -> None:
+        cause, command = (asked.cause, asked.command) if asked is not None else ("", None)
+        self._store.park(self._core, fault(error, doing=doing), cause, command)
+
     def _is_volatile_to_blame(self, command: Command[Any]) -> bool:
-        """Whether a fresh volatile state would do: deciding is pure, so that can be tried."""
+        """Whether the command can be decided on with a fresh volatile state."""
         try:
-            self._steps.decide(command, self._clock.now(), self._core.initial_volatile())
+            self._core.decide(self._steps.state, command, self._clock.now(), self._core.initial_volatile())
         except BaseException:  # noqa: BLE001 - no: it is the command, or the code
             return False
         return True
@@ -436,30 +415,20 @@ class Executor:
         self._stuck.failed(now.monotonic)
         self._wake_at(self._stuck.waits_until(now.monotonic) or 0.0)
 
-    def _take_back(self, asked: Asked, volatile: Any, error: BaseException) -> None:
-        """Nothing can follow from what this command has changed, so it changes nothing and is refused."""
-        self._steps.volatile = volatile
-        self.answers.forget(asked)
-        about = fault(error, doing=type(asked.command).__name__)
-        self._store.park(self._core, about, asked.cause, asked.command)
-        asked.fail(Refused(refusals.failed_twice(self.address, error)))
-
     def _refuse_if_hopeless(self) -> None:
-        """While nothing follows from anything, no ask waits without an end."""
         for one in self.answers.take() if self._stuck.failures >= _HOPELESS else ():
             one.asked.fail(Refused(refusals.stuck(self.address)))
-            # The actor may recover by itself, and must not do then what was refused.
+            # An actor that recovers must not do what was refused.
             self.withdraw(one.asked.command, one.asked.cause)
 
     def _not_written(self, asked: Asked, error: NotWritten, prepared: Prepared | None) -> bool:
-        """Refuse an ask, or keep a report for later; False when it can never be stored."""
+        """Refuse an ask, or keep a report for later; False if it can never be stored."""
         if asked.reply is not None:
             asked.fail(Refused(refusals.not_taken(error)))
             return True
         if isinstance(error, CannotEncode) or (not isinstance(error, JournalFull) and asked.tries >= _TRIES):
             return False
-        # A report says what has happened, so it must not be lost because the disk is full for a while. Asks
-        # that wait for it must not wait for space.
+        # What has happened must not be lost while the disk is full; asks must not wait for space.
         _log.warning("%s retries later, the journal takes nothing: %s", self.address, error)
         again = msgspec.structs.replace(asked, tries=asked.tries + 1)
         self.postponed.append(again)

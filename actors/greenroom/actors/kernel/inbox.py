@@ -1,7 +1,7 @@
 """A mailbox that can be closed.
 
 Pykka checks a flag before it puts a message into a plain queue, so a message that is put after the
-actor's last look is never answered and its asker waits for ever. Closing the mailbox under its own lock
+actor's last look is never answered and its caller waits forever. Closing the mailbox under its own lock
 leaves no such moment.
 """
 

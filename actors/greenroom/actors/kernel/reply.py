@@ -52,7 +52,7 @@ class Reply(pykka.ThreadingFuture[R]):
     def get(self, *, timeout: float | None = None) -> R:
         """Wait for the answer and return or raise it. Raises NoAnswerYet after `timeout` seconds."""
         if not self._done and getattr(_thread, "is_actor", False):
-            # Two actors that wait for each other wait for ever; one that waits for itself does at once.
+            # Two actors that wait for each other never return; neither does one that waits for itself.
             raise RuntimeError(
                 "an actor must not wait for an answer inside a handler: use `tell` and a report"
             )

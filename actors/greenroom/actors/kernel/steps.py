@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.codec import Batch
-from greenroom.actors.kernel.core import Command, Core, Decision, Effect
+from greenroom.actors.kernel.core import Core, Decision, Effect
 from greenroom.actors.kernel.store import Store
 
 S = TypeVar("S")
@@ -51,10 +51,6 @@ class Steps(Generic[S, V]):
         self.commits = 0
         """Decisions committed so far."""
         self._store = store
-
-    def decide(self, command: Command[Any], now: Moment, volatile: V) -> Decision[V]:
-        """What the command leads to; nothing has changed yet."""
-        return self.core.decide(self.state, command, now, volatile)
 
     def prepare(self, decision: Decision[V], cause: str) -> Prepared:
         """Fold the decision's events and collect its effects; nothing has changed yet.

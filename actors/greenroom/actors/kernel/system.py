@@ -66,7 +66,7 @@ class ActorSystem:
     ) -> None:
         """Make a system that owns `journal` (it closes it) and, unless one is given, its clock.
 
-        `on_failure` hears once, from any thread, that the system has stopped itself. `redact` takes
+        `on_failure` is called once, from any thread, when the system has stopped itself. `redact` takes
         secrets out of what is stored of a command that failed, beside those the command names itself.
         `explain` may have better words than msgspec for a field that is wrong.
         """
@@ -254,7 +254,7 @@ class ActorSystem:
         if self.failure is not None:
             reply.fail(SystemFailed(f"the system has stopped: {in_one_line(self.failure)}"))
         elif actor is None:
-            reply.fail(self._nobody(address))
+            reply.fail(self._unreachable(address))
         elif wrong := complaint(command, self._explain):
             reply.fail(Refused(bad_fields(type(command).__name__, wrong)))
         elif (waiting := actor.actor_inbox.qsize()) >= self._registered[address].mailbox:
@@ -296,7 +296,7 @@ class ActorSystem:
         address = Address(of) if isinstance(of, str) else of
         actor = self._actors.get(address)
         if actor is None:
-            raise self._nobody(address)
+            raise self._unreachable(address)
         return actor.executor.state
 
     @property
@@ -304,7 +304,7 @@ class ActorSystem:
         return MappingProxyType({address: one.core for address, one in self._registered.items()})
 
     def on_record(self, listener: Callable[[Record], None]) -> None:
-        """Hear of every stored event, from the thread of the actor that stored it. Must be quick."""
+        """Call with every stored event, in the thread of the actor that stored it. Must be quick."""
         self.store.listeners.append(listener)
 
     def rest(self, timeout: float = 10.0) -> None:
@@ -322,7 +322,7 @@ class ActorSystem:
         try:
             self.report(effect.command, to=effect.to, cause=cause)
         except KernelError as error:
-            # The sender is right whatever its host has put together: to fail here would fail it for ever.
+            # The sender is right whatever its host has put together: to fail here would fail it every time.
             _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
 
     def _failed(self, error: BaseException) -> None:
@@ -369,7 +369,7 @@ class ActorSystem:
     def _deliver(self, address: Address, command: Command[Any], cause: str) -> None:
         actor = self._actors.get(address)
         if actor is None:
-            raise self._nobody(address)
+            raise self._unreachable(address)
         actor.post(Asked(command=command, cause=cause))
 
     def _expire(self, actor: Actor, command: Command[Any], cause: str, reply: Reply[Any], late: str) -> None:
@@ -377,7 +377,7 @@ class ActorSystem:
         if reply.fail(AskExpired(late)):
             actor.executor.withdraw(command, cause)
 
-    def _nobody(self, address: Address) -> UnknownActor | ActorStopped:
+    def _unreachable(self, address: Address) -> UnknownActor | ActorStopped:
         if address in self._registered:
             return ActorStopped(f"{address} is not running")
         known = ", ".join(sorted(map(str, self._registered))) or "none"

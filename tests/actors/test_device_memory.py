@@ -135,8 +135,8 @@ def test_a_peak_above_the_promise_counts_at_once_and_is_remembered() -> None:
     measured(at, spec, 5 * GIB)
     reading = at.when(ReadLedger()).reply
     (engine,) = reading.engines
-    assert (engine.device_promised, engine.device_measured, engine.promised) == (5 * GIB, 5 * GIB, BESIDE)
-    assert [(one.promised, one.free) for one in reading.devices] == [(5 * GIB, 3 * GIB)]
+    assert (engine.device_reserved, engine.device_measured, engine.reserved) == (5 * GIB, 5 * GIB, BESIDE)
+    assert [(one.reserved, one.free) for one in reading.devices] == [(5 * GIB, 3 * GIB)]
     at.when(Unload(all=True)).rest()
     assert at.state.footprints[footprint_key(spec, on_device=True)] == 5 * GIB
     at.engine_is(spec, "gone")
@@ -148,7 +148,7 @@ def test_what_is_not_measured_stays_the_estimate() -> None:
     spec = at.loaded("one")
     measured(at, spec, None)
     (engine,) = at.when(ReadLedger()).reply.engines
-    assert (engine.device_promised, engine.device_measured) == (2 * GIB + BESIDE, None)
+    assert (engine.device_reserved, engine.device_measured) == (2 * GIB + BESIDE, None)
 
 
 def test_memory_of_a_device_is_free_again_once_its_engine_is_seen_to_be_gone() -> None:

@@ -95,7 +95,7 @@ def test_measured_memory_above_the_reserved_counts_at_once() -> None:
     stage = Stage().begin(model("one", 2 * GIB), model("two", 5 * GIB))
     spec = stage.loaded("one", keep_alive=-1)
     measure(stage, spec, 4 * GIB)
-    assert ledger(stage).promised == 4 * GIB
+    assert ledger(stage).reserved == 4 * GIB
     stage.serve("r", "two")
     assert stage.refused("r").code == "no_room"
     assert stage.refused("r").numbers["pinned"] == 4 * GIB
@@ -106,10 +106,10 @@ def test_measured_memory_below_the_reserved_counts_later_and_never_below_weights
     spec = stage.loaded("one")
     assert spec.memory == 3 * GIB
     measure(stage, spec, GIB)
-    assert ledger(stage).promised == 3 * GIB
+    assert ledger(stage).reserved == 3 * GIB
     serve_times(stage, "one", 3)
     # The stage's backend has no overhead, so weights and cache are all there is.
-    assert ledger(stage).promised == 3 * GIB
+    assert ledger(stage).reserved == 3 * GIB
 
 
 def test_measured_memory_is_remembered_for_the_next_engine_of_this_kind_also_after_a_restart() -> None:
@@ -153,11 +153,11 @@ def test_measured_memory_can_be_read_with_waiting_requests_and_when_engines_expi
     stage.pass_time(60)
     reading = ledger(stage)
     (one,) = reading.engines
-    assert (one.promised, one.measured, one.peak) == (2 * GIB, GIB // 2, GIB)
+    assert (one.reserved, one.measured, one.peak) == (2 * GIB, GIB // 2, GIB)
     assert (one.inside, one.served, one.queue) == (0, 1, 0)
     assert (one.idle_seconds, one.expires_in, one.keep_alive) == (60.0, 240.0, 300.0)
     assert one.cause.startswith("scheduler/")
-    assert (reading.budget, reading.promised, reading.free, reading.waiting) == (
+    assert (reading.budget, reading.reserved, reading.free, reading.waiting) == (
         *(8 * GIB, 2 * GIB, 6 * GIB, 0),
     )
     stage.serve("inside", "one").serve("waits", "two")
@@ -177,7 +177,7 @@ def test_an_engine_that_is_given_up_has_failed_at_once_and_is_replaced_before_it
     stage.serve("next", "one")
     assert stage.spec_of("one").engine_id != spec.engine_id
     # What it holds is not promised again before it is gone.
-    assert ledger(stage).promised == 2 * GIB
+    assert ledger(stage).reserved == 2 * GIB
 
 
 def test_an_engine_that_is_given_up_admits_no_more_requests() -> None:

@@ -81,10 +81,9 @@ def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0
     """For requests that waited for an installation whose job has failed or was cancelled."""
     again = f" It will be retried in {again_in:.0f} s." if again_in else ""
     if failure is None:
-        message = f"{backend} was not installed.{again}"
         return NotInstalled(
             code="backend_not_installed",
-            message=message,
+            message=f"{backend} was not installed.{again}",
             kind="unavailable",
             retry_after=again_in or 10.0,
             subject=backend,

@@ -17,7 +17,7 @@ from greenroom.actors.limits import (
     Seconds,
     Slots,
 )
-from greenroom.actors.values import Caller, Fact, InstallPolicy, Mode, Reservation
+from greenroom.actors.values import Caller, Fact, InstallPolicy, Mode
 
 SCHEDULER = Address("scheduler")
 
@@ -99,14 +99,10 @@ class Unload(SchedulerCommand[Unloaded], frozen=True, kw_only=True):
 
 
 ConfigField = Literal["context_size", "flags", "keep_alive", "slots", "prompt_cache"]
-
-
 CONFIG_FIELDS: tuple[ConfigField, ...] = get_args(ConfigField)
 
 
 class Configured(Fact, frozen=True, kw_only=True):
-    """Whether anything changed."""
-
     changed: bool
 
 
@@ -156,7 +152,7 @@ class LedgerReading(Fact, frozen=True, kw_only=True):
 
     budget: int
     available: int
-    promised: int
+    reserved: int
     free: int
     waiting: int
     """Requests that have no engine yet."""
@@ -174,21 +170,19 @@ class EngineAccount(Fact, frozen=True, kw_only=True):
     """One engine in the ledger. Bytes and seconds."""
 
     engine_id: str
-    promised: int
+    reserved: int
     measured: int | None
     """Memory its processes use now; None where it could not be measured."""
     peak: int | None
     device: str = ""
     """Id of the device it computes on; the next two are about that device's memory."""
-    device_promised: int = 0
+    device_reserved: int = 0
     device_measured: int | None = None
     context_size: int = 0
     """Tokens each request may fill."""
     slots: int = 0
     """Requests it takes at once; 0 for no limit."""
     used: int = 0
-    promises: tuple[Reservation, ...] = ()
-    """What was reserved at its start, by pool and part."""
     inside: int
     """Requests that it is answering."""
     served: int
@@ -234,7 +228,7 @@ class DeviceAccount(Fact, frozen=True, kw_only=True):
     budget: int
     available: int | None
     """Measured; None where it cannot be."""
-    promised: int
+    reserved: int
     free: int
 
 

@@ -81,24 +81,19 @@ def take_turn(
     facts: Sequence[BackendFacts],
     limits: Limits,
 ) -> Decision[SchedulerVolatile]:
-    decision = Turn(TurnContext(state, now, volatile, facts, limits)).take()
+    decision = Turn(state, now, volatile, facts, limits).take()
     if not decision.events:
         return decision
-    without = Turn(TurnContext(state, now, volatile, facts, limits, storing=False)).take()
+    without = Turn(state, now, volatile, facts, limits, storing=False).take()
     return msgspec.structs.replace(decision, if_not_stored=without)
 
 
-class Turn:
-    """The steps; `TurnContext` has what they collect."""
-
-    def __init__(self, context: TurnContext) -> None:
-        self._turn = context
-
+class Turn(TurnContext):
     def take(self) -> Decision[SchedulerVolatile]:
         for step in (
             self._note_ends,
             self._tend_gates,
-            QueueStep(self._turn).take,
+            QueueStep(self).take,
             self._evict,
             self._stop_leaving,
             self._close_breakers,
@@ -108,10 +103,10 @@ class Turn:
             self._lift_quarantines,
             self._store_wishes,
         ):
-            self._turn.guarded(step, doing=f"schedule ({step.__name__.strip('_')})")
-            if self._turn.events:
+            self.guarded(step, doing=f"schedule ({step.__name__.strip('_')})")
+            if self.events:
                 break
-        return self._turn.decision()
+        return self.decision()
 
     # 1
 
@@ -124,17 +119,16 @@ class Turn:
         d. It is not in the list otherwise: the start is forbidden, until a or b. Until then it may still be
            on its way, so its memory stays reserved.
         """
-        turn = self._turn
-        for engine_id, load in turn.state.loads.items():
-            if load.spec.backend in turn.volatile.engines and not turn.guarded(
+        for engine_id, load in self.state.loads.items():
+            if load.spec.backend in self.volatile.engines and not self.guarded(
                 partial(self._note_end, load), doing="follow a load", about=engine_id
             ):
                 self._drop(load)
-            if turn.events:
+            if self.events:
                 return
 
     def _note_end(self, load: LoadState) -> None:
-        volatile, engine_id = self._turn.volatile, load.spec.engine_id
+        volatile, engine_id = self.volatile, load.spec.engine_id
         engine = volatile.engine(engine_id)
         if engine is not None:
             if engine.state == "gone" or (engine.state == "stopping" and engine.fault):  # a
@@ -152,61 +146,61 @@ class Turn:
         failure = Failure(
             kind="permanent", code="internal_error", message="Greenroom failed on this load.", blame="ours"
         )
-        self._turn.record(_load_failed(spec, failure), cause=load.cause)
-        for waiting in [one for one in self._turn.queue if one.follows == load_job(spec.engine_id)]:
-            self._turn.answer(waiting, undecided(waiting))
+        self.record(_load_failed(spec, failure), cause=load.cause)
+        for waiting in [one for one in self.queue if one.follows == load_job(spec.engine_id)]:
+            self.answer(waiting, undecided(waiting))
 
     def _is_on_its_way(self, engine_id: str) -> bool:
-        volatile, now = self._turn.volatile, self._turn.now.monotonic
+        volatile, now = self.volatile, self.now.monotonic
         begun = volatile.begun.get(engine_id)
         return begun is not None and engine_id not in volatile.met and now - begun < _NEVER_TAKEN_AFTER
 
     def _repeat_start(self, load: LoadState) -> None:
-        turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
-        if now - turn.volatile.start_sent.get(one, turn.volatile.begun[one]) >= AGAIN:
-            turn.effects.append(Tell(command=StartEngine(spec=load.spec), cause=load.cause))
-            turn.update(start_sent={**turn.volatile.start_sent, one: now})
+        one, now = load.spec.engine_id, self.now.monotonic
+        if now - self.volatile.start_sent.get(one, self.volatile.begun[one]) >= AGAIN:
+            self.effects.append(Tell(command=StartEngine(spec=load.spec), cause=load.cause))
+            self.update(start_sent={**self.volatile.start_sent, one: now})
 
     def _forbid_start(self, load: LoadState) -> None:
-        turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
-        sent = turn.volatile.forbid_sent.get(one)
+        one, now = load.spec.engine_id, self.now.monotonic
+        sent = self.volatile.forbid_sent.get(one)
         if sent is None or now - sent >= AGAIN:
             forbid = ForbidStart(backend=load.spec.backend, engine_id=one)
-            turn.effects.append(Tell(command=forbid, cause=load.cause))
-            turn.update(forbid_sent={**turn.volatile.forbid_sent, one: now})
+            self.effects.append(Tell(command=forbid, cause=load.cause))
+            self.update(forbid_sent={**self.volatile.forbid_sent, one: now})
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
-        turn, spec = self._turn, load.spec
+        spec = load.spec
         failed = _load_failed(
             spec,
             failure,
-            was_ready=spec.engine_id in turn.volatile.gates,
-            footprint=footprint(spec, turn.volatile),
-            device_footprint=footprint(spec, turn.volatile, spec.device) if spec.device else 0,
+            was_ready=spec.engine_id in self.volatile.gates,
+            footprint=footprint(spec, self.volatile),
+            device_footprint=footprint(spec, self.volatile, spec.device) if spec.device else 0,
         )
-        turn.record(failed, cause=load.cause)
+        self.record(failed, cause=load.cause)
         if failure.code == "model_damaged":
             # The library drops it, so that the next pull fetches it again.
             damage = NoteDamage(model_id=spec.model_id, reason=failure.message)
-            turn.effects.append(Tell(command=damage, cause=load.cause))
+            self.effects.append(Tell(command=damage, cause=load.cause))
         if failure.code in NOT_THE_MODELS_FAULT:
             # Its requests keep waiting: step 3 finds them another engine. But if every engine is lost as it
             # starts, a pause keeps one from following the other at once.
             if not failed.was_ready:
-                now = turn.now.monotonic
-                turn.update(
-                    setbacks=setbacks_after(turn.volatile.setbacks, spec, failure, now, spared=SPARED)
+                now = self.now.monotonic
+                self.update(
+                    setbacks=setbacks_after(self.volatile.setbacks, spec, failure, now, spared=SPARED)
                 )
             return
         if not counts_against_model(failure):
-            setbacks = setbacks_after(turn.volatile.setbacks, spec, failure, turn.now.monotonic)
+            setbacks = setbacks_after(self.volatile.setbacks, spec, failure, self.now.monotonic)
             if not failed.was_ready:
-                turn.update(setbacks=setbacks)
+                self.update(setbacks=setbacks)
             self._answer_waiting(spec, failure, retry_after=setbacks[breaker_of(spec)].pause)
             return
         key = breaker_of(spec)
-        failures = failures_with(turn.state.breakers.get(key, BreakerState()), load)
-        away = broken_by_version(spec, failures, failure.message, turn.state, turn.volatile.statuses or {})
+        failures = failures_with(self.state.breakers.get(key, BreakerState()), load)
+        away = broken_by_version(spec, failures, failure.message, self.state, self.volatile.statuses or {})
         if failures >= FAILURES_TO_OPEN:
             opened = BreakerOpened(
                 model_id=spec.model_id,
@@ -214,39 +208,39 @@ class Turn:
                 backend=spec.backend,
                 installation_id=spec.installation_id,
                 failures=failures,
-                until=turn.now.wall + cool_down(failures),
+                until=self.now.wall + cool_down(failures),
                 reason=failure.message,
             )
-            cleared = tuple(cleared_by(spec, failures, turn.state))
-            turn.record(opened, *cleared, cause=load.cause)
+            cleared = tuple(cleared_by(spec, failures, self.state))
+            self.record(opened, *cleared, cause=load.cause)
             away = None if cleared else away
-        elif failed.was_ready or not is_telling(turn.volatile.engine(spec.engine_id), failure):
+        elif failed.was_ready or not is_telling(self.volatile.engine(spec.engine_id), failure):
             away = None
         if away is not None:
             # Its requests keep waiting: step 3 has the older installation serve them.
-            turn.record(away, cause=load.cause)
+            self.record(away, cause=load.cause)
             return
         self._answer_waiting(spec, failure)
 
     def _answer_waiting(self, spec: EngineSpec, failure: Failure, *, retry_after: float = 0.0) -> None:
         outcome = load_failed(spec, failure, retry_after)
         follows = load_job(spec.engine_id)
-        for waiting in self._turn.queue:
+        for waiting in self.queue:
             if waiting.follows == follows:
-                self._turn.answer(waiting, outcome)
+                self.answer(waiting, outcome)
 
     # 2
 
     def _tend_gates(self) -> None:
-        turn, gates = self._turn, self._turn.volatile.gates
-        alive = tuple(engine.spec.engine_id for engine in turn.volatile.alive())
-        if not turn.silent and any(engine_id not in alive for engine_id in gates):
-            turn.effects.append(RemoveGates(keep=alive))
-        for engine in turn.serving():
+        gates = self.volatile.gates
+        alive = tuple(engine.spec.engine_id for engine in self.volatile.alive())
+        if not self.silent and any(engine_id not in alive for engine_id in gates):
+            self.effects.append(RemoveGates(keep=alive))
+        for engine in self.serving():
             reading = gates.get(engine.spec.engine_id)
             if reading is None or not reading.open:
-                turn.update(setbacks=without(turn.volatile.setbacks, breaker_of(engine.spec)))
-                turn.effects.append(
+                self.update(setbacks=without(self.volatile.setbacks, breaker_of(engine.spec)))
+                self.effects.append(
                     OpenGate(
                         engine_id=engine.spec.engine_id,
                         model_id=engine.spec.model_id,
@@ -260,160 +254,157 @@ class Turn:
     # 4
 
     def _evict(self) -> None:
-        turn, volatile = self._turn, self._turn.volatile
+        volatile = self.volatile
         retiring = {
             (name, one) for name, status in (volatile.statuses or {}).items() for one in status.retiring
         }
-        for load in turn.state.loads.values():
+        for load in self.state.loads.values():
             reason = "retiring" if (load.spec.backend, load.spec.installation_id) in retiring else ""
             if volatile.draining or reason:
                 ended = partial(self._end, load, "shutdown" if volatile.draining else reason)
-                turn.guarded(ended, doing="end an engine", about=load.spec.engine_id)
-        if turn.events:
+                self.guarded(ended, doing="end an engine", about=load.spec.engine_id)
+        if self.events:
             return
-        for engine, reading in turn.empty():
+        for engine, reading in self.empty():
             rest = partial(self._end_idle, engine, reading)
-            turn.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
+            self.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
 
     def _end(self, load: LoadState, reason: str) -> None:
-        turn, engine = self._turn, self._turn.volatile.engine(load.spec.engine_id)
+        engine = self.volatile.engine(load.spec.engine_id)
         # Until its runner has listed it, its end would go unnoticed.
         if engine is not None:
-            turn.record(eviction(engine, turn.volatile, turn.now, reason), cause=load.cause)
+            self.record(eviction(engine, self.volatile, self.now, reason), cause=load.cause)
 
     def _end_idle(self, engine: Engine, reading: GateReading) -> None:
-        turn, spec = self._turn, engine.spec
-        keep = turn.keep_alive(spec.model_id, spec.mode)
-        if keep < 0 or not reading.open or turn.wanted(spec):
+        spec = engine.spec
+        keep = self.keep_alive(spec.model_id, spec.mode)
+        if keep < 0 or not reading.open or self.wanted(spec):
             return
         ends = reading.idle_since + keep
-        if ends <= turn.now.monotonic:
-            cause = turn.state.loads[spec.engine_id].cause
-            turn.record(eviction(engine, turn.volatile, turn.now, "idle"), cause=cause)
+        if ends <= self.now.monotonic:
+            cause = self.state.loads[spec.engine_id].cause
+            self.record(eviction(engine, self.volatile, self.now, "idle"), cause=cause)
         else:
-            turn.wakes.append(ends)
+            self.wakes.append(ends)
 
     # 5
 
     def _stop_leaving(self) -> None:
-        turn, volatile, now = self._turn, self._turn.volatile, self._turn.now.monotonic
+        volatile, now = self.volatile, self.now.monotonic
         leaving: dict[str, float] = {}
         stop_sent: dict[str, float] = {}
         for engine in volatile.alive():
             one = engine.spec.engine_id
-            if one in turn.state.loads:
+            if one in self.state.loads:
                 continue
             since = leaving[one] = volatile.leaving.get(one, now)
             reading = volatile.gates.get(one)
             if reading is not None and reading.open:
-                turn.effects.append(CloseGate(engine_id=one))
+                self.effects.append(CloseGate(engine_id=one))
                 # Requests that entered since this reading show in the next one, once the gate is closed.
-                turn.wakes.append(now)
+                self.wakes.append(now)
             drained = reading is None or (not reading.open and not reading.inside)
-            overdue = now - since >= turn.limits.drain or turn.forced(engine)
+            overdue = now - since >= self.limits.drain or self.forced(engine)
             sent = volatile.stop_sent.get(one)
             if (drained or overdue) and (sent is None or now - sent >= AGAIN):
                 reason = "it is no longer needed" if drained else "its requests did not finish in time"
-                if not drained and turn.forced(engine):
+                if not drained and self.forced(engine):
                     reason = "its backend is being uninstalled with --force"
                 stop = StopEngine(backend=engine.spec.backend, engine_id=one, reason=reason)
-                turn.effects.append(Tell(command=stop, cause=turn.state.ended.get(one, "")))
+                self.effects.append(Tell(command=stop, cause=self.state.ended.get(one, "")))
                 stop_sent[one] = now
             elif sent is not None:
                 stop_sent[one] = sent
             if not drained and not overdue:
-                turn.wakes.append(since + turn.limits.drain)
-        turn.update(leaving=leaving, stop_sent=stop_sent)
+                self.wakes.append(since + self.limits.drain)
+        self.update(leaving=leaving, stop_sent=stop_sent)
 
     # 6
 
     def _close_breakers(self) -> None:
-        turn = self._turn
-        for engine in turn.serving():
+        for engine in self.serving():
             spec = engine.spec
             key = breaker_of(spec)
-            if key not in turn.state.breakers:
+            if key not in self.state.breakers:
                 continue
-            load = turn.state.loads[spec.engine_id]
+            load = self.state.loads[spec.engine_id]
             loading = min(engine.since - load.admitted_at, LONGEST_COOL_DOWN)
-            since = turn.volatile.ready_since.get(spec.engine_id, turn.now.monotonic)
-            if turn.now.monotonic - since >= max(PROVEN_AFTER, loading):
+            since = self.volatile.ready_since.get(spec.engine_id, self.now.monotonic)
+            if self.now.monotonic - since >= max(PROVEN_AFTER, loading):
                 closed = BreakerClosed(
                     model_id=spec.model_id,
                     backend=spec.backend,
                     installation_id=spec.installation_id,
                     reason="it has been running long enough",
                 )
-                turn.record(closed, cause=load.cause)
+                self.record(closed, cause=load.cause)
                 return
 
     # 7
 
     def _request_snapshots(self) -> None:
-        turn, now = self._turn, self._turn.now.monotonic
-        missing = [runner_address(name) for name in turn.silent]
-        missing += [INSTALLER] if turn.volatile.statuses is None else []
-        missing += [LIBRARY] if turn.volatile.models is None else []
-        if missing and now - turn.volatile.requested_at >= AGAIN:
-            ask = RequestSnapshot(token=turn.volatile.life)
-            turn.effects += [Tell(to=to, command=ask) for to in missing]
-            turn.update(requested_at=now)
+        now = self.now.monotonic
+        missing = [runner_address(name) for name in self.silent]
+        missing += [INSTALLER] if self.volatile.statuses is None else []
+        missing += [LIBRARY] if self.volatile.models is None else []
+        if missing and now - self.volatile.requested_at >= AGAIN:
+            ask = RequestSnapshot(token=self.volatile.life)
+            self.effects += [Tell(to=to, command=ask) for to in missing]
+            self.update(requested_at=now)
         retiring = {
-            name: one.retiring for name, one in (turn.volatile.statuses or {}).items() if one.retiring
+            name: one.retiring for name, one in (self.volatile.statuses or {}).items() if one.retiring
         }
         if not retiring:
             return
         # A list is not acted on while a load is left on what it retires.
-        specs = [load.spec for load in turn.state.loads.values()]
+        specs = [load.spec for load in self.state.loads.values()]
         if any(spec.installation_id in retiring.get(spec.backend, ()) for spec in specs):
             return
-        version, sent_at = turn.volatile.acted_on
-        if version == turn.volatile.statuses_version and now - sent_at < AGAIN:
+        version, sent_at = self.volatile.acted_on
+        if version == self.volatile.statuses_version and now - sent_at < AGAIN:
             return
-        ask = RequestSnapshot(installations=turn.volatile.statuses_version)
-        turn.effects += [Tell(to=runner_address(name), command=ask) for name in retiring]
-        turn.update(acted_on=(turn.volatile.statuses_version, now))
+        ask = RequestSnapshot(installations=self.volatile.statuses_version)
+        self.effects += [Tell(to=runner_address(name), command=ask) for name in retiring]
+        self.update(acted_on=(self.volatile.statuses_version, now))
 
     # 8
 
     def _report_drained(self) -> None:
-        turn = self._turn
-        if turn.volatile.draining and not (turn.state.loads or turn.volatile.alive() or turn.silent):
-            turn.effects.append(Answer(key=DRAINED, outcome=Unloaded(engines=0)))
+        if self.volatile.draining and not (self.state.loads or self.volatile.alive() or self.silent):
+            self.effects.append(Answer(key=DRAINED, outcome=Unloaded(engines=0)))
 
     # 9
 
     def _report_ready(self) -> None:
-        turn, volatile = self._turn, self._turn.volatile
+        volatile = self.volatile
         known = volatile.statuses is not None and volatile.models is not None
-        if known and all(one.name in volatile.engines for one in turn.facts):
-            turn.effects.append(Answer(key=READY, outcome=Ready()))
+        if known and all(one.name in volatile.engines for one in self.facts):
+            self.effects.append(Answer(key=READY, outcome=Ready()))
 
     # 10
 
     def _lift_quarantines(self) -> None:
-        turn, statuses = self._turn, self._turn.volatile.statuses
+        statuses = self.volatile.statuses
         if statuses is None:
             return
-        for one in outlived(turn.state, statuses, turn.volatile.in_use):
-            turn.record(one, cause="")
-        if not turn.events:
+        for one in outlived(self.state, statuses, self.volatile.in_use):
+            self.record(one, cause="")
+        if not self.events:
             in_use = {name: one.current.id for name, one in statuses.items() if one.current is not None}
-            turn.update(in_use={**turn.volatile.in_use, **in_use})
+            self.update(in_use={**self.volatile.in_use, **in_use})
 
     # 11
 
     def _store_wishes(self) -> None:
-        turn = self._turn
-        for engine_id, load in turn.state.loads.items():
+        for engine_id, load in self.state.loads.items():
             spec = load.spec
-            wished = turn.volatile.keep_alive.get(config_key(spec.model_id, spec.mode))
+            wished = self.volatile.keep_alive.get(config_key(spec.model_id, spec.mode))
             if wished is None or (wished < 0) == load.kept or load.wishes >= _WISHES_STORED:
                 continue
             event = KeepAliveWished(
                 engine_id=engine_id, model_id=spec.model_id, model_ref=spec.model_ref, keep_alive=wished
             )
-            turn.record(event, cause=load.cause)
+            self.record(event, cause=load.cause)
             return
 
 

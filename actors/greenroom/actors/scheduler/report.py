@@ -25,7 +25,7 @@ def ledger_reading(
     return LedgerReading(
         budget=account.memory.budget,
         available=account.memory.available,
-        promised=account.reserved,
+        reserved=account.reserved,
         free=account.free,
         waiting=len(turn.queue),
         engines=tuple(_engine(turn, load) for load in state.loads.values()),
@@ -42,7 +42,7 @@ def _device(turn: TurnContext, device: Device) -> DeviceAccount:
         total=device.total,
         budget=device.budget,
         available=device.available,
-        promised=account.reserved,
+        reserved=account.reserved,
         free=account.free,
     )
 
@@ -76,16 +76,15 @@ def _engine(turn: TurnContext, load: LoadState) -> EngineAccount:
     idle_for = max(0.0, turn.now.monotonic - reading.idle_since) if idle and reading is not None else None
     return EngineAccount(
         engine_id=spec.engine_id,
-        promised=holding(spec, turn.volatile),
+        reserved=holding(spec, turn.volatile),
         measured=measured.now if measured is not None else None,
         peak=measured.peak if measured is not None else None,
         device=spec.device,
-        device_promised=holding(spec, turn.volatile, spec.device) if spec.device else 0,
+        device_reserved=holding(spec, turn.volatile, spec.device) if spec.device else 0,
         device_measured=measured.device if measured is not None else None,
         context_size=context_reckoned(spec.context_size, model.context_length if model is not None else 0),
         slots=spec.slots,
         used=reading.used if reading is not None else 0,
-        promises=spec.promises,
         inside=reading.inside if reading is not None else 0,
         served=reading.served if reading is not None else 0,
         queue=sum(fits(spec, waiting) for waiting in turn.queue),

@@ -307,36 +307,28 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             key = config_key(e.model_id, e.mode)
             codes = (*state.refusals.get(key, ()), e.code)
             return change(new, refusals=remembered(state.refusals, key, codes, _REFUSALS_REMEMBERED))
-        case LoadFailed() as e:
-            loads = without(state.loads, e.engine_id)
+        case LoadFailed() | EvictionDecided() as e:
             new = change(
                 new,
-                ended=_apply_ended(state, e.engine_id, stored.id),
-                footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
-            )
-            if not counts_against_model(e.failure):
-                if e.was_ready:
-                    proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
-                    new = change(new, proven=proven)
-                return change(new, loads=loads, interrupted=_apply_interrupted(state, e.engine_id, stored.at))
-            key = breaker_key(e.model_id, e.backend, e.installation_id)
-            old = state.breakers.get(key, BreakerState())
-            failures = failures_with(old, state.loads.get(e.engine_id))
-            breaker = change(old, failures=failures, failed_at=stored.at, reason=e.failure.message)
-            return change(new, loads=loads, breakers={**state.breakers, key: breaker})
-        case EvictionDecided() as e:
-            interrupted = state.interrupted
-            if e.reason == "shutdown":
-                interrupted = _apply_interrupted(state, e.engine_id, stored.at)
-            if e.installation_id:
-                new = change(new, proven=_apply_proven(state, e.model_id, e.backend, e.installation_id))
-            return change(
-                new,
                 loads=without(state.loads, e.engine_id),
-                ended=_apply_ended(state, e.engine_id, stored.id),
-                footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
-                interrupted=interrupted,
+                ended=remembered(state.ended, e.engine_id, stored.id, _ENDED_REMEMBERED),
+                footprints=_apply_footprints(state, e),
             )
+            if isinstance(e, EvictionDecided):
+                by_daemon, ran_well = e.reason == "shutdown", bool(e.installation_id)
+            elif counts_against_model(e.failure):
+                key = breaker_key(e.model_id, e.backend, e.installation_id)
+                old = state.breakers.get(key, BreakerState())
+                failures = failures_with(old, state.loads.get(e.engine_id))
+                breaker = change(old, failures=failures, failed_at=stored.at, reason=e.failure.message)
+                return change(new, breakers={**state.breakers, key: breaker})
+            else:
+                by_daemon, ran_well = True, e.was_ready
+            if ran_well:
+                new = change(new, proven=_apply_proven(state, e))
+            if by_daemon:
+                new = change(new, interrupted=_apply_interrupted(state, e.engine_id, stored.at))
+            return new
         case KeepAliveWished(engine_id=one) as e if one in state.loads:
             load = state.loads[one]
             load = change(load, kept=e.keep_alive < 0, wishes=load.wishes + 1)
@@ -345,12 +337,11 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             old = state.breakers.get(key, BreakerState())
             breaker = change(old, failures=e.failures, until=e.until, reason=e.reason)
-            proven = _apply_unproven(state, e.model_id, e.backend, e.installation_id)
+            proven = _apply_unproven(state, e)
             return change(new, breakers={**state.breakers, key: breaker}, proven=proven)
         case BreakerClosed() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
-            proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
-            return change(new, breakers=without(state.breakers, key), proven=proven)
+            return change(new, breakers=without(state.breakers, key), proven=_apply_proven(state, e))
         case ModelQuarantined() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             away = Quarantine(since=stored.at, **msgspec.structs.asdict(e))
@@ -366,18 +357,12 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             return new
 
 
-def _apply_ended(state: SchedulerState, engine_id: str, event_id: str) -> dict[str, str]:
-    return remembered(state.ended, engine_id, event_id, _ENDED_REMEMBERED)
-
-
-def _apply_footprints(
-    state: SchedulerState, engine_id: str, footprint: int, device_footprint: int
-) -> Mapping[str, int]:
-    load = state.loads.get(engine_id)
+def _apply_footprints(state: SchedulerState, e: LoadFailed | EvictionDecided) -> Mapping[str, int]:
+    load = state.loads.get(e.engine_id)
     if load is None:
         return state.footprints
     found = state.footprints
-    for size, on_device in ((footprint, False), (device_footprint, True)):
+    for size, on_device in ((e.footprint, False), (e.device_footprint, True)):
         if size:
             key = footprint_key(load.spec, on_device=on_device)
             found = remembered(found, key, size, _FOOTPRINTS_REMEMBERED)
@@ -394,19 +379,17 @@ def _apply_interrupted(state: SchedulerState, engine_id: str, at: float) -> Mapp
 
 
 def _apply_proven(
-    state: SchedulerState, model_id: str, backend: str, installation_id: str
+    state: SchedulerState, e: LoadFailed | EvictionDecided | BreakerClosed
 ) -> Mapping[str, tuple[str, ...]]:
-    key = proven_key(model_id, backend)
-    before = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
-    now = (*before[-_VERSIONS_REMEMBERED:], installation_id)
+    key = proven_key(e.model_id, e.backend)
+    before = tuple(one for one in state.proven.get(key, ()) if one != e.installation_id)
+    now = (*before[-_VERSIONS_REMEMBERED:], e.installation_id)
     return remembered(state.proven, key, now, _PROVEN_REMEMBERED)
 
 
-def _apply_unproven(
-    state: SchedulerState, model_id: str, backend: str, installation_id: str
-) -> Mapping[str, tuple[str, ...]]:
-    key = proven_key(model_id, backend)
-    left = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
+def _apply_unproven(state: SchedulerState, e: BreakerOpened) -> Mapping[str, tuple[str, ...]]:
+    key = proven_key(e.model_id, e.backend)
+    left = tuple(one for one in state.proven.get(key, ()) if one != e.installation_id)
     return {**state.proven, key: left} if left else without(state.proven, key)
 
 

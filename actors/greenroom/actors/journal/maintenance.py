@@ -42,7 +42,6 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_sound(self) -> bool:
-        """True when nothing is wrong."""
         return not self.problems
 
 

@@ -1,15 +1,4 @@
-"""The journal's port: what every store of events must do.
-
-JournalError
-├── NotWritten        known not written (refused, cannot be encoded, closed): nothing changed
-│   └── JournalFull   … because there is no space; goes on when there is some
-├── JournalFailed     unknown whether written (fsync or I/O error): never retried, the system stops
-├── JournalDamaged    what is stored is not what was written; `seq` is the first bad row
-├── JournalTooNew     written by a newer Greenroom
-├── EventChanged      the journal is whole, but the program that reads it has another class for an event
-├── JournalBusy       another process writes to it; `pid` is that process
-└── NotAJournal       the file is something else, and was not touched
-"""
+"""The journal's port: what every store of events must do, and what it raises."""
 
 from __future__ import annotations
 
@@ -24,7 +13,7 @@ class JournalError(Exception):
 
 
 class NotWritten(JournalError):
-    """The batch is known not to be stored; the store is as it was and may take others later."""
+    """The batch is known not to be stored (refused, not encodable, closed); nothing has changed."""
 
 
 class JournalFull(NotWritten):
@@ -32,7 +21,7 @@ class JournalFull(NotWritten):
 
 
 class JournalFailed(JournalError):
-    """It is unknown whether the batch is stored. The journal accepts nothing more."""
+    """It is unknown whether the batch is stored. The journal accepts nothing more, and the system stops."""
 
 
 class JournalDamaged(JournalError):
@@ -44,7 +33,7 @@ class JournalDamaged(JournalError):
 
 
 class JournalTooNew(JournalError):
-    """The log format is newer than this program."""
+    """Written by a newer Greenroom."""
 
 
 class EventChanged(JournalError):
@@ -64,7 +53,7 @@ class JournalBusy(JournalError):
 
 
 class NotAJournal(JournalError):
-    """There is a file of that name, but no journal of ours."""
+    """The file is something else, and was not touched."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -273,9 +273,10 @@ class SqliteJournal:
         try:
             self._reserve.lay_in()
         except OSError as error:
-            _log.warning(
-                "no space can be reserved beside %s for when the disk is full: %s", self.files.db, error
-            )
+            self._log_no_reserve(logging.WARNING, error)
+
+    def _log_no_reserve(self, level: int, error: OSError) -> None:
+        _log.log(level, "no space can be reserved beside %s for a full disk: %s", self.files.db, error)
 
     def _repair(self) -> None:
         """Check what surrounds the rows, which are good: refuse triggers, rebuild a damaged index."""
@@ -459,12 +460,7 @@ class SqliteJournal:
             # Retrying would not help either: go on without a reserve, as at a start. Say it once.
             level = logging.DEBUG if self._goes_without else logging.WARNING
             self._goes_without = True
-            _log.log(
-                level,
-                "no space can be reserved beside %s for when the disk is full: %s",
-                self.files.db,
-                error,
-            )
+            self._log_no_reserve(level, error)
         self._starved = not self._checkpoint()
         return not self._starved
 

@@ -1,16 +1,4 @@
-"""What asking an actor can raise.
-
-Exception
-└── KernelError
-    ├── Refused         the actor said no; `refusal` says why and what to do
-    ├── ActorStopped    the actor or its system has stopped, or was rebuilt before it could answer
-    ├── AskExpired      the deadline passed first
-    ├── MailboxFull     too many requests wait already
-    ├── UnknownActor    no such address in this system
-    ├── Forked          the system runs in the process this one was forked from
-    ├── StartFailed     an actor could not start; the system did not
-    └── SystemFailed    the system has stopped itself; the cause says why
-"""
+"""What asking an actor can raise, and why an actor refuses."""
 
 from __future__ import annotations
 

@@ -25,7 +25,6 @@ def stuck(address: Address) -> Refusal:
 
 
 def not_understood(error: NotUnderstood) -> Refusal:
-    """The command went to the wrong actor."""
     return Refusal(
         code="not_understood",
         message=f"{error}.",
@@ -35,7 +34,6 @@ def not_understood(error: NotUnderstood) -> Refusal:
 
 
 def bad_fields(command: str, problem: str) -> Refusal:
-    """A field of the command holds what it must not."""
     return Refusal(code="bad_field", message=f"{command}: {problem}.", advice="Nothing was done.")
 
 

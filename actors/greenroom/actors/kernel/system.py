@@ -19,6 +19,7 @@ from greenroom.actors.kernel.answers import Asked, Leases
 from greenroom.actors.kernel.checks import Explain, complaint, no_words
 from greenroom.actors.kernel.clock import Clock, SystemClock
 from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler, NoEffectHandler, Tell
+from greenroom.actors.kernel.embedding import start_in_thread, stop_in_thread
 from greenroom.actors.kernel.errors import (
     ActorStopped,
     AskExpired,
@@ -218,16 +219,12 @@ class ActorSystem:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        from greenroom.actors.kernel.embedding import start_in_thread
-
         await start_in_thread(self.start, self.stop)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from greenroom.actors.kernel.embedding import stop_in_thread
-
         await stop_in_thread(self.stop)
 
     # using

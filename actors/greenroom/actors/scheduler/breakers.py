@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from greenroom.actors.bounded_maps import remembered
 from greenroom.actors.scheduler.state import Setback, breaker_key
 from greenroom.actors.values import EngineSpec, Failure
 
@@ -20,7 +21,7 @@ SPARED = 2
 _FIRST_COOL_DOWN = 10.0
 _LONGEST_PAUSE = 60.0
 _FORGOTTEN_AFTER = 300.0
-_REMEMBERED = 63
+_REMEMBERED = 64
 
 
 def cool_down(failures: int) -> float:
@@ -40,8 +41,7 @@ def setbacks_after(
     old = before.get(key)
     count = old.count + 1 if old is not None and now - old.at < _FORGOTTEN_AFTER else 1
     pause = min(_LONGEST_PAUSE, 2.0 ** (min(count - spared, 10) - 1)) if count > spared else 0.0
-    others = [(name, one) for name, one in before.items() if name != key][-_REMEMBERED:]
-    return {**dict(others), key: Setback(failure=failure, count=count, pause=pause, at=now)}
+    return remembered(before, key, Setback(failure=failure, count=count, pause=pause, at=now), _REMEMBERED)
 
 
 def pause_left(before: Mapping[str, Setback], key: str, now: float) -> float:

@@ -81,7 +81,7 @@ def broken_by_version(
 def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterator[QuarantineLifted]:
     """The quarantines whose older installation fails too, by a breaker that opens there."""
     for one in state.quarantines.values():
-        if _returns_to(one, spec):
+        if (one.model_id, one.backend, one.back_to) == (spec.model_id, spec.backend, spec.installation_id):
             yield lifted(one, f"it failed {in_a_row(failures)} on {one.back_to_version} too")
 
 
@@ -124,10 +124,6 @@ def lifted_by_hand(
         for one in state.quarantines.values()
         if (backend and one.backend == backend) or (model_id and one.model_id == model_id)
     )
-
-
-def _returns_to(one: Quarantine, spec: EngineSpec) -> bool:
-    return (one.model_id, one.backend, one.back_to) == (spec.model_id, spec.backend, spec.installation_id)
 
 
 def _is_newer(current: Installation, quarantined: Installation) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from greenroom.actors.bounded_maps import remembered
 from greenroom.actors.installer.messages import Ensure, PendingInstallRequests
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
@@ -208,27 +209,20 @@ class QueueStep:
 
     def _grant(self, waiting: Waiting, engine: Engine) -> None:
         spec = engine.spec
-        self._turn.effects.append(
-            AdmitRequest(
-                engine_id=spec.engine_id,
-                request_id=waiting.request_id,
-                caller=waiting.caller,
-                places=waiting.places,
-            )
-        )
+        one, by = spec.engine_id, waiting.caller
+        admit = AdmitRequest(engine_id=one, request_id=waiting.request_id, caller=by, places=waiting.places)
+        self._turn.effects.append(admit)
         self._turn.answer(
             waiting, Granted(engine_id=spec.engine_id, backend=spec.backend, endpoint=engine.endpoint)
         )
         granted = self._turn.granted
         places = min(waiting.places, spec.slots) if spec.slots else 1
         granted[spec.engine_id] = granted.get(spec.engine_id, 0) + places
-        served = dict(self._turn.volatile.served)
+        served = self._turn.volatile.served
         now = max(served.values(), default=-1) + 1
-        turns = (waiting.caller.key, f"{waiting.caller.key}/{waiting.caller.share}")
-        for one in turns:
-            served.pop(one, None)
-        kept = dict(list(served.items())[-(_CALLERS_REMEMBERED - len(turns)) :])
-        self._turn.update(served={**kept, **dict.fromkeys(turns, now)})
+        for one in (waiting.caller.key, f"{waiting.caller.key}/{waiting.caller.share}"):
+            served = remembered(served, one, now, _CALLERS_REMEMBERED)
+        self._turn.update(served=served)
 
     # e
 

@@ -332,7 +332,7 @@ class Scheduler(SingleStream[SchedulerState]):
             volatile = msgspec.structs.replace(volatile, setbacks=others)
         return Decision(events=tuple(events), volatile=volatile, reply=Configured(changed=True))
 
-    def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:
+    def react(self, state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:  # noqa: ARG002
         if isinstance(stored.event, LoadAdmitted):
             return (Tell(command=StartEngine(spec=stored.event.spec)),)
         return ()

@@ -1,1 +1,1 @@
-"""The actor that installs backends: one job a backend, retried, and looked up on disk after a restart."""
+"""The actor that installs backends: one job at a time for each, retried, verified on disk at every start."""

@@ -1,11 +1,11 @@
-"""The installer: which backends are on disk, and the one job a backend that puts them there.
+"""The installer: which backends are on disk, and the jobs that install them.
 
     absent → installing → installed        with waiting_to_retry, failed, broken, retiring
 
-One job a backend at a time; whoever asks meanwhile joins it, and jobs of other versions queue. A failure is
-transient (another attempt, at a time the event records) or permanent; neither sticks, the next request may
-try again. What lies on disk is looked at in every new life, and what is seen becomes events: the journal's
-word alone is never believed.
+Each backend has one job at a time. Requests for the same version join it, jobs for other versions queue. A
+failure is transient (retried, at a time the event records) or permanent; after either, the next request may
+try again. At every start the disk is inspected and what is found becomes events: the journal alone is never
+trusted.
 """
 
 from __future__ import annotations
@@ -102,15 +102,13 @@ from greenroom.actors.waiters import count
 _STREAM = "install/"
 _DROP_KEY = "drop-fetched"
 _QUEUE = 8
-"""Jobs of one backend: somebody who asks for one version after the other must not fill the journal."""
+"""Jobs per backend: a client that requests one version after another must not fill the journal."""
 
 Volatile = InstallerVolatile
 N = TypeVar("N", Ensure, Uninstall, CancelInstall, LeaveInstall)
 
 
 class Installer:
-    """The pure core; see the module's text."""
-
     address: Address = INSTALLER
     event_types: Sequence[type[Event]] = events_of(installer_events)
 
@@ -122,10 +120,9 @@ class Installer:
         *,
         install_defaults: bool = True,
     ) -> None:
-        """`backends` are all that can be installed, by this Greenroom's declarations.
+        """`backends` are all that can be installed; with `install_defaults` False, none is unless requested.
 
-        `install_defaults` is False to install only what was asked for.
-        `contact` holds while somebody waits and no server has answered at all.
+        `retries` is the policy for jobs; `contact` while a client waits and no server has ever answered.
         """
         self._facts = {
             facts.name: facts if install_defaults else replace(facts, deferred=True) for facts in backends
@@ -147,8 +144,6 @@ class Installer:
 
     def apply(self, state: InstallerState, stored: Stored[Any]) -> InstallerState:
         return apply(state, stored)
-
-    # decide
 
     def decide(
         self, state: InstallerState, command: Command[Any], now: Moment, volatile: Volatile
@@ -201,17 +196,17 @@ class Installer:
                 raise NotUnderstood(self.address, command)
 
     def _ensure(self, state: InstallerState, ask: Ensure, volatile: Volatile) -> Decision[Volatile]:
-        """Decide on a wish for a backend.
+        """Decide on a request for a backend.
 
-        1. Unknown backend, or one this platform cannot run: refused at once, without trying.
-        2. Its disk has not been looked at in this life: the look comes first, it is a matter of ms. If it
-           could not be: refused, since nobody knows what is there.
-        3. It is installed, in the wanted version, and no repair is asked for: answered at once.
-        4. The user's own is named in the config: refused, we make none beside it.
-        5. The wanted version lies there and another one is current: it comes into use.
-        6. A job of the same version, or for whoever names none any job, is under way: join it; what a person
-           typed goes on even when the request that began it is gone.
-        7. Otherwise a job begins, after those of other versions that are under way.
+        1. The backend is unknown, or this platform cannot run it: refused.
+        2. Its disk has not been inspected in this life: the request waits for that, a matter of
+           milliseconds. If the inspection failed: refused, since it is unknown what is installed.
+        3. The requested version is installed and in use, and no repair is requested: answered at once.
+        4. The config names the user's own installation: refused; Greenroom makes none beside it.
+        5. The requested version is installed, but another is current: it becomes current.
+        6. A job for the same version is under way, or any job if no version is named: join it. A user's
+           explicit request keeps the job going even if the request that began it is gone.
+        7. Otherwise a job begins, behind those for other versions.
         """
         facts = self._facts.get(ask.backend)
         if facts is None:  # 1
@@ -236,7 +231,7 @@ class Installer:
         usable = backend.usable
         volatile = heard(volatile, ask)
         if usable is not None and not ask.repair and fits(usable, ask.version, ask.variant):  # 3
-            # Who names the version that is in use wants models to be tried on it again.
+            # Naming the version in use means: try models on it again.
             again = (ask.version or ask.variant) and ask.wanted_by == "explicit"
             lift = Tell(command=LiftQuarantines(backend=ask.backend))
             reply = Ensured(installation=usable, fresh=False)
@@ -261,7 +256,7 @@ class Installer:
         return Decision(events=events, reply=Later(key), volatile=waits(volatile, key, ask))
 
     def _named(self, ask: N) -> N:
-        """The same with a version for `pinned`, which is a name for one."""
+        """The same with the pinned version in place of the word `pinned`."""
         facts = self._facts.get(ask.backend)
         if ask.version != "pinned" or facts is None or not facts.version:
             return ask
@@ -277,7 +272,6 @@ class Installer:
     def _installed(
         self, state: InstallerState, ask: Activate | VerifyBackend, volatile: Volatile
     ) -> Decision[Volatile]:
-        """What is about installations that are here already."""
         if ask.backend not in self._facts:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
         if ask.backend in volatile.unread:
@@ -290,7 +284,7 @@ class Installer:
         return activate(backend, ask)
 
     def _drop_fetched(self, state: InstallerState) -> Decision[Volatile]:
-        """What a job that waits for its next attempt has fetched is what it goes on with."""
+        """Drop unneeded downloads, unless jobs are under way: a retry continues with what was fetched."""
         at_work = tuple(name for name, backend in state.backends.items() if backend.jobs_open)
         if at_work:
             return Decision(reply=FetchedDropped(kept_for=at_work))
@@ -356,13 +350,13 @@ class Installer:
         if made.id in backend.installations:
             return not_needed(backend, report) if job is not None else Decision()
         if job is None or job.id != report.job:
-            # The job was cancelled a moment before its last step: this installation is not wanted.
+            # The job was cancelled just before its last step, so this installation is not wanted.
             return Decision(effects=(RemoveInstallation(backend=name, installation_id=made.id),))
         committed = replace(report, seconds=max(0.0, now.wall - job.requested_at))
         events: list[Event] = [committed]
         before = backend.usable
         if before is not None and (before.version, before.variant) != (made.version, made.variant):
-            # Built beside the other one, and probed: only now does it take its place.
+            # It was built and probed beside the current one, and replaces it only now.
             reason = f"it replaces {before.id}"
             events.append(InstallationActivated(backend=name, installation_id=made.id, reason=reason))
         return Decision(events=tuple(events), effects=answers([job], job, committed), cause=job.cause)
@@ -370,9 +364,9 @@ class Installer:
     def _attempt_failed(
         self, backend: BackendInstallState, report: InstallAttemptFailed, now: Moment, volatile: Volatile
     ) -> Decision[Volatile]:
-        """Retry a transient failure at a recorded time, until the policy says that is enough.
+        """Retry a transient failure at a recorded time, until the policy gives up.
 
-        Where no server has ever answered, and a client waits, that is within seconds.
+        If no server has ever answered and a client waits, that is within seconds.
         """
         name, job, failure = report.backend, backend.job, report.failure
         if job is None or job.id != report.job:
@@ -398,7 +392,7 @@ class Installer:
     ) -> Decision[Volatile]:
         name, one = effect.backend, effect.installation_id
         if not isinstance(report.event, InstallationRemoved):
-            # It stays retired and its removal is retried; the caller is not kept waiting for that.
+            # It stays retired and its removal is retried; the caller does not wait for that.
             answer = Answer(key=uninstall_key(name), outcome=refusals.failed(report.failure, name))
             return Decision(
                 effects=(answer,),
@@ -415,33 +409,25 @@ class Installer:
         known = one in backend.installations
         return Decision(events=(report.event,) if known else (), volatile=volatile)
 
-    # react
-
     def react(self, state: InstallerState, stored: Stored[Any]) -> Sequence[Effect]:
-        """What the board says. Whoever ends a job knows its version, and answers whoever waits for that."""
         return between_attempts(state, stored.event)
 
-    # settle
-
     def settle(self, state: InstallerState, now: Moment, volatile: Volatile) -> Decision[Volatile]:
-        """The steps of an `InstallerTurn`."""
         return InstallerTurn(state, now, volatile, self._facts, self._retries).take(
             self._ensure, self.list_of
         )
 
-    # the list
-
     def list_of(
         self, state: InstallerState, now: float, forced: frozenset[str] = frozenset()
     ) -> InstallationList:
-        """All backends, as others see them at a wall clock second."""
+        """All backends as other actors see them at `now`, in wall clock seconds."""
         return InstallationList(
             backends=tuple(self.status(state, name, now, forced=name in forced) for name in self._facts),
             version=state.version,
         )
 
     def status(self, state: InstallerState, name: str, now: float, *, forced: bool = False) -> BackendStatus:
-        """One backend, as others see it at a wall clock second."""
+        """One backend as other actors see it at `now`, in wall clock seconds."""
         backend = state.of(name)
         job = backend.job
         failure = job.failure if job is not None else backend.failure
@@ -479,7 +465,7 @@ class Installer:
 
 
 def _noted(volatile: Volatile, backend: str, installation_id: str) -> Volatile:
-    """A look at the disk that is still under way may not know this."""
+    """Remember a change that an inspection still under way may have missed."""
     if backend in volatile.looked:
         return volatile
     return replace(volatile, reported=volatile.reported | {installation_id})

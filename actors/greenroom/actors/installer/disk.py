@@ -1,4 +1,4 @@
-"""What the installer makes of what lies on disk: the journal's word alone is never believed."""
+"""Reconciles the journal with the installations on disk: the journal alone is never trusted."""
 
 from __future__ import annotations
 
@@ -31,13 +31,11 @@ _ENDS = (InstallationCommitted, InstallFailed, InstallCancelled)
 def seen_on_disk(
     state: InstallerState, report: InstallationsSeen, now: float, volatile: InstallerVolatile
 ) -> Decision[InstallerVolatile]:
-    """Settle what the journal says with what lies there.
+    """Reconcile the journal with an inspection of a backend's disk.
 
-    Once in each life; of what was unclear then, until it is not.
-
-    1. The first look of this life: all of it, see `settle_with_disk`.
-    2. A later one: only those that could not be judged before. It may have begun before what has been
-       committed since.
+    1. The first inspection of this life counts in full, see `settle_with_disk`.
+    2. A later one counts only for installations whose state was unclear before: others may have been
+       committed since it began.
     """
     name = report.backend
     backend = state.of(name)
@@ -52,7 +50,7 @@ def seen_on_disk(
         events = _of_installations(name, backend, found, backend.installations.keys() - judged)
         still = {name: before - judged} if before - judged else {}
         return Decision(events=tuple(events), volatile=replace(volatile, unclear={**others, **still}))
-    # What the builder is doing, although this actor, being rebuilt, knows nothing of it.
+    # Builds in progress, which this actor does not know about if it was rebuilt.
     building = volatile.building | set(report.building)
     begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
     told = volatile.reported | report.unclear.keys()
@@ -79,7 +77,7 @@ def seen_on_disk(
 def unread(
     backend: BackendInstallState, report: InstallationsUnread, volatile: InstallerVolatile
 ) -> Decision[InstallerVolatile]:
-    """Nothing follows from it. Requests that wait for the look hear why there is none; the others go on."""
+    """The disk could not be inspected: requests that wait for that are refused, and nothing is concluded."""
     name = report.backend
     if name in volatile.looked:
         return Decision()
@@ -106,18 +104,18 @@ def settle_with_disk(
     now: float,
     reported: Collection[str] = (),
 ) -> list[Event]:
-    """Settle what the journal says of a backend with what lies there.
+    """Reconcile what the journal knows about a backend with the installations found.
 
-    1. A job of an earlier life whose installation is there after all: it is committed.
-    2. Unknown and whole, or known as broken and whole again: found, the most recently built first, since the
-       first one comes into use. The user's own: in use at once.
-    3. Known as whole and not so: broken, with the reason.
-    4. Known and not there: missing.
-    5. A job of an earlier life without an installation: it goes on if somebody typed it or the backend is a
-       default; a request's is over, its client is gone. So are those that a request queued behind it.
+    1. A job from an earlier life whose installation was completed after all: committed.
+    2. Unknown and whole, or known as broken and whole again: found, most recently built first, since the
+       first becomes current. The user's own becomes current at once.
+    3. Known as whole but damaged: broken, with the reason.
+    4. Known but not on disk: missing.
+    5. A job from an earlier life without an installation goes on if a user requested it or the backend is a
+       default. A job for a request ends, since its client is gone; so do jobs that requests queued behind it.
 
-    `begun` says that the job is under way, so that its end will be reported; `reported` names installations
-    that were committed or removed while this look was taken, so that it says nothing of them.
+    `begun` means that the job is under way and its end will be reported; `reported` are installations that
+    were committed or removed during the inspection, which therefore says nothing about them.
     """
     orphan = backend.job if backend.job is not None and not begun else None
     events = _of_installations(name, backend, found, reported, orphan)
@@ -135,7 +133,7 @@ def _of_installations(
     unsaid: Collection[str],
     orphan: JobState | None = None,
 ) -> list[Event]:
-    """Rules 1 to 4 of `settle_with_disk`; of the `unsaid` nothing is said."""
+    """Rules 1 to 4 of `settle_with_disk`, except for the `unsaid` installations."""
     events: list[Event] = []
     committed = False
     for one in sorted(found, key=lambda one: -one.built_at):
@@ -165,7 +163,7 @@ def _of_installations(
 
 
 def _made_by(job: JobState, one: Installation) -> bool:
-    """Whether a job of an earlier life made this. A repair must not take what it was to replace."""
+    """Whether a job from an earlier life made this. A repair must not claim what it was to replace."""
     as_wanted = one.managed and job.variant == one.variant and job.version in ("", "latest", one.version)
     return as_wanted and (job.wanted_by != "repair" or one.built_at >= job.requested_at)
 
@@ -178,7 +176,7 @@ def _over(name: str, job: JobState) -> Event:
 def _go_on(name: str, job: JobState, now: float) -> list[Event]:
     if job.wanted_by == "request":
         return [_over(name, job)]
-    if job.retry_at:  # it waited, and goes on waiting
+    if job.retry_at:  # it goes on waiting
         return []
     failure = Failure(
         kind="transient",

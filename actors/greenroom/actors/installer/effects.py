@@ -1,4 +1,4 @@
-"""What the installer asks the builder to do."""
+"""Effects of the installer, performed by the builder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class BuildInstallation(Effect, frozen=True, kw_only=True):
 
 
 class CancelBuild(Effect, frozen=True, kw_only=True):
-    """End an attempt and remove what it left."""
+    """Cancel an attempt and remove what it left behind."""
 
     job: str
 
 
 class InspectInstallations(Effect, frozen=True, kw_only=True):
-    """Sweep what has no commit mark, verify the rest. Reports InstallationsSeen or
+    """Remove what has no commit mark, verify the rest. Reports InstallationsSeen or
     InstallationsUnread for each backend."""
 
     backends: tuple[str, ...]
@@ -37,7 +37,7 @@ class RemoveInstallation(Effect, frozen=True, kw_only=True):
 
 
 class PlanInstallation(Effect, frozen=True, kw_only=True):
-    """Find out what would be fetched. Ends with a Plan."""
+    """Determine what would be fetched. Ends with a Plan."""
 
     backend: str
     variant: str = ""
@@ -45,7 +45,7 @@ class PlanInstallation(Effect, frozen=True, kw_only=True):
 
 
 class PublishInstallProgress(Effect, frozen=True, kw_only=True):
-    """Say on the progress board what a job waits for between attempts; without a phase, that it is over."""
+    """Publish what a job waits for between attempts; without a phase, that it has ended."""
 
     backend: str
     phase: str = ""
@@ -60,4 +60,4 @@ class VerifyInstallations(Effect, frozen=True, kw_only=True):
 
 
 class DropUnneeded(Effect, frozen=True, kw_only=True):
-    """Drop what was fetched and no installation needs. Ends with FetchedDropped."""
+    """Delete downloads that no installation needs. Ends with FetchedDropped."""

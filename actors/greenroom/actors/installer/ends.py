@@ -1,4 +1,4 @@
-"""How installations and jobs end by somebody's wish: uninstalled, cancelled, left."""
+"""Ends installations and jobs on request: uninstall, cancel, leave."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from greenroom.actors.waiters import count, left
 
 
 def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) -> Decision[Volatile]:
-    """Retire everything of a backend, or a version; it is removed once its engines are gone.
+    """Retire all installations of a backend, or a version; they are removed once their engines are gone.
 
-    Without anything left, or on its way, the backend stays uninstalled until it is requested.
+    If none is left or being built, the backend stays uninstalled until it is requested.
     """
     if backend.theirs is not None:
         return Decision(reply=refusals.not_ours(backend.theirs))
@@ -71,10 +71,9 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) 
 
 
 def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile) -> Decision[Volatile]:
-    """End a job; with `leave`, only when nobody else wants it.
+    """Cancel a job: the one named, else the one for that version, else the one under way.
 
-    Which one: the one that is named; else the one of that version; else the one under way. Requests that
-    wait for a backend wait for that.
+    With `leave`, only if no other client and no queued request waits for it.
     """
     key = ensure_key(ask.backend, ask.version, ask.variant)
     if ask.job:
@@ -93,7 +92,7 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile)
     if job is None:
         volatile, unasked = without_pending(volatile, ask.backend, ask.reason, key)
         return Decision(effects=unasked, reply=Cancelled(ended=True), volatile=volatile)
-    # A default backend would be installed again at once, were it still wanted.
+    # If it were still wanted, a default backend would be installed again at once.
     unwanted = backend.usable is None and len(backend.jobs_open) == 1
     cancelled = InstallCancelled(job=job.id, backend=ask.backend, reason=ask.reason, unwanted=unwanted)
     return Decision(
@@ -105,6 +104,6 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile)
 
 
 def leave(ask: LeaveInstall, volatile: Volatile) -> Decision[Volatile]:
-    """Somebody waits no longer. Nothing ends for it."""
+    """A client no longer waits. The job goes on."""
     waiting = left(volatile.waiting, ensure_key(ask.backend, ask.version, ask.variant), ask.waiter)
     return Decision(volatile=replace(volatile, waiting=waiting))

@@ -1,4 +1,4 @@
-"""The installer's noes: complete sentences, with what to do next."""
+"""The installer's refusals: complete sentences, with what to do next."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ def kind_of(code: str, *, passing: bool) -> ErrorKind:
 
 
 def failed(failure: Failure | None, subject: str) -> Refusal:
-    """What a job's failure is to whoever waits for the job."""
     assert failure is not None
     passing = failure.kind == "transient"
     return Refusal(
@@ -44,14 +43,13 @@ def failed(failure: Failure | None, subject: str) -> Refusal:
 def no_such_installation(
     backend: BackendInstallState, name: str, version: str, advice: str = "greenroom backends shows them."
 ) -> Refusal:
-    """That version is not here."""
     here = ", ".join(sorted({one.version for one in backend.whole})) or "none"
     message = f"{name} {version} is not installed; installed versions: {here}."
     return refuse("no_such_installation", message, advice=advice, kind="conflict", subject=name)
 
 
 def unread(backend: str, reason: str) -> Refusal:
-    """What lies on the disk cannot be looked at, so nothing of it is used, replaced or removed."""
+    """The installations cannot be inspected, so none is used, replaced or removed."""
     return refuse(
         "unreadable",
         f"The installations of {backend} cannot be read: {reason}.",
@@ -63,7 +61,6 @@ def unread(backend: str, reason: str) -> Refusal:
 
 
 def cancelled(backend: str, reason: str) -> Refusal:
-    """The job was ended."""
     return refuse(
         "cancelled",
         f"The installation of {backend} was cancelled: {reason}.",
@@ -74,7 +71,6 @@ def cancelled(backend: str, reason: str) -> Refusal:
 
 
 def busy(backend: str, jobs: int) -> Refusal:
-    """So many versions wait already."""
     return refuse(
         "busy",
         f"{jobs} versions of {backend} are already waiting to be installed.",
@@ -85,7 +81,6 @@ def busy(backend: str, jobs: int) -> Refusal:
 
 
 def unknown(backend: str, known: Iterable[str]) -> Refusal:
-    """There is no such backend."""
     return refuse(
         "backend_not_found",
         f'There is no backend "{backend}".',
@@ -96,7 +91,7 @@ def unknown(backend: str, known: Iterable[str]) -> Refusal:
 
 
 def passed_over(backend: BackendInstallState) -> Failure | None:
-    """What the user has named in the config, where that cannot be used and one of ours serves instead."""
+    """Why the installation named in the config is not used, if one of ours serves instead."""
     theirs, usable = backend.theirs, backend.usable
     if theirs is None or not theirs.broken or usable is None or not usable.managed:
         return None
@@ -111,7 +106,6 @@ def passed_over(backend: BackendInstallState) -> Failure | None:
 
 
 def not_ours(theirs: Installation) -> Refusal:
-    """It is the user's own."""
     name = theirs.backend
     broken = f" It cannot be used: {theirs.broken}" if theirs.broken else ""
     return refuse(

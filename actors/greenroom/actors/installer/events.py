@@ -1,4 +1,4 @@
-"""What the installer stores, in `install/<backend>`. A changed field needs a new SCHEMA and an upcaster."""
+"""Events of the installer, in `install/<backend>`. Changing a field needs a new SCHEMA and an upcaster."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from greenroom.actors.values import Caller, Failure, Installation, WantedBy
 
 
 class InstallRequested(Event, frozen=True, kw_only=True):
-    """Somebody wants a backend that is not there; the first attempt begins.
+    """A backend that is not installed was requested; the first attempt begins.
 
-    Of a job that is under way already it says that somebody wants it for a stronger reason.
+    Repeated for a job already under way, it records a stronger reason.
     """
 
     TAG = "install_requested"
@@ -19,11 +19,10 @@ class InstallRequested(Event, frozen=True, kw_only=True):
     version: str
     wanted_by: WantedBy
     caller: Caller = Caller()
-    """Who asked."""
 
 
 class InstallAttemptFailed(Event, frozen=True, kw_only=True):
-    """An attempt failed for a reason that may pass; the next one begins at `retry_at`."""
+    """An attempt failed and will be retried at `retry_at`."""
 
     TAG = "install_attempt_failed"
     job: str
@@ -32,11 +31,11 @@ class InstallAttemptFailed(Event, frozen=True, kw_only=True):
     failure: Failure
     retry_at: float
     reached: bool = True
-    """Some server has answered in this attempt or one before."""
+    """Whether any server has answered in this attempt or an earlier one."""
 
 
 class InstallAttemptBegun(Event, frozen=True, kw_only=True):
-    """The wait is over and another attempt begins: a daemon that ends from here on has cost an attempt."""
+    """The wait is over and another attempt begins: if the daemon ends from now on, this attempt counts."""
 
     TAG = "install_attempt_begun"
     job: str
@@ -45,7 +44,7 @@ class InstallAttemptBegun(Event, frozen=True, kw_only=True):
 
 
 class InstallationCommitted(Event, frozen=True, kw_only=True):
-    """An installation is complete, verified and in use from now on."""
+    """An installation is complete, verified and current."""
 
     TAG = "installation_committed"
     job: str
@@ -55,7 +54,7 @@ class InstallationCommitted(Event, frozen=True, kw_only=True):
 
 
 class InstallNotNeeded(Event, frozen=True, kw_only=True):
-    """The job has ended without building anything: the newest version is here already."""
+    """The job ended without building anything: the newest version was already installed."""
 
     TAG = "install_not_needed"
     job: str
@@ -66,7 +65,7 @@ class InstallNotNeeded(Event, frozen=True, kw_only=True):
 
 
 class InstallFailed(Event, frozen=True, kw_only=True):
-    """The job has ended without an installation. The next request may try again."""
+    """The job failed for good. The next request may try again."""
 
     TAG = "install_failed"
     job: str
@@ -75,19 +74,17 @@ class InstallFailed(Event, frozen=True, kw_only=True):
 
 
 class InstallCancelled(Event, frozen=True, kw_only=True):
-    """The job was ended on purpose."""
-
     TAG = "install_cancelled"
     URGENT = True
     job: str
     backend: str
     reason: str
     unwanted: bool = False
-    """True when the user does not want the backend any more."""
+    """True if the user no longer wants the backend."""
 
 
 class InstallationFound(Event, frozen=True, kw_only=True):
-    """A committed installation is on disk that the journal did not know, or that is whole again."""
+    """A committed installation on disk was unknown to the journal, or is whole again."""
 
     TAG = "installation_found"
     backend: str
@@ -95,7 +92,7 @@ class InstallationFound(Event, frozen=True, kw_only=True):
 
 
 class InstallationMissing(Event, frozen=True, kw_only=True):
-    """An installation the journal knows is not on disk any more."""
+    """An installation known to the journal is no longer on disk."""
 
     TAG = "installation_missing"
     backend: str
@@ -104,7 +101,7 @@ class InstallationMissing(Event, frozen=True, kw_only=True):
 
 
 class InstallationsUnread(Event, frozen=True, kw_only=True):
-    """What a backend has on the disk could not be looked at: nothing is concluded of it, and none is used."""
+    """A backend's installations could not be inspected: none is used, and nothing is concluded."""
 
     TAG = "installations_unread"
     backend: str
@@ -112,14 +109,14 @@ class InstallationsUnread(Event, frozen=True, kw_only=True):
 
 
 class InstallationsReadAgain(Event, frozen=True, kw_only=True):
-    """What a backend has on the disk can be looked at again."""
+    """A backend's installations can be inspected again."""
 
     TAG = "installations_read_again"
     backend: str
 
 
 class InstallationBroken(Event, frozen=True, kw_only=True):
-    """An installation is on disk, but not as it was committed."""
+    """An installation on disk is not as it was committed."""
 
     TAG = "installation_broken"
     backend: str
@@ -128,34 +125,32 @@ class InstallationBroken(Event, frozen=True, kw_only=True):
 
 
 class InstallationActivated(Event, frozen=True, kw_only=True):
-    """This installation is the one new engines start from."""
+    """New engines start from this installation."""
 
     TAG = "installation_activated"
     backend: str
     installation_id: str
     reason: str = ""
-    """What it was chosen for, as the end of a sentence."""
+    """Why it was chosen, as the end of a sentence."""
 
 
 class InstallationRetiring(Event, frozen=True, kw_only=True):
-    """It will be removed once no engine uses it; nothing new starts on it."""
+    """It will be removed once no engine uses it; no new engine starts from it."""
 
     TAG = "installation_retiring"
     backend: str
     installation_id: str
     reason: str
     unwanted: bool = False
-    """True when the user uninstalled the backend: it stays so until he asks for it again."""
+    """True if the user uninstalled the backend: it stays uninstalled until requested again."""
 
     @property
     def is_urgent(self) -> bool:
-        """Whoever uninstalls on a full disk makes the very room that others wait for."""
+        """Uninstalling on a full disk makes the room that others wait for."""
         return self.unwanted
 
 
 class InstallationRemoved(Event, frozen=True, kw_only=True):
-    """Its files are gone."""
-
     TAG = "installation_removed"
     URGENT = True
     backend: str

@@ -1,4 +1,4 @@
-"""What the installer is asked and told, what it answers, and what the builder reports beside events."""
+"""Commands of the installer, their replies, and the builder's reports that are not events."""
 
 from __future__ import annotations
 
@@ -14,67 +14,59 @@ INSTALLER = Address("installer")
 
 
 class InstallerCommand(Command[R_co], frozen=True, kw_only=True):
-    """What the installer is asked or told."""
-
     ACTOR = INSTALLER
 
 
 class Ensured(Fact, frozen=True, kw_only=True):
-    """The backend is installed."""
-
     installation: Installation
     fresh: bool
-    """False when it was installed already."""
+    """False if it was already installed."""
 
 
 class Activate(InstallerCommand[Ensured], frozen=True, kw_only=True):
-    """Bring another installation that is here into use: `Ensured`. Nothing is fetched or built."""
+    """Make another existing installation current: `Ensured`. Nothing is fetched or built."""
 
     backend: BackendName
     variant: Version = ""
     version: Version = ""
-    """Empty means the one that was in use before the current one."""
+    """Empty means the one that was current before."""
 
 
 class Verified(Fact, frozen=True, kw_only=True):
-    """What was read."""
-
     backend: BackendName
     checked: Ids
-    """Ids of the installations that were read."""
+    """Ids of the verified installations."""
     damaged: Annotated[Mapping[Id, Annotated[tuple[Reason, ...], Many]], Many]
-    """installation → each file that is not what was installed, as a sentence."""
+    """installation → a sentence for each file that is not as installed."""
 
 
 class VerifyBackend(InstallerCommand[Verified], frozen=True, kw_only=True):
-    """Read every file of a backend's installations: `Verified`. What is damaged is broken from then on."""
+    """Verify every file of a backend's installations: `Verified`. Damaged ones become broken."""
 
     REPEATABLE = True
     backend: BackendName
 
 
 class InstallationsSeen(InstallerCommand[None], frozen=True, kw_only=True):
-    """Report: what lies on disk for a backend."""
+    """Report: a backend's installations on disk."""
 
     backend: BackendName
     installations: Annotated[tuple[Installation, ...], Many]
     building: Annotated[tuple[tuple[Name, Whole], ...], Many] = ()
-    """(job, attempt) of all that is being built meanwhile: what an installer that was rebuilt has begun."""
+    """(job, attempt) of builds in progress, which a rebuilt installer does not know about."""
     unclear: Annotated[Mapping[Id, Reason], Many] = {}
-    """Those of which it cannot be told now whether they are whole: they are taken for what they were."""
+    """installation → why it cannot be verified now; its recorded state stands."""
 
 
 class FetchedDropped(Fact, frozen=True, kw_only=True):
-    """What that has freed."""
-
     freed: Whole = 0
-    """Bytes of the disk."""
+    """Bytes on disk."""
     kept_for: Ids = ()
-    """Backends that are being installed: until that ends all that was fetched stays."""
+    """Backends being installed: nothing is dropped until they are done."""
 
 
 class DropFetched(InstallerCommand[FetchedDropped], frozen=True, kw_only=True):
-    """Drop what was fetched for installations that did not come about: `FetchedDropped`."""
+    """Delete downloads of installations that were never completed: `FetchedDropped`."""
 
     REPEATABLE = True
 
@@ -85,23 +77,23 @@ BackendState = Literal[
 
 
 class BackendStatus(Fact, frozen=True, kw_only=True):
-    """One backend as the installer sees it."""
+    """The installer's view of one backend."""
 
     name: str
     state: BackendState
     current: Installation | None = None
-    """The whole installation new engines start from."""
+    """The installation that new engines start from."""
     installations: tuple[Installation, ...] = ()
-    """All that are on disk, broken and retiring ones too."""
+    """All on disk, including broken and retiring ones."""
     retiring: tuple[str, ...] = ()
-    """Ids of installations nothing may use any more."""
+    """Ids of installations that may no longer be used."""
     job: str = ""
     queue: tuple[str, ...] = ()
-    """Jobs of other versions that wait for it."""
+    """Jobs for other versions that wait for `job`."""
     attempt: int = 0
     retry_at: float = 0.0
     forced: bool = False
-    """Engines on what retires end without waiting for those inside."""
+    """Engines on retiring installations are ended without waiting for their requests."""
     failure: Failure | None = None
     """Why the last job or the current installation failed."""
     wanted: bool = False
@@ -113,11 +105,11 @@ class InstallationList(SchedulerCommand[None], frozen=True, kw_only=True):
     backends: Annotated[tuple[BackendStatus, ...], Many]
     version: Whole
     heard: Annotated[Mapping[Id, Id], Many] = {}
-    """backend → token of the last `Ensure` that was decided on: what became of it is in this list."""
+    """backend → token of the last `Ensure` decided on: this list shows its outcome."""
 
 
 class Ensure(InstallerCommand[Ensured], frozen=True, kw_only=True):
-    """Have a backend installed. The reply comes when it is, or when the job has ended: `Ensured`."""
+    """Have a backend installed. The reply comes when it is, or when the job fails: `Ensured`."""
 
     REPEATABLE = True
     backend: BackendName
@@ -126,18 +118,15 @@ class Ensure(InstallerCommand[Ensured], frozen=True, kw_only=True):
     """Empty means the pinned one."""
     wanted_by: WantedBy = "explicit"
     repair: bool = False
-    """Build anew even when the installation looks whole."""
+    """Rebuild even if the installation looks whole."""
     token: Id = ""
-    """For those who do not wait for the reply: comes back in the installer's list once this is decided."""
+    """For senders that do not wait for the reply: comes back in the installer's list once this is decided."""
     caller: Caller = Caller()
-    """Who asks."""
     waiter: Id = ""
-    """Who waits, by a name nobody else has; without one it is wanted until the job ends, or until `leave`."""
+    """A unique name of the client that waits; without one it counts until the job ends, or until `leave`."""
 
 
 class Uninstalled(Fact, frozen=True, kw_only=True):
-    """It is gone."""
-
     freed: int
     """Bytes, measured."""
     was_installed: bool
@@ -150,28 +139,28 @@ class Uninstall(InstallerCommand[Uninstalled], frozen=True, kw_only=True):
     backend: BackendName
     variant: Version = ""
     version: Version = ""
-    """Empty means all that is installed and on its way."""
+    """Empty means all that are installed or being built."""
     force: bool = False
-    """Do not wait for those inside its engines."""
+    """Do not wait for requests inside its engines."""
 
 
 class CancelInstall(InstallerCommand[Cancelled], frozen=True, kw_only=True):
-    """End an installation: `Cancelled`. `leave` ends it only if nobody else waits for it."""
+    """Cancel a job: `Cancelled`. With `leave`, only if no one else waits for it."""
 
     backend: BackendName
     variant: Version = ""
     version: Version = ""
-    """What was asked for; empty means whichever is under way."""
+    """As requested; empty means the job under way."""
     job: Id = ""
-    """This one and no other."""
+    """Only this job."""
     reason: Line = "requested by the user"
     leave: bool = False
     waiter: Id = ""
-    """Who leaves: see `Ensure.waiter`."""
+    """See `Ensure.waiter`."""
 
 
 class LeaveInstall(InstallerCommand[None], frozen=True, kw_only=True):
-    """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
+    """A client that waited has disconnected: the job goes on, but no longer for that client."""
 
     backend: BackendName
     variant: Version = ""
@@ -180,13 +169,13 @@ class LeaveInstall(InstallerCommand[None], frozen=True, kw_only=True):
 
 
 class PendingInstallRequests(InstallerCommand[None], frozen=True, kw_only=True):
-    """Scheduler → installer: all backends whose installation requests wait for at this moment."""
+    """Scheduler → installer: the backends that queued requests wait for."""
 
     backends: Annotated[frozenset[BackendName], Many] = frozenset()
 
 
 class PlanInstall(InstallerCommand[Plan], frozen=True, kw_only=True):
-    """What would an installation fetch? `Plan`."""
+    """Determine what an installation would fetch: `Plan`."""
 
     REPEATABLE = True
     backend: BackendName

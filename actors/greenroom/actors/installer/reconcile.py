@@ -1,13 +1,13 @@
 """What follows from the installer's state at one moment: the numbered steps of `settle`.
 
-1. A wish that waited for the look at the disk is decided on.
-2. Nothing usable is current, but another whole installation is there: it comes into use.
-3. A job whose attempt is due and not begun in this life: begin it.
-4. A default backend that is wanted and absent: a job, once in each life.
-5. A broken installation beside a whole current one, or an older build of the very same: retire it.
-6. A retiring installation no engine uses, nor will use: remove it.
-7. Nothing retiring is left of an uninstallation: answer.
-8. Whatever changed, or every few seconds: tell the scheduler the whole list.
+1. Decide on requests that waited for the inspection of the disk.
+2. If nothing usable is current, but another whole installation exists, make it current.
+3. Begin attempts that are due and have not begun in this life.
+4. Begin a job for a default backend that is wanted and absent, once in each life.
+5. Retire broken installations beside a whole current one, and older builds of the same lock.
+6. Remove retiring installations that no engine uses or will use.
+7. Answer an uninstallation once nothing is retiring.
+8. After a change, and every few seconds, send the scheduler the whole list.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ _TELL_EVERY = 5.0
 _REMOVE_AGAIN_AFTER = 30.0
 _LOOK_AGAIN_AFTER = 30.0
 _PATIENCE = 90.0
-"""Seconds after which a removal no longer waits for the scheduler's word, and asks the runner itself."""
+"""Seconds after which a removal no longer waits for the scheduler and asks the runner itself."""
 
 Ensure = Callable[[InstallerState, Ensure_msg, InstallerVolatile], Decision[InstallerVolatile]]
 ListOf = Callable[[InstallerState, float, frozenset[str]], InstallationList]
 
 
 class InstallerTurn:
-    """One settle. Mutable and short-lived: it collects a Decision and nothing outside sees it."""
+    """One call of `settle`. Mutable and short-lived: it collects a Decision."""
 
     def __init__(
         self,
@@ -87,7 +87,6 @@ class InstallerTurn:
         self._volatile = self._pruned(volatile)
 
     def take(self, ensure: Ensure, list_of: ListOf) -> Decision[InstallerVolatile]:
-        """Go through the steps."""
         unlooked = tuple(name for name in self._facts if name not in self._volatile.looked)
         for name, facts in self._facts.items():
             if name in unlooked:
@@ -96,7 +95,7 @@ class InstallerTurn:
             before = self._mark()
             try:
                 self._settle(name, backend, facts, ensure)
-            except Exception as error:  # noqa: BLE001 - it costs this backend, and no other
+            except Exception as error:  # noqa: BLE001 - it costs only this backend
                 self._take_back(before)
                 self._faults.append(fault(error, doing="settle a backend", about=name))
                 self._give_up(name, backend)
@@ -114,15 +113,15 @@ class InstallerTurn:
         )
         if_not_stored = replace(decision, events=(), effects=(*decision.effects, *self._unless_stored))
         stale = self._volatile.told != self._state.version or self._now.monotonic >= self._tell_at()
-        # Of what could not be looked at is told that; only what is still to be looked at is waited for.
+        # The list waits for inspections under way, but includes backends whose inspection failed.
         if stale and self._volatile.unread.issuperset(unlooked):
             if_not_stored = self._telling(if_not_stored, list_of)  # 8
-        # The next round sees these events applied: it tells then, unless they cannot be stored.
+        # The next round sees these events applied and sends the list; this one does if they cannot be stored.
         return replace(decision, if_not_stored=if_not_stored) if events else if_not_stored
 
     def _settle(self, name: str, backend: BackendInstallState, facts: BackendFacts, ensure: Ensure) -> None:
         if self._decide_pending(name, ensure):
-            # The state is about to be another one; the next round goes on with it.
+            # The state is about to change; the next round goes on.
             return
         self._activate(name, backend)
         self._build(name, backend)
@@ -136,14 +135,14 @@ class InstallerTurn:
         return tuple(len(one) for one in lists), self._volatile
 
     def _take_back(self, mark: tuple[tuple[int, ...], InstallerVolatile]) -> None:
-        """Nothing of a backend's steps holds where one of them has failed."""
+        """Undo all steps of a backend when one of them fails."""
         lengths, self._volatile = mark
         lists: tuple[list[Any], ...] = (self._events, self._effects, self._unless_stored, self._wakes)
         for one, length in zip(lists, lengths, strict=True):
             del one[length:]
 
     def _give_up(self, name: str, backend: BackendInstallState) -> None:
-        """Its jobs have failed, by a fault of ours, and whoever waits for it hears so."""
+        """Fail its jobs, with the blame on us, and answer the clients that wait for it."""
         failure = Failure(
             kind="permanent",
             code="internal_error",
@@ -176,7 +175,7 @@ class InstallerTurn:
     # the steps
 
     def _decide_pending(self, name: str, ensure: Ensure) -> bool:  # 1
-        """True when that has made an event; the others wait for the next round."""
+        """True if that made an event; the other requests wait for the next round."""
         for key, ask in self._volatile.pending.items():
             if ask.backend != name:
                 continue
@@ -185,7 +184,7 @@ class InstallerTurn:
             decision = ensure(self._state, ask, self._volatile)
             self._events += decision.events
             if decision.volatile is not None:
-                # It has been counted already, when it came.
+                # The waiter was counted when it arrived.
                 self._volatile = replace(decision.volatile, waiting=waiting)
             if not isinstance(decision.reply, Later):
                 self._effects.append(Answer(key=key, outcome=decision.reply))
@@ -221,7 +220,7 @@ class InstallerTurn:
         self._update(building=self._volatile.building | {(job.id, job.attempt)})
         if job.retry_at:
             self._events.append(InstallAttemptBegun(job=job.id, backend=name, attempt=job.attempt))
-        # What is broken shares its files with the cache it came from.
+        # A broken installation shares its files with the cache, so the cache cannot be trusted.
         broken = any(one.broken and one.managed for one in backend.installations.values())
         self._effects.append(
             BuildInstallation(
@@ -260,11 +259,11 @@ class InstallerTurn:
             key = f"{name}/{one}"
             version, since = self._volatile.retired.get(key, (self._state.version, now))
             self._update(retired={**self._volatile.retired, key: (version, since)})
-            # The runner's list counts once the scheduler, knowing that this one retires, has sent the runner
-            # all it had for it: a start may have been under way.
+            # A start may have been under way, so the runner's list counts only once the scheduler knew of the
+            # retirement and had sent the runner every earlier start.
             known = self._volatile.acted_on.get(name, -1) >= version
             if not known and now - since >= _PATIENCE:
-                self._call_the_roll(name, version)
+                self._request_list(name, version)
             if not known or name not in self._volatile.in_use or one in self._volatile.in_use[name]:
                 continue
             begun = self._volatile.removing.get(key)
@@ -272,8 +271,8 @@ class InstallerTurn:
                 self._update(removing={**self._volatile.removing, key: now})
                 self._effects.append(RemoveInstallation(backend=name, installation_id=one))
 
-    def _call_the_roll(self, name: str, version: int) -> None:
-        """Without a scheduler: what was sent to the runner long ago lies before this in its mailbox."""
+    def _request_list(self, name: str, version: int) -> None:
+        """If the scheduler is silent: starts sent long ago precede this request in the runner's mailbox."""
         now = self._now.monotonic
         _, of, at = self._volatile.called.get(name, ("", -1, now))
         if of < version or now - at >= _REMOVE_AGAIN_AFTER:
@@ -291,7 +290,7 @@ class InstallerTurn:
     # inside
 
     def _pruned(self, volatile: InstallerVolatile) -> InstallerVolatile:
-        """Forget what belongs to jobs and installations that are no more."""
+        """Drop what belongs to finished jobs and removed installations."""
         backends = self._state.backends
         jobs = {one.job.id for one in backends.values() if one.job is not None}
         busy = set(volatile.pending)
@@ -317,7 +316,7 @@ class InstallerTurn:
 
 
 def _why_useless(one: Installation, usable: Installation) -> str:
-    """Why the current installation makes this one useless; other whole versions stay, to go back to."""
+    """Why the current installation makes this one useless; other whole versions stay for a rollback."""
     if one.broken:
         return f"broken: {one.broken}"
     same = one.id != usable.id and one.digest == usable.digest
@@ -325,7 +324,7 @@ def _why_useless(one: Installation, usable: Installation) -> str:
 
 
 def between_attempts(state: InstallerState, event: Event) -> Sequence[Effect]:
-    """A job that waits for its next attempt has a line on the board; one that runs speaks for itself."""
+    """Publish the progress of a job that waits for its next attempt; a running one publishes its own."""
     match event:
         case InstallAttemptFailed(backend=name, attempt=attempt, failure=failure):
             message = f"Waiting to try again (attempt {attempt + 1}): {failure.message}"

@@ -1,4 +1,4 @@
-"""What the journal says of installations, how events make it, and what the installer sees beside it."""
+"""The installer's durable state, how events make it, and its volatile state."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ from greenroom.actors.waiters import Waiters
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
-    """The one job of a backend."""
-
     id: str
     variant: str = ""
     version: str
@@ -42,38 +40,36 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     attempt: int = 1
     retry_at: float = 0.0
-    """When this attempt may begin; 0 once it has begun, and for the first one, which begins at once."""
+    """When this attempt may begin; 0 once it has begun, and for the first one."""
     failure: Failure | None = None
     reached: bool = False
-    """Some server has answered in an attempt."""
+    """Whether any server has answered in an attempt."""
 
 
 class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the journal says of one backend."""
-
     installations: Mapping[str, Installation] = msgspec.field(default_factory=dict)
     current: str = ""
     past: tuple[str, ...] = ()
-    """Installations that were current before and are still here, the last one last: the way back."""
+    """Earlier current installations that still exist, oldest first: for a rollback."""
     retiring: frozenset[str] = frozenset()
     job: JobState | None = None
     queue: tuple[JobState, ...] = ()
-    """Jobs of other versions, begun one after the other."""
+    """Jobs for other versions, begun one after another."""
     failure: Failure | None = None
     wanted: bool | None = None
-    """None until somebody has said so; False once the user has uninstalled it."""
+    """None until it is requested; False once the user has uninstalled it."""
     jobs: int = 0
     unread: str = ""
-    """Why what is on the disk could not be looked at; a clause."""
+    """Why the disk could not be inspected, as a clause."""
 
     @property
     def theirs(self) -> Installation | None:
-        """The user's own installation, named in the config: where there is one, we make none."""
+        """The user's own installation, named in the config; Greenroom then makes none."""
         return next((one for one in self.installations.values() if not one.managed), None)
 
     @property
     def jobs_open(self) -> tuple[JobState, ...]:
-        """The job under way and those that wait for it."""
+        """The job under way, then the queue."""
         return (self.job, *self.queue) if self.job is not None else ()
 
     @property
@@ -85,7 +81,7 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def usable(self) -> Installation | None:
-        """The whole installation new engines start from."""
+        """The installation that new engines start from; None if the current one cannot be used."""
         installation = self.installations.get(self.current)
         if self.unread or installation is None or installation.broken or installation.id in self.retiring:
             return None
@@ -93,13 +89,10 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstallerState(msgspec.Struct, frozen=True, kw_only=True):
-    """All backends, and how many events made it so."""
-
     backends: Mapping[str, BackendInstallState] = msgspec.field(default_factory=dict)
     version: int = 0
 
     def of(self, backend: str) -> BackendInstallState:
-        """A backend's state, also when nothing was ever stored of it."""
         return self.backends.get(backend) or _NOTHING
 
 
@@ -107,46 +100,46 @@ _NOTHING = BackendInstallState()
 
 
 class InstallerVolatile(msgspec.Struct, frozen=True, kw_only=True):
-    """What this life knows and the journal does not. All of it is bounded by the number of backends."""
+    """Bounded by the number of backends."""
 
     looked: frozenset[str] = frozenset()
-    """Backends whose disk has been looked at."""
+    """Backends whose disk has been inspected in this life."""
     unread: frozenset[str] = frozenset()
-    """Backends whose disk could not be looked at in this life, so far."""
+    """Backends whose disk could not be inspected so far in this life."""
     unclear: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
-    """backend → installations that could not be judged when the others were."""
+    """backend → installations that could not be verified with the others."""
     looking_since: float = 0.0
-    """Monotonic second of the last wish to look."""
+    """Monotonic second at which an inspection was last requested."""
     pending: Mapping[str, Ensure] = msgspec.field(default_factory=dict)
-    """`ensure_key` → what is asked until the backend's disk has been looked at."""
+    """`ensure_key` → request that waits until the backend's disk has been inspected."""
     building: frozenset[tuple[str, int]] = frozenset()
     """(job, attempt) begun in this life."""
     reported: frozenset[str] = frozenset()
-    """Installations whose coming or going was reported before their backend's disk was looked at."""
+    """Installations committed or removed before their backend's disk was inspected."""
     due: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
+    """job/attempt → monotonic second at which it is due, so that jumps of the wall clock do not matter."""
     waiting: Waiters = msgspec.field(default_factory=dict)
     """By `ensure_key`."""
     awaited: frozenset[str] = frozenset()
-    """Backends that requests wait for, as the scheduler last told."""
+    """Backends that queued requests wait for, by the scheduler's last report."""
     heard: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """backend → token of the last wish decided on."""
+    """backend → token of the last `Ensure` decided on."""
     defaulted: frozenset[str] = frozenset()
-    """Default backends whose installation was begun, or seen not to be needed, in this life."""
+    """Default backends whose installation has begun, or was not needed, in this life."""
     in_use: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
-    """backend → installations its engines run from; absent until its runner has told."""
+    """backend → installations that its engines run from; absent until its runner has sent its list."""
     acted_on: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """backend → version of our list that the scheduler had acted on when that runner last told."""
+    """backend → version of our list that the scheduler had acted on before that runner's last list."""
     called: Mapping[str, tuple[str, int, float]] = msgspec.field(default_factory=dict)
-    """backend → token of our own request for the list, our version then, and when."""
+    """backend → token of our own request for its list, our version and the time at that moment."""
     retired: Mapping[str, tuple[int, float]] = msgspec.field(default_factory=dict)
-    """backend/installation → our version and the monotonic second when it was first seen to retire."""
+    """backend/installation → our version and the monotonic second at which its retirement was noticed."""
     removing: Mapping[str, float] = msgspec.field(default_factory=dict)
     """backend/installation → monotonic second at which its removal began."""
     freed: Mapping[str, int] = msgspec.field(default_factory=dict)
     """backend → bytes freed by the uninstallation under way."""
     forced: frozenset[str] = frozenset()
-    """Backends whose engines shall end without waiting for those inside."""
+    """Backends whose engines are to end without waiting for their requests."""
     told: int = -1
     told_at: float = 0.0
 
@@ -239,9 +232,9 @@ def _apply_current(old: BackendInstallState, installation_id: str) -> BackendIns
 
 
 def _apply_end(old: BackendInstallState, job: str) -> BackendInstallState:
-    """A job has ended: the next one is under way."""
+    """The job has ended, and the next in the queue begins."""
     left = [one for one in old.jobs_open if one.id != job]
     if len(left) == len(old.jobs_open):
-        # Journals of before there was a queue ended whichever job there was.
+        # Older journals, from before there was a queue, ended the only job.
         left = left[1:]
     return replace(old, job=left[0] if left else None, queue=tuple(left[1:]))

@@ -1,4 +1,4 @@
-"""The versions of a backend that lie side by side: which one is current, and whether they are whole."""
+"""Installed versions of a backend: which one is current, and whether they are whole."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from greenroom.actors.values import Failure, Installation
 
 
 def verify_key(backend: str) -> str:
-    """Under which whoever wants a backend verified waits."""
     return f"verify/{backend}"
 
 
 def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerVolatile]:
-    """Change what new engines start from. Engines that run go on with what they have.
+    """Change the installation that new engines start from. Running engines keep theirs.
 
-    1. A version is named: the latest whole installation of it.
-    2. None is named: the one that was current before, and where nobody remembers, the latest built earlier.
-       Another build of the current version is no way back.
+    1. If a version is named: its latest whole installation.
+    2. Otherwise the one that was current before; if none is recorded, the latest built earlier. Another build
+       of the current version does not count.
     """
     current = backend.usable
     if ask.version or ask.variant:  # 1
@@ -47,7 +46,7 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerV
         return Decision(reply=_nothing_there(backend, ask))
     reply = Ensured(installation=chosen, fresh=False)
     if current is not None and current.id == chosen.id:
-        # Nothing to switch; whoever names it wants models to be tried on it again.
+        # Nothing to switch, but naming it means: try models on it again.
         lift = Tell(command=LiftQuarantines(backend=ask.backend))
         return Decision(reply=reply, effects=(lift,))
     reason = "this version was requested" if ask.version or ask.variant else "a rollback was requested"
@@ -56,11 +55,11 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerV
 
 
 def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> Decision[InstallerVolatile]:
-    """A job that was to build the newest version has found it here.
+    """A job that was to build the newest version has found it installed.
 
-    1. That job is over, or another one is under way: nothing.
-    2. It is not whole any more, as we know meanwhile: another attempt builds it.
-    3. It comes into use where another one is, as what is built does.
+    1. The job has ended, or another is under way: nothing.
+    2. The installation is no longer whole: another attempt builds it.
+    3. It becomes current if another is, as a new build would.
     """
     job, here = backend.job, backend.installations[report.installation.id]
     if job is None or job.id != report.job:  # 1
@@ -92,13 +91,13 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
             )
         )
     elif job.wanted_by == "explicit":
-        # Whoever asks for it wants models to be tried on it again.
+        # An explicit request means: try models on it again.
         effects.append(Tell(command=LiftQuarantines(backend=here.backend)))
     return Decision(events=tuple(events), effects=tuple(effects), cause=job.cause)
 
 
 def fits(one: Installation, version: str, variant: str) -> bool:
-    """Whether it is what a wish names. Without version and variant any is, else one of this very variant."""
+    """Whether it is what a request names: any if neither version nor variant is given."""
     if not (version or variant):
         return True
     return one.variant == variant and version in ("", one.version)
@@ -111,7 +110,7 @@ def whole_of(backend: BackendInstallState, version: str, variant: str = "") -> I
 
 
 def verify(name: str, backend: BackendInstallState) -> Decision[InstallerVolatile]:
-    """Have all of a backend's own installations read; those that retire are on their way out anyway."""
+    """Verify all of a backend's managed installations that are not retiring."""
     ours = tuple(
         one.id for one in backend.installations.values() if one.managed and one.id not in backend.retiring
     )
@@ -122,7 +121,7 @@ def verify(name: str, backend: BackendInstallState) -> Decision[InstallerVolatil
 
 
 def verified(backend: BackendInstallState, report: Verified) -> Decision[InstallerVolatile]:
-    """What is damaged is broken: the next wish for it repairs it."""
+    """Mark damaged installations as broken: the next request repairs them."""
     name = report.backend
     broken: list[Event] = []
     for one, complaints in report.damaged.items():

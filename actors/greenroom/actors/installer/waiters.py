@@ -1,4 +1,4 @@
-"""Who waits for which installation, under which key, and what the end of a job is to them."""
+"""Clients that wait for installations: their keys, and what the end of a job answers them."""
 
 from __future__ import annotations
 
@@ -23,34 +23,32 @@ from greenroom.actors.waiters import joined
 
 
 def ensure_key(backend: str, version: str = "", variant: str = "") -> str:
-    """Under which whoever wants a backend, or a version of it, waits."""
     build = f"{variant}/{version}" if variant else version
     return f"install/{backend}@{build}" if build else f"install/{backend}"
 
 
 def uninstall_key(backend: str) -> str:
-    """Under which whoever wants a backend gone waits."""
     return f"uninstall/{backend}"
 
 
 def waits(volatile: Volatile, key: str, ask: Ensure) -> Volatile:
-    """The scheduler, who wants it for requests, tells by itself how long they wait."""
+    """Count the waiter; not for the scheduler, which reports by itself which requests wait."""
     if ask.token:
         return volatile
     return replace(volatile, waiting=joined(volatile.waiting, key, ask.waiter))
 
 
 def job_for(jobs: Sequence[JobState], version: str, variant: str = "") -> JobState | None:
-    """The job a wish joins: without a version whichever is under way."""
+    """The job that a request joins; without a version, the one under way."""
     if not (version or variant):
         return jobs[0] if jobs else None
     return next((one for one in jobs if (one.version, one.variant) == (version, variant)), None)
 
 
 def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
-    """Under which those wait whom this job's end answers.
+    """The keys that the end of this job answers.
 
-    Whoever named no version waits for the first of the jobs, whatever its version is.
+    Requests without a version wait for the first job, whatever its version.
     """
     backend = job.id.rpartition(".")[0]
     any_version = (ensure_key(backend),) if job == jobs[0] else ()
@@ -60,15 +58,15 @@ def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
 def answers(
     jobs: Sequence[JobState], job: JobState, event: Event, here: Installation | None = None
 ) -> tuple[Effect, ...]:
-    """What the end of one of these jobs is to those who wait for it.
+    """The answers to the clients that wait for a job that has ended.
 
-    `here` is the installation that made building another one needless.
+    `here` is the existing installation that made building another one unnecessary.
     """
     match event:
         case InstallationCommitted() as e:
             outcome: Any = Ensured(installation=e.installation, fresh=True)
         case InstallNotNeeded():
-            assert here is not None, "a job is needless because of one that is here"
+            assert here is not None, "a job is unnecessary only if its installation exists"
             outcome = Ensured(installation=here, fresh=False)
         case InstallFailed() as e:
             outcome = refusals.failed(e.failure, e.backend)
@@ -80,14 +78,14 @@ def answers(
 
 
 def heard(volatile: Volatile, ask: Ensure) -> Volatile:
-    """Whoever does not wait for a reply finds in the next list that this wish was decided on."""
+    """Note in the next list that this request was decided on, for a sender that awaits no reply."""
     if not ask.token:
         return volatile
     return replace(volatile, heard={**volatile.heard, ask.backend: ask.token}, told=-1)
 
 
 def stronger(first: Ensure | None, ask: Ensure) -> Ensure:
-    """One wish that stands for two of the same version."""
+    """One request that stands for two for the same version."""
     if first is None:
         return ask
     typed = "explicit" in (first.wanted_by, ask.wanted_by)
@@ -102,7 +100,7 @@ def stronger(first: Ensure | None, ask: Ensure) -> Ensure:
 def without_pending(
     volatile: Volatile, backend: str, reason: str, key: str = ""
 ) -> tuple[Volatile, tuple[Effect, ...]]:
-    """Whoever waits for the look at the disk hears that it will not lead to anything."""
+    """Cancel requests that wait for the inspection of the disk."""
     gone = [one for one, ask in volatile.pending.items() if ask.backend == backend and key in ("", one)]
     pending = {one: ask for one, ask in volatile.pending.items() if one not in gone}
     told = tuple(Answer(key=one, outcome=refusals.cancelled(backend, reason)) for one in gone)

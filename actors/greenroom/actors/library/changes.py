@@ -1,7 +1,7 @@
-"""The library's decisions on what is in the store: tags, removal, other configurations, pushes.
+"""Changes of the store: tags, removal, other configurations, pushes.
 
-A removal has three steps: the scheduler lets go of the model, or says who is using it; then the files go;
-then it is recorded. From the scheduler's yes on, nothing is loaded from the model any more.
+A removal has three steps: the scheduler releases the model, or says what is using it; the files are deleted;
+the removal is recorded. Once the scheduler has released a model, nothing is loaded from it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from greenroom.actors.scheduler.messages import ForgetModel
 from greenroom.actors.values import Cancelled, Model
 
 _ASK_AGAIN = 5.0
-"""Seconds after which the scheduler is asked again: that is harmless, and may have been lost."""
+"""Seconds after which the scheduler is asked again, in case the request was lost; that is harmless."""
 _SWEPT = "prune"
 _UNPUBLISHED = 256
-"""Pushes that are remembered to have failed."""
+"""Failed pushes to remember."""
 
 V = TypeVar("V")
 
@@ -70,7 +70,7 @@ def tag(state: LibraryState, ask: TagModel) -> Decision[LibraryVolatile]:
 
 
 def lost_tags(state: LibraryState, report: ModelsSeen) -> tuple[AddTag, ...]:
-    """The tags that models had until the store's index was lost."""
+    """Tags that models lost together with the store's index."""
     if not report.recovered:
         return ()
     there = {model.id for model in report.models}
@@ -96,7 +96,7 @@ def _no_tag(tag: str) -> Decision[LibraryVolatile]:
 
 
 def ended(state: LibraryState, report: EffectEnded, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """A change of the store is done, or could not be made."""
+    """A change of the store has succeeded or failed."""
     match report.effect:
         case DeleteModel(model_id=one):
             return _gone(state, one, report, volatile)
@@ -156,7 +156,7 @@ def remove(
 
 
 def released(state: LibraryState, report: Released, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """The scheduler has let go of a model, or has not."""
+    """The scheduler has released a model, or refused to."""
     removal = volatile.removing.get(report.model_id)
     if removal is None or removal.released or report.model_id not in state.models:
         return Decision()
@@ -174,7 +174,7 @@ def released(state: LibraryState, report: Released, volatile: LibraryVolatile) -
 def ask_again(
     now: Moment, volatile: LibraryVolatile
 ) -> tuple[LibraryVolatile, tuple[Effect, ...], list[float]]:
-    """Ask the scheduler again for what it has not answered; also when to do so next."""
+    """Repeat unanswered requests to release a model; also returns when to do so next."""
     effects: list[Effect] = []
     wakes: list[float] = []
     removing = dict(volatile.removing)
@@ -207,7 +207,7 @@ def _gone(
 
 
 def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibraryVolatile]:
-    """Store a model once more with another configuration."""
+    """Store a model again with another configuration."""
     if ask.model_id not in state.models:
         return _unknown(ask.model_id)
     if not _is_tag(ask.tag):
@@ -217,14 +217,14 @@ def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibraryVolat
 
 
 def note(state: LibraryState, model: Model) -> Decision[LibraryVolatile]:
-    """A model has come by another way than a pull; one that is known as it is makes no event."""
+    """A model was added by other means than a pull. No event if it is known as it is."""
     known = state.models.get(model.id) == model
     events = () if known else (ModelCommitted(job="", model=model),)
     return Decision(events=events, reply=ModelNoted(model=model))
 
 
 def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibraryVolatile]:
-    """A model is not what it was: nothing may be loaded from it, and the next pull repairs it."""
+    """A model is damaged: nothing may be loaded from it, and the next pull repairs it."""
     if report.model_id not in state.models:
         return Decision(reply=ModelNoted())
     return Decision(
@@ -233,12 +233,11 @@ def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibraryVola
 
 
 def prune() -> Decision[LibraryVolatile]:
-    """Remove what no model needs."""
     return Decision(effects=(SweepStore(),), reply=Later(_SWEPT))
 
 
 def push(state: LibraryState, ask: Push, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """Publish a model; whoever wants the same one under the same reference joins."""
+    """Publish a model; requests for the same model and reference join the push under way."""
     if ask.model_id not in state.models:
         return _unknown(ask.model_id)
     under_way = volatile.sending.get(ask.reference)
@@ -262,14 +261,14 @@ def push(state: LibraryState, ask: Push, volatile: LibraryVolatile) -> Decision[
 
 
 def cancel_push(ask: CancelPush, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """Somebody waits no longer; a push for nobody ends."""
+    """A client no longer waits; the push ends with the last one."""
     under_way = volatile.sending.get(ask.reference)
     if under_way is None or ask.model_id not in ("", under_way.model_id):
         return Decision(reply=Cancelled(ended=False))
     if under_way.waiting > 1:
         change: dict[str, object] = {"waiting": under_way.waiting - 1}
     else:
-        # It stays until it has really ended: another one must not begin beside it.
+        # Kept until it has actually ended, so that no other push begins beside it.
         change = {"ending": True}
     changed = replace(under_way, **change)
     volatile = replace(volatile, sending={**volatile.sending, ask.reference: changed})
@@ -280,7 +279,7 @@ def cancel_push(ask: CancelPush, volatile: LibraryVolatile) -> Decision[LibraryV
 
 
 def push_ended(report: ModelPushed | PushFailed, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """A model is published, or could not be. The same failure again and again is stored once."""
+    """A push has succeeded or failed. A failure that repeats the last one is not stored again."""
     reference, model_id = report.reference, report.model_id
     under_way = volatile.sending.get(reference)
     if under_way is not None and under_way.model_id == model_id:

@@ -1,4 +1,4 @@
-"""What the library asks the puller to do."""
+"""Effects of the library, performed by the puller."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class FetchModel(Effect, frozen=True, kw_only=True):
 
 
 class CancelFetch(Effect, frozen=True, kw_only=True):
-    """End an attempt; what has arrived is kept for the next one."""
+    """Cancel an attempt; what has arrived is kept for the next one."""
 
     job: str
 
 
 class PublishPullProgress(Effect, frozen=True, kw_only=True):
-    """Say on the progress board what a pull waits for; without a phase, that it is over."""
+    """Publish what a pull waits for; without a phase, that it has ended."""
 
     reference: str
     phase: str = ""
@@ -30,7 +30,7 @@ class PublishPullProgress(Effect, frozen=True, kw_only=True):
 
 
 class InspectModels(Effect, frozen=True, kw_only=True):
-    """Look at what lies in the store. Reports ModelsSeen, or ends with a failure."""
+    """Inspect the store. Reports ModelsSeen, or ends with a failure."""
 
 
 class DeleteModel(Effect, frozen=True, kw_only=True):
@@ -40,22 +40,22 @@ class DeleteModel(Effect, frozen=True, kw_only=True):
 
 
 class AddTag(Effect, frozen=True, kw_only=True):
-    """Put a tag on a model. Ends with ModelTagged; reports the same of the model it is taken from."""
+    """Add a tag to a model. Ends with ModelTagged; reports another for the model it is taken from."""
 
     model_id: str
     tag: str
 
 
 class RemoveTag(Effect, frozen=True, kw_only=True):
-    """Take a tag off a model, which stays. Ends with ModelTagged."""
+    """Remove one of several tags. Ends with ModelTagged."""
 
     model_id: str
     tag: str
 
 
 class StoreAgain(Effect, frozen=True, kw_only=True):
-    """Store a model with another configuration. Ends with ModelCommitted; reports
-    ModelTagged of the model the tag is taken from."""
+    """Store a model with another configuration. Ends with ModelCommitted; reports ModelTagged for the model
+    that the tag is taken from."""
 
     model_id: str
     tag: str

@@ -1,4 +1,4 @@
-"""What the library stores, in `library`. A change of a field needs a new SCHEMA and an upcaster."""
+"""Events of the library, in `library`. Changing a field needs a new SCHEMA and an upcaster."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from greenroom.actors.values import Caller, Failure, Model, WantedBy
 
 
 class PullRequested(Event, frozen=True, kw_only=True):
-    """Somebody wants a model that is not here; of a pull under way, for a stronger reason than before."""
+    """A model was requested that is not in the store. Repeated for a stronger reason."""
 
     TAG = "pull_requested"
     job: str
     reference: str
     wanted_by: WantedBy = "explicit"
     force: bool = False
-    """Also when it cannot fit on the disk or run on this machine."""
+    """Even if it does not fit on the disk or cannot run on this machine."""
     caller: Caller = Caller()
-    """Who asked."""
 
 
 class PullAttemptFailed(Event, frozen=True, kw_only=True):
-    """An attempt failed for a reason that may pass; what has arrived is kept."""
+    """An attempt failed and will be retried; what has arrived is kept."""
 
     TAG = "pull_attempt_failed"
     job: str
@@ -28,33 +27,29 @@ class PullAttemptFailed(Event, frozen=True, kw_only=True):
     failure: Failure
     retry_at: float
     streak: int = 0
-    """Attempts in a row that have brought nothing, this one included; 0 when it has."""
+    """Attempts in a row that fetched nothing, including this one; 0 if it fetched something."""
     reached: bool = True
     """Whether the source has answered in any attempt so far."""
 
 
 class ModelCommitted(Event, frozen=True, kw_only=True):
-    """A model lies in the store, whole and verified."""
+    """A model is in the store, complete and verified."""
 
     TAG = "model_committed"
     job: str
     model: Model
     seconds: float = 0.0
     fresh: bool = True
-    """False when a pull found that it was here already."""
+    """False if a pull found it already in the store."""
 
 
 class PullFailed(Event, frozen=True, kw_only=True):
-    """The pull has ended without a model."""
-
     TAG = "pull_failed"
     job: str
     failure: Failure
 
 
 class PullCancelled(Event, frozen=True, kw_only=True):
-    """The pull was ended on purpose."""
-
     TAG = "pull_cancelled"
     URGENT = True
     job: str
@@ -68,13 +63,11 @@ class ModelPushed(Event, frozen=True, kw_only=True):
     model_id: str
     reference: str
     sent: int = 0
-    """Bytes; the registry had the others."""
+    """Bytes; the registry already had the rest."""
     seconds: float = 0.0
 
 
 class PushFailed(Event, frozen=True, kw_only=True):
-    """A model could not be published."""
-
     TAG = "push_failed"
     model_id: str
     reference: str

@@ -48,7 +48,6 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
     """(caller, monotonic second), the newest last."""
 
     def failed(self, reference: str, refusal: Refusal, caller: str, now: Moment) -> Failures:
-        """A pull has failed for good."""
         known = self.by_reference.get(reference)
         again = known is not None and now.monotonic - known.at < _FORGOTTEN
         times = known.times + 1 if known is not None and again else 1
@@ -58,21 +57,20 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, by_reference=kept).came_to_nothing(caller, now)
 
     def came_to_nothing(self, caller: str, now: Moment) -> Failures:
-        """A pull has begun and brought no model; also one that was cancelled."""
+        """A pull has ended without a model; also if it was cancelled."""
         recent = (*self.recent, (caller, now.monotonic))
         return replace(self, recent=recent[-2 * _TOGETHER :])
 
     def succeeded(self, reference: str) -> Failures:
-        """A pull has brought its model."""
         if reference not in self.by_reference:
             return self
         kept = {one: known for one, known in self.by_reference.items() if one != reference}
         return replace(self, by_reference=kept)
 
-    def answer(self, reference: str, caller: str, now: Moment, *, anew: bool) -> Refusal | None:
-        """What a pull is refused with that is not worth beginning; None for one that is.
+    def answer(self, reference: str, caller: str, now: Moment, *, has_changed: bool) -> Refusal | None:
+        """Why a pull is not worth beginning; None if it is.
 
-        `anew`: something is different from last time, such as a token.
+        `has_changed`: something differs from the last try, such as a token.
         """
         late = [(who, at) for who, at in self.recent if now.monotonic - at < 60.0]
         own = [at for who, at in late if who == caller]
@@ -88,7 +86,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
                 retry_after=left,
             )
         known = self.by_reference.get(reference)
-        if known is None or known.times < FREE or anew:
+        if known is None or known.times < FREE or has_changed:
             return None
         wait = min(LONGEST, 2.0 ** (known.times - FREE))
         left = known.at + wait - now.monotonic

@@ -1,4 +1,4 @@
-"""What the library is asked and told, what it answers, and what the puller reports beside events."""
+"""Commands of the library, their replies, and the puller's reports that are not events."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ LIBRARY = Address("library")
 
 
 class LibraryCommand(Command[R_co], frozen=True, kw_only=True):
-    """What the library is asked or told."""
-
     ACTOR = LIBRARY
 
 
 class Pulled(Fact, frozen=True, kw_only=True):
-    """It is here."""
-
     model: Model
     fresh: bool
-    """False when nothing had to be fetched."""
+    """False if nothing had to be fetched."""
 
 
 class Pull(LibraryCommand[Pulled], frozen=True, kw_only=True):
@@ -38,11 +34,10 @@ class Pull(LibraryCommand[Pulled], frozen=True, kw_only=True):
     token: Secret = ""
     """A bearer token for the source; never stored."""
     force: bool = False
-    """Also when it cannot fit on the disk or run on this machine."""
+    """Even if it does not fit on the disk or cannot run on this machine."""
     waiter: Id = ""
-    """Who waits, by a name nobody else has."""
+    """A unique name of the client that waits."""
     caller: Caller = Caller()
-    """Who asks."""
 
 
 class CancelPull(LibraryCommand[Cancelled], frozen=True, kw_only=True):
@@ -51,27 +46,23 @@ class CancelPull(LibraryCommand[Cancelled], frozen=True, kw_only=True):
     reference: Name
     reason: Line = "requested by the user"
     leave: bool = False
-    """Only if nobody else waits for it."""
+    """Only if no one else waits for it."""
     waiter: Id = ""
-    """Who leaves."""
+    """See `Pull.waiter`."""
 
 
 class LeavePull(LibraryCommand[None], frozen=True, kw_only=True):
-    """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
+    """A client that waited has disconnected: the pull goes on, but no longer for that client."""
 
     reference: Name
     waiter: Id
 
 
 class Tagged(Fact, frozen=True, kw_only=True):
-    """The model's tags."""
-
     tags: Names
 
 
 class Removed(Fact, frozen=True, kw_only=True):
-    """What went."""
-
     untagged: Names
     deleted: Ids
     freed: Whole = 0
@@ -83,11 +74,11 @@ class RemoveModel(LibraryCommand[Tagged | Removed], frozen=True, kw_only=True):
     REPEATABLE = True
     model_id: Id
     tag: Name = ""
-    """Remove this tag only, and the model when it was the last."""
+    """Remove only this tag, and the model if it was the last."""
     all_tags: bool = False
-    """Also when it has several tags."""
+    """Even if it has several tags."""
     force: bool = False
-    """Also when it has several tags or is in use; requests that are being served go on."""
+    """Even if it has several tags or is in use; requests being served go on."""
 
 
 class TagModel(LibraryCommand[Tagged], frozen=True, kw_only=True):
@@ -99,53 +90,48 @@ class TagModel(LibraryCommand[Tagged], frozen=True, kw_only=True):
 
 
 class ModelNoted(Fact, frozen=True, kw_only=True):
-    """The library knows."""
-
     model: Model | None = None
 
 
 class RepackageModel(LibraryCommand[ModelNoted], frozen=True, kw_only=True):
-    """Store a model once more with another configuration, under a tag: `ModelNoted`. Files are shared."""
+    """Store a model again with another configuration, under a tag: `ModelNoted`. Files are shared."""
 
     REPEATABLE = True
     model_id: Id
     tag: Name
     context_size: Context | None = None
-    """Tokens it is loaded with from then on unless somebody says otherwise; None leaves it."""
+    """Tokens it is loaded with by default; None leaves that unchanged."""
 
 
 class NoteModel(LibraryCommand[ModelNoted], frozen=True, kw_only=True):
-    """A model has come into the store by another way than a pull: `ModelNoted`."""
+    """A model was added to the store by other means than a pull: `ModelNoted`."""
 
     model: Model
 
 
 class NoteDamage(LibraryCommand[ModelNoted], frozen=True, kw_only=True):
-    """A model was found not to be what it was when it arrived; it is here no more: `ModelNoted`."""
+    """A model was found damaged and no longer counts as stored: `ModelNoted`."""
 
     model_id: Id
     reason: Reason
 
 
 class Pruned(Fact, frozen=True, kw_only=True):
-    """What that has freed, in bytes."""
-
     freed: Whole
+    """Bytes."""
 
 
 class Prune(LibraryCommand[Pruned], frozen=True, kw_only=True):
-    """Remove what no model needs, downloads that broke off too: `Pruned`."""
+    """Remove what no model needs, including interrupted downloads: `Pruned`."""
 
     REPEATABLE = True
 
 
 class Pushed(Fact, frozen=True, kw_only=True):
-    """It is published."""
-
     reference: Name
     model_id: Id
     sent: Whole
-    """Bytes that had to be sent; the registry had the others."""
+    """Bytes that had to be sent; the registry already had the rest."""
 
 
 class Push(LibraryCommand[Pushed], frozen=True, kw_only=True):
@@ -161,35 +147,35 @@ class Push(LibraryCommand[Pushed], frozen=True, kw_only=True):
 
 
 class CancelPush(LibraryCommand[Cancelled], frozen=True, kw_only=True):
-    """Wait no longer for a push; it ends when nobody else waits: `Cancelled`."""
+    """Stop waiting for a push; it ends if no one else waits: `Cancelled`."""
 
     reference: Name
     model_id: Line = ""
-    """Of which model; empty for whichever is on its way there."""
+    """Only a push of this model; empty for any."""
 
 
 class Release(SchedulerCommand[None], frozen=True, kw_only=True):
-    """Library → scheduler: let go of a model that is to be removed. Answered with `Released`."""
+    """Library → scheduler: release a model that is to be removed. Answered with `Released`."""
 
     model_id: Id
     force: bool = False
 
 
 class Released(LibraryCommand[None], frozen=True, kw_only=True):
-    """Scheduler → library: its engines are told to end, or why that would disturb somebody."""
+    """Scheduler → library: the model's engines are ending; or the refusal, if it is in use."""
 
     model_id: Id
     refusal: Refusal | None = None
 
 
 class ModelsSeen(LibraryCommand[None], frozen=True, kw_only=True):
-    """Report: what lies in the store."""
+    """Report: the contents of the store."""
 
     models: Annotated[tuple[Model, ...], Many]
     running: Names = ()
-    """Jobs of the pulls under way meanwhile: what a library that was rebuilt has begun."""
+    """Jobs of the pulls in progress, which a rebuilt library does not know about."""
     recovered: bool = False
-    """The store's index was lost and built again, without some names that the models had."""
+    """The store's index was lost and rebuilt, without some of the models' tags."""
 
 
 class ModelList(SchedulerCommand[None], frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The library's decisions on pulls: begin or join one, end one, and what comes of an attempt."""
+"""Decisions on pulls: begin, join, cancel, and what the end of an attempt leads to."""
 
 from __future__ import annotations
 
@@ -45,12 +45,10 @@ _KINDS: dict[str, ErrorKind] = {
 
 
 def pull_key(reference: str) -> str:
-    """Under which everybody waits who wants this reference."""
     return f"pull/{reference}"
 
 
 def refusal_of(failure: Failure) -> Refusal:
-    """What whoever asked is told."""
     transient = failure.kind == "transient"
     return Refusal(
         code=failure.code,
@@ -62,14 +60,14 @@ def refusal_of(failure: Failure) -> Refusal:
 
 
 def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """Decide on a wish for a model.
+    """Decide on a request for a model.
 
-    1. The store has not been looked at in this life: the look comes first, it is a matter of ms.
-    2. Only a request needs it and it is here: answered at once. What a person types is a question to the
-       source too: has it changed? If the source does not answer, what is here will do.
-    3. A pull of the same reference is under way: join it; what a person typed goes on even when the
+    1. The store has not been inspected in this life: the pull waits for that, a matter of milliseconds.
+    2. It is in the store and only an inference request needs it: answered at once. A user's explicit pull
+       also asks the source whether the model has changed; if the source does not answer, the stored one does.
+    3. A pull of the same reference is under way: join it. A user's explicit pull keeps it going even if the
        request that began it is gone.
-    4. The same has failed again and again: it is answered from memory for a while.
+    4. It has failed repeatedly: for a while, the last failure is the answer.
     5. Otherwise a pull begins; `settle` starts its first attempt.
     """
     key = pull_key(ask.reference)
@@ -85,7 +83,7 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
     under_way = state.pulls.get(ask.reference)
     if under_way is None:
         refusal = volatile.failures.answer(
-            ask.reference, ask.caller.key, now, anew=bool(ask.token) or ask.force
+            ask.reference, ask.caller.key, now, has_changed=bool(ask.token) or ask.force
         )
         if refusal is not None:  # 4
             return Decision(reply=refusal)
@@ -120,7 +118,7 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
 def cancel(
     state: LibraryState, ask: CancelPull, now: Moment, volatile: LibraryVolatile
 ) -> Decision[LibraryVolatile]:
-    """End a pull; with `leave`, only when nobody else wants it."""
+    """Cancel a pull; with `leave`, only if no one else waits for it."""
     under_way = state.pulls.get(ask.reference)
     if under_way is None and ask.reference not in volatile.pending:
         return Decision(reply=Cancelled(ended=False))
@@ -147,10 +145,9 @@ def cancel(
 def committed(
     state: LibraryState, report: ModelCommitted, now: Moment, volatile: LibraryVolatile
 ) -> Decision[LibraryVolatile]:
-    """An attempt has succeeded."""
     under_way = state.pull_of(report.job)
     if under_way is None:
-        # Of a pull that was cancelled a moment before its last step, the model is there all the same.
+        # A pull cancelled just before its last step has stored the model all the same.
         return Decision() if report.model.id in state.models else Decision(events=(report,))
     outcome = Pulled(model=report.model, fresh=report.fresh)
     failures = volatile.failures.succeeded(under_way.reference)
@@ -164,7 +161,7 @@ def committed(
 
 
 def cancelled(state: LibraryState, report: PullCancelled) -> Decision[LibraryVolatile]:
-    """The puller has ended an attempt, as when it closes."""
+    """The puller has ended an attempt, for example because it closes."""
     under_way = state.pull_of(report.job)
     if under_way is None:
         return Decision()
@@ -180,10 +177,10 @@ def attempt_failed(
     volatile: LibraryVolatile,
     policies: tuple[RetryPolicy, RetryPolicy],
 ) -> Decision[LibraryVolatile]:
-    """An attempt has failed. The report's `streak` is 0 if it has brought something, else 1.
+    """An attempt has failed. The report's `streak` is 0 if it fetched something, else 1.
 
-    Attempts that bring something may go on for ever, so a bad line does not end a large download. A source
-    that has not even said what it has is given up within seconds, by the second policy, if a client waits.
+    Attempts that fetch something are retried without limit, so a bad line does not end a large download. If a
+    client waits, a source that has never answered is given up within seconds, by the second policy.
     """
     under_way = state.pull_of(report.job)
     if under_way is None:
@@ -212,7 +209,6 @@ def attempt_failed(
 
 
 def leave(ask: LeavePull, volatile: LibraryVolatile) -> LibraryVolatile:
-    """A client waits no longer."""
     return replace(volatile, waiting=left(volatile.waiting, ask.reference, ask.waiter))
 
 

@@ -1,4 +1,4 @@
-"""What the journal says of models and pulls, how events make it, and what the library sees beside it."""
+"""The library's durable state, how events make it, and its volatile state."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from greenroom.actors.waiters import Waiters
 
 
 class PullState(msgspec.Struct, frozen=True, kw_only=True):
-    """One pull under way."""
-
     job: str
     reference: str
     wanted_by: WantedBy
@@ -34,11 +32,11 @@ class PullState(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     attempt: int = 1
     retry_at: float = 0.0
-    """When this attempt may begin; 0 for the first one, which begins at once."""
+    """When this attempt may begin; 0 for the first one."""
     streak: int = 0
-    """Attempts in a row that have brought nothing."""
+    """Attempts in a row that fetched nothing."""
     reached: bool = False
-    """The source has answered in an attempt."""
+    """Whether the source has answered in an attempt."""
     force: bool = False
 
 
@@ -64,46 +62,41 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
 
     force: bool
     asked_at: float
-    """Monotonic second at which the scheduler was last asked to let go of it."""
+    """Monotonic second at which the scheduler was last asked to release it."""
     released: bool = False
-    """The scheduler has; its files are being deleted."""
+    """Its files are being deleted."""
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
-    """A push that is under way."""
-
     model_id: str
     waiting: int = 1
     ending: bool = False
-    """It has been told to end; nothing waits for it."""
+    """It is being cancelled; no one waits for it."""
 
 
 class LibraryVolatile(msgspec.Struct, frozen=True, kw_only=True):
-    """What this life knows and the journal does not."""
-
     looked: bool = False
     looking_since: float = 0.0
-    """Monotonic second of the last wish to look."""
+    """Monotonic second at which an inspection was last requested."""
     pending: Mapping[str, Pull] = msgspec.field(default_factory=dict)
-    """reference → what is asked of it until the store has been looked at."""
+    """reference → pull that waits until the store has been inspected."""
     fetching: frozenset[tuple[str, int]] = frozenset()
     """(job, attempt) begun in this life."""
     due: Mapping[str, float] = msgspec.field(default_factory=dict)
-    """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
+    """job/attempt → monotonic second at which it is due, so that jumps of the wall clock do not matter."""
     waiting: Waiters = msgspec.field(default_factory=dict)
     """By reference."""
     tokens: Mapping[str, str] = msgspec.field(default_factory=dict)
     """job → bearer token; never stored."""
     asked_by: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """job → who began it."""
+    """job → key of the caller that began it."""
     removing: Mapping[str, Removal] = msgspec.field(default_factory=dict)
     """By model id."""
     sending: Mapping[str, Sending] = msgspec.field(default_factory=dict)
-    """By reference: the push to it that is under way."""
+    """Pushes under way, by reference."""
     unpublished: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """reference and model → the code that its last push has failed with, and that is stored."""
+    """push key → code of the last failure, which is stored."""
     failures: Failures = Failures()
-    """Pulls that failed recently."""
     told: int = -1
     told_at: float = 0.0
 
@@ -148,7 +141,7 @@ def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
 
 
 def _apply_tags(models: dict[str, Model], tags: Sequence[str]) -> None:
-    """A tag is on one model only: whoever gets it takes it from whoever had it."""
+    """A tag belongs to one model: adding it to one takes it from another."""
     disjoint = frozenset(tags).isdisjoint
     for one in [one for one, model in models.items() if not disjoint(model.tags)]:
         kept = tuple(tag for tag in models[one].tags if tag not in tags)

@@ -1,11 +1,11 @@
-"""Gates: who is inside which engine, and in which of its slots. They outlive a rebuild of the scheduler.
+"""Gates count the requests inside each engine, and their slots. They outlive a rebuild of the scheduler.
 
 The front door enters the gate of a ready engine without a message or a commit, and leaves it whatever
-happened. Only the scheduler opens and closes gates, and reserves a place for a request it grants.
+happens. Only the scheduler opens and closes gates, and reserves a place for a request it grants.
 
-An engine takes only so many requests at once: it has that many slots, and each can fill the context it was
-promised. When all are taken, the next request queues at the scheduler, and the gate is *held*: what comes
-later queues behind it instead of walking into the next slot that is free.
+An engine has a limited number of slots, each with room for the whole context. When all are taken, the next
+request queues at the scheduler, and the gate is *held*: later requests queue behind it instead of taking the
+next free slot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from greenroom.actors.values import Caller, Mode
 
 _EMPTIED_PAUSE = 0.05
 _NAMED = 3
-"""Requests of a gate that a reading names."""
+"""Requests that a reading names."""
 _NOBODY = Caller()
 
 
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 class LastByte:
     """When an engine last sent anything, on the monotonic clock.
 
-    Whoever reads an engine's answers writes `at` for every piece, without a lock: that must cost nothing.
+    The readers of an engine's answers set `at` for every piece, without a lock: that must cost nothing.
     """
 
     __slots__ = ("asked_at", "asked_since", "at", "doubted_at", "left_at")
@@ -46,18 +46,18 @@ class LastByte:
     def __init__(self, at: float = 0.0) -> None:
         self.at = at
         self.asked_at = 0.0
-        """When a request last entered an empty engine; what `at` is then."""
+        """When a request last entered the empty engine; `at` is set to the same."""
         self.asked_since = at
-        """When the first one entered after the last byte."""
+        """When the first request entered after the last byte."""
         self.left_at = 0.0
-        """When the last one left an engine that nobody is inside any more."""
+        """When the last request left the engine empty."""
         self.doubted_at = 0.0
-        """When the front door last got from it what is no answer, though it lives."""
+        """When the front door last received an invalid answer from it."""
 
     def ask(self, now: float) -> None:
-        """A request has entered an empty engine: silence counts from the question on.
+        """A request has entered the empty engine: its silence counts from now on.
 
-        Requests that come and go without an answer do not begin it anew.
+        Further requests that end without an answer do not restart the count.
         """
         if self.at != self.asked_at:
             self.asked_since = now
@@ -65,7 +65,7 @@ class LastByte:
 
     @property
     def unanswered_since(self) -> float:
-        """When the first question was asked that no byte has followed; 0 when there is none."""
+        """When the first request entered that no byte has followed; 0 if there is none."""
         return self.asked_since if self.at == self.asked_at else 0.0
 
 
@@ -74,7 +74,7 @@ class Slot(NamedTuple):
 
     engine_id: str
     number: int
-    """From 0. One that is not below the engine's count is waited for inside the engine."""
+    """From 0. A request with a number beyond the engine's slots waits inside the engine."""
     request_id: str
     caller: Caller
 
@@ -85,33 +85,32 @@ class GateReading(NamedTuple):
     open: bool
     inside: int
     idle_since: float
-    """Monotonic second since which nobody has been inside; meaningless while somebody is."""
+    """Monotonic second since which it has been empty; meaningless while it is not."""
     served: int
     """Requests that have left it."""
     quiet_since: float = 0.0
     """Monotonic second of the last byte that came out, or of the first entry if that was later."""
     some: tuple[str, ...] = ()
-    """Ids of some of the requests inside, for people."""
+    """Ids of some of the requests inside, for display."""
     unanswered_since: float = 0.0
-    """Monotonic second of the first entry that no byte has followed; 0 when there is none."""
+    """Monotonic second of the first entry that no byte has followed; 0 if there is none."""
     doubted_at: float = 0.0
-    """Monotonic second at which it last gave what is no answer; 0 when it never has."""
+    """Monotonic second of its last invalid answer; 0 if there was none."""
     left_at: float = 0.0
-    """Monotonic second at which the last one left, by the clock of these two, not by `idle_since`'s."""
+    """Monotonic second at which the last request left, by the same clock as these two."""
     slots: int = 0
-    """Requests it takes at once; 0 when it takes all that come."""
+    """Requests it takes at once; 0 means no limit."""
     used: int = 0
-    """Slots that are taken."""
     held: bool = False
-    """Requests are queued for it: only the scheduler lets any in."""
+    """Requests are queued for it: only the scheduler admits any."""
 
     quiet_for: float = 0.0
     """Seconds since `quiet_since`."""
 
     def has_room(self, places: int, more: int = 0) -> bool:
-        """Whether a request for so many slots finds them free, with `more` taken since this reading.
+        """Whether so many slots are free, with `more` taken since this reading.
 
-        One that wants more slots than there are has to wait until it is alone.
+        A request for more slots than there are needs all of them.
         """
         return not self.slots or self.used + more + min(places, self.slots) <= self.slots
 
@@ -131,7 +130,7 @@ class _Gate:
         self.slots = slots
         self.used = 0
         self.inside: dict[str, tuple[Caller, tuple[int, ...]]] = {}
-        """request → its caller and the indexes of its slots."""
+        """request → its caller and slot numbers."""
         self.idle_since = now
         self.served = 0
         self.last_byte = LastByte(now)
@@ -145,9 +144,7 @@ class GateBoard:
         monotonic: Callable[[], float] = time.monotonic,
         bytes_clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`monotonic` is what idle time is counted by, as the scheduler's clock has it; `bytes_clock` is what
-        the readers of answers write into `LastByte`.
-        """
+        """`monotonic` is the scheduler's clock, for idle time; `bytes_clock` is the one used for `LastByte`."""
         self._bytes_clock = bytes_clock
         self._gates: dict[str, _Gate] = {}
         self._places: dict[str, str] = {}
@@ -156,11 +153,11 @@ class GateBoard:
         self.on_empty: Callable[[str], None] | None = None
         """Called with the engine's id, outside the lock, when the last request has left it."""
         self.on_freed: Callable[[str], None] | None = None
-        """Called with the engine's id, outside the lock, when a slot is free that a request is queued for."""
+        """Called with the engine's id, outside the lock, when a slot that a request is queued for is free."""
         on_fork(self)
 
     def forked(self) -> None:
-        """A child has no engines: they are its parent's."""
+        """The engines are the parent's."""
         self._lock = threading.Lock()
         self._gates, self._places = {}, {}
         self.on_empty = self.on_freed = None
@@ -170,10 +167,7 @@ class GateBoard:
     def open(
         self, engine_id: str, model_id: str, mode: Mode, backend: str, endpoint: str, slots: int = 0
     ) -> None:
-        """Let requests for this model in this mode enter, `slots` at once (0: all that come).
-
-        Harmless when it is open.
-        """
+        """Admit requests for this model and mode, `slots` at once (0: no limit). Idempotent."""
         with self._lock:
             gate = self._gates.get(engine_id)
             if gate is None:
@@ -183,13 +177,13 @@ class GateBoard:
                 gate.open = True
 
     def hold(self, engine_ids: Iterable[str]) -> None:
-        """Requests are queued for these engines and for no others."""
+        """Requests are queued for exactly these engines."""
         held = set(engine_ids)
         freed: list[str] = []
         with self._lock:
             for engine_id, gate in self._gates.items():
                 if engine_id in held and not gate.held and gate.used < gate.slots:
-                    # A request may have left since the scheduler looked: that was not reported.
+                    # A request may have left since the scheduler read the gate, which was not reported.
                     freed.append(engine_id)
                 gate.held = engine_id in held
         for engine_id in freed:
@@ -197,14 +191,14 @@ class GateBoard:
                 self.on_freed(engine_id)
 
     def close(self, engine_id: str) -> None:
-        """Let nobody else in; who is inside stays."""
+        """Admit no further requests; those inside stay."""
         with self._lock:
             gate = self._gates.get(engine_id)
             if gate is not None:
                 gate.open = False
 
     def remove(self, engine_id: str) -> None:
-        """The engine is gone, and with it whatever was inside."""
+        """The engine has ended, and with it all requests inside."""
         with self._lock:
             gate = self._gates.pop(engine_id, None)
             for request_id in gate.inside if gate is not None else ():
@@ -228,7 +222,6 @@ class GateBoard:
             return True
 
     def readings(self) -> dict[str, GateReading]:
-        """All gates at this moment."""
         now = self._bytes_clock()
         with self._lock:
             return {
@@ -251,7 +244,7 @@ class GateBoard:
             }
 
     def slots(self, engine_id: str) -> tuple[Slot, ...]:
-        """The slots of an engine that are taken, by whom."""
+        """The slots of an engine that are taken, by number."""
         with self._lock:
             gate = self._gates.get(engine_id)
             inside = gate.inside.items() if gate is not None else ()
@@ -273,9 +266,9 @@ class GateBoard:
         caller: Caller = _NOBODY,
         places: int = 1,
     ) -> Place | None:
-        """Go into an open gate of this model and mode (and, unless empty, backend) with so many slots free.
+        """Enter an open gate of this model and mode (and backend, unless empty) with so many free slots.
 
-        None when there is none: then the request queues at the scheduler, and what comes after it does too.
+        None if there is none: the request then queues at the scheduler, and so do those after it.
         """
         with self._lock:
             for engine_id, gate in self._gates.items():
@@ -289,12 +282,11 @@ class GateBoard:
         return None
 
     def is_wanted(self, engine_id: str) -> bool:
-        """Whether requests are queued for an engine."""
         gate = self._gates.get(engine_id)
         return gate is not None and gate.held
 
     def leave(self, request_id: str) -> None:
-        """Go out, wherever this request is. Idempotent, never fails."""
+        """Leave, wherever the request is. Idempotent; never fails."""
         with self._lock:
             engine_id = self._places.pop(request_id, None)
             gate = self._gates.get(engine_id) if engine_id is not None else None
@@ -313,22 +305,21 @@ class GateBoard:
             self.on_empty(engine_id)
 
     def last_byte(self, engine_id: str) -> LastByte:
-        """The clock to be set for every piece of an answer this engine sends."""
+        """To be set for every piece of an answer that this engine sends."""
         gate = self._gates.get(engine_id)
         return gate.last_byte if gate is not None else LastByte()
 
     def doubt(self, engine_id: str) -> None:
-        """An engine that lives has given what is no answer: the watch over engines asks it itself."""
+        """Note an invalid answer from a running engine, so that the health monitor checks the engine."""
         self.last_byte(engine_id).doubted_at = self._bytes_clock()
 
     def inside(self, engine_id: str) -> frozenset[str]:
-        """The ids of the requests inside an engine."""
         with self._lock:
             gate = self._gates.get(engine_id)
             return frozenset(gate.inside) if gate is not None else frozenset()
 
     def _put_inside(self, gate: _Gate, engine_id: str, request_id: str, caller: Caller, places: int) -> None:
-        # A request has one place: were it in two, leaving would free only one of them.
+        # A request has only one place: leaving would not free a second one.
         other = self._gates.get(self._places.get(request_id, ""))
         if other is not None:
             _, indexes = other.inside.pop(request_id)
@@ -342,9 +333,8 @@ class GateBoard:
 
 
 def _free_slots(gate: _Gate, count: int) -> tuple[int, ...]:
-    """The lowest indexes that are free."""
     if not gate.slots:
-        # They are not counted where the engine takes all that come, and there may be hundreds.
+        # Without a limit they are not numbered: there may be hundreds.
         return (len(gate.inside),)
     taken = {index for _, indexes in gate.inside.values() for index in indexes}
     return tuple(islice((index for index in itertools.count() if index not in taken), count))

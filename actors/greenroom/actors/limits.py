@@ -1,8 +1,8 @@
 """The one table of limits for input from outside.
 
-Commands (`messages`) and the bodies of HTTP requests are declared with these types, so decoding or checking
-one applies the limits, and `complaint` says in words which one was exceeded. What is stored (`facts`,
-`events`) does not use them: changing a limit must never make an old journal unreadable.
+Commands and the bodies of HTTP requests are declared with these types, so decoding or checking one applies
+the limits, and `complaint` says in words which was exceeded. Stored values and events do not use them:
+changing a limit must never make an old journal unreadable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION = 128
 SECRET = 8_192
 """Characters of a token for a registry."""
 REASON = 65_536
-"""Characters of a sentence that our own effect handlers report; what tools have printed is cut off before."""
+"""Characters of a sentence that our effect handlers report; they shorten the output of tools before."""
 FLAGS = 128
 """Flags of an engine, each value counted as one."""
 FLAGS_TOGETHER = 65_536
@@ -36,13 +36,13 @@ CONTEXT = 2**27
 SLOTS = 256
 """Requests that one engine answers at once."""
 DURATION = 10 * 365 * 86_400.0
-"""Seconds of a wait or a keep-alive: ten years. For longer there is "for ever" (-1)."""
+"""Seconds of a wait or a keep-alive: ten years. -1 means forever."""
 SIZE = 2**60
 """Bytes."""
 NAMED = 1_000
 """Entries of a list that a client sends."""
 MANY = 100_000
-"""Entries of a list that one of our own actors or effect handlers sends."""
+"""Entries of a list that an actor or effect handler sends."""
 NUMBER = 2**63 - 1
 """The largest whole number that SQLite, JSON readers and engines accept."""
 REAL = 1e18
@@ -75,10 +75,10 @@ Flags = Annotated[tuple[Flag, ...], Meta(max_length=FLAGS)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=NAMED)]
 Ids = Annotated[tuple[Id, ...], Meta(max_length=MANY)]
 Context = Annotated[int, Meta(ge=-1, le=CONTEXT)]
-"""Tokens; 0 leaves it open, -1 is as many as the model can take."""
+"""Tokens; 0 means unspecified, -1 as many as the model supports."""
 Slots = Annotated[int, Meta(ge=0, le=SLOTS)]
 PromptCache = Annotated[int, Meta(ge=-1, le=SIZE)]
-"""Bytes; -1 leaves it open."""
+"""Bytes; -1 means unspecified."""
 Seconds = Annotated[float, Meta(ge=-DURATION, le=DURATION)]
 Whole = Annotated[int, Meta(ge=-NUMBER, le=NUMBER)]
 Real = Annotated[float, Meta(ge=-REAL, le=REAL)]
@@ -92,9 +92,9 @@ _BOUND = re.compile(r"Expected `\w+(?: \| null)?` ([<>]=) (-?[\d.e+]+)")
 
 
 def complaint(error: Exception) -> tuple[str, str]:
-    """What a `msgspec.ValidationError` says of a limit: the field, and the sentence without its full stop.
+    """The field and the sentence, without its full stop, for a `msgspec.ValidationError` about a limit.
 
-    Both are empty when it is about something else, such as a text in a number's place.
+    Both are empty if it is about something else, such as text in place of a number.
     """
     said = str(error)
     found = _PLACE.search(said)
@@ -115,7 +115,7 @@ def complaint(error: Exception) -> tuple[str, str]:
 
 
 def flags_complaint(flags: Sequence[str]) -> str:
-    """Why these are too many or too long for an engine, as a sentence; empty when they are not."""
+    """Why these are too many or too long for an engine, as a sentence; empty if they are not."""
     if len(flags) > FLAGS:
         return f"There are too many flags: the limit is {FLAGS} words."
     if sum(len(flag.encode("utf-8", "replace")) for flag in flags) > FLAGS_TOGETHER:
@@ -124,12 +124,12 @@ def flags_complaint(flags: Sequence[str]) -> str:
 
 
 def is_line(text: str, longest: int = NAME) -> bool:
-    """Whether it is one line of printable characters and no longer than that."""
+    """Whether it is one line of printable characters of at most that length."""
     return len(text) <= longest and _PRINTABLE.fullmatch(text) is not None
 
 
 def escaped(text: str, longest: int = 200) -> str:
-    """Foreign text made fit for a log: one line, bounded, without control characters."""
+    """Foreign text made safe for a log: one bounded line without control characters."""
     text = visible(text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

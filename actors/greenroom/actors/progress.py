@@ -1,4 +1,4 @@
-"""The board: the latest progress of each job, for whoever waits. Nothing of it is stored."""
+"""The progress board: the latest progress of each job. Never stored."""
 
 from __future__ import annotations
 
@@ -13,27 +13,22 @@ Listener = Callable[[Progress], None]
 
 
 def install_job(backend: str) -> str:
-    """The board's key for the installation of a backend."""
     return f"install/{backend}"
 
 
 def pull_job(reference: str) -> str:
-    """The board's key for the pull of a reference."""
     return f"pull/{reference}"
 
 
 def push_job(reference: str) -> str:
-    """The board's key for a push to a reference."""
     return f"push/{reference}"
 
 
 def load_job(engine_id: str) -> str:
-    """The board's key for the start of an engine."""
     return f"load/{engine_id}"
 
 
 def request_job(request_id: str) -> str:
-    """The board's key for what a request waits for."""
     return f"request/{request_id}"
 
 
@@ -47,11 +42,10 @@ class ProgressBoard:
         on_fork(self)
 
     def forked(self) -> None:
-        """A child has a copy, which nobody writes to."""
         self._lock = threading.Lock()
 
     def publish(self, progress: Progress) -> None:
-        """Make this the latest of its job and tell whoever listens, in the calling thread."""
+        """Make this the latest of its job, and call its listeners in this thread."""
         with self._lock:
             self._latest[progress.job] = progress
             listeners = tuple(self._listeners.get(progress.job, ()))
@@ -59,21 +53,18 @@ class ProgressBoard:
             listener(progress)
 
     def clear(self, job: str) -> None:
-        """The job has ended."""
         with self._lock:
             self._latest.pop(job, None)
 
     def latest(self, job: str) -> Progress | None:
-        """Where the job is, if it is at all."""
         return self._latest.get(job)
 
     def running(self) -> dict[str, Progress]:
-        """All jobs."""
         with self._lock:
             return dict(self._latest)
 
     def listen(self, job: str, listener: Listener) -> Callable[[], None]:
-        """Hear of each progress of a job until the returned function is called. Must be quick."""
+        """Call `listener`, which must be quick, for each progress of a job; returns what stops that."""
         with self._lock:
             self._listeners.setdefault(job, []).append(listener)
 

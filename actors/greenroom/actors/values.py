@@ -37,7 +37,7 @@ class Caller(Fact, frozen=True, kw_only=True):
     """How it is known: by its key, as a process of this machine, by its address; Greenroom itself (a preload,
     a restart); or not at all."""
     id: Id = ""
-    """What callers are told apart by, and what turns are counted by."""
+    """Distinguishes callers; turns are counted by it."""
     name: Id = ""
     """For people, such as `curl (process 4711)`."""
     share: Id = ""
@@ -84,7 +84,7 @@ class Part(Fact, frozen=True, kw_only=True):
     size: int
     """Bytes."""
     done: int
-    """Bytes that are here (or there, when it is sent); what an earlier attempt has brought counts."""
+    """Bytes received (or sent, for a push), including those of earlier attempts."""
 
 
 class Progress(Fact, frozen=True, kw_only=True):
@@ -210,7 +210,7 @@ class EngineSpec(Fact, frozen=True, kw_only=True):
 
 
 class EngineExit(Fact, frozen=True, kw_only=True):
-    """How an engine ended: the capsule's summary."""
+    """How an engine ended: a summary of its exit report."""
 
     at: float
     code: int | None = None
@@ -226,7 +226,7 @@ class EngineExit(Fact, frozen=True, kw_only=True):
     expected: bool = False
     """True when we asked it to stop."""
     lost: bool = False
-    """True when nobody saw it end: then it says nothing about whether the model would run."""
+    """True if its end was not observed: then it says nothing about whether the model can run."""
     out_of_memory: bool = False
     """True when it could not get the memory it needed, or was killed for lack of memory."""
     failure: Failure | None = None
@@ -288,7 +288,7 @@ class Model(Fact, frozen=True, kw_only=True):
     context_length: int = 0
     """Tokens the model was trained for; 0 when unknown."""
     context_size: int = 0
-    """Tokens whoever published or repackaged it wants it loaded with; 0 leaves that open."""
+    """Tokens to load it with, as published or repackaged; 0 means unspecified."""
     kv_bytes_per_token: int = 0
     """Bytes of key/value cache a token of context needs; 0 when unknown."""
     source: str = ""
@@ -313,7 +313,7 @@ class BackendFacts(Fact, frozen=True, kw_only=True):
     device: bool = False
     """Its engines compute on a graphics device with memory of its own, where there is one."""
     slots: int = 0
-    """Requests an engine takes at once unless somebody says otherwise; 0 when it takes all that come."""
+    """Requests an engine takes at once by default; 0 means no limit."""
     shares_cache: bool = False
     """Its slots share one context's key/value cache, and it makes requests wait for it."""
     prompt_cache: bool = False

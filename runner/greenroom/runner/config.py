@@ -62,13 +62,11 @@ class RegistrySettings:
     mirrors: tuple[str, ...] = ()
     """`[scheme://]host[:port][/path]`, asked before the registry itself, in this order."""
     insecure: bool = False
-    """`[scheme://]host[:port][/path]`, asked in this order before the registry itself."""
+    """It uses plain HTTP, as registries on this machine do by default."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """It uses plain HTTP, as registries on this machine do by default."""
-
     home: Path
     """The data directory."""
     bind: str = "127.0.0.1"
@@ -82,7 +80,7 @@ class Settings:
     install_policy: InstallPolicy = "ask"
     """Whether a request may install a deferred backend: `ask`, `auto`, `never`."""
     keep_alive: float = 300.0
-    """How long a model stays loaded after its last request; negative means for ever."""
+    """How long a model stays loaded after its last request; negative means forever."""
     memory_budget: int | None = None
     """What all engines together may use; None means 90 % of the memory less the headroom.
 
@@ -97,7 +95,7 @@ class Settings:
     max_queued: float = 3600.0
     """How long a request may be queued for a slot of a ready engine while nothing ahead of it moves."""
     progress_after: float = 5.0
-    """After this a streaming client is told what it waits for."""
+    """After this a streaming client receives progress messages."""
     unread_for: float = 30.0
     """While others wait, a client that reads nothing of its response for this long is disconnected; 0:
     never.

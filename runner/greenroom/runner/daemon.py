@@ -103,8 +103,8 @@ class Greenroom:
     ) -> None:
         """Wire everything; nothing is started and nothing is written before `start`.
 
-        `journal` replaces the SQLite file; `here` is the machine that verdicts are about. `on_failure` hears
-        once, from any thread, that the actors have stopped themselves; `stop` is still to be called.
+        `journal` replaces the SQLite file; `here` is the machine that verdicts are about. `on_failure` is
+        called once, from any thread, if the actors have stopped themselves; `stop` must still be called.
         """
         self.settings = settings
         self.home = settings.home
@@ -191,11 +191,14 @@ class Greenroom:
         except BaseException:
             self._stop_system(system)
             raise
-        # Green only once everybody has looked: what is installed, what runs, what lies in the store.
+        # Ready only once installations, engines and the store have been inspected.
         try:
             system.ask(AwaitReady()).get(timeout=_LOOK_BOUND)
         except TimeoutError:
-            _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
+            _log.warning(
+                "startup checks are still running after %.0f s; /readyz reports not ready until they finish",
+                _LOOK_BOUND,
+            )
         assert self._host is not None
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
         Warming(system, self.settings.max_wait).start(self._wanted())
@@ -271,10 +274,10 @@ class Greenroom:
             try:
                 model = self.find_model(name)
             except (BadReference, AmbiguousName) as problem:
-                _log.warning("a model that should be warm has no usable name: %s", problem)
+                _log.warning("a model configured as warm has no usable name: %s", problem)
                 continue
             if model is None:
-                _log.warning("%s should be warm and is not here; run: greenroom pull %s", name, name)
+                _log.warning("%s should be warm but is not in the store; run: greenroom pull %s", name, name)
             else:
                 yield Wanted(model.id, name)
 
@@ -298,7 +301,7 @@ class Greenroom:
     def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:
         """End in order: engines, jobs, actors, journal. Idempotent; takes `STOP_BOUND` seconds at most.
 
-        `keep_engines` leaves the engines running for so many seconds (`math.inf`: for ever), for the next
+        `keep_engines` leaves the engines running for so many seconds (`math.inf`: forever), for the next
         daemon to adopt; None ends them. What hangs is left behind and named in the log. If the actors have
         stopped themselves, engines are left for their grace in any case: what may be lost must not cost what
         still works. In a forked child this does nothing, since all of it is the parent's.
@@ -368,7 +371,7 @@ class Greenroom:
 
     @property
     def home_problem(self) -> str:
-        """What is wrong with the data directory under us; empty when nothing is."""
+        """What is wrong with the data directory; empty if nothing is."""
         return "" if self._watch is None else self._watch.problem
 
     @property
@@ -378,7 +381,7 @@ class Greenroom:
 
     @property
     def puller(self) -> Puller:
-        """Where models come from, for asking; it is the library that has them pulled."""
+        """For questions to the sources of models; pulls go through the library."""
         assert self._puller is not None, "not running"
         return self._puller
 
@@ -410,16 +413,15 @@ class Greenroom:
         return Machine(memory=most, readers=tuple(readers))
 
     def models(self) -> tuple[Model, ...]:
-        """All models that are here."""
         state: LibraryState = self.system.state(LIBRARY)
         return tuple(state.models.values())
 
     def find_model(self, text: str) -> Model | None:
-        """The model people call by this name. Raises BadReference, AmbiguousName."""
+        """The model with this name or tag. Raises BadReference, AmbiguousName."""
         return find_model(text, self.models())
 
     def engines(self) -> tuple[Engine, ...]:
-        """All engines of all runners, and the last that are gone."""
+        """All engines of all runners, including the last that ended."""
         found: list[Engine] = []
         for name in self.backends:
             state: RunnerState = self.system.state(runner_address(name))
@@ -443,7 +445,7 @@ class Greenroom:
         system.report(command, to=to)
 
     def _observe(self, volatile: SchedulerVolatile) -> SchedulerVolatile:
-        """What the scheduler cannot be told but must look at: gates and memory."""
+        """Read what changes without messages: gates and memory."""
         now = self._memory.now()
         left, budget = self._left(now), self.settings.memory_budget
         memory = Memory(
@@ -505,7 +507,7 @@ class Greenroom:
             system.clock.close()
 
     def _end_effects(self, keep_engines: float | None, ending: StopDeadline, *, spare: float = 0.0) -> None:
-        """All at once: one that hangs takes nothing from the others. `spare` seconds are left over."""
+        """Concurrently, so that one that hangs does not delay the others. Leaves `spare` seconds."""
         work: dict[str, Callable[[], None]] = {"the graphics devices": self._devices.close}
         if (host := self._host) is not None:
             work["the engines"] = lambda: host.shutdown(keep=keep_engines)
@@ -536,12 +538,12 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
 
 
 def _pinned(source: Environment | Image, here: Platform) -> str:
-    """What is installed when nobody names a version."""
+    """The version installed by default."""
     return source.version if isinstance(source, Image) else shipped_version(source, here)
 
 
 def _instance_id(home: Path) -> str:
-    """What clients know this data directory by; made once, stays with the folder."""
+    """The id by which clients know this data directory; created once."""
     file = home / "instance"
     try:
         text = file.read_text().strip()

@@ -1,8 +1,8 @@
-"""The one pair of exceptions effects raise, each with what the user is told; and whose failure it was.
+"""The two exceptions that effects raise, with the sentence for the user; and whose failure it was.
 
 Exception
 ├── JobFailed      a step did not work: `failure` says whether to retry and what to do
-└── JobCancelled   somebody asked the job to end
+└── JobCancelled   the job was asked to end
 """
 
 from __future__ import annotations

@@ -89,5 +89,5 @@ class LastResort:
 def _one(name: str, do: Callable[[], None]) -> None:
     try:
         do()
-    except Exception:  # noqa: BLE001 - the others shall be ended all the same
+    except Exception:  # noqa: BLE001 - the others must end all the same
         _log.exception("ending %s failed", name)

@@ -1,7 +1,7 @@
 """Threads whose start cannot hang.
 
 `threading.Thread.start` waits without limit for the new thread to report that it runs. A thread that finds no
-memory for its first call ends before that, and its starter waits for ever, with every lock it holds.
+memory for its first call ends before that, and its starter waits forever, with every lock it holds.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         failed: BaseException | None = None
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - whoever waits hears of it
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
             failed = error
         try:
             loop.call_soon_threadsafe(settle, result, failed)
@@ -338,7 +338,7 @@ async def in_thread(work: Callable[[], T]) -> T:
             settle(None, MemoryError("a thread could not start"))
 
     # Not `Thread.start`, which waits for the thread: one that finds no memory to begin with would block
-    # the loop for ever.
+    # the loop forever.
     _thread.start_new_thread(run, ())
     check = loop.call_later(_BEGUN_WITHIN, expect_begun)
     try:

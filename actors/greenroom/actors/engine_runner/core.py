@@ -1,10 +1,10 @@
-"""A runner: the actor of one backend, which owns its engines.
+"""A runner: the actor that owns the engines of one backend.
 
     starting → ready → stopping → gone
 
-It knows pids, endpoints, readiness and how each engine ended. The scheduler makes the ids, so a command
-that comes twice is harmless. After a restart no claim of the journal is believed: the engines are looked
-for, and each is adopted, has ended, or is lost.
+It knows pids, endpoints, readiness and how each engine ended. The scheduler makes the ids, so a repeated
+command is harmless. After a restart the journal is not trusted: each engine is looked for, and is adopted,
+has ended, or is lost.
 """
 
 from __future__ import annotations
@@ -56,53 +56,48 @@ from greenroom.actors.values import Engine, EngineExit, Failure, Measured, Reque
 
 _TELL_EVERY = 5.0
 _GROWN = 32 * 2**20
-"""Bytes by which an engine's peak must have grown to be told at once and not with the next list."""
+"""Bytes by which an engine's peak must grow for its list to be sent at once."""
 _REMEMBERED = 16
-"""Engines that are gone are told of for a while, so that nobody misses how they ended."""
+"""Ended engines that stay in the list, so that every receiver sees how they ended."""
 _FORBIDDEN = 256
-"""Far more than loads can be in flight at a time: nobody is forgotten whose start may still come."""
+"""Far more than the loads in flight at a time: no engine is dropped whose start may still arrive."""
 SILENT_START = 900.0
-"""Seconds without any sign of progress after which a start is given up here, should its host be silent."""
+"""Seconds without progress after which this actor gives up a start whose host is silent."""
 SILENT_STOP = 60.0
-"""Seconds after which an engine that was to end counts as lost; its host's own ladder is much shorter."""
+"""Seconds after which a stopping engine counts as lost; its host escalates its signals much sooner."""
 SILENT_RECOVERY = 120.0
-"""Seconds after which an engine of an earlier life that is still being looked for counts as lost."""
+"""Seconds after which an engine of an earlier life that has not been found counts as lost."""
 _SLEPT = 15.0
-"""Seconds between two settlings (which come every few seconds) that show that this process did not run."""
+"""Seconds between two calls of `settle`, due every few seconds, that mean this process did not run."""
 SECOND_LOOK = 30.0
-"""Seconds for which a silence must go on after it was noticed: it may have been this actor that was busy, and
-what was reported meanwhile lies in its mailbox."""
+"""Seconds for which a silence must continue once noticed: this actor may have been busy, with the reports
+waiting in its mailbox."""
 
 
 class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
-    """The engines of one backend."""
-
     engines: Mapping[str, Engine] = msgspec.field(default_factory=dict)
-    """By id, oldest first; gone ones are kept up to a bound."""
+    """By id, oldest first; a bounded number of ended ones is kept."""
     forbidden: tuple[str, ...] = ()
-    """Engines that never will start, although that may still be on its way. The last ones only."""
+    """The latest engines that must never start, although their start may still arrive."""
     version: int = 0
 
 
 class RunnerVolatile(msgspec.Struct, frozen=True, kw_only=True):
-    """What this life knows and the journal does not."""
-
     moved: Mapping[str, float] = msgspec.field(default_factory=dict)
     """engine → monotonic second of its last sign of progress."""
     overdue: Mapping[str, float] = msgspec.field(default_factory=dict)
     """engine → monotonic second at which its silence was noticed."""
     unsettled: frozenset[str] = frozenset()
-    """Engines of an earlier life that are still being looked for."""
+    """Engines of an earlier life that have not been found yet."""
     early: frozenset[str] = frozenset()
-    """Engines that were ready before their start could be stored, as on a full disk."""
+    """Engines that were ready before their start could be stored, for example on a full disk."""
     installations: int = -1
     """Version of the installer's list that the scheduler had acted on when it last requested this list."""
     token: str = ""
-    """Of the last request that had one."""
+    """Token of the last request that had one."""
     measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
-    """engine → its memory."""
     looked_at: float = 0.0
-    """Monotonic second of the last settling."""
+    """Monotonic second of the last `settle`."""
     told: int = -1
     told_at: float = 0.0
 
@@ -157,7 +152,7 @@ class Runner(SingleStream[RunnerState]):
             case _:
                 new = old
         engines = {**state.engines, one: new}
-        # There is one to forget only when another has gone; a replay folds by the hundred thousand.
+        # Only when one has just ended: a replay folds hundreds of thousands of events.
         if new.state == "gone" and old.state != "gone":
             engines = _apply_bound(engines)
         return replace(state, engines=engines, version=version)
@@ -165,13 +160,11 @@ class Runner(SingleStream[RunnerState]):
     def decide(
         self, state: RunnerState, command: Command[Any], now: Moment, volatile: RunnerVolatile
     ) -> Decision[RunnerVolatile]:
-        """One command.
+        """An engine may be forbidden before its start arrives, which a full disk or a busy mailbox may delay:
+        once the list says that it will never start, its memory is reserved for others.
 
-        An engine may be forbidden before its start was heard of: that may still be on its way, behind a full
-        disk or in a busy mailbox, and its memory is promised to others once the list says it never will come.
-
-        Reports on engines that are gone, or were never ours, are dropped; but a process that turns out to run
-        without an intent is ended.
+        Reports on engines that have ended or are unknown are dropped, but a process that runs without an
+        intent is ended.
         """
         match command:
             case StartEngine(spec=spec):
@@ -211,7 +204,7 @@ class Runner(SingleStream[RunnerState]):
                     volatile=replace(volatile, unsettled=ids, moved=dict.fromkeys(ids, now.monotonic)),
                 )
             case EngineMoved(engine_id=one):
-                # Its host keeps it: nothing of an earlier life is left to be looked for.
+                # Its host manages it: it need not be looked for.
                 return Decision(volatile=_settled(_moved(volatile, one, now), one))
             case EngineStalled(engine_id=one, failure=failure):
                 engine = state.engines.get(one)
@@ -249,8 +242,8 @@ class Runner(SingleStream[RunnerState]):
         volatile = _moved(volatile, one, now)
         match event:
             case EngineReady() if starting and not engine.endpoint:
-                # On a full disk reports are handled again later, so they may come in another order. Without
-                # an endpoint no request can enter.
+                # On a full disk reports are retried, so they may arrive out of order. Without an endpoint no
+                # request can enter.
                 early = replace(volatile, early=volatile.early | {one})
                 return Decision(volatile=early, cause=engine.cause)
             case EngineReady():
@@ -261,7 +254,7 @@ class Runner(SingleStream[RunnerState]):
             case EngineAdopted(ready=True) if starting:
                 events = (event, EngineReady(engine_id=one))
             case EngineExited(exit=end) if engine.fault:
-                # We asked it to end, but only since it did not work.
+                # We stopped it, but because it did not work.
                 end = replace(end, expected=False, summary=_sentence(engine.fault), failure=engine.failure)
                 events = (EngineExited(engine_id=one, exit=end),)
         return Decision(events=events, cause=engine.cause, volatile=_settled(volatile, one))
@@ -270,7 +263,6 @@ class Runner(SingleStream[RunnerState]):
         return EndEngine(backend=self.backend, engine_id=engine_id, reason=reason)
 
     def react(self, state: RunnerState, stored: Stored[Any]) -> Sequence[Effect]:
-        """Intent is stored: act."""
         match stored.event:
             case EngineStartRequested(spec=spec):
                 return (SpawnEngine(spec=spec),)
@@ -280,16 +272,16 @@ class Runner(SingleStream[RunnerState]):
                 return ()
 
     def settle(self, state: RunnerState, now: Moment, volatile: RunnerVolatile) -> Decision[RunnerVolatile]:
-        """What follows.
+        """What follows from the state as it stands.
 
-        1. A start without any sign of progress for very long: it is asked to end.
-        2. An engine that was to end, or of an earlier life, and of which nothing is heard: it counts as lost.
-        3. The list has changed, or every few seconds: tell it, once everybody of an earlier life is settled.
+        1. Stop an engine whose start has shown no progress for very long.
+        2. Count an engine as lost if it is stopping, or from an earlier life, and silent for too long.
+        3. After a change, and every few seconds, send the list, once engines of an earlier life are settled.
 
-        4. When this actor did not run for a while (its process was stopped, the machine slept), no engine is
-           asked to end for its silence yet: what was reported meanwhile comes first.
+        4. If this actor did not run for a while (its process was stopped, the machine slept), end no engine
+           for its silence yet: reports that arrived meanwhile come first.
 
-        A silence counts once it has been noticed twice; at first its host is asked to end what is silent.
+        A silence counts only when noticed twice; the first time, the host is asked to end the engine.
         """
         events: list[Event] = []
         effects: list[Effect] = []
@@ -357,7 +349,6 @@ class Runner(SingleStream[RunnerState]):
         return replace(decision, if_not_stored=telling) if events else telling
 
     def list_of(self, state: RunnerState) -> EngineList:
-        """All engines, gone ones last heard of included."""
         return EngineList(
             backend=self.backend,
             engines=tuple(state.engines.values()),
@@ -375,7 +366,7 @@ def _sentence(fault: str) -> str:
 
 
 def _given_up(engine: Engine, failure: Failure) -> Failure:
-    """The same for whoever asked for the model: names the engine, and says where its output is."""
+    """The failure as the client sees it: names the engine, and says where its output is."""
     spec, reason = engine.spec, failure.message.removesuffix(".")
     return replace(
         failure,
@@ -390,7 +381,7 @@ def _is_alive(state: RunnerState, engine_id: str) -> bool:
 
 
 def _measured(volatile: RunnerVolatile, report: EngineMeasured) -> RunnerVolatile:
-    """Take in what was measured; a peak that has grown a good deal does not wait for the next list."""
+    """Note a measurement; a peak that has grown a lot is sent at once."""
     one, size = report.engine_id, report.size
     before = volatile.measured[one].peak if one in volatile.measured else 0
     told = -1 if size.peak - before >= _GROWN else volatile.told

@@ -1,4 +1,4 @@
-"""What a runner asks the engine host to do."""
+"""Effects of a runner, performed by the engine host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class SpawnEngine(Effect, frozen=True, kw_only=True):
 
 
 class EndEngine(Effect, frozen=True, kw_only=True):
-    """End an engine, by ever harder signals. Reports EngineExited, or EngineLost for an unknown one."""
+    """End an engine, with increasingly forceful signals. Reports EngineExited, or EngineLost if unknown."""
 
     backend: str
     engine_id: str
@@ -21,7 +21,7 @@ class EndEngine(Effect, frozen=True, kw_only=True):
 
 
 class RecoverEngines(Effect, frozen=True, kw_only=True):
-    """Settle the journal's claims by looking. Reports EngineAdopted, EngineExited or EngineLost for each."""
+    """Look for engines of an earlier life. Reports EngineAdopted, EngineExited or EngineLost for each."""
 
     backend: str
     engines: tuple[Engine, ...]

@@ -1,4 +1,4 @@
-"""What a runner stores, in `runner/<backend>`. A change of a field needs a new SCHEMA and an upcaster."""
+"""Events of a runner, in `runner/<backend>`. Changing a field needs a new SCHEMA and an upcaster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from greenroom.actors.values import EngineExit, EngineSpec, Failure
 
 
 class EngineStartRequested(Event, frozen=True, kw_only=True):
-    """The intent to start an engine; recovery settles it by looking, never by repeating."""
+    """The intent to start an engine; recovery looks for its process and never repeats the start."""
 
     TAG = "engine_start_requested"
     spec: EngineSpec
@@ -24,7 +24,7 @@ class EngineSpawned(Event, frozen=True, kw_only=True):
 
 
 class EngineReady(Event, frozen=True, kw_only=True):
-    """It has proved that it can answer."""
+    """It has shown that it can answer."""
 
     TAG = "engine_ready"
     engine_id: str
@@ -40,7 +40,7 @@ class EngineStopRequested(Event, frozen=True, kw_only=True):
     engine_id: str
     reason: str
     fault: bool = False
-    """True when its runner gives it up, False when it is no longer needed."""
+    """True if its runner gives it up, False if it is no longer needed."""
     failure: Failure | None = None
     """Why it is given up, with kind, code and blame."""
 
@@ -55,7 +55,7 @@ class EngineExited(Event, frozen=True, kw_only=True):
 
 
 class EngineAdopted(Event, frozen=True, kw_only=True):
-    """It outlived the daemon that started it and is ours again."""
+    """It outlived the daemon that started it and was re-adopted."""
 
     TAG = "engine_adopted"
     engine_id: str
@@ -63,11 +63,11 @@ class EngineAdopted(Event, frozen=True, kw_only=True):
     started: float
     endpoint: str
     ready: bool = True
-    """Whether it answered when it was looked at; the journal's claim counts for nothing."""
+    """Whether it answered at recovery, whatever the journal says."""
 
 
 class EngineLost(Event, frozen=True, kw_only=True):
-    """The journal says it runs, or shall; nothing on this machine does, and it never will again."""
+    """The journal says that it runs or will start, but it does not run and never will again."""
 
     TAG = "engine_lost"
     URGENT = True

@@ -1,4 +1,4 @@
-"""What runners are told, and what the engine host reports beside events (see `actors.reports`)."""
+"""Commands of the runners, and the engine host's reports that are not events (see `actors.reports`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from greenroom.actors.values import Engine, EngineSpec, Failure, Measured
 
 
 def runner_address(backend: str) -> Address:
-    """Where the runner of a backend is."""
     return Address(f"runner/{backend}")
 
 
@@ -26,7 +25,7 @@ class StartEngine(Command[None], frozen=True, kw_only=True):
 
 
 class StopEngine(Command[None], frozen=True, kw_only=True):
-    """Scheduler → runner. Harmless for an engine that is gone."""
+    """Scheduler → runner. Harmless if the engine has ended."""
 
     backend: BackendName
     engine_id: Id
@@ -38,9 +37,9 @@ class StopEngine(Command[None], frozen=True, kw_only=True):
 
 
 class ForbidStart(Command[None], frozen=True, kw_only=True):
-    """Scheduler → runner. An engine that is not known shall never start; one that is known is left alone.
+    """Scheduler → runner. An unknown engine must never start; a known one is left alone.
 
-    Either way the runner's list says which it was.
+    The runner's list shows which it was.
     """
 
     backend: BackendName
@@ -52,13 +51,13 @@ class ForbidStart(Command[None], frozen=True, kw_only=True):
 
 
 class EngineMoved(Command[None], frozen=True, kw_only=True):
-    """Report: it is loading and getting on."""
+    """Report: it is loading and making progress."""
 
     engine_id: Id
 
 
 class EngineStalled(Command[None], frozen=True, kw_only=True):
-    """Report: it cannot be reached, was stopped, or does nothing any more; it shall be ended and replaced."""
+    """Report: it cannot be reached, was suspended, or hangs; it must be ended and replaced."""
 
     engine_id: Id
     failure: Failure
@@ -72,16 +71,16 @@ class EngineMeasured(Command[None], frozen=True, kw_only=True):
 
 
 class EngineList(Command[None], frozen=True, kw_only=True):
-    """Runner → scheduler and installer: all its engines, and the last that are gone."""
+    """Runner → scheduler and installer: all its engines, including the last that ended."""
 
     backend: BackendName
     engines: Annotated[tuple[Engine, ...], Many]
     forbidden: Ids = ()
-    """Engines that never will start, even if their start is still on its way."""
+    """Engines that must never start, even if their start is still to arrive."""
     version: Whole
     installations: Whole = -1
     """Version of the installer's list that the scheduler had acted on when it last requested this list."""
     token: Id = ""
-    """Of the last request that had one; all that was sent before that request shows in this list."""
+    """Of the last request that had one; this list reflects all commands sent before that request."""
     measured: Annotated[Mapping[Id, Measured], Many] = {}
-    """engine → memory, as far as it could be measured."""
+    """engine → memory, where measured."""

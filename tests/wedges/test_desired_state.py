@@ -78,7 +78,7 @@ async def test_what_died_with_a_killed_daemon_comes_back_too(make_daemon: Any) -
 async def test_warm_models_are_loaded_at_every_start(make_daemon: Any) -> None:
     daemon = await make_daemon(warm="tiny,absent")
     # Nothing is here yet, which is said and does no harm.
-    assert "absent should be warm and is not here; run: greenroom pull absent" in daemon.log()
+    assert "absent should be warm but is not in the store; run: greenroom pull absent" in daemon.log()
     await daemon.add("tiny", "other")
     await daemon.stop()
     await daemon.start()

@@ -144,7 +144,7 @@ class GateBoard:
         monotonic: Callable[[], float] = time.monotonic,
         bytes_clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`monotonic` is the scheduler's clock, for idle time; `bytes_clock` is the one used for `LastByte`."""
+        """`monotonic` is the scheduler's clock, for idle time; `bytes_clock` the one used for `LastByte`."""
         self._bytes_clock = bytes_clock
         self._gates: dict[str, _Gate] = {}
         self._places: dict[str, str] = {}

@@ -195,10 +195,7 @@ class Greenroom:
         try:
             system.ask(AwaitReady()).get(timeout=_LOOK_BOUND)
         except TimeoutError:
-            _log.warning(
-                "startup checks are still running after %.0f s; /readyz reports not ready until they finish",
-                _LOOK_BOUND,
-            )
+            _log.warning("not all actors are ready after %.0f s; /readyz waits for them", _LOOK_BOUND)
         assert self._host is not None
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
         Warming(system, self.settings.max_wait).start(self._wanted())

@@ -17,7 +17,7 @@ import pytest
 
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.models.published import checked
+from greenroom.runner.models.manifest_checks import checked
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.registry.credentials import credentials_for
 from model_registry import (

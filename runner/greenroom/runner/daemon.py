@@ -60,7 +60,7 @@ from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.lock import shipped_version
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.memory import MachineMemory, MemoryReader
-from greenroom.runner.models.fitness import Machine, Reader
+from greenroom.runner.models.preflight import Machine, Reader
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.models.short_names import Catalogue

@@ -169,8 +169,6 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Launch:
-    """Everything a command line depends on."""
-
     spec: EngineSpec
     root: Path
     """The installation's folder."""

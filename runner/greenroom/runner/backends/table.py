@@ -117,7 +117,6 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Update a page, or print the tables."""
     files = list(sys.argv[1:] if argv is None else argv)
     if not files:
         sys.stdout.write(render() + "\n")

@@ -175,7 +175,6 @@ class VllmMetal(_VllmServer):
         return ""
 
     def command(self, launch: Launch) -> CommandLine:
-        """A plain vLLM server, without remote code."""
         return CommandLine(
             argv=launch.launched(
                 "vllm",

@@ -92,7 +92,6 @@ class Devices:
             self._thread.join(2.0)  # a driver that hangs must not delay the exit
 
     def now(self) -> tuple[Device, ...]:
-        """The memory pools, as last read."""
         return tuple(
             Device(
                 id=card.id,

@@ -79,7 +79,6 @@ class EngineFolder:
 
     @property
     def exit(self) -> Path:
-        """How it ended; exists once it has."""
         return self.path / "exit.json"
 
     @property
@@ -139,7 +138,6 @@ class EngineFolder:
         return Sockets(short / "k.sock", short / "e.sock")
 
     def remove(self) -> None:
-        """Remove the folder and its sockets."""
         if (short := self._elsewhere()) is not None:
             shutil.rmtree(short, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)

@@ -274,7 +274,6 @@ class Handle:
 
 
 def never_spawned(failure: Failure) -> EngineExit:
-    """The end of an engine that could not be spawned."""
     failure = blamed(failure)
     return EngineExit(
         at=time.time(),

@@ -51,8 +51,6 @@ DeviceUsage = Callable[[Sequence[int]], int | None]
 
 
 class ReportedMemory:
-    """The memory of one engine, as last reported."""
-
     def __init__(self) -> None:
         self.told = Measured(now=0, peak=0)
         self.peak = 0
@@ -75,8 +73,6 @@ class ReportedMemory:
 
 
 class Watched:
-    """One monitored engine."""
-
     def __init__(self, handle: Handle, now: float) -> None:
         self.memory = ReportedMemory()
         self.life = EngineObservations(now, handle.batch)

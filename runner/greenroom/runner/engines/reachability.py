@@ -23,8 +23,6 @@ _LISTENS = 0x10000
 
 
 class Reachability(Enum):
-    """The result of a socket check."""
-
     REACHED = "reached"
     """It has a listener, or at least nothing shows that it has none."""
     GONE = "gone"

@@ -35,8 +35,6 @@ _SLEPT = 10.0
 
 
 class ProbeResult(Enum):
-    """The result of one probe."""
-
     SILENT = "silent"
     """No listener, or no response in time."""
     LOADING = "loading"
@@ -91,7 +89,6 @@ class ProgressDeadline:
         return moved
 
     def silent_for(self, now: float) -> float:
-        """Seconds since the last progress."""
         return now - self._moved_at
 
 

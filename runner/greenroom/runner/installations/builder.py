@@ -343,20 +343,12 @@ class Builder:
             # Under the backend's key: clients know the backend, not the job.
             self._board.publish(msgspec.structs.replace(progress, job=key))
 
-        if isinstance(source, Image):
-            return makers.images.build(
-                build.backend,
-                source,
-                job=build.job,
-                variant=build.variant,
-                version=build.version,
-                repair=build.repair,
-                cancel=cancel,
-                progress=progress,
-            )
-        return makers.environments.build(
-            build.backend,
-            source,
+        make: Callable[..., Installation] = (
+            partial(makers.images.build, build.backend, source)
+            if isinstance(source, Image)
+            else partial(makers.environments.build, build.backend, source)
+        )
+        return make(
             job=build.job,
             variant=build.variant,
             version=build.version,

@@ -22,7 +22,7 @@ from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.archive import kept_lock
-from greenroom.runner.installations.bounded import Beside, stop_if
+from greenroom.runner.installations.blocking_calls import Beside, stop_if
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     LOCK,
@@ -369,7 +369,6 @@ class _Unpacking:
         self._thread = start_thread(self._work, f"unpack-{job}")
 
     def add(self, file: LockedFile) -> None:
-        """Add a file that is in the store."""
         with self._change:
             self._waiting.append(file)
             self._change.notify()

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.bounded import Flag, stop_if
+from greenroom.runner.installations.blocking_calls import Flag, stop_if
 from greenroom.runner.installations.file_store import FileStore, file_sha256
 from greenroom.runner.installations.index import Finder
 from greenroom.runner.installations.lock import LockedFile
@@ -74,13 +74,9 @@ class Origin(Protocol):
         """
         ...
 
-    def broken(self, file: LockedFile, error: Exception) -> JobFailed:
-        """The failure that a broken transfer means."""
-        ...
+    def broken(self, file: LockedFile, error: Exception) -> JobFailed: ...
 
-    def strange(self, file: LockedFile, detail: str) -> JobFailed:
-        """The failure that unexpected bytes mean."""
-        ...
+    def strange(self, file: LockedFile, detail: str) -> JobFailed: ...
 
 
 class Fetcher:

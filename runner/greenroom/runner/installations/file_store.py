@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
-from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.lock import LockedFile
 
 _CHUNK = 1 << 20
@@ -87,7 +87,6 @@ class FileStore:
         return [file.project for file in gone]
 
     def drop(self, file: LockedFile) -> None:
-        """Remove a file, whole or partial."""
         shutil.rmtree(self.root / file.sha256, ignore_errors=True)
         self.part(file).unlink(missing_ok=True)
 

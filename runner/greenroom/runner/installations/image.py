@@ -30,7 +30,7 @@ from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
-from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     InstallationStore,
@@ -98,20 +98,7 @@ class Images(Maker):
         cancel: Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Installation:
-        """Build one installation; blocks. For `latest`, returns the newest version if it is already
-        installed.
-
-        Args:
-            variant: Of which build `source` is; empty for the usual one.
-            version: Empty for the one the declaration names; `latest`, or a version.
-            repair: Verify everything cached before use.
-            cancel: Stops the build and removes what it built; downloads are kept for the next attempt.
-            progress: Receives about ten reports a second while something moves.
-
-        Raises:
-            JobFailed: What went wrong; only downloads are kept.
-            JobCancelled: `cancel` was set.
-        """
+        """Build one installation; blocks. Arguments and errors are those of `Environments.build`."""
         cancel = cancel or Event()
         need_exec(self.installed.home)
         report = ProgressReport(job, progress or (lambda _: None))

@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.bounded import TookTooLong, bounded, stop_if
+from greenroom.runner.installations.blocking_calls import TookTooLong, bounded, stop_if
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.file_store import FileStore, file_sha256
 from greenroom.runner.installations.layers import GZIP

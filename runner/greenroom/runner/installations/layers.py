@@ -26,7 +26,7 @@ from threading import Event
 from typing import IO, Protocol, Self
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.tar_stream import BadTar, TarEntry, TarStream
 
 _WHITEOUT = ".wh."
@@ -274,7 +274,6 @@ class Tree:
             os.rmdir(name, dir_fd=folder)
 
     def _remove(self, folder: int, name: str, path: str) -> None:
-        """Remove whatever has this name."""
         if not _exists(folder, name):
             return
         self._go_on()

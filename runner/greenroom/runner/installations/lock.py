@@ -78,8 +78,6 @@ class LockedPackage:
 
 @dataclass(frozen=True)
 class Lock:
-    """A parsed lock."""
-
     text: str
 
     @cached_property

@@ -31,8 +31,6 @@ class Unclear(Exception):
 
 
 class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
-    """The Python an environment was made for."""
-
     version: str
     """Such as `3.11.7`."""
     tag: str
@@ -58,7 +56,6 @@ class Wheel(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
     def locked(self) -> LockedFile:
-        """The same as a lock has it."""
         return LockedFile(name=self.name, sha256=self.sha256, size=self.size)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from greenroom.runner.errors import JobFailed, blamed
-from greenroom.runner.installations.bounded import Beside, TookTooLong
+from greenroom.runner.installations.blocking_calls import Beside, TookTooLong
 from greenroom.runner.installations.lock import LockedFile
 
 RESERVE = 64 * 2**20

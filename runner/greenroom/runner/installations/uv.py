@@ -27,7 +27,7 @@ import psutil
 
 from greenroom.runner import errors
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.sources import PackageSources
 
 # Filled now, under this module's import lock: in CPython up to 3.12 a second thread can find it half
@@ -67,8 +67,6 @@ _OTHERWISE = ("os_error", "`greenroom why` with the backend's name shows more.")
 
 @dataclass(frozen=True)
 class UvResult:
-    """The output of a successful run."""
-
     stdout: str
     stderr: str
     seconds: float
@@ -233,8 +231,6 @@ def _work_of(pid: int) -> tuple[float, int]:
 
 
 class _Tail:
-    """The last part of a stream."""
-
     def __init__(self) -> None:
         self._kept = bytearray()
 

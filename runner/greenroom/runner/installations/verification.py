@@ -19,7 +19,7 @@ from threading import Event
 
 from greenroom.actors.values import Failure
 from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
-from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.record import MARK, InstallationRecord, Unclear, interpreter
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
@@ -169,7 +169,6 @@ def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> Non
 
 
 def _not_probed(name: str, outcome: InterpreterRun) -> Failure:
-    """The machine prevented the probe."""
     if outcome.refused is not None:
         return refused_by_machine(f"{name} was installed but could not be started", outcome.refused)
     return Failure(

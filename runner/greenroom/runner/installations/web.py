@@ -29,7 +29,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.bounded import Flag, TookTooLong, bounded
+from greenroom.runner.installations.blocking_calls import Flag, TookTooLong, bounded
 from greenroom.runner.installations.sources import PackageSources, redact, without_credentials
 from greenroom.runner.user_home import expanded
 
@@ -53,8 +53,6 @@ T = TypeVar("T")
 
 
 class Fetched(NamedTuple):
-    """A small response, read whole."""
-
     status: int
     body: bytes
     headers: Mapping[str, str]
@@ -238,7 +236,6 @@ class Web:
         return int(length) if response.status == 200 and length.isdecimal() and len(length) < 19 else 0
 
     def failure(self, url: str, error: Exception) -> JobFailed:
-        """The failure that a broken transfer means."""
         failed = self._failure(url, error)
         failed.reached = self._reached
         return failed

@@ -100,7 +100,6 @@ def children(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder."""
     for base, _, files in os.walk(folder):
         yield from (Path(base) / name for name in files)
 

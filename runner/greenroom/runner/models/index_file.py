@@ -146,7 +146,6 @@ def model_of(
     tag: str = "",
     source: str = "",
 ) -> Model:
-    """The record of a stored model."""
     return Model(
         id=model_id,
         tags=(tag,) if tag else (),

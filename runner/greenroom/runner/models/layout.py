@@ -108,11 +108,9 @@ class Index:
         )
 
     def without_tag(self, tag: str) -> Index:
-        """Remove a tag; the model stays."""
         return replace(self, entries=_without_tags(self.entries, (tag,)))
 
     def without_model(self, model_id: str) -> Index:
-        """Remove a model and all its tags."""
         return replace(self, entries=tuple(entry for entry in self.entries if entry.id != model_id))
 
     def encode(self) -> bytes:

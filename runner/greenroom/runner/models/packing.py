@@ -30,8 +30,6 @@ class Ingredients:
 
 @dataclass(frozen=True)
 class Package:
-    """An artifact and where its blobs are."""
-
     artifact: Artifact
     files: dict[str, Path]
     """By digest, in the order of the manifest, without the configuration."""

@@ -42,7 +42,7 @@ from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of
-from greenroom.runner.models.fitness import Machine, check_disk, check_machine
+from greenroom.runner.models.preflight import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.short_names import Catalogue
@@ -67,8 +67,6 @@ _Change = DeleteModel | AddTag | RemoveTag | StoreAgain | SweepStore
 
 @dataclass(frozen=True)
 class Published:
-    """What a source has."""
-
     offer: Offer
     id: str = ""
     """Empty where models get their ids only when they arrive."""

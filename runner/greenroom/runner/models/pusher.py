@@ -74,7 +74,6 @@ class Pusher:
             self.fail(send, _other(send.reference))
 
     def fail(self, send: SendModel, failure: Failure) -> None:
-        """Report that a push has failed."""
         self._end(PushFailed(model_id=send.model_id, reference=send.reference, failure=failure))
 
     def _end(self, event: ModelPushed | PushFailed) -> None:
@@ -82,7 +81,6 @@ class Pusher:
         self._tell(LIBRARY, Happened(event=event))
 
     def cancel(self, reference: str) -> None:
-        """End a push."""
         self._pushes.cancel(reference)
 
     def close(self) -> None:
@@ -125,8 +123,6 @@ class Pusher:
 
 
 class _Push:
-    """One push."""
-
     def __init__(
         self, store: ModelStore, model_id: str, reference: Reference, attempt: ProgressReport, cancel: Cancel
     ) -> None:

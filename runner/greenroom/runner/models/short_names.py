@@ -62,7 +62,6 @@ class Catalogue:
         )
 
     def find(self, reference: Reference) -> CatalogueEntry | None:
-        """The entry for a name; None if there is none."""
         # The registry may be written out: a stored tag always has it, and one name means one model.
         if reference.scheme != "oci" or reference.digest:
             return None

@@ -51,10 +51,10 @@ from greenroom.runner.models.files import (
 )
 from greenroom.runner.models.index_file import IndexFile, model_of
 from greenroom.runner.models.layout import LAYOUT_VERSION, Index, IndexEntry
-from greenroom.runner.models.leftovers import Unnamed, sweep_partial
 from greenroom.runner.models.manifest import Manifest
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import BadReference, blob_name, digest_of
+from greenroom.runner.models.sweep import UnreferencedBlobs, sweep_partial
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ModelStore:
         self._bundles = root / "bundles" / "sha256"
         self._incoming = root / "incoming"
         self._partial = root / "partial"
-        self._unnamed = Unnamed(root / "unnamed", self._blobs)
+        self._unnamed = UnreferencedBlobs(root / "unnamed", self._blobs)
         self._index = IndexFile(root, self._blobs, self._bundles)
         self._lock = threading.Lock()
         self._arrivals: set[Path] = set()
@@ -172,7 +172,6 @@ class ModelStore:
         return tuple(problems)
 
     def blobs(self) -> frozenset[Path]:
-        """The files of stored models."""
         return frozenset(self.blob(one) for e in self._index.read()[0].entries for one in self._digests(e))
 
     def usage(self) -> StoreUsage:

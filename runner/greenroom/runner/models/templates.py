@@ -50,7 +50,6 @@ def of_folder(files: Sequence[Readable]) -> Templates | None:
 
 
 def of_header(keys: Sequence[str]) -> Templates | None:
-    """The templates in a GGUF file, by its keys."""
     names = tuple(key.removeprefix(f"{_KEY}.") for key in keys if key.startswith(f"{_KEY}."))[:_NAMES]
     if _KEY not in keys and not names:
         return None

@@ -130,11 +130,9 @@ class Registry:
         return self._anywhere(lambda endpoint: self._small_blob(endpoint, digest), begin=self._now)
 
     def refused(self, status: int, body: bytes) -> JobFailed:
-        """The failure that an unsuccessful status means."""
         return self._refused(self._endpoints[self._now], status, body)
 
     def unreachable(self, error: Exception) -> JobFailed:
-        """The failure that a broken transfer means."""
         return self._web.failure(self.base, error)
 
     def _anywhere(self, work: Callable[[Endpoint], T], *, begin: int = 0) -> T:
@@ -353,8 +351,6 @@ _HUB_ADDRESS = "registry-1.docker.io"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One server that may have a repository."""
-
     base: str
     """`scheme://host[:port]`, and for mirrors their base path."""
     name: str
@@ -362,7 +358,6 @@ class Endpoint:
     mirror: bool = False
 
     def repository(self, repository: str) -> str:
-        """The API's URL of a repository."""
         parts = urlsplit(self.base)
         return f"{parts.scheme}://{parts.netloc}/v2{parts.path}/{repository}"
 

@@ -19,8 +19,6 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class ImagePlatform(msgspec.Struct, frozen=True, kw_only=True):
-    """The platform of an image, in OCI's terms."""
-
     os: str = ""
     architecture: str = ""
     variant: str = ""
@@ -35,8 +33,6 @@ class ImagePlatform(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageDescriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A reference to a blob or manifest."""
-
     media_type: str = ""
     digest: str
     size: int
@@ -68,8 +64,6 @@ class _RootFs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The relevant part of an image's configuration."""
-
     os: str = ""
     architecture: str = ""
     variant: str = ""

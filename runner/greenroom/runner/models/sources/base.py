@@ -65,8 +65,6 @@ class Pins:
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What sources need beside the reference."""
-
     store: Path
     """The store's folder: files on its own disk can be linked."""
     packages: PackageSources | None = None

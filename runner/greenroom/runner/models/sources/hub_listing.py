@@ -70,7 +70,6 @@ def search(query: str, limit: int, token: str) -> dict[str, Any]:
 
 
 def failure(error: Exception) -> dict[str, str]:
-    """The kind of failure, as the caller expects it."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", 0)

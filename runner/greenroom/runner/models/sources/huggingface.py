@@ -22,7 +22,7 @@ from urllib.parse import quote
 import msgspec
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER, not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, is_id, relative_name
@@ -103,7 +103,6 @@ class HuggingFaceSource(Source):
 
 
 def _checked(answer: dict[str, Any]) -> _Listing:
-    """Validate a listing."""
     try:
         listing = msgspec.convert(answer, _Listing)
     except msgspec.ValidationError as error:

@@ -13,7 +13,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER
-from greenroom.runner.models.published import blobs_of, checked, complete, format_of, weights_of
+from greenroom.runner.models.manifest_checks import blobs_of, checked, complete, format_of, weights_of
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, digest_of
 from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
 from greenroom.runner.models.sources.transfer import FileToFetch, Transfer

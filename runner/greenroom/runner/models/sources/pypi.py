@@ -21,7 +21,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.references import Reference, shown

@@ -31,8 +31,6 @@ class Reader:
 
 @dataclass(frozen=True)
 class Machine:
-    """What models must fit."""
-
     memory: int = 0
     """Bytes engines may use in all; 0 if unknown."""
     readers: tuple[Reader, ...] = field(default_factory=tuple)

@@ -26,7 +26,6 @@ class Flag(Protocol):
 
 
 def stop_if(cancel: Flag | None) -> None:
-    """Raise JobCancelled if the flag is set."""
     if cancel is not None and cancel.is_set():
         raise JobCancelled
 

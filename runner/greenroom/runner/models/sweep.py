@@ -45,7 +45,7 @@ def _remove(path: Path, before: float) -> int:
         return size
 
 
-class Unnamed:
+class UnreferencedBlobs:
     """The blobs in a folder that no model has, and since when.
 
     For each, an empty file records since when it has been seen without a model, so that one wrong look at the

@@ -80,10 +80,7 @@ class Vllm(_VllmServer):
     def command(self, launch: Launch) -> CommandLine:
         return CommandLine(
             argv=launch.launched(
-                "vllm",
-                "vllm.entrypoints.cli.main",
-                "serve",
-                str(launch.model.path),
+                *("vllm", "vllm.entrypoints.cli.main", "serve", str(launch.model.path)),
                 *_serve_arguments(launch),
             ),
             env=_ENVIRONMENT,
@@ -123,12 +120,8 @@ class VllmCpu(Vllm):
         spec = launch.spec
         return CommandLine(
             argv=launch.launched(
-                "vllm",
-                "vllm.entrypoints.openai.api_server",
-                "--model",
-                str(launch.model.path),
-                "--kv-cache-memory-bytes",
-                str(_cache_bytes(launch)),
+                *("vllm", "vllm.entrypoints.openai.api_server", "--model", str(launch.model.path)),
+                *("--kv-cache-memory-bytes", str(_cache_bytes(launch))),
                 # As much of the model's context as fits, unless a size was requested.
                 *(() if spec.context_size > 0 else ("--max-model-len", "auto")),
                 "--enforce-eager",
@@ -177,13 +170,9 @@ class VllmMetal(_VllmServer):
     def command(self, launch: Launch) -> CommandLine:
         return CommandLine(
             argv=launch.launched(
-                "vllm",
-                "vllm.entrypoints.openai.api_server",
-                "--model",
-                str(launch.model.path),
+                *("vllm", "vllm.entrypoints.openai.api_server", "--model", str(launch.model.path)),
                 "--enable-auto-tool-choice",
-                "--tool-call-parser",
-                "hermes",
+                *("--tool-call-parser", "hermes"),
                 *_serve_arguments(launch),
             ),
             env={"VLLM_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},

@@ -8,7 +8,7 @@ the index is the only file that changes, and it changes atomically.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -34,11 +34,12 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     annotations: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class IndexEntry:
+class IndexEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model of the index; as JSON, without tags and size, an annotation of its descriptors."""
+
     model: Model
-    manifest_size: int
-    origin: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    manifest_size: int = 0
+    origin: Mapping[str, tuple[int, int]] = {}
     """For files imported by hard link: digest → (size, mtime in ns) when they were hashed, since their owner
     can still write to them."""
     fingerprints: tuple[str, ...] = ()
@@ -47,12 +48,6 @@ class IndexEntry:
     @property
     def id(self) -> str:
         return self.model.id
-
-
-class _Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    model: Model
-    origin: dict[str, tuple[int, int]] = {}
-    fingerprints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class Index:
             entries = (*_without_tags(self.entries, tags), new)
         else:
             merged = tuple(dict.fromkeys((*old.model.tags, *tags)))
-            changed = replace(
+            changed = msgspec.structs.replace(
                 new,
                 model=msgspec.structs.replace(
                     new.model, tags=merged, created=old.model.created, source=old.model.source
@@ -116,10 +111,8 @@ class Index:
     def encode(self) -> bytes:
         manifests = []
         for entry in self.entries:
-            bare = msgspec.structs.replace(entry.model, tags=())
-            facts = msgspec.json.encode(
-                _Facts(model=bare, origin=dict(entry.origin), fingerprints=entry.fingerprints)
-            ).decode()
+            bare = msgspec.structs.replace(_tagged(entry, ()), manifest_size=0)
+            facts = msgspec.json.encode(bare).decode()
             for tag in entry.model.tags or ("",):
                 annotations = {_FACTS: facts} | ({_NAME: tag} if tag else {})
                 manifests.append(
@@ -152,10 +145,10 @@ class Index:
                 taken |= {tag} if tag else set()
                 known = entries.get(descriptor.digest)
                 if known is None:
-                    facts = msgspec.json.decode(descriptor.annotations[_FACTS], type=_Facts)
-                    if facts.model.id != descriptor.digest:
+                    facts = msgspec.json.decode(descriptor.annotations[_FACTS], type=IndexEntry)
+                    if facts.id != descriptor.digest:
                         raise IndexDamaged("a model's id is not its manifest's digest")
-                    known = IndexEntry(facts.model, descriptor.size, facts.origin, facts.fingerprints)
+                    known = msgspec.structs.replace(facts, manifest_size=descriptor.size)
                 entries[descriptor.digest] = _tagged(known, (*known.model.tags, tag)) if tag else known
         except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, RecursionError) as error:
             raise IndexDamaged(f"it cannot be read ({type(error).__name__}: {error})") from error
@@ -168,7 +161,7 @@ def _newest(fingerprints: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _tagged(entry: IndexEntry, tags: Sequence[str]) -> IndexEntry:
-    return replace(entry, model=msgspec.structs.replace(entry.model, tags=tuple(tags)))
+    return msgspec.structs.replace(entry, model=msgspec.structs.replace(entry.model, tags=tuple(tags)))
 
 
 def _without_tags(entries: tuple[IndexEntry, ...], tags: Sequence[str]) -> tuple[IndexEntry, ...]:

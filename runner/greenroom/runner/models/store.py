@@ -519,7 +519,7 @@ class ModelStore:
         with self._changing("checking the model store") as index:
             entry = index.find(model_id)
             if entry is not None:
-                fresh = replace(entry, origin={**entry.origin, digest: seal})
+                fresh = msgspec.structs.replace(entry, origin={**entry.origin, digest: seal})
                 entries = tuple(fresh if e.id == model_id else e for e in index.entries)
                 self._index.write(replace(index, entries=entries))
 

@@ -265,7 +265,7 @@ class Builder:
         return self._makers().installed.verify(named, cancel or self._closing)
 
     def drop_fetched(self) -> int:
-        """Drop what was fetched for installations that did not come about, and all that was made of it.
+        """Drop the downloads of installations that were never finished, and what was unpacked from them.
 
         Nothing of it while a job goes on. Returns the bytes freed on the disk; blocks. Raises OSError.
         """
@@ -276,14 +276,14 @@ class Builder:
         return makers.environments.drop_fetched() + makers.images.drop_fetched()
 
     def prepare(self, installation: Installation) -> None:
-        """See that all an engine needs outside of its installation is there; for just before it starts.
+        """Restore the files that an engine needs outside its installation, just before it starts.
 
         Raises:
-            JobFailed: It cannot be put there.
+            JobFailed: A file cannot be written.
         """
         if installation.managed and isinstance(self._backends[installation.backend].source, Image):
             for file in self._makers().images.place(installation):
-                _log.info("%s is there again for %s", file, installation.backend)
+                _log.info("%s was restored for %s", file, installation.backend)
 
     def close(self) -> None:
         """Cancel every job and wait, for a bounded time, until their processes are gone."""
@@ -373,7 +373,7 @@ class Builder:
 
     def _look(self, names: tuple[str, ...]) -> None:
         makers = self._makers()
-        # Taken first: what ends after this reports its end after this, and is known by then.
+        # Taken first: a job that ends later also reports its end later.
         with self._guard:
             building = tuple((job_id, job.attempt) for job_id, job in self._jobs.items())
         try:
@@ -489,10 +489,10 @@ def _fitting(one: Installation, source: Environment, installed: InstallationStor
 
 
 def _fault(error: Exception, what: str) -> Failure:
-    _log.exception("%s failed by a fault of ours", what)
+    _log.exception("%s failed because of a bug", what)
     return JobFailed.permanent(
         "fault",
-        f"{what} failed by a fault of Greenroom's own.",
+        f"{what} failed because of a bug in Greenroom.",
         advice="Please report it with the output of `greenroom bundle`.",
         detail=f"{type(error).__name__}: {error}",
     ).failure

@@ -1,7 +1,6 @@
 """Whether a model can be stored and run here: checked before anything is fetched, with the numbers.
 
-Who knows better pulls with force: the disk may be made larger meanwhile, the model may be for another
-machine, or memory for other hours.
+`pull --force` skips the checks: the disk may be enlarged meanwhile, or the model be for another machine.
 """
 
 from __future__ import annotations

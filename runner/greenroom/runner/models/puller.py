@@ -75,7 +75,7 @@ class Published:
 
 
 class _Attempt(ProgressReport):
-    """The progress of a pull, and whether it got on."""
+    """The progress of one attempt at a pull."""
 
     reached = False
     """The source has listed what it has."""
@@ -148,7 +148,7 @@ class Puller:
                 self._hide(job)
                 self._pulls.cancel(job)
             case PublishPullProgress(reference=reference, phase=""):
-                # An attempt that runs speaks for itself.
+                # A running attempt reports its own progress.
                 if reference not in self._shown.values():
                     self._board.clear(pull_job(reference))
             case PublishPullProgress(reference=reference, phase=phase, message=message):
@@ -329,10 +329,10 @@ class Puller:
         self._changes.start(f"change {next(self._change_numbers)}", run, lambda: tell(gone))
 
     def _changed(self, effect: _Change | InspectModels) -> Iterator[Command[Any]]:
-        """Make a change, and say what it has led to."""
+        """Make a change; yields its reports."""
         match effect:
             case InspectModels():
-                # Taken first: what ends after this reports its end after this, and is known by then.
+                # Taken first: a job that ends later also reports its end later.
                 running = self._pulls.keys()
                 models = self._store.look()
                 yield ModelsSeen(models=models, running=running, recovered=self._store.recovered())

@@ -168,7 +168,7 @@ class _Push:
                 self._send_all(repository)
                 break
             except JobFailed as failed:
-                # What has arrived is not sent again: an attempt that got on is no failure to count.
+                # What has arrived is not sent again, so an attempt with progress does not count as a failure.
                 attempts = 1 if self._arrived > arrived else attempts + 1
                 draw = random.random()  # noqa: S311 - only spreads attempts
                 again = PUSH_RETRIES.retry_at(failed.failure, attempt=attempts, now=0.0, draw=draw)
@@ -193,7 +193,7 @@ class _Push:
         side_by_side(calls, _BLOBS_AT_ONCE, "upload", tick=self._look, halt=self._stop.set)
 
     def _look(self) -> None:
-        """Called all the while: is it wanted still, and does it get on?"""
+        """Called regularly: check for cancellation and progress."""
         self._check_cancelled()
         now = time.monotonic()
         if self._gone > self._seen:

@@ -18,8 +18,8 @@ from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import archive
 from greenroom.runner.installations.disk import discard, folder_of, python_of
 from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.sources import PackageSources, Setting
-from greenroom.runner.installations.uv import os_failure
 from package_index import Index, Misbehaviour
 from toys import Toy
 

@@ -120,3 +120,13 @@ def _shown(text: object) -> str:
         return "that number"  # Python refuses to print very long ones
     shown = repr(text)
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
+
+
+def size_text(size: int) -> str:
+    """Bytes in powers of 1024: `93.81MiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.2f}{unit}" if unit != "B" else f"{size}B"
+        value /= 1024
+    return f"{value:.2f}TiB"

@@ -35,8 +35,8 @@ from greenroom.runner.http.errors import HttpRefusal, json_response, wants_json
 from greenroom.runner.http.idempotency import counted
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
-from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.references import BadReference, Reference, familiar, shown
+from greenroom.runner.units import size_text
 
 _TAR = "application/x-tar"
 

@@ -33,6 +33,7 @@ from greenroom.runner.installations.disk import (
     usage,
     write_attempt,
 )
+from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
 from greenroom.runner.installations.maker import Maker
@@ -51,7 +52,7 @@ from greenroom.runner.installations.space import (
     unpacked,
     unpacked_wheel,
 )
-from greenroom.runner.installations.uv import Uv, os_failure
+from greenroom.runner.installations.uv import Uv
 from greenroom.runner.installations.verification import inventory, own_sums, probe
 from greenroom.runner.progress_report import ProgressReport
 from greenroom.runner.threads import start_thread

@@ -39,6 +39,7 @@ from greenroom.runner.installations.disk import (
     need_exec,
     usage,
 )
+from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.maker import Maker
 from greenroom.runner.installations.record import (
@@ -50,7 +51,6 @@ from greenroom.runner.installations.record import (
 )
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.space import is_ample, keep_reserve, need_space
-from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import InterpreterFailed, identity, inventory, probe, sha256
 from greenroom.runner.progress_report import ProgressReport
 from greenroom.runner.user_home import user_home

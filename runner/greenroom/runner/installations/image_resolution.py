@@ -22,11 +22,11 @@ from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.blocking_calls import TookTooLong, bounded, stop_if
 from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.file_store import FileStore, file_sha256
 from greenroom.runner.installations.layers import GZIP
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources
-from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.web import Web
 from greenroom.runner.models.references import BadReference, Reference
 from greenroom.runner.registry import images

@@ -18,10 +18,10 @@ from greenroom.runner.installations.disk import (
     freed,
     kept_if_unclear,
 )
+from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.record import InstallationRecord, Unclear
 from greenroom.runner.installations.sources import PackageSources
-from greenroom.runner.installations.uv import os_failure
 
 _KEPT_SECONDS = 7 * 86400.0
 """How long the downloads of an unfinished installation are kept."""

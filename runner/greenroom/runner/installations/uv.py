@@ -6,7 +6,6 @@ Of the user's configuration, uv sees only sources and transport (`PackageSources
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import selectors
@@ -22,12 +21,11 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Literal, NamedTuple
 
-import msgspec
 import psutil
 
-from greenroom.runner import errors
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.blocking_calls import stop_if
+from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.sources import PackageSources
 
 # Filled now, under this module's import lock: in CPython up to 3.12 a second thread can find it half
@@ -40,29 +38,6 @@ _KEPT_VARIABLES = frozenset(
 _OUTPUT_LIMIT = 256 * 1024
 _POLL = 0.1
 _TERM_GRACE = 2.0
-_KNOWN: dict[int, tuple[str, str] | tuple[str, str, str]] = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT),
-        ("no_space", "Free some space, then install again.", "The disk is full."),
-    ),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM),
-        ("no_permission", "Make sure you can write there, or set GREENROOM_HOME to another folder."),
-    ),
-    errno.EROFS: (
-        "read_only",
-        "Make it writable, or set GREENROOM_HOME to a folder that is.",
-        "The data directory cannot be written to.",
-    ),
-    **dict.fromkeys(
-        (
-            *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
-            *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),
-        ),
-        ("io_error", "Check the system log, and whether the disk is still mounted."),
-    ),
-}
-_OTHERWISE = ("os_error", "`greenroom why` with the backend's name shows more.")
 
 
 @dataclass(frozen=True)
@@ -384,9 +359,3 @@ def classify(output: str, code: int) -> JobFailed:
         advice="The reason is in its output: `greenroom why` with the backend's name shows it.",
         detail=detail,
     )
-
-
-def os_failure(error: OSError, what: str) -> JobFailed:
-    """The failure an operating system error means, blamed on the machine; `what` begins the sentence."""
-    failed = errors.os_failure(error, what, str(error.filename or ""), _KNOWN, _OTHERWISE)
-    return JobFailed(msgspec.structs.replace(failed.failure, blame="machine"))

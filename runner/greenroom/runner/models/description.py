@@ -12,9 +12,9 @@ import msgspec
 from greenroom.actors.values import Model
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models import templates
-from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.units import size_text
 
 if TYPE_CHECKING:
     from greenroom.runner.models.puller import Published

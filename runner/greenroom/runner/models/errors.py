@@ -151,13 +151,3 @@ def from_os_error(error: OSError, doing: str) -> JobFailed:
     """A failed system call while `doing`, such as "writing the model"."""
     name = shown(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
     return os_failure(error, f"{doing[0].upper()}{doing[1:]} failed", name, _KNOWN, _OTHERWISE)
-
-
-def size_text(size: int) -> str:
-    """Bytes in powers of 1024: `93.81MiB`."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.2f}{unit}" if unit != "B" else f"{size}B"
-        value /= 1024
-    return f"{value:.2f}TiB"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import msgspec
 
 from greenroom.actors.limits import CONTEXT
-from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.gguf import shard_of
 from greenroom.runner.models.metadata import Metadata
 from greenroom.runner.models.references import digest_of
+from greenroom.runner.units import size_text
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPED = "application/vnd.docker.ai.model.config.v0.1+json"

@@ -502,7 +502,7 @@ class ModelStore:
             if sealed and sealed != (status.st_size, status.st_mtime_ns):
                 # The original was touched: only its content can tell whether it was written to.
                 if self._hash(blob) != layer.digest:
-                    return f"{name} was imported without a copy, and its original was modified since."
+                    return f"{name} was imported without a copy, and its original has been written to since."
                 try:
                     self._reseal(entry.id, layer.digest, (status.st_size, status.st_mtime_ns))
                 except JobFailed as failed:  # it is intact, and is hashed again the next time

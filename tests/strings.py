@@ -79,7 +79,11 @@ def errors() -> Iterator[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and _name(node.func) in _TELLING:
                 told = [*node.args, *(one.value for one in node.keywords)]
-            elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            elif (
+                isinstance(node, ast.Raise)
+                and isinstance(node.exc, ast.Call)
+                and _name(node.exc.func) not in _TELLING
+            ):
                 told = [*node.exc.args]
             else:
                 continue
@@ -92,15 +96,15 @@ def _name(node: ast.expr) -> str:
 
 
 def _text(node: ast.expr) -> str:
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else ""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(
-            str(one.value) if isinstance(one, ast.Constant) else "{" + ast.unparse(one)[3:-2] + "}"
-            for one in node.values
-            if isinstance(one, ast.Constant | ast.FormattedValue)
-        )
-    return ""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(map(_text, parts))
+        case ast.FormattedValue(value=value):
+            return f"{{{ast.unparse(value)}}}"
+        case _:
+            return ""
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_of_the_installed_ones_the_most_preferred_serves() -> None:
     assert choice.reasons == (
         "it reads safetensors and is installed",
         "it is preferred to mlx",
-        "vllm-metal needs macOS 15 or newer on Apple silicon only",
+        "vllm-metal needs macOS 15 or newer on Apple silicon",
     )
 
 

@@ -101,7 +101,7 @@ def test_a_wish_for_one_this_platform_cannot_run_says_why_without_trying() -> No
     case = new_life()
     case.when(Ensure(backend="vllm-metal")).then()
     assert (case.refusal.kind, case.refusal.code) == ("not_ready", "unsupported_platform")
-    assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon only."
+    assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon."
 
 
 def test_a_wish_for_another_version_than_the_installed_one_builds_it_beside() -> None:

@@ -170,10 +170,10 @@ def test_an_engine_that_is_given_up_has_failed_at_once_and_is_replaced_before_it
     stage = Stage().begin(model("one", GIB))
     spec = stage.loaded("one")
     stage.serve("stuck", "one")
-    stage.engine_is(spec, "stopping", fault="it sent nothing for 60 s")
+    stage.engine_is(spec, "stopping", fault="it sent nothing for 60s")
     (failed,) = stage.stored(LoadFailed)
     assert failed.failure.code == "engine_stalled"
-    assert "it sent nothing for 60 s" in failed.failure.message
+    assert "it sent nothing for 60s" in failed.failure.message
     stage.serve("next", "one")
     assert stage.spec_of("one").engine_id != spec.engine_id
     # What it holds is not promised again before it is gone.

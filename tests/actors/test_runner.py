@@ -157,7 +157,7 @@ def test_a_start_that_makes_no_progress_for_long_is_given_up_and_counts_as_a_fai
     case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest()
     end = case.state.engines["e1"].exit
     assert not end.expected
-    assert end.summary == "The engine was stopped: no sign of progress for 900 s while starting."
+    assert end.summary == "The engine was stopped: no sign of progress for 900s while starting."
 
 
 def test_a_start_that_makes_progress_is_given_all_the_time_it_needs() -> None:

@@ -100,7 +100,7 @@ def test_a_request_that_waits_too_long_is_refused_while_its_load_goes_on() -> No
         stage.wake()
     refusal = stage.refused("r1")
     assert (refusal.kind, refusal.code) == ("unavailable", "not_ready_yet")
-    assert "not ready after 300 s; it is still loading qwen on llama.cpp" in refusal.message
+    assert "not ready after 300s; it is still loading qwen on llama.cpp" in refusal.message
     assert stage.loads == [spec]
 
 

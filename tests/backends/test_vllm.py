@@ -57,7 +57,7 @@ def test_vllm_metal_runs_on_new_macs_whatever_python_we_run_with(here: Platform)
 )
 def test_elsewhere_vllm_metal_says_what_it_needs_and_what_this_is(here: Platform, named: str) -> None:
     assert METAL.verdict(here) == (
-        "vllm-metal needs macOS 15 or newer on Apple silicon only, and brings its own Python 3.12; " + named
+        "vllm-metal needs macOS 15 or newer on Apple silicon, and brings its own Python 3.12; " + named
     )
 
 

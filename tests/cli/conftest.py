@@ -124,7 +124,7 @@ def fake_daemon() -> Iterator[FakeDaemon]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data directory of our own, and an environment without anybody's settings."""
+    """A data directory of our own, and an environment without the user's settings."""
     for name in list(os.environ):
         if name.startswith(("GREENROOM_", "MODEL_RUNNER_")) and name != "GREENROOM_TEST_CACHE":
             monkeypatch.delenv(name)
@@ -136,7 +136,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port on which nobody listens."""
+    """A port on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -174,7 +174,7 @@ def test_status_shows_usable_backends_first(greenroom: Any, our_daemon: Any) -> 
 
     lines = greenroom("status").out.splitlines()
 
-    assert lines[0].startswith(f"Greenroom is running at {our_daemon.url} (pid ")
+    assert lines[0].startswith(f"Greenroom is running at {our_daemon.url} (process ")
     assert [line.split()[0] for line in lines[-4:]] == ["llama.cpp", "vllm", "mlx", "vllm-metal"]
     assert lines[-1].split(maxsplit=3) == ["vllm-metal", "Not", "Installed", "needs a Mac"]
 
@@ -189,7 +189,7 @@ def test_status_says_why_the_daemon_is_not_ready_and_what_it_does(greenroom: Any
     out = greenroom("status").out
 
     assert "It is not ready: It looks around." in out
-    assert "mlx: downloading 5.00 MB of 10.0 MB (50 %)" in out
+    assert "mlx: downloading 5.00 MB of 10.0 MB (50%)" in out
 
 
 def test_status_as_json_says_that_nothing_runs_without_failing(
@@ -256,7 +256,7 @@ def test_installing_announces_shows_progress_and_says_that_it_is_done(
 
     assert outcome.code == 0
     assert outcome.out == "Installing mlx backend...\nmlx backend installed successfully\n"
-    assert "  mlx: looking up\n  mlx: downloading 5 B of 10 B (50 %)\n" in outcome.err
+    assert "  mlx: looking up\n  mlx: downloading 5 B of 10 B (50%)\n" in outcome.err
     assert our_daemon.seen[-1].headers["Accept"] == "application/x-ndjson"
 
 
@@ -372,7 +372,7 @@ def test_pulling_shows_progress_and_the_daemons_last_word(greenroom: Any, our_da
     outcome = greenroom("pull", "smollm2")
 
     assert outcome.out == "Model pulled successfully\n"
-    assert "smollm2: downloading 4 B of 10 B (40 %)" in outcome.err
+    assert "smollm2: downloading 4 B of 10 B (40%)" in outcome.err
     assert "Warning: slow" in outcome.err
     assert our_daemon.bodies("/models/create") == [{"from": "smollm2"}]
 
@@ -514,4 +514,4 @@ def test_a_log_of_nothing_says_how_to_begin(greenroom: Any, home: Path) -> None:
     outcome = greenroom("log")
 
     assert outcome.code == 1
-    assert "nothing has happened here yet" in outcome.err
+    assert "no daemon has used this data directory yet" in outcome.err

@@ -16,7 +16,7 @@ from greenroom.runner.cli.daemon_logging import DaemonLogging, Handed
 
 
 class Frozen:
-    """A disk that does not answer until it is told to."""
+    """A disk that does not answer until it is released."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

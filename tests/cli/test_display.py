@@ -25,17 +25,17 @@ def job(**fields: Any) -> dict[str, Any]:
     [
         ({}, "downloading"),
         ({"done": 5_000_000}, "downloading 5.00 MB"),
-        ({"done": 5_000_000, "total": 10_000_000}, "downloading 5.00 MB of 10.0 MB (50 %)"),
+        ({"done": 5_000_000, "total": 10_000_000}, "downloading 5.00 MB of 10.0 MB (50%)"),
         (
             {"done": 5_000_000, "total": 10_000_000, "rate": 2e6},
-            "downloading 5.00 MB of 10.0 MB (50 %), 2.00 MB/s, 3s left",
+            "downloading 5.00 MB of 10.0 MB (50%), 2.00 MB/s, 3s left",
         ),
-        ({"done": 9_999_999, "total": 10_000_000}, "downloading 10.0 MB of 10.0 MB (99 %)"),
+        ({"done": 9_999_999, "total": 10_000_000}, "downloading 10.0 MB of 10.0 MB (99%)"),
         (
-            {"message": "Downloading mlx-lm 0.32.0: nothing received for 6 s", "done": 5, "total": 10},
-            "Downloading mlx-lm 0.32.0, 5 B of 10 B (50 %): nothing received for 6 s",
+            {"message": "Downloading mlx-lm 0.32.0: nothing received for 6s", "done": 5, "total": 10},
+            "Downloading mlx-lm 0.32.0, 5 B of 10 B (50%): nothing received for 6s",
         ),
-        ({"done": 10, "total": 10, "rate": 2e6}, "downloading 10 B of 10 B (100 %)"),
+        ({"done": 10, "total": 10, "rate": 2e6}, "downloading 10 B of 10 B (100%)"),
         ({"message": "mlx-lm"}, "downloading: mlx-lm"),
         ({"message": "Downloading mlx-lm", "done": 3}, "Downloading mlx-lm, 3 B"),
         ({"phase": "waiting_to_retry", "message": "no index"}, "waiting to try again: no index"),
@@ -68,7 +68,7 @@ def test_a_pipe_gets_a_line_for_a_phase_not_one_for_each_step() -> None:
         shown.note("Done.")
 
     assert stream.getvalue().splitlines() == [
-        "  mlx: downloading 0 B of 100 B (0 %)",
+        "  mlx: downloading 0 B of 100 B (0%)",
         "  mlx: verifying",
         "Done.",
     ]

@@ -15,7 +15,7 @@ Speak = Callable[[bytes], str]
 
 @pytest.fixture
 def speak() -> Iterator[Speak]:
-    """Start a program that says these bytes to whoever connects, and closes."""
+    """Start a program that sends these bytes to each client and closes the connection."""
     with contextlib.ExitStack() as stack:
 
         def start(said: bytes) -> str:

@@ -101,7 +101,7 @@ def test_proofs_belong_to_one_challenge_one_secret_and_one_address(tmp_path: Pat
     assert not is_proof(proof, b"another", "c1", "127.0.0.1:1")
     for answer in ("", None, 3, "\udce4", proof.upper()):
         assert not is_proof(answer, secret, "c1", "127.0.0.1:1")
-    # Whoever has no secret proves nothing, and what is no challenge gets no proof.
+    # Without the secret there is no proof, nor for an invalid challenge.
     assert not is_proof(prove(b"", "c1", "a:1"), b"", "c1", "a:1")
     assert [prove(secret, text, "a:1") for text in ("", "a b", "x" * 129)] == ["", "", ""]
 
@@ -148,7 +148,7 @@ def test_the_daemon_of_another_data_directory_is_named(our_daemon: Any, home: Pa
     assert "GREENROOM_HOME=/elsewhere" in str(caught.value)
 
 
-def test_a_stranger_is_named_with_his_process(our_daemon: Any) -> None:
+def test_a_program_on_the_port_is_named_with_its_process(our_daemon: Any) -> None:
     our_daemon.routes["GET /livez"] = "Hello"
 
     with pytest.raises(Problem) as caught:
@@ -156,7 +156,7 @@ def test_a_stranger_is_named_with_his_process(our_daemon: Any) -> None:
 
     assert caught.value.exit_code == 5
     assert "calling itself 'Fake/1', saying 'Hello'" in str(caught.value)
-    assert f"pid {os.getpid()}" in str(caught.value)
+    assert f"process {os.getpid()}" in str(caught.value)
     assert "GREENROOM_PORT=" in str(caught.value)
 
 

@@ -100,7 +100,7 @@ def test_a_backup_is_whole_and_never_replaces_a_file(greenroom: Any, journal: Pa
     assert [*read_journal(copy)] == [*read_journal(journal)]
     again = greenroom("journal", "backup", str(copy))
     assert again.code == exit_codes.FAILED
-    assert "exists already. Choose a file that does not exist yet." in again.err
+    assert "already exists. Choose a file that does not exist yet." in again.err
 
 
 def test_set_aside_renames_and_says_what_was_wrong(greenroom: Any, journal: Path) -> None:

@@ -31,7 +31,7 @@ BOUND = 30.0
 
 @pytest.fixture
 def place(home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> Iterator[Path]:
-    """A data directory and a port; whoever has it in the end is ended. There is no package index."""
+    """A data directory and a port; a daemon left on it is stopped at the end. There is no package index."""
     monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
     for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/simple")
@@ -112,7 +112,7 @@ def test_what_a_daemon_writes_is_its_owners_whatever_the_umask(place: Path) -> N
             lax = {
                 str(one): oct(one.stat().st_mode)
                 for one in place.rglob("*")
-                # uv makes the locks of its cache for everybody to share; nobody else reaches them here.
+                # uv makes its cache's locks world-writable; no other user can reach them.
                 if one.stat().st_mode & 0o022 and place / "cache" not in one.parents
             }
             private = [place / name for name in ("daemon.log", "daemon.json", "instance", "secret")]
@@ -199,20 +199,20 @@ def test_a_damaged_journal_is_said_with_its_exit_code_by_serve_and_by_clients(
         assert "Traceback" not in outcome.stderr
 
 
-def test_a_port_somebody_else_has_is_said_with_who_it_is(place: Path, greenroom_process: Any) -> None:
+def test_a_port_in_use_is_reported_with_the_program_that_has_it(place: Path, greenroom_process: Any) -> None:
     with stranger(int(os.environ["GREENROOM_PORT"])):
         for command in (["serve"], ["pull", "smollm2"], ["ps"]):
             outcome = greenroom_process(*command)
             assert outcome.returncode == 5, outcome.stderr
-            assert "calling itself 'Somebody/1'" in outcome.stderr
-            assert f"pid {os.getpid()}" in outcome.stderr
+            assert "calling itself 'Other/1'" in outcome.stderr
+            assert f"process {os.getpid()}" in outcome.stderr
     assert not (place / "daemon.log").exists()
 
 
 @contextlib.contextmanager
 def stranger(port: int) -> Iterator[None]:
     class Handler(BaseHTTPRequestHandler):
-        server_version = "Somebody/1"
+        server_version = "Other/1"
         sys_version = ""
 
         def do_GET(self) -> None:
@@ -253,7 +253,7 @@ def test_a_data_directory_that_cannot_be_written_is_said(
 def test_stop_ends_the_daemon_and_restarting_it_replays_the_log(place: Path, greenroom_process: Any) -> None:
     with serving(place) as first:
         stopped = greenroom_process("stop")
-        assert stopped.stdout == f"Stopped the Greenroom daemon (pid {first.pid}).\n"
+        assert stopped.stdout == f"Stopped the Greenroom daemon (process {first.pid}).\n"
         assert first.wait(BOUND) == 0
     with serving(place, "--log-level", "debug"):
         pass
@@ -322,7 +322,7 @@ def test_ctrl_c_ends_a_job_unless_somebody_else_waits_for_it(
         yield json.dumps({"type": "progress", "phase": "downloading", "message": "Downloaded", "total": 9})
         over.wait(BOUND)
 
-    missing = {"error": {"message": "not here", "code": "model_not_found"}}
+    missing = {"error": {"message": "not in the store", "code": "model_not_found"}}
     our_daemon.routes["POST /v1/chat/completions"] = (404, missing)
     our_daemon.routes[f"POST {route}"] = lambda seen: job()
     our_daemon.routes[f"POST {cancel}"] = {"ended": ended}
@@ -406,7 +406,7 @@ def test_a_daemon_whose_data_directory_was_deleted_is_named_is_not_ready_and_can
         place.rename(moved)
         stopped = greenroom_process("stop")
         assert stopped.returncode == 0, stopped.stderr
-        assert f"Stopped the Greenroom daemon (pid {daemon.pid})" in stopped.stdout
+        assert f"Stopped the Greenroom daemon (process {daemon.pid})" in stopped.stdout
         assert daemon.wait(BOUND) == 9  # its journal could not say that it stopped in order
 
 

@@ -86,7 +86,9 @@ def test_an_empty_pipe_is_a_usage_error(greenroom: Any, our_daemon: Any) -> None
 
 
 def test_a_model_that_is_not_here_is_fetched_first(greenroom: Any, our_daemon: Any) -> None:
-    missing = refusal(404, "model_not_found", 'model "smollm2" is not here; run: greenroom pull smollm2')
+    missing = refusal(
+        404, "model_not_found", 'model "smollm2" is not in the store; run: greenroom pull smollm2'
+    )
     our_daemon.routes[CHAT] = Chat(missing, words=answer("Hi."))
     our_daemon.routes["POST /models/create"] = [
         json.dumps({"type": "success", "message": "Model pulled successfully"})
@@ -99,14 +101,14 @@ def test_a_model_that_is_not_here_is_fetched_first(greenroom: Any, our_daemon: A
 
 
 def test_a_model_that_is_not_here_even_after_fetching_is_an_error(greenroom: Any, our_daemon: Any) -> None:
-    missing = refusal(404, "model_not_found", 'model "x" is not here; run: greenroom pull x')
+    missing = refusal(404, "model_not_found", 'model "x" is not in the store; run: greenroom pull x')
     our_daemon.routes[CHAT] = Chat(missing, missing, words=[])
     our_daemon.routes["POST /models/create"] = [json.dumps({"type": "success", "message": "ok"})]
 
     outcome = greenroom("run", "x", "Hi")
 
     assert outcome.code == 1
-    assert outcome.err.endswith('Error: model "x" is not here; run: greenroom pull x\n')
+    assert outcome.err.endswith('Error: model "x" is not in the store; run: greenroom pull x\n')
 
 
 MLX_MISSING = refusal(

@@ -1,4 +1,4 @@
-"""Standard streams as somebody else has left them."""
+"""Standard streams as the parent process has left them."""
 
 from __future__ import annotations
 

@@ -100,12 +100,12 @@ def test_clients_of_a_daemon_that_listens_everywhere_talk_to_loopback(environmen
         ("models = 3", "[models] must be a table"),
         ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary, gpu, image, indexes, python"),
         ("[backends.mlx]\npython = 'bin/python'", "'bin/python' is not an absolute path"),
-        ("[backends.vllm]\nindexes = 'https://x'", "indexes is a list of addresses of package indexes"),
+        ("[backends.vllm]\nindexes = 'https://x'", "indexes must be a list of package index URLs"),
         ("[backends.vllm]\nindexes = ['/x']", "'/x' is not the address of a package index"),
         ("port = ", "is not valid TOML"),
         ("[registries.'r']\nmirror = ['x']", "has no key 'mirror', only mirrors and insecure"),
         ("[registries.'r']\nmirrors = ['ftp://x']", "'ftp://x' is not a mirror"),
-        ("[registries.'r']\ninsecure = 'yes'", "insecure is true or false"),
+        ("[registries.'r']\ninsecure = 'yes'", "insecure true or false"),
     ],
 )
 def test_a_wrong_file_is_a_sentence_that_names_the_file_and_the_key(

@@ -204,7 +204,7 @@ class Script:
         return engine_id
 
     def evict(self, engine_id: str, reason: str, *, cause: str = "", **numbers: Any) -> None:
-        """It is told to end, and does."""
+        """It is asked to stop, and does."""
         spec = self._engines[engine_id]
         decided = self.add(
             EvictionDecided(
@@ -325,7 +325,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data directory of our own, and an environment without anybody's settings and secrets."""
+    """A data directory of our own, and an environment without the user's settings and secrets."""
     for name in list(os.environ):
         if name.startswith(("GREENROOM_", "MODEL_RUNNER_", "HF_", "PIP_", "UV_")):
             monkeypatch.delenv(name)

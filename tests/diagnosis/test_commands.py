@@ -68,7 +68,7 @@ def test_why_says_that_the_next_daemon_goes_on_with_a_job(greenroom: Any, script
 
 
 def test_why_knows_the_backends_of_this_machine(greenroom: Any, journal: Path) -> None:
-    assert "it was never requested" in greenroom("why", "mlx").out
+    assert "it has never been requested" in greenroom("why", "mlx").out
     if sys.platform == "linux":
         assert "cannot be installed on this machine" in greenroom("why", "vllm-metal").out
 
@@ -102,7 +102,10 @@ def test_without_a_journal_nothing_has_happened(greenroom: Any, home: Path, argu
     outcome = greenroom(*arguments)
 
     assert outcome.code == 1
-    assert f"There is no journal at {home}/journal.db: nothing has happened here yet." in outcome.err
+    assert (
+        f"There is no journal at {home}/journal.db: no daemon has used this data directory yet."
+        in outcome.err
+    )
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)

@@ -11,7 +11,7 @@ from greenroom.runner.diagnosis.known_secrets import known_secrets
 from greenroom.runner.diagnosis.redaction import NO_PROMPT, Redactor, is_secret_name
 
 S = "Pl4nted-s3cret-9f8e"
-"""A secret nobody could guess the shape of."""
+"""A secret of no known shape."""
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_fault_is_told_with_what_it_was_about_and_whose_it_was() -> None:
         "Bug in Greenroom: scheduler could not serve a request (r-7) and skipped it: Zero"
     )
     assert told("allowance", "settle", "").startswith(
-        "Bug in the program's own actor allowance: allowance could not settle and skipped it: Zero"
+        "Bug in the host program's actor allowance: allowance could not settle and skipped it: Zero"
     )
 
 

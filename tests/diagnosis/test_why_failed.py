@@ -122,7 +122,7 @@ def test_a_model_that_a_new_version_breaks_is_told_with_the_way_back(script: Any
     found = script.why("smollm2")
     assert (found.state, found.cause) == ("unloaded", "quarantined")
     assert (
-        "it failed 3 times in a row on llama.cpp 2.0 and is quarantined there. llama.cpp 1.0 serves it"
+        "it failed 3 times in a row on llama.cpp 2.0 and is quarantined there. Its next load uses llama.cpp 1.0"
         in found.answer
     )
     assert found.numbers["quarantined_after"] == 3
@@ -167,7 +167,7 @@ def test_a_daemon_that_was_killed_and_whose_engine_was_lost(script: Any) -> None
     engine = script.load()
     script.wait(10.0)
     script.daemon(pid=101)
-    script.add(EngineLost(engine_id=engine, reason="its process is not there any more"))
+    script.add(EngineLost(engine_id=engine, reason="its process no longer exists"))
     script.failed(
         engine, Failure(kind="transient", code="engine_lost", message="It is gone."), was_ready=False
     )
@@ -176,7 +176,7 @@ def test_a_daemon_that_was_killed_and_whose_engine_was_lost(script: Any) -> None
 
     assert (found.state, found.cause) == ("failed", "engine_lost")
     assert "failures" not in found.numbers, "it says nothing of the model"
-    assert "its engine was found to be gone at 12:00:17" in found.answer
-    assert "its process is not there any more." in found.answer
+    assert "its engine was found missing at 12:00:17" in found.answer
+    assert "its process no longer exists." in found.answer
     killed = next(step for step in found.steps if step.type == "daemon_started")
     assert "(process 100) did not shut down cleanly." in killed.text

@@ -41,7 +41,7 @@ def test_an_installation_that_failed_on_a_wrong_hash(script: Any) -> None:
 
     assert (backend.state, backend.cause) == ("failed", "hash_mismatch")
     assert backend.numbers == {"attempts": 1.0}
-    assert "Greenroom does not retry it by itself." in backend.answer
+    assert "Greenroom does not retry it automatically." in backend.answer
     assert backend.words[0].lines == (
         "error: Hash mismatch",
         "  Expected: sha256:aa",
@@ -78,7 +78,7 @@ def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
     assert (found.state, found.cause) == ("waiting_to_retry", "unreachable")
     assert found.numbers == {"attempt": 3.0, "failures": 2.0, "elapsed": 16.0, "retry_at": script.now + 50.0}
     assert "2 attempts have failed; retrying at 12:01:13 (in 50s)." in found.answer
-    assert found.also[0] == ("Attempt 1 failed, with a retry at 12:00:12: The index did not answer (1).")
+    assert found.also[0] == ("Attempt 1 failed (retry at 12:00:12): The index did not answer (1).")
     assert types(found) == ["install_requested", "install_attempt_failed", "install_attempt_failed"]
 
     script.add(InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=3))
@@ -118,14 +118,14 @@ def test_a_broken_installation(script: Any) -> None:
     assert commands(found) == ["greenroom reinstall-runner --backend mlx"]
 
 
-def test_an_installation_somebody_ended(script: Any) -> None:
+def test_a_cancelled_installation(script: Any) -> None:
     script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
     script.add(InstallCancelled(job="mlx.1", backend="mlx", reason="requested by the user", unwanted=True))
 
     found = script.why("mlx")
 
     assert (found.state, found.cause) == ("absent", "cancelled")
-    assert "its installation was cancelled at 12:00:07 (just now): requested by the user." in found.answer
+    assert "Its installation was cancelled at 12:00:07 (just now): requested by the user." in found.answer
 
 
 def test_an_installation_that_vanished_from_the_disk(script: Any) -> None:
@@ -213,7 +213,7 @@ def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) ->
     assert "It was installed in 5s because a rebuild was requested." in found.answer
     assert f"Version 1.0 is also installed (installation {old}, complete)." in found.also
 
-    script.add(InstallationRetiring(backend="llama.cpp", installation_id=old, reason="built anew"))
+    script.add(InstallationRetiring(backend="llama.cpp", installation_id=old, reason="rebuilt"))
     assert (
         f"Version 1.0 is also installed (installation {old}, being removed)." in script.why("llama.cpp").also
     )
@@ -234,7 +234,7 @@ def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(scrip
     assert found.words
 
     script.add(InstallRequested(job="mlx.3", backend="mlx", version="0.33", wanted_by="explicit"))
-    assert not [one for one in script.why("mlx").also if "failed" in one], "that is being mended"
+    assert not [one for one in script.why("mlx").also if "failed" in one], "that is being repaired"
 
 
 def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) -> None:

@@ -1,4 +1,4 @@
-"""Explanations of journals that are damaged, newer, somebody else's or very long."""
+"""Explanations of journals that are damaged, newer, from another machine or very long."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ def test_a_cold_load_that_had_to_install_its_backend_tells_that_first(script: An
 
     assert types(found)[:2] == ["install_requested", "installation_committed"]
     assert (asked.state, asked.cause) == ("served", "loaded")
-    assert "It made Greenroom install mlx, which is done. It made Greenroom load qwen3 on mlx" in asked.answer
+    assert (
+        "It made Greenroom install mlx, which succeeded. It made Greenroom load qwen3 on mlx" in asked.answer
+    )
     assert script.why("mlx").cause == "request"
 
 

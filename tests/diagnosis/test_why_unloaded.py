@@ -1,4 +1,4 @@
-"""Why a model is not loaded, or not here: scripted histories, each with the exact cause and numbers."""
+"""Why a model is not loaded, or not in the store: scripted histories with the exact causes and numbers."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_model_whose_backend_was_uninstalled_meanwhile(script: Any) -> None:
     assert "That freed 297 MB. It stays uninstalled until it is requested." in backend.answer
 
 
-# not here, never asked for
+# not in the store, never requested
 
 
 def test_a_model_nobody_has_asked_for(script: Any) -> None:
@@ -222,7 +222,7 @@ def test_a_pull_that_failed(script: Any) -> None:
             failure=Failure(
                 kind="permanent",
                 code="no_space",
-                message="It needs 5.00 GB, and 1.00 GB are free.",
+                message="It needs 5.00 GB, and 1.00 GB is free.",
                 advice="Make room: greenroom rm MODEL.",
             ),
         ),
@@ -234,7 +234,7 @@ def test_a_pull_that_failed(script: Any) -> None:
 
     assert (found.state, found.cause) == ("not_here", "no_space")
     assert found.numbers == {"attempts": 2.0}
-    assert "It needs 5.00 GB, and 1.00 GB are free. Make room: greenroom rm MODEL." in found.answer
+    assert "It needs 5.00 GB, and 1.00 GB is free. Make room: greenroom rm MODEL." in found.answer
     assert types(found) == ["pull_requested", "pull_attempt_failed", "pull_failed"]
     assert commands(found) == ["greenroom pull gemma3"]
 

@@ -156,9 +156,9 @@ def test_an_engine_the_system_killed_while_it_served_is_no_fault_of_its_model() 
 
 def test_an_end_of_our_making_gives_our_reason_and_the_engines_words() -> None:
     end = {"signal": "SIGKILL", "last_lines": ["CUDA error: out of memory"]}
-    assert sentence(end, was_ready=False, reason="it said nothing for 60 s") == (
+    assert sentence(end, was_ready=False, reason="it said nothing for 60s") == (
         "The mlx engine for ai/smollm2 was ended while it loaded: "
-        "it said nothing for 60 s; it ran out of memory."
+        "it said nothing for 60s; it ran out of memory."
     )
 
 

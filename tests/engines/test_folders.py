@@ -91,7 +91,7 @@ def test_without_any_short_folder_the_reason_and_the_cure_are_said(
         raise OSError("read-only")
 
     monkeypatch.setattr(tempfile, "mkdtemp", fail)
-    with pytest.raises(JobFailed, match="No unix socket can be made"):
+    with pytest.raises(JobFailed, match="A Unix socket can be created neither"):
         EngineFolder.of(tmp_path / ("x" * 80), "e-1").create()
 
 

@@ -318,7 +318,7 @@ def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage: Stage
     until(lambda: not stage.alive(pid))
     assert time.monotonic() - begun >= 0.4
     end = until(lambda: _read(stage.folder / "e-1" / "exit.json"))
-    assert end["stop_reason"] == "no daemon came back within 0.5 s"
+    assert end["stop_reason"] == "no daemon came back within 0.5s"
 
 
 def test_a_new_life_line_within_the_grace_keeps_the_engine(stage: Stage) -> None:

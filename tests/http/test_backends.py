@@ -53,7 +53,7 @@ async def test_an_unknown_backend_is_404(house: Any) -> None:
     ):
         async with asked as response:
             assert response.status == 404
-            assert (await response.text()).startswith("backend not found; there are: fake, absent.")
+            assert (await response.text()).startswith("backend not found; known backends: fake, absent.")
     async with house.post("/engines", {}) as response:
         assert (response.status, await response.text()) == (400, "invalid request: name is required\n")
 
@@ -135,8 +135,8 @@ async def test_what_a_removal_does_not_understand_removes_nothing(house: Any) ->
         (house.session.delete(f"{house.base}/engines/fake?version=%20"), "the version is empty"),
         (house.post("/engines/uninstall-backend", {"backend": "fake", "version": ""}), "version is empty"),
         (house.post("/engines/uninstall-backend", {"backend": "fake", "version": 1}), "$.version"),
-        (house.session.delete(f"{house.base}/engines/fake?forec=true"), '"forec" is not known here'),
-        (house.session.delete(f"{house.base}/engines/fake?force=banana"), "force is true or false"),
+        (house.session.delete(f"{house.base}/engines/fake?forec=true"), '"forec" is not a known parameter'),
+        (house.session.delete(f"{house.base}/engines/fake?force=banana"), "force must be true or false"),
     ):
         async with asked as response:
             assert response.status == 400
@@ -153,7 +153,7 @@ async def test_a_mistyped_field_installs_and_changes_nothing(house: Any, path: s
     del body["backend" if path == "/engines" else "name"]
     async with house.post(path, body) as response:
         told = (response.status, await response.text())
-        assert told == (400, 'invalid request: "verison" is not known here\n')
+        assert told == (400, 'invalid request: "verison" is not a known parameter\n')
     assert not builds.jobs
 
 

@@ -105,6 +105,6 @@ def test_another_client_of_the_same_transfer_is_told_all_of_it() -> None:
 def test_a_stall_has_a_line_of_its_own_without_a_rate() -> None:
     lines = TransferLines("j", "pull", raw=True)
     lines.progress(step(MIB, 0, rate=5.0))
-    (line,) = lines_of(lines.progress(step(MIB, 0, message="nothing received for 6 s")))
-    assert (line["message"], line["done"], line["of"]) == ("nothing received for 6 s", 2 * MIB, 4 * MIB)
+    (line,) = lines_of(lines.progress(step(MIB, 0, message="nothing received for 6s")))
+    assert (line["message"], line["done"], line["of"]) == ("nothing received for 6s", 2 * MIB, 4 * MIB)
     assert (line["total"], line["layer"]["current"], "rate" in line) == (0, 0, False)

@@ -197,7 +197,7 @@ def test_a_server_that_falls_silent_is_given_up(
 ) -> None:
     index.wrong[big.name] = misbehave(hang=threading.Event())
     impatient = dataclasses.replace(index.sources, timeout=Setting("1", "test"))
-    with pytest.raises(JobFailed, match="sent nothing for 1 s") as caught:
+    with pytest.raises(JobFailed, match="sent nothing for 1s") as caught:
         fetch(store, impatient, big)
     assert caught.value.failure.kind == "transient"
 

@@ -234,7 +234,7 @@ def test_a_journal_of_a_newer_format_is_refused(path: Path) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(f"PRAGMA user_version = {schema.FORMAT + 1}")
     connection.close()
-    refused(path, JournalTooNew, r"newer Greenroom \(log format 2, this one knows 1\)")
+    refused(path, JournalTooNew, r"newer Greenroom \(log format 2, this version reads up to 1\)")
 
 
 def test_a_journal_without_its_tables_is_refused(path: Path) -> None:

@@ -46,7 +46,7 @@ def test_when_nothing_comes_the_rate_falls_and_the_stall_is_said() -> None:
     assert rates == sorted(rates, reverse=True)
     assert rates[3] < rates[0]
     assert told[-1].rate == 0.0
-    assert told[-1].message == "nothing received for 12 s"
+    assert told[-1].message == "nothing received for 12s"
     assert told[-9].message == ""
 
 
@@ -81,7 +81,7 @@ def test_a_disk_that_stalls_is_said_though_nobody_reports() -> None:
         clock.now += 7.0
         with news:
             assert news.wait_for(lambda: len(told) > 1, 30)
-    assert told[-1].message == "Importing: nothing received for 7 s"
+    assert told[-1].message == "Importing: nothing received for 7s"
     assert (told[-1].done, told[-1].rate) == (5 * MB, 0.0)
 
 
@@ -106,7 +106,7 @@ def test_a_stall_is_said_and_its_end_too(clock: Clock) -> None:
     report.bytes("Downloading", 10, 100)
     clock.now += 7
     report.bytes("Downloading", 10, 100)
-    assert sent[-1].message == "Downloading: nothing received for 7 s"
+    assert sent[-1].message == "Downloading: nothing received for 7s"
     report.bytes("Downloading", 20, 100)
     assert sent[-1].message == "Downloading"
 

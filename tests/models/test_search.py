@@ -29,6 +29,6 @@ def test_what_has_come_is_shown_and_who_is_silent_is_said(
     assert time.monotonic() - began < 5
     assert [one.source for one in found.models] == ["catalogue"]
     assert found.silent == (
-        "Docker Hub did not answer within 1 s.",
-        "Hugging Face did not answer within 1 s.",
+        "Docker Hub did not answer within 1s.",
+        "Hugging Face did not answer within 1s.",
     )

@@ -74,7 +74,7 @@ METAL = BackendFacts(
     modes=("completion",),
     preference=20,
     install_preference=20,
-    verdict="vllm-metal needs macOS 15 or newer on Apple silicon only.",
+    verdict="vllm-metal needs macOS 15 or newer on Apple silicon.",
 )
 FACTS = (LLAMA, MLX, VLLM, METAL)
 

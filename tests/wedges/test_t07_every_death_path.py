@@ -89,7 +89,7 @@ def _die(stage: Stage, how: str, moment: str) -> None:
         # First it is told never to start it, and then says so.
         stage.hear_runner(spec.backend).hear_runner(spec.backend)
     elif how == "given_up":
-        stage.engine_is(spec, "stopping", fault="it sent nothing for 60 s")
+        stage.engine_is(spec, "stopping", fault="it sent nothing for 60s")
         assert spec.engine_id not in {one.engine_id for one in stage.loads}, "given up, and still counted on"
         stage.engine_is(spec, "gone", exit=ends["killed"])
     else:

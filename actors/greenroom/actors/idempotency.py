@@ -46,7 +46,7 @@ _NEWEST = 64
 
 _NOTHING = refuse(
     "no_outcome",
-    "The command that came first with this Idempotency-Key has ended without an outcome.",
+    "The first command with this Idempotency-Key ended without an outcome.",
     advice="Send it again.",
     kind="unavailable",
     retry_after=1.0,
@@ -225,8 +225,8 @@ class Idempotency(SingleStream[IdempotencyState]):
             return Decision(
                 reply=refuse(
                     "idempotency_key_reused",
-                    "This Idempotency-Key came with another command before.",
-                    advice="Make a new key for each command, and keep it only to send the same one again.",
+                    "This Idempotency-Key was already used for another command.",
+                    advice="Use a new key for each command; reuse a key only to repeat the same command.",
                     kind="conflict",
                 )
             )

@@ -323,7 +323,7 @@ class ManualSystem(ActorSystem):
                 return
             for one in busy:
                 self.step(one)
-        raise AssertionError("the actors send each other messages without end")
+        raise AssertionError("the actors send each other messages endlessly")
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass from timer to timer, with all messages handled in between."""

@@ -274,7 +274,7 @@ def _path(raw: Any) -> Path:
     if "\0" in text:
         raise ValueError("a path must not contain NUL")
     if not text:
-        raise ValueError("an empty path names nothing")
+        raise ValueError("a path must not be empty")
     return expanded(text).absolute()
 
 
@@ -295,7 +295,7 @@ def _address(raw: Any) -> str:
 def _port(raw: Any) -> int:
     port = _whole(raw)
     if port > 65535:
-        raise ValueError(f"{port} is not a port; ports end at 65535")
+        raise ValueError(f"{port} is not a port; the highest is 65535")
     return port
 
 
@@ -364,7 +364,9 @@ def _slots(raw: Any) -> int | None:
         return None
     slots = _whole(raw)
     if not 1 <= slots <= SLOTS:
-        raise ValueError(f"{raw!r} must be from 1 to {SLOTS}: the requests an engine answers at once")
+        raise ValueError(
+            f"{raw!r} must be from 1 to {SLOTS}: the number of requests an engine serves at once"
+        )
     return slots
 
 
@@ -386,10 +388,10 @@ def _yes_or_no(raw: Any) -> bool:
 
 def _indexes(raw: Any) -> tuple[str, ...]:
     if not isinstance(raw, list):
-        raise TypeError("indexes is a list of addresses of package indexes")
+        raise TypeError("indexes must be a list of package index URLs")
     for one in raw:
         if urlsplit(_text(one)).scheme not in ("http", "https", "file"):
-            raise ValueError(f"{one!r} is not the address of a package index; write https://host/path")
+            raise ValueError(f"{one!r} is not a package index URL; write https://host/path")
     return tuple(raw)
 
 
@@ -428,7 +430,8 @@ def _registries(raw: Any) -> Mapping[str, RegistrySettings]:
             )
         if "/" in name or not isinstance(insecure, bool) or not isinstance(mirrors, list):
             raise ValueError(
-                f'[registries."{name}"] is named by host[:port], mirrors is a list, insecure is true or false'
+                f'[registries."{name}"] needs a name like host[:port]; '
+                "mirrors must be a list, insecure true or false"
             )
         for mirror in mirrors:
             parts = urlsplit(mirror if "://" in _text(mirror) else f"//{mirror}")

@@ -148,7 +148,7 @@ class Greenroom:
         Raises StartFailed once it is running.
         """
         if self._system is not None:
-            raise StartFailed("actors are registered before the start")
+            raise StartFailed("actors must be registered before the start")
         self._guests.append((core, effect_handler))
 
     def start(self) -> None:
@@ -482,7 +482,8 @@ class Greenroom:
             variables = self._devices.variables(spec.device)
             if variables is None:
                 raise JobFailed.permanent(
-                    "device_gone", f"The graphics device {spec.device} that was chosen is gone."
+                    "device_gone",
+                    f"The selected graphics device {spec.device} is no longer available.",
                 )
             command = replace(command, env={**command.env, **variables})
         return PreparedEngine(

@@ -133,8 +133,8 @@ def not_begun(error: Exception, what: str = "It") -> Failure:
     return Failure(
         kind="permanent",
         code="internal",
-        message=f"Greenroom failed while it started this ({type(error).__name__}).",
-        advice="Please report it; greenroom logs has the details.",
+        message=f"Greenroom failed unexpectedly ({type(error).__name__}).",
+        advice="Please report it. For details, see: greenroom logs",
         detail=_text(repr(error)[-_DETAIL_LIMIT:]),
         blame="ours",
     )

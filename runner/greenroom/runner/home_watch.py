@@ -46,7 +46,7 @@ class HomeWatch:
         if since and time.monotonic() - since > _PATIENCE:
             return (
                 f"The disk of the data directory {self._home} has not answered for "
-                f"{time.monotonic() - since:.0f} s."
+                f"{time.monotonic() - since:.0f}s."
             )
         return ""
 

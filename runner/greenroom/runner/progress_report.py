@@ -84,7 +84,7 @@ class ProgressReport:
             still = now - self._moved_at
             self._stalled = still >= STALL and done < total
             if self._stalled:
-                words = f"nothing received for {still:.0f} s"
+                words = f"nothing received for {still:.0f}s"
                 message = f"{message}: {words}" if message else words
                 rate = 0.0
             self._last = Progress(

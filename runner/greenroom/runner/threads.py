@@ -34,7 +34,7 @@ class _Begun(threading.Event):
         with self.guard:
             if not self.is_set():
                 self.given_up = True
-                raise NoThread(f"a thread did not begin within {BEGINS_WITHIN:g} s")
+                raise NoThread(f"a thread did not begin within {BEGINS_WITHIN:g}s")
         return True
 
     def set(self) -> None:

@@ -312,7 +312,7 @@ class Runner(SingleStream[RunnerState]):
             if now.monotonic - noticed < SECOND_LOOK:
                 wakes.append(noticed + SECOND_LOOK)
             elif starting:  # 1
-                reason = f"no sign of progress for {limit:.0f} s while starting"
+                reason = f"no sign of progress for {limit:.0f}s while starting"
                 events.append(EngineStopRequested(engine_id=one, reason=reason, fault=True))
                 moved[one] = now.monotonic
                 del overdue[one]

@@ -181,7 +181,7 @@ def _go_on(name: str, job: JobState, now: float) -> list[Event]:
     failure = Failure(
         kind="transient",
         code="daemon_restarted",
-        message="The daemon ended in the middle of the installation.",
+        message="The daemon stopped during the installation.",
     )
     return [
         InstallAttemptFailed(

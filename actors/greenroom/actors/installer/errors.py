@@ -41,7 +41,7 @@ def failed(failure: Failure | None, subject: str) -> Refusal:
 
 
 def no_such_installation(
-    backend: BackendInstallState, name: str, version: str, advice: str = "greenroom backends shows them."
+    backend: BackendInstallState, name: str, version: str, advice: str = "List them: greenroom backends"
 ) -> Refusal:
     here = ", ".join(sorted({one.version for one in backend.whole})) or "none"
     message = f"{name} {version} is not installed; installed versions: {here}."
@@ -53,7 +53,7 @@ def unread(backend: str, reason: str) -> Refusal:
     return refuse(
         "unreadable",
         f"The installations of {backend} cannot be read: {reason}.",
-        advice="Check the disk and the owner of the data directory. Greenroom checks again by itself.",
+        advice="Check the disk and the owner of the data directory. Greenroom keeps checking.",
         kind="unavailable",
         subject=backend,
         retry_after=30.0,
@@ -98,8 +98,8 @@ def passed_over(backend: BackendInstallState) -> Failure | None:
     return Failure(
         kind="permanent",
         code="configured_broken",
-        message=f"The {theirs.backend} configured in config.toml cannot be used, so Greenroom uses its own "
-        f"{usable.version} instead: {theirs.broken}.",
+        message=f"The {theirs.backend} configured in config.toml cannot be used ({theirs.broken}), so "
+        f"Greenroom uses its own {usable.version} instead.",
         advice=f'Repair it, or remove [backends."{theirs.backend}"] from config.toml.',
         blame="configuration",
     )

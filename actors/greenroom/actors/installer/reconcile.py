@@ -146,7 +146,7 @@ class InstallerTurn:
         failure = Failure(
             kind="permanent",
             code="internal_error",
-            message=f"Greenroom failed while it installed {name}.",
+            message=f"Greenroom failed while installing {name}.",
             advice="Please report it with the output of `greenroom bundle`.",
             blame="ours",
         )

@@ -68,7 +68,7 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
         failure = Failure(
             kind="transient",
             code="not_here_any_more",
-            message=f"{here.id} was installed before, but is no longer complete.",
+            message=f"{here.id} was installed before but is no longer complete.",
         )
         failed = InstallAttemptFailed(
             job=job.id, backend=here.backend, attempt=job.attempt, failure=failure, retry_at=0.0

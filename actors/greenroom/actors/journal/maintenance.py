@@ -208,7 +208,7 @@ def backup(path: Target, target: Target) -> int:
     """
     copy = JournalFiles(target)
     if copy.db.exists():
-        raise FileExistsError(f"{copy.db} exists already")
+        raise FileExistsError(f"{copy.db} already exists")
     schema.discard_draft(copy)
     try:
         with JournalReader(path) as reader:
@@ -295,7 +295,7 @@ def _read_head(lines: Iterator[bytes]) -> _Head:
     if head.greenroom_journal > schema.FORMAT:
         raise JournalTooNew(
             f"this export was written by a newer Greenroom (log format {head.greenroom_journal}, "
-            f"this one knows {schema.FORMAT})"
+            f"this version reads up to {schema.FORMAT})"
         )
     return head
 

@@ -103,7 +103,7 @@ class JournalReader:
                 previous = row[9] if seq > 1 else 0
                 if row[3] != version or previous is None or checksum(row, previous) != row[8]:
                     raise JournalDamaged(
-                        f"{self._name} is damaged: event {stream}/{version} is not whole", seq
+                        f"{self._name} is damaged: event {stream}/{version} is incomplete", seq
                     )
                 if seq > after:
                     yield Record(*row[:8])

@@ -165,8 +165,9 @@ def read_meta(connection: sqlite3.Connection, name: str) -> Meta:
             )
         if version > FORMAT:
             raise JournalTooNew(
-                f"{name} was written by a newer Greenroom (log format {version}, this one knows {FORMAT}); "
-                f"install that one again, or move {name}* aside to begin a new journal"
+                f"{name} was written by a newer Greenroom (log format {version}, this version "
+                f"reads up to {FORMAT}); install that version again, or move {name}* aside to start "
+                "a new journal"
             )
         if version < 1:
             raise JournalDamaged(f"{name} is damaged: its log format cannot be {version}", 1)

@@ -322,7 +322,7 @@ def not_storable() -> Refusal:
     """The refusal for an ask whose answer would need an event while the journal takes none."""
     return refuse(
         "journal_full",
-        "This cannot be begun: the journal cannot be written.",
-        advice="Make room on the disk that holds the journal, and ask again.",
+        "This cannot be started because the journal cannot be written.",
+        advice="Free space on the disk that holds the journal, then try again.",
         kind="exhausted",
     )

@@ -20,7 +20,7 @@ def failed_twice(address: Address, error: BaseException) -> Refusal:
 def stuck(address: Address) -> Refusal:
     """What follows from the actor's state cannot be decided on, whatever was asked."""
     message = f"{address} cannot decide what to do next."
-    advice = f"It retries by itself, so ask again later. {_WHERE}"
+    advice = f"It retries automatically; try again later. {_WHERE}"
     return Refusal(code="internal_error", message=message, advice=advice, kind="unavailable", retry_after=5.0)
 
 
@@ -54,6 +54,6 @@ def unrecorded(error: NotWritten) -> Refusal:
     return Refusal(
         code="journal_full" if isinstance(error, JournalFull) else "journal_refused",
         message=f"This was done, but the journal cannot store it: {error}.",
-        advice="It is stored as soon as there is room; until then it may not show.",
+        advice="It will be stored as soon as there is room; until then, it may not be visible.",
         kind="exhausted",
     )

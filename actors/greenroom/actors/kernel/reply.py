@@ -67,7 +67,7 @@ class Reply(pykka.ThreadingFuture[R]):
 
     def set_get_hook(self, func: Any) -> None:  # noqa: ARG002 - Pykka's signature
         """Not offered: Pykka's `map` and its kin compute inside `get`, so the result could not be awaited."""
-        raise TypeError("map the answer once it is there: `map` and its kin cannot be awaited")
+        raise TypeError("`map` and similar methods cannot be awaited: await the answer, then map it")
 
     def set(self, value: Any = None) -> None:
         """Give the answer. A second answer is ignored."""

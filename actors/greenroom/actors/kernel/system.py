@@ -112,9 +112,9 @@ class ActorSystem:
         others own, just before each decision. Asks beyond `mailbox` waiting ones raise MailboxFull.
         """
         if self._actors:
-            raise StartFailed("actors are registered before the system starts")
+            raise StartFailed("actors must be registered before the system starts")
         if core.address in self._registered:
-            raise StartFailed(f"there is an actor {core.address} already")
+            raise StartFailed(f"there is already an actor {core.address} already")
         self.store.codec.register(core.event_types)
         self._registered[core.address] = _Registered(
             core, effect_handler or NoEffectHandler(), observe, mailbox
@@ -127,7 +127,7 @@ class ActorSystem:
         system has stopped then. A system is started once.
         """
         if self._actors or self._stopping:
-            raise StartFailed("a system is started once; make another")
+            raise StartFailed("a system can be started only once; create another")
         self._pid = os.getpid()
         try:
             self._start(timeout)

@@ -246,7 +246,7 @@ def push(state: LibraryState, ask: Push, volatile: LibraryVolatile) -> Decision[
         busy = refuse(
             "conflict",
             f"A push to {ask.reference} {other}.",
-            advice="Push again when it is done.",
+            advice="Push again when it has finished.",
             kind="conflict",
         )
         return Decision(reply=busy)

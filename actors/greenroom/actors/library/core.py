@@ -69,8 +69,8 @@ _LOOK_AGAIN_AFTER = 30.0
 _OURS = Failure(
     kind="permanent",
     code="internal",
-    message="Greenroom failed on this pull.",
-    advice="`greenroom log --kind command_parked` shows where; please report it.",
+    message="Greenroom failed while pulling this model.",
+    advice="Please report it; see: greenroom log --kind command_parked",
     blame="ours",
 )
 
@@ -196,7 +196,7 @@ class Library(SingleStream[LibraryState]):
                 failure = Failure(
                     kind="transient",
                     code="daemon_restarted",
-                    message="The daemon ended in the middle of the pull.",
+                    message="The daemon stopped during the pull.",
                 )
                 events.append(
                     PullAttemptFailed(

@@ -80,7 +80,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
                 refuse(
                     "too_many_failures",
                     f"{len(own)} of your pulls failed within the last minute.",
-                    advice="Check the names of the models; greenroom log shows which pulls failed.",
+                    advice="Check the names of the models; see which pulls failed: greenroom log",
                     kind="exhausted",
                 ),
                 retry_after=left,
@@ -92,7 +92,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         left = known.at + wait - now.monotonic
         if left <= 0:
             return None
-        again = f"It has failed {known.times} times in a row; the next try is in {left:.0f} s."
+        again = f"It has failed {known.times} times in a row; the next try is in {left:.0f}s."
         return replace(
             known.refusal,
             advice=f"{known.refusal.advice.rstrip('.')}. {again}" if known.refusal.advice else again,

@@ -224,6 +224,6 @@ def _cancelled(reason: str) -> Refusal:
     return refuse(
         "cancelled",
         f"The pull was cancelled: {reason}.",
-        advice="What was fetched is kept: pull it again to go on, or drop it with greenroom prune.",
+        advice="Downloaded data is kept. Pull it again to continue; to delete the data: greenroom prune",
         kind="conflict",
     )

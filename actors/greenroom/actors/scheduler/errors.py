@@ -79,7 +79,7 @@ def never_started(spec: EngineSpec) -> Failure:
 
 def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0) -> NotInstalled:
     """For requests that waited for an installation whose job has failed or was cancelled."""
-    again = f" It will be retried in {again_in:.0f} s." if again_in else ""
+    again = f" It will be retried in {again_in:.0f}s." if again_in else ""
     if failure is None:
         return NotInstalled(
             code="backend_not_installed",
@@ -102,10 +102,11 @@ def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0
 
 
 def breaker_open(waiting: Waiting, backend: str, breaker: BreakerState, left: float) -> Refusal:
+    times = "once" if breaker.failures == 1 else f"{breaker.failures} times"
     return refuse(
         "breaker_open",
-        f"{waiting.model_ref} failed {breaker.failures} times on {backend} and will be retried in "
-        f"{left:.0f} s. The last failure: {breaker.reason}",
+        f"{waiting.model_ref} failed {times} on {backend} and will be retried in "
+        f"{left:.0f}s. The last failure: {breaker.reason}",
         kind="unavailable",
         retry_after=left,
         subject=waiting.model_ref,
@@ -125,7 +126,7 @@ def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
     """The request has reached its limit; what it waited for continues."""
     return refuse(
         "not_ready_yet",
-        f"{waiting.model_ref} is not ready after {waited:.0f} s; it is still {text}.",
+        f"{waiting.model_ref} is not ready after {waited:.0f}s; it is still {text}.",
         advice="It continues in the background; try again.",
         kind="unavailable",
         retry_after=10.0,

@@ -144,7 +144,10 @@ class Turn(TurnContext):
         """Deciding on this load raises: it has failed, through no fault of its model."""
         spec = load.spec
         failure = Failure(
-            kind="permanent", code="internal_error", message="Greenroom failed on this load.", blame="ours"
+            kind="permanent",
+            code="internal_error",
+            message="Greenroom failed while loading this model.",
+            blame="ours",
         )
         self.record(_load_failed(spec, failure), cause=load.cause)
         for waiting in [one for one in self.queue if one.follows == load_job(spec.engine_id)]:

@@ -162,7 +162,7 @@ class VllmMetal(_VllmServer):
         old_mac = platform.macos is not None and platform.macos[0] < _MIN_MACOS
         if platform.system != "darwin" or platform.machine != "arm64" or old_mac:
             return (
-                f"vllm-metal needs macOS {_MIN_MACOS} or newer on Apple silicon only, and brings its own "
+                f"vllm-metal needs macOS {_MIN_MACOS} or newer on Apple silicon, and brings its own "
                 f"Python 3.12; this is {_named(platform)}."
             )
         return ""

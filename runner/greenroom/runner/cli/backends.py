@@ -331,7 +331,7 @@ backends_command.add_command(import_backend)
 
 
 def _on_disk(home: Path) -> dict[str, list[str]]:
-    """Versions by backend, as far as their folders tell: nobody has looked whether they are whole."""
+    """Versions by backend, by the names of their folders; not verified."""
     from greenroom.runner.installations.disk import InstallationStore
 
     versions: dict[str, list[str]] = {}

@@ -24,7 +24,7 @@ class NobodyThere(Exception):
 
 
 class NotHttp(Exception):
-    """Somebody answers, but not in HTTP."""
+    """The server does not speak HTTP."""
 
 
 class BrokenOff(Exception):
@@ -32,11 +32,11 @@ class BrokenOff(Exception):
 
 
 class NotProven(Exception):
-    """Whoever answers does not know the secret of our data directory."""
+    """The server does not know the secret of our data directory."""
 
 
 class DaemonRequest:
-    """A request that was sent and whose answer has begun: its head is here, its body can be read.
+    """A request that was sent and whose answer has begun: its headers have arrived, its body can be read.
 
     One request a connection, after the proof: closing in the middle of an answer is how it is called off.
     """
@@ -57,9 +57,9 @@ class DaemonRequest:
 
         `content` is a body in pieces, whose `Content-Length` is among the headers.
         `timeout` is how many seconds of silence are borne, while connecting too; None bears any.
-        With a `secret`, whoever answers must prove that it knows it, on this connection and before anything
-        of the request is sent.
-        Raises NobodyThere, NotHttp, BrokenOff, NotProven, and TimeoutError for somebody who says nothing.
+        With a `secret`, the server must first prove on this connection that it knows it; otherwise nothing of
+        the request is sent.
+        Raises NobodyThere, NotHttp, BrokenOff, NotProven, and TimeoutError if the server sends nothing.
         """
         self.status = 0
         self.reason = ""
@@ -110,7 +110,7 @@ class DaemonRequest:
             for piece in content:
                 self._socket.sendall(piece)
         except ConnectionError:
-            # Whoever has read enough to refuse answers, and does not read the rest.
+            # A server that refuses early answers without reading the rest.
             return
 
     def close(self) -> None:
@@ -187,14 +187,14 @@ class DaemonRequest:
                 return headers
             name, _, value = line.partition(":")
             headers[name.strip().lower()] = value.strip()
-        raise NotHttp("its head has no end")
+        raise NotHttp("its headers never end")
 
     def _line(self, otherwise: type[Exception] = BrokenOff) -> bytes:
         line = self._reader.readline(_LINE_LIMIT)
         if not line:
             raise BrokenOff("the connection was closed")
         if not line.endswith(b"\n"):
-            raise otherwise("a line has no end")
+            raise otherwise("a line never ends")
         return line.rstrip(b"\r\n")
 
 
@@ -239,7 +239,7 @@ _TIMEOUT = 30.0
 
 
 class DaemonRefused(Problem):
-    """The daemon said no. `fields` is its error object, for whoever can do something about it."""
+    """The daemon refused. `fields` is its error object."""
 
     def __init__(self, status: int, fields: Mapping[str, Any], message: str, advice: str = "") -> None:
         code = str(fields.get("code") or "")
@@ -352,7 +352,7 @@ class Client:
 
         Raises:
             Refused: the status is none of 2xx.
-            Gone: nobody answers, or the answer broke off.
+            Gone: the daemon does not answer, or the connection broke off.
         """
         sent = {"Accept": accept, "User-Agent": "greenroom-cli", **(headers or {})}
         payload = None
@@ -373,7 +373,7 @@ class Client:
         except NotProven as error:
             raise Gone(self.url, "is gone and another program answers there; nothing was sent") from error
         except TimeoutError as error:
-            raise Gone(self.url, f"did not answer {method} {path} within {timeout:g} s") from error
+            raise Gone(self.url, f"did not answer {method} {path} within {timeout:g}s") from error
         except (NobodyThere, NotHttp, BrokenOff, OSError) as error:
             raise Gone(self.url, f"does not answer ({error})") from error
         with contextlib.closing(exchange):

@@ -22,16 +22,16 @@ _HUB = "huggingface.co/"
 
 
 class ModelName(_Text):
-    """A model by any of its names. Completed from what is here, and from the catalogue where that helps."""
+    """A model by any of its names, completed from the store and optionally from the short names."""
 
     name = "model"
 
     def __init__(self, *, catalogue: bool = False) -> None:
-        """With `catalogue` also names of models that are not here yet."""
+        """With `catalogue`, also complete names of models that can be pulled."""
         self._catalogue = catalogue
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        """As it is, for what it means is the daemon's to say; but a path is told whole."""
+        """Unchanged, since only the daemon resolves names; but a path becomes absolute."""
         return anchored(value)
 
     def shell_complete(
@@ -71,7 +71,7 @@ def anchored(model: str) -> str:
 
 
 def _here() -> list[str]:
-    """What the daemon says is here; without one, what lies in the store."""
+    """The models that the daemon lists; without a daemon, those in the store."""
     from greenroom.runner.cli.connect import find
     from greenroom.runner.cli.exit_codes import Problem
     from greenroom.runner.config import BadSetting, load
@@ -91,7 +91,7 @@ def _here() -> list[str]:
             familiar(tag) for model in ModelStore(settings.home / "models").models() for tag in model.tags
         ]
     except (BadSetting, Problem, JobFailed):
-        # Nothing may be printed in the middle of somebody's command line.
+        # Nothing may be printed in the middle of a command line.
         return []
 
 

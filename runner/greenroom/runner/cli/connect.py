@@ -53,7 +53,7 @@ class Daemon:
     """The secret of our data directory, if the daemon has proved to know it."""
 
     def client(self) -> Client:
-        """Talks to this daemon, and to nobody who has taken its place."""
+        """Sends nothing to another program that has taken its address."""
         return Client(self.url, self.secret)
 
 
@@ -97,7 +97,7 @@ class InsideAnother(Problem):
 
 
 class Unproven(Problem):
-    """Somebody says that it serves our data directory, and does not know the secret in it."""
+    """A daemon claims to serve our data directory but does not know its secret."""
 
     def __init__(self, settings: Settings, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -130,7 +130,7 @@ class Unproven(Problem):
 
 
 def probe(url: str, secret: bytes = b"", *, patience: float = _PATIENCE) -> Daemon | Stranger | None:
-    """Who answers at this address; None when nobody does. Daemons are asked to prove the secret."""
+    """What answers at this address; None when nothing does. A daemon must prove that it knows the secret."""
     challenge = make_challenge()
     headers = {"Accept": "application/json", CHALLENGE: challenge}
     try:
@@ -157,7 +157,7 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
     Raises:
         Unresponsive: it has the address, or the data directory, and does not answer.
         InsideAnother: the data directory is another program's.
-        Problem: somebody else answers at its address.
+        Problem: another program answers at its address.
     """
     addresses = [settings.url]
     if not settings.host and (noted := noted_url(settings.home)) is not None and noted not in addresses:
@@ -209,7 +209,7 @@ def note(home: Path) -> dict[str, Any]:
 
 
 def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
-    """What to tell somebody whose address is somebody else's."""
+    """The daemon's address belongs to another program."""
     where = urlsplit(found.url).netloc
     if isinstance(found, Daemon) and found.home == str(settings.home) and not settings.instance:
         return Unproven(settings, found)
@@ -269,7 +269,7 @@ def listener_at(url: str) -> str:
                 and tuple(connection.laddr)[1:2] == (port,)
                 and connection.pid
             ):
-                return f"{psutil.Process(connection.pid).name()}, pid {connection.pid}"
+                return f"{psutil.Process(connection.pid).name()}, process {connection.pid}"
     except (psutil.Error, OSError):
         # macOS tells root only.
         return ""
@@ -285,7 +285,7 @@ def client_for(settings: Settings) -> Client:
 
 
 def not_running(settings: Settings) -> Problem:
-    """What to tell somebody whose daemon does not run."""
+    """The daemon is not running."""
     if settings.host:
         return Problem(
             f"No Greenroom daemon answers at {settings.host}.",
@@ -294,7 +294,7 @@ def not_running(settings: Settings) -> Problem:
         )
     return Problem(
         f"Greenroom is not running (nothing answers at {settings.url}).",
-        "Start it: greenroom serve. greenroom run starts it by itself.",
+        "Start it: greenroom serve. `greenroom run` starts it automatically.",
         code=exit_codes.NOT_RUNNING,
     )
 
@@ -344,10 +344,10 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
 
     Args:
         settings: which daemon.
-        say: told once when it has to be started.
+        say: called once if it has to be started.
 
     Raises:
-        Problem: somebody else is at its address, or it could not be started.
+        Problem: another program has its address, or it could not be started.
     """
     try:
         daemon = find(settings)
@@ -372,7 +372,7 @@ def log_of(home: Path) -> Path:
 
 
 def unusable(error: HomeUnusable) -> Problem:
-    """What to tell somebody whose data directory cannot be used."""
+    """The data directory cannot be used."""
     return Problem(error.sentence, error.advice, code=exit_codes.NOT_RUNNING)
 
 
@@ -427,15 +427,15 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
         if process.poll() is None:
             process.terminate()
             raise Problem(
-                f"The Greenroom daemon (pid {process.pid}) started but did not answer within "
-                f"{_START_SECONDS:g} s, so it was stopped.",
+                f"The Greenroom daemon (process {process.pid}) started but did not answer within "
+                f"{_START_SECONDS:g}s, so it was stopped.",
                 f"Its log: {log_of(settings.home)}",
                 code=exit_codes.NOT_RUNNING,
                 detail=_log_since(settings.home, began),
             )
     pid = note(settings.home).get("pid")
     raise Problem(
-        f"Another daemon{f' (pid {pid})' if pid else ''} uses {settings.home} but does not answer.",
+        f"Another daemon{f' (process {pid})' if pid else ''} uses {settings.home} but does not answer.",
         f"Stop it{f': kill {pid}' if pid else ''}, then try again. Its log: {log_of(settings.home)}",
         code=exit_codes.ALREADY_RUNNING,
     )
@@ -470,7 +470,7 @@ def _spawn(settings: Settings, output: int) -> subprocess.Popen[bytes]:
 
 
 def _wait_until_ready(client: Client) -> None:
-    """The actors look around for a moment after a start. Whoever asks later anyway is told what is wrong."""
+    """Bounded: a request to a daemon that is still not ready gets an error with the reason."""
     give_up = time.monotonic() + _READY_SECONDS
     while time.monotonic() < give_up:
         try:
@@ -491,7 +491,7 @@ def _failed(settings: Settings, code: int, began: int) -> Problem:
     reason = reason.removeprefix("Error: ").strip()
     known = (exit_codes.PORT_TAKEN, exit_codes.JOURNAL, exit_codes.USAGE)
     return Problem(
-        f"The Greenroom daemon could not be started: {reason or f'it ended with code {code}.'}",
+        f"The Greenroom daemon could not be started: {reason or f'it exited with code {code}.'}",
         f"Its log: {log_of(settings.home)}",
         code=code if code in known else exit_codes.NOT_RUNNING,
         detail="\n".join(line for line in said.splitlines() if line != f"Error: {reason}"),

@@ -23,6 +23,7 @@ from greenroom.runner.cli.connect import (
     await_answer,
     client_for,
     find,
+    is_on_this_machine,
     not_running,
     probe,
 )
@@ -59,7 +60,7 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(_fields(daemon, backends, reason), ensure_ascii=False))
         return exit_codes.OK
-    click.echo(f"Greenroom is running at {daemon.url} (pid {daemon.pid}, version {daemon.version}).")
+    click.echo(f"Greenroom is running at {daemon.url} (process {daemon.pid}, version {daemon.version}).")
     click.echo(f"Data directory: {daemon.home}")
     if reason:
         click.echo(f"It is not ready: {reason}")
@@ -150,7 +151,7 @@ def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
         # It is just starting, or being stopped already.
         daemon = await_answer(settings)
         if daemon is None:
-            click.echo(f"The Greenroom daemon (pid {silent.holder.pid}) has stopped.")
+            click.echo(f"The Greenroom daemon (process {silent.holder.pid}) has stopped.")
             return
         daemon.client().post("/daemon/stop", {"keep_engines": seconds})
     else:
@@ -160,16 +161,16 @@ def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
         daemon.client().post("/daemon/stop", {"keep_engines": seconds})
     _wait(daemon, settings.home)
     if seconds is None:
-        click.echo(f"Stopped the Greenroom daemon (pid {daemon.pid}).")
+        click.echo(f"Stopped the Greenroom daemon (process {daemon.pid}).")
     else:
         click.echo(
-            f"Stopped the Greenroom daemon (pid {daemon.pid}); "
+            f"Stopped the Greenroom daemon (process {daemon.pid}); "
             f"its engines keep running for {format_duration(seconds)}."
         )
 
 
 def _wait(daemon: Daemon, home: Path) -> None:
-    """Until its process has gone, or until nobody answers when it runs on another machine.
+    """Until its process has exited or, on another machine, until its address no longer answers.
 
     One that runs in a container has another pid there: as that number some other process runs here.
     """
@@ -184,18 +185,16 @@ def _wait(daemon: Daemon, home: Path) -> None:
             return
         if not has_said and time.monotonic() > began + _SAY_AFTER:
             has_said = True
-            click.echo(f"Waiting for the daemon (pid {daemon.pid}) to finish…", err=True)
+            click.echo(f"Waiting for the daemon (process {daemon.pid}) to finish…", err=True)
         time.sleep(_CHECK_EVERY)  # waiting on another process, bounded
     raise Problem(
-        f"The Greenroom daemon (pid {daemon.pid}) was asked to stop but is still running after "
-        f"{_STOP_SECONDS:g} s.",
+        f"The Greenroom daemon (process {daemon.pid}) was asked to stop but is still running after "
+        f"{_STOP_SECONDS:g}s.",
         f"See its log: greenroom logs. Kill it: kill -9 {daemon.pid}",
     )
 
 
 def _is_there(daemon: Daemon) -> bool:
-    from greenroom.runner.cli.connect import is_on_this_machine
-
     if is_on_this_machine(daemon.url):
         return _runs(daemon.pid)
     try:
@@ -209,7 +208,7 @@ def _runs(pid: int) -> bool:
     import psutil
 
     try:
-        # A zombie has ended; it only waits for whoever started it.
+        # A zombie has ended; its parent has not reaped it yet.
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -295,7 +294,7 @@ def _print(text: str, lines: int | None) -> None:
 
 
 def _follow(file: Path) -> Iterator[str]:
-    """What is appended to a file, also after it has been rotated away and begun anew."""
+    """What is appended to a file, also after a rotation."""
     position = file.stat().st_size if file.exists() else 0
     inode = file.stat().st_ino if file.exists() else 0
     while True:
@@ -309,7 +308,7 @@ def _follow(file: Path) -> Iterator[str]:
                     content = opened.read()
                 position += len(content)
                 yield content.decode("utf-8", "replace")
-        time.sleep(_POLL_EVERY)  # files tell nobody that they grow; ends with Ctrl-C
+        time.sleep(_POLL_EVERY)  # files send no notification of growth; ends with Ctrl-C
 
 
 _OTHERS = ("cache", "unfinished", "engines", "journal", "other", "total")

@@ -38,7 +38,7 @@ class OneLine(logging.Formatter):
         return visible(super().formatMessage(record).translate(_ESCAPES))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's own name
-        """Its lines; what an exception quotes may be anybody's."""
+        """One record's lines; an exception may quote foreign text."""
         return visible(super().formatException(ei), lines=True)
 
 
@@ -63,7 +63,7 @@ class DaemonLogging:
 
 
 class Handed(logging.Handler):
-    """Hands each line to a thread of its own, which may be as slow as it likes."""
+    """Writes each line on a separate thread, which may be slow."""
 
     def __init__(self, place: _Place, room: int = _ROOM) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Handed(logging.Handler):
             self._lines.put_nowait(self.format(record))
         except queue.Full:
             self._lost += 1
-        except Exception:  # noqa: BLE001 - as all of logging's handlers have it: a bad line ends nobody
+        except Exception:  # noqa: BLE001 - like logging's own handlers: a bad line must not end its thread
             self.handleError(record)
 
     def finish(self, within: float) -> None:

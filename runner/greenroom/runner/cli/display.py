@@ -81,7 +81,7 @@ def title_of(job: str) -> str:
 
 
 def describe(job: Mapping[str, Any]) -> str:
-    """One line: `downloading 45.1 MB of 93.2 MB (48 %), 12.3 MB/s, 4s left`."""
+    """One line: `downloading 45.1 MB of 93.2 MB (48%), 12.3 MB/s, 4s left`."""
     phase = str(job.get("phase") or "")
     word, message = _PHASES.get(phase, phase.replace("_", " ")), str(job.get("message") or "")
     if message.lower().startswith(word):
@@ -90,8 +90,8 @@ def describe(job: Mapping[str, Any]) -> str:
         word += ","
     done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
     if total:
-        # Rounded down: what is not all here is not 100 %.
-        word += f" {format_size(done)} of {format_size(total)} ({100 * min(done, total) // total:.0f} %)"
+        # Rounded down: what is not all here is not 100%.
+        word += f" {format_size(done)} of {format_size(total)} ({100 * min(done, total) // total:.0f}%)"
     elif done:
         word += f" {format_size(done)}"
     word = word.removesuffix(",")
@@ -150,7 +150,7 @@ class Bars:
     def update(self, job: Mapping[str, Any]) -> None:
         """Move its bar."""
         name = str(job.get("job", ""))
-        # Without a total the bar pulses: something goes on, and nobody knows how long it will take.
+        # Without a total the bar pulses.
         total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
         with self._lock:
             self._draw(name, visible(describe(job)), total, done, visible(title_of(name)))

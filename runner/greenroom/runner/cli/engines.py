@@ -62,7 +62,7 @@ def ps_command(ctx: click.Context, as_json: bool, everything: bool, watch: float
     while True:
         picture = _picture(client, as_json, everything, settings.keep_alive)
         click.echo(f"{own(_HOME_AND_CLEAR)}{picture}" if sys.stdout.isatty() else picture)
-        time.sleep(watch)  # what is watched tells nobody that it changes; ends with Ctrl-C
+        time.sleep(watch)  # the daemon sends no notification of changes; ends with Ctrl-C
 
 
 def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float) -> str:

@@ -12,7 +12,7 @@ NOT_RUNNING = 3
 ALREADY_RUNNING = 4
 """Another daemon holds the data directory."""
 PORT_TAKEN = 5
-"""Somebody else answers on, or holds, the daemon's address."""
+"""Another program has the daemon's address."""
 JOURNAL = 6
 """The journal is damaged, or written by a newer Greenroom."""
 NOT_INSTALLED = 7
@@ -30,7 +30,7 @@ class Problem(Exception):
         self.advice = advice
         self.exit_code = code
         self.detail = detail
-        """More lines for whoever wants to know why, such as the end of a log; shown before the message."""
+        """More lines about the cause, such as the end of a log; shown before the message."""
 
     def __str__(self) -> str:
         if self.advice and self.advice in self.message:

@@ -73,7 +73,7 @@ def log_command(
 
     def told(records: Iterable[Record]) -> Iterator[str]:
         nonlocal seq, shown
-        # The narrator hears all of it: events that are not shown name what later ones are about.
+        # The narrator reads all events: those not shown name what later ones refer to.
         for record in records:
             seq = record.seq
             sentence = "" if as_json else narrator.tell(record)

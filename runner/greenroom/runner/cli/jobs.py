@@ -42,14 +42,14 @@ def install(
     announce: Callable[[str], None],
     shown: Display | None = None,
 ) -> Installed:
-    """Have a backend installed and show how far it is; Ctrl-C ends the job if nobody else waits for it.
+    """Install a backend and show progress; Ctrl-C cancels the job unless another client waits for it.
 
     Args:
         client: the daemon.
         backend: its name.
-        version: another than the pinned one.
-        reinstall: build it anew even when it looks whole.
-        announce: told `Installing X backend...` once it is certain that there is something to do.
+        version: one other than the default.
+        reinstall: rebuild it even if it looks intact.
+        announce: called with `Installing X backend...` once there is something to do.
         shown: where progress goes, when that is shared.
 
     Raises:
@@ -101,7 +101,7 @@ def pull(
     force: bool = False,
     shown: Display | None = None,
 ) -> str:
-    """Have a model fetched and show how far it is; Ctrl-C ends the job if nobody else waits for it.
+    """Pull a model and show progress; Ctrl-C cancels the job unless another client waits for it.
 
     With `force` also what cannot fit on the disk or run here. Returns what the daemon says in the end.
     Raises Problem when it was refused or failed.
@@ -123,7 +123,7 @@ def pull(
 
 
 def push(client: Client, name: str, *, token: str = "") -> str:
-    """Have a model published and show how far it is; leaving ends it if nobody else waits for it.
+    """Push a model and show progress; leaving cancels the job unless another client waits for it.
 
     Returns what the daemon says in the end. Raises Problem when it was refused or failed.
     """
@@ -169,7 +169,7 @@ def _follow(client: Client, job: str, answer: DaemonResponse, shown: Display, fa
                 part: dict[str, Any] = {"id": str(layer.get("id", "")), "name": str(layer.get("name") or "")}
                 part |= {"size": int(layer.get("size") or 0), "done": int(layer.get("current") or 0)}
                 parts[part["id"]] = part
-                # What is here already has no lines; a daemon that says how far all of it is counts that too.
+                # Files already stored have no lines; the daemon's own total, if sent, includes them.
                 done = int(event.get("done") or sum(one["done"] for one in parts.values()))
                 # The contract's message repeats the number that is shown anyway.
                 step = {"phase": moving, "done": done, "total": total, "parts": list(parts.values())}
@@ -197,7 +197,7 @@ def _failure(event: dict[str, Any], otherwise: str) -> Problem:
 
 
 def _leave(client: Client, path: str, body: dict[str, Any]) -> None:
-    """We wait no longer; the job goes on if somebody else does."""
+    """Stop waiting; the job continues if another client waits for it."""
     try:
         ended = (client.post(path, body | {"leave": True}, timeout=5.0) or {}).get("ended")
     except (DaemonRefused, Gone):
@@ -228,7 +228,7 @@ class Watch:
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._installing: set[str] = set()
         self.own: set[str] = set()
-        """Jobs that are shown by somebody else."""
+        """Jobs whose progress the command shows itself."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -239,7 +239,7 @@ class Watch:
     ) -> None:
         self._over.set()
         if kind is None:
-            # What has just ended is still told; on Ctrl-C or an error nobody wants to wait for that.
+            # Show what has just ended, but not after Ctrl-C or an error.
             self._thread.join(timeout=2.0)
 
     def _look(self) -> None:

@@ -58,7 +58,7 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
         if not ours:
             raise Problem(f"There is no journal at {path}.", "Name a journal.db.") from error
         raise Problem(
-            f"There is no journal at {path}: nothing has happened here yet.",
+            f"There is no journal at {path}: no daemon has used this data directory yet.",
             "To start: greenroom run smollm2",
         ) from error
     except (JournalDamaged, JournalTooNew, EventChanged, NotAJournal) as error:
@@ -231,7 +231,9 @@ def _in_sentences(path: Path) -> Iterator[None]:
         raise Problem(_sentence(error)) from error
     except FileNotFoundError as error:
         missing = error.filename or path
-        raise Problem(f"There is no journal at {missing}: nothing has happened there yet.") from error
+        raise Problem(
+            f"There is no journal at {missing}: no daemon has used this data directory yet."
+        ) from error
     except FileExistsError as error:
         raise Problem(_sentence(error), "Choose a file that does not exist yet.") from error
     except BrokenPipeError:

@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if threading.active_count() > 1:
         from greenroom.runner.shutdown import LastResort
 
-        # A daemon's thread that hangs would be waited for, for ever.
+        # The interpreter would wait indefinitely for a daemon's thread that hangs.
         LastResort(_HANGING_THREADS, code=code).begin()
     sys.exit(code)
 
@@ -143,7 +143,7 @@ def _run(arguments: list[str] | None) -> int:
     try:
         if "_GREENROOM_COMPLETE" in os.environ:
             greenroom.main(arguments, prog_name="greenroom")
-        # Not click's `main`, which ends with 1 when whoever reads our output has had enough.
+        # Not click's `main`, which exits with 1 when the reader of our output closes the pipe.
         with greenroom.make_context("greenroom", sys.argv[1:] if arguments is None else arguments) as ctx:
             code = greenroom.invoke(ctx)
         _flush()
@@ -165,7 +165,7 @@ def _run(arguments: list[str] | None) -> int:
         click.echo(err=True)
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone, as `greenroom log | head` does; there is nobody to tell.
+        # The reader of our output has closed the pipe, as in `greenroom log | head`.
         drop_output()
         return exit_codes.OK
     except OSError as error:

@@ -28,7 +28,7 @@ def own(codes: str) -> str:
 
 
 def style(text: str, **how: Any) -> str:
-    """Like `click.style`, of a text that may be anybody's."""
+    """Like `click.style`, for text from elsewhere."""
     begin, end = click.style("\0", **how).split("\0")
     return f"{own(begin)}{text}{own(end)}"
 

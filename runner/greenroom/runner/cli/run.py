@@ -27,7 +27,7 @@ from greenroom.runner.cli.output import announce, readable, style
 
 _READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
 _PATIENCE = 2.0
-"""Seconds before a person is told how far the prompt has been read."""
+"""Seconds before the progress of reading the prompt is shown."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Conversation:
         may_install: bool = True,
         token: str = "",
     ) -> None:
-        """`say` is told what is going on; `backend`, unless empty, is the only one that may serve."""
+        """`say` receives progress messages; `backend`, unless empty, is the only one that may serve."""
         self._client = client
         self._model = model
         self._shown = model
@@ -80,7 +80,7 @@ class Conversation:
         self.system(system)
 
     def system(self, text: str) -> None:
-        """Begin anew with this instruction; empty means none."""
+        """Start over with this system prompt; empty means none."""
         self.messages = [{"role": "system", "content": text}] if text else []
 
     def prepare(self) -> None:
@@ -146,7 +146,7 @@ class Conversation:
         self.messages = [*said, {"role": "assistant", "content": "".join(whole)}]
 
     def _events(self, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-        """The stream's objects; its comments are told, an error in it is raised."""
+        """The stream's objects; its comments go to `say`, and an error in it is raised."""
         began = time.monotonic()
         for line in lines:
             if line.startswith(":"):
@@ -180,7 +180,7 @@ class Conversation:
 
 
 def _told(comment: str, after: float) -> str:
-    """What a person is told of a stream's comment, `after` seconds into the stream; nothing of the needless.
+    """The message for a stream's comment, `after` seconds into the stream; empty if it is not worth showing.
 
     mlx-lm's server comments `keepalive READ/ALL` while it reads the prompt (`mlx_lm/server.py`).
     """
@@ -228,7 +228,7 @@ def run_command(
     """Ask MODEL a question, or chat with it.
 
     The prompt is the rest of the line, standard input, or both (`cat letter | greenroom run smollm2
-    "Summarise this."`). Without a prompt, a chat starts. If needed, the daemon is started, the model pulled
+    "Summarize this."`). Without a prompt, a chat starts. If needed, the daemon is started, the model pulled
     and its backend installed. Only the answer is written to standard output.
     """
     settings = settings_of(ctx)
@@ -297,7 +297,7 @@ def statistics(conversation: Conversation) -> str:
 
 
 def _with_pipe(question: str) -> str:
-    """The question and what is piped in. A pipe that nobody writes to must not hold up the answer."""
+    """The prompt and what is piped in. A pipe without a writer must not delay the answer."""
     try:
         kind = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):
@@ -306,7 +306,7 @@ def _with_pipe(question: str) -> str:
         more = sys.stdin.read()
     elif stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
         if not select.select([sys.stdin], [], [], _PIPE_SECONDS)[0]:
-            announce(f"No standard input within {_PIPE_SECONDS:g} s; continuing without it.")
+            announce(f"No standard input within {_PIPE_SECONDS:g}s; continuing without it.")
             return question
         more = sys.stdin.read()
     else:

@@ -102,7 +102,7 @@ def _serve(settings: Settings, detached: bool) -> None:
 
 
 def _port_taken(settings: Settings, error: PortTaken) -> Problem:
-    """Say who has the port, where he can be asked."""
+    """Name the process that has the port, where the system says."""
     at = settings.changed("here", host="").url
     found = probe(at, read_secret(settings.home))
     if found is None:

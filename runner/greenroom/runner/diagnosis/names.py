@@ -34,21 +34,21 @@ class UnknownName(LookupError):
 
 
 class Meaning(NamedTuple):
-    """Whom a question is about."""
+    """What a question is about."""
 
     kind: Kind
     id: str
-    """Of a model that is not here and never was: the reference it is called by."""
+    """Of a model that was never stored: its reference."""
 
 
 def meaning_of(name: str, history: History, backends: Mapping[str, str]) -> Meaning:
-    """Find out whom a name means.
+    """What a name refers to.
 
     1. A backend, by its name: one the journal or this Greenroom knows.
     2. An engine, by its id or the beginning of it.
     3. A request that caused something, or one of the same daemon that caused nothing.
-    4. A model that is here, by any name it is called by.
-    5. One that was here, or that somebody wanted to have here.
+    4. A stored model, by any of its names.
+    5. A model that was stored or requested earlier.
     6. The daemon.
 
     Raises UnknownName with names that are near.

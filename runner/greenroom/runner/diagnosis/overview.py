@@ -24,7 +24,7 @@ _LONGEST = 200
 
 
 def overview(snapshot: Snapshot) -> str:
-    """What was the case once an event was stored, by owner. Times are told from that event."""
+    """The state after an event, by owner. Times are relative to that event."""
     record = snapshot.record
     if record is None:
         return "The journal is empty before the first event."

@@ -149,7 +149,7 @@ class Redactor:
         return self.text(value)
 
     def _url(self, found: re.Match[str]) -> str:
-        """A URL without what belongs to whoever uses it; one inside another, too."""
+        """A URL without credentials and tokens; also one inside another."""
         rest, mark, query = found[2].partition("?")
         parts = []
         for part in rest.split("://"):

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _RUNNER = "runner/"
 _REMEMBERED = 1_000
-"""Steps that can be walked back without folding the journal anew."""
+"""Steps that can be walked back without replaying the journal."""
 
 
 class Snapshot(NamedTuple):
@@ -73,7 +73,7 @@ class Replay:
         self._record: Record | None = None
 
     def add(self, record: Record) -> Stored[Any] | None:
-        """Fold the next record; the event as its actor read it, None for one nobody knows any more.
+        """Fold the next record; the event as its actor read it, None for one of a retired type.
 
         Raises JournalTooNew and EventChanged as a start of the daemon would.
         """
@@ -81,7 +81,7 @@ class Replay:
         self._record = record
         if owner is None:
             self._dormant[record.stream] = record.version
-            # What the kernel stores of its actors' faults is nobody's state, but worth telling.
+            # The kernel's records of actor faults belong to no state, but are worth showing.
             return self._codec.decode(record) if record.type == CommandParked.TAG else None
         state = self._states.get(owner.address)
         if state is None:

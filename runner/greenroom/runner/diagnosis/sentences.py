@@ -93,10 +93,10 @@ class Narrator:
         spec = self._engines.get(one)
         return f"engine {one} ({_load(spec)})" if spec else f"engine {one}"
 
-    def _model(self, fields: Fields) -> str:
+    def _model(self, fields: Fields, word: str = "model") -> str:
         reference = fields.get("model_ref")
         one = str(fields.get("model_id", ""))
-        return short(str(reference)) if reference else self._models.get(one, f"Model {one[7:19] or one}")
+        return short(str(reference)) if reference else self._models.get(one, f"{word} {one[7:19] or one}")
 
     # installer
 
@@ -240,13 +240,13 @@ class Narrator:
 
     def _breaker_opened(self, fields: Fields) -> str:
         return full_stop(
-            f"{self._model(fields)} failed {counted(int(fields['failures']), 'time')} on {fields['backend']} "
+            f"{self._model(fields, 'Model')} failed {counted(int(fields['failures']), 'time')} on {fields['backend']} "
             f"and will not be retried before {_clock(fields['until'])}. The last failure: {fields['reason']}"
         )
 
     def _breaker_closed(self, fields: Fields) -> str:
         return full_stop(
-            f"{self._model(fields)} can be loaded on {fields['backend']} again: {fields['reason']}"
+            f"{self._model(fields, 'Model')} can be loaded on {fields['backend']} again: {fields['reason']}"
         )
 
     def _model_quarantined(self, fields: Fields) -> str:
@@ -259,7 +259,9 @@ class Narrator:
 
     def _quarantine_lifted(self, fields: Fields) -> str:
         where = f"installation {fields['installation_id']} of {fields['backend']}"
-        return full_stop(f"{self._model(fields)} is no longer quarantined on {where}: {fields['reason']}")
+        return full_stop(
+            f"{self._model(fields, 'Model')} is no longer quarantined on {where}: {fields['reason']}"
+        )
 
     def _config_changed(self, fields: Fields) -> str:
         parts = []
@@ -280,7 +282,7 @@ class Narrator:
 
     def _keep_alive_wished(self, fields: Fields) -> str:
         what = "Pinned" if float(fields["keep_alive"]) < 0 else "Unpinned"
-        return f"{what} {self._model(fields)}, as a request asked."
+        return f"{what} {self._model(fields)}, as requested."
 
     # library
 
@@ -360,7 +362,7 @@ class Narrator:
         count = int(fields.get("count") or 1)
         times = f" (time {count})" if count > 1 else ""
         actor, what = str(fields["actor"]), str(fields["command"])
-        where = "Greenroom" if actor.partition("/")[0] in OUR_ACTORS else f"the program's own actor {actor}"
+        where = "Greenroom" if actor.partition("/")[0] in OUR_ACTORS else f"the host program's actor {actor}"
         if what.isidentifier() and what != "settle":
             did = f"{actor} failed twice on {what}{times} and refused it"
         else:

@@ -106,12 +106,12 @@ def of_failure(
         after = f", {format_duration(numbers['ready_seconds'])} after it was ready"
     if failure.code == "engine_lost":
         reason = engine.lost.reason if engine.lost is not None else failure.message
-        cause, answer = "engine_lost", f"{its_engine} was found to be gone at {when}: {reason}"
+        cause, answer = "engine_lost", f"{its_engine} was found missing at {when}: {reason}"
     elif ran_out_of_memory(end, failure):
         cause, answer = "out_of_memory", f"{its_engine} stopped at {when}. {summary}"
     elif failure.code in _GIVEN_UP:
         cause = failure.code.removeprefix("engine_")
-        answer = f"{its_engine} was stopped because it had failed at {when}{after}. {summary}"
+        answer = f"{its_engine} failed at {when}{after} and was stopped. {summary}"
     elif not counts_against_model(failure) and failure.blame:
         cause, answer = failure.code, f"{subject} could not be loaded at {when}. {summary}"
     elif failed.was_ready:

@@ -137,7 +137,7 @@ class WhyBackend:
         return found
 
     def _tell_chosen(self, found: Explanation, usable: Installation, born: Happening | None) -> None:
-        """Since when it is in use, and why, where it was not simply installed."""
+        """Since when it is in use, and why, unless by its own installation."""
         mine = [
             one for one in of_type(self._events, InstallationActivated) if one[1].installation_id == usable.id
         ]
@@ -206,7 +206,7 @@ class WhyBackend:
             cause="unreadable",
             answer=(
                 f"The installations of {self._name} have been unreadable since {since}: {full_stop(reason)} "
-                "Until they can be read, they are not used, replaced or removed. Greenroom checks every 30 s."
+                "Until they can be read, they are not used, replaced or removed. Greenroom checks every 30s."
             ),
             steps=_steps(unread[-1:]),
             remedies=(Remedy(aim="To read the daemon's log", command="greenroom logs"),),
@@ -222,7 +222,7 @@ class WhyBackend:
             state="installing",
             cause=job.wanted_by,
             answer=(
-                f"{name} has been installing since {moment(job.requested_at, now)}, because "
+                f"Greenroom has been installing {name} since {moment(job.requested_at, now)} because "
                 f"{_WANTED_BY[job.wanted_by][0]}."
             ),
             numbers={
@@ -262,11 +262,11 @@ class WhyBackend:
         reason = last[1].reason if last is not None else "it is no longer needed"
         since = f" since {moment(last[0].at, self._now)}" if last is not None else ""
         word = "engine" if len(users) == 1 else "engines"
-        waits = f"Waiting for {word} {listed(users)} to stop." if users else "No engine uses it any more."
+        waits = f"Waiting for {word} {listed(users)} to stop." if users else "No engine uses it now."
         return Explanation(
             state="retiring",
             cause="uninstalled" if last is not None and last[1].unwanted else "replaced",
-            answer=f"The removal of {self._name} has been in progress{since}: {full_stop(reason)} {waits}",
+            answer=f"Greenroom has been removing {self._name}{since}: {full_stop(reason)} {waits}",
             numbers={"engines": float(len(users))},
             steps=_steps(self._events[-6:]),
             remedies=(
@@ -286,7 +286,7 @@ class WhyBackend:
         then = (
             "The next request retries it."
             if failure.kind == "transient"
-            else "Greenroom does not retry it by itself."
+            else "Greenroom does not retry it automatically."
         )
         still = f" The existing installation is broken: {full_stop(broken.broken)}" if broken else ""
         return Explanation(
@@ -307,14 +307,14 @@ class WhyBackend:
 
     def _broken(self, broken: Installation) -> Explanation:
         last = latest(self._events, InstallationBroken)
-        since = f", as found at {moment(last[0].at, self._now)}" if last is not None else ""
+        found = f"was found damaged at {moment(last[0].at, self._now)}" if last is not None else "is damaged"
         repair = Remedy(aim="To repair it", command=f"greenroom reinstall-runner --backend {self._name}")
         theirs = Remedy(aim="To see your settings", command="greenroom config")
         return Explanation(
             state="broken",
             cause="broken",
             answer=(
-                f"{self._name} {broken.version} cannot be used: its installation is damaged{since}. "
+                f"{self._name} {broken.version} cannot be used: its installation {found}. "
                 f"{full_stop(broken.broken)}"
             ),
             numbers={"size": float(broken.size)},
@@ -352,11 +352,11 @@ class WhyBackend:
             case InstallCancelled() as e:
                 found.cause = "cancelled"
                 found.answer = (
-                    f"{name} is not installed: its installation was cancelled at {at}: {full_stop(e.reason)}"
+                    f"{name} is not installed. Its installation was cancelled at {at}: {full_stop(e.reason)}"
                 )
             case InstallationMissing() as e:
                 found.cause = "missing"
-                found.answer = f"{name} is missing, as found at {at}: {full_stop(e.reason)}"
+                found.answer = f"{name} was found to be missing at {at}: {full_stop(e.reason)}"
             case _:
                 pass
         return found
@@ -368,7 +368,7 @@ class WhyBackend:
         found = Explanation(
             state="absent",
             cause="never_asked",
-            answer=f"{name} is not installed: it was never requested.",
+            answer=f"{name} is not installed: it has never been requested.",
             also=self._needed_by(),
             steps=_steps(self._refusals()[-4:]),
             remedies=(Remedy(aim="To install it", command=install(name)),),
@@ -390,7 +390,7 @@ class WhyBackend:
 
     def _tries(self, failures: Sequence[InstallAttemptFailed]) -> tuple[str, ...]:
         return tuple(
-            f"Attempt {one.attempt} failed, with a retry at {clock(one.retry_at, self._now)}: "
+            f"Attempt {one.attempt} failed (retry at {clock(one.retry_at, self._now)}): "
             + one.failure.message
             for one in failures
         )

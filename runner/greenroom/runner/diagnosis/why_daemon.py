@@ -45,7 +45,7 @@ def why_daemon(history: History, now: float) -> Explanation:
         f"Greenroom {started[1].version} started at {moment(started[0].at, now)} as process "
         f"{started[1].pid} and has not shut down since. If it is not running, it crashed or was killed."
     )
-    found.remedies = (Remedy(aim="To see whether it runs", command="greenroom status"),)
+    found.remedies = (Remedy(aim="To see whether it is running", command="greenroom status"),)
     before = daemons[daemons.index(started[0]) - 1] if daemons[0] is not started[0] else None
     if before is not None and isinstance(before.event, DaemonStarted):
         found.cause = "after_a_kill"

@@ -254,7 +254,7 @@ def _of_breaker(model: ModelHistory, breaker: BreakerState) -> Explanation:
     then = f"will not be retried before {until}" if breaker.until > now else "will be retried on request"
     tried = [one for one in model.engines if one.failed is not None][-breaker.failures :]
     found.answer = (
-        f"it has failed {breaker.failures} times in a row and {then}. The last failure: {breaker.reason}"
+        f"it has failed {in_a_row(breaker.failures)} and {then}. The last failure: {breaker.reason}"
     )
     found.numbers |= {
         "failures": float(breaker.failures),
@@ -368,7 +368,7 @@ def _of_quarantine(model: ModelHistory, one: Quarantine) -> Explanation:
         cause="quarantined",
         answer=(
             f"it failed {in_a_row(one.failures)} on {one.backend} {one.version} and is quarantined there. "
-            f"{one.backend} {one.back_to_version} serves it from its next load on."
+            f"Its next load uses {one.backend} {one.back_to_version}."
         ),
         steps=tuple(step.step for step in failed if isinstance(step.event, LoadFailed)),
         remedies=(Remedy(aim="To load it", command=stop_reasons.run(model.name)),),

@@ -29,7 +29,7 @@ def why_not_here(model: ModelHistory) -> Explanation:
         return Explanation(
             state="not_here",
             cause="never_pulled",
-            answer=f"{model.name} is not in the store and was never pulled.",
+            answer=f"{model.name} is not in the store and has never been pulled.",
             steps=tuple(one.step for one in model.own[-6:]),
             remedies=(Remedy(aim="To pull it", command=pull),),
         )
@@ -70,7 +70,7 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="not_here",
                 cause="cancelled",
-                answer=f"{name} is not in the store: its pull was cancelled at {at}: {full_stop(e.reason)}",
+                answer=f"{name} is not in the store. Its pull was cancelled at {at}: {full_stop(e.reason)}",
                 remedies=(Remedy(aim="To pull the rest", command=pull),),
             )
         case PullAttemptFailed() as e:
@@ -90,7 +90,7 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="pulling",
                 cause="pulling",
-                answer=f"{name} has been downloading since {at}.",
+                answer=f"Greenroom has been pulling {name} since {at}.",
                 numbers={"elapsed": round(now - last.at, 3)},
                 remedies=(Remedy(aim="To wait for it", command=pull),),
             )

@@ -36,7 +36,7 @@ def why_request(request: str, history: History, now: float) -> Explanation:
         )
     found = Explanation(
         state="served",
-        answer=f"Request {request} first changed something at {moment(caused[0].at, now)}.",
+        answer=f"Request {request} first took effect at {moment(caused[0].at, now)}.",
         steps=tuple(one.step for one in caused),
     )
     _tell_jobs(found, caused, history)
@@ -53,7 +53,7 @@ def why_request(request: str, history: History, now: float) -> Explanation:
         found.answer += f" It was refused at {moment(refused[0].at, now)}: {event.message}"
     if not found.cause:
         found.cause = caused[-1].record.type
-        found.answer += " What it changed is below."
+        found.answer += " Its effects are listed below."
     return found
 
 
@@ -71,11 +71,11 @@ def _tell_jobs(found: Explanation, caused: list[Happening], history: History) ->
 def _tell_job(found: Explanation, about: list[Happening], doing: str, name: str) -> None:
     """The state of a job that the request started."""
     found.steps += tuple(one.step for one in about)
-    found.remedies = (Remedy(aim="To see how that went", command=f"greenroom why {name}"),)
+    found.remedies = (Remedy(aim="To see its state", command=f"greenroom why {name}"),)
     match about[-1].event if about else None:
         case InstallationCommitted() | InstallNotNeeded() | ModelCommitted():
             found.state, found.cause = "served", doing
-            found.answer += ", which is done."
+            found.answer += ", which succeeded."
         case InstallFailed(failure=failure) | PullFailed(failure=failure):
             found.state, found.cause, found.words = "failed", failure.code, tool_output(failure.detail)
             found.answer += f", which failed: {failure.sentence()}"
@@ -84,7 +84,7 @@ def _tell_job(found: Explanation, about: list[Happening], doing: str, name: str)
             found.answer += f", which was cancelled: {full_stop(reason)}"
         case _:
             found.state, found.cause = "waiting", doing
-            found.answer += ", which is still running."
+            found.answer += ", which is still in progress."
 
 
 def _tell_evictions(found: Explanation, caused: list[Happening]) -> None:

@@ -122,8 +122,8 @@ class Channel:
         if len(data) > MESSAGE_LIMIT:
             raise JobFailed.permanent(
                 "command_line_too_long",
-                f"The engine's command line and environment have {len(data) / 1e6:.1f} MB, more than any "
-                "system passes to a program.",
+                f"The engine's command line and environment take {len(data) / 1e6:.1f} MB, more than "
+                "the system can pass to a program.",
                 advice="Shorten the model's runtime flags.",
             )
         with self._sending:

@@ -175,8 +175,8 @@ def _make_short_folder() -> Path:
                 return Path(tempfile.mkdtemp(prefix=_SHORT, dir=base))
     raise JobFailed.permanent(
         "socket_path",
-        "No unix socket can be made in the data directory (its path is too long, or its disk has no "
-        "such sockets), nor in a temporary folder.",
+        "A Unix socket can be created neither in the data directory (its path is too long, or its disk does "
+        "not support sockets) nor in a temporary folder.",
         advice="Set XDG_RUNTIME_DIR or TMPDIR to a folder with a short path that only you can write to.",
     )
 

@@ -249,7 +249,7 @@ class HealthMonitor:
         if still or life.is_doubted(reading) or quiet >= life.patience(self._limit) / 2:
             self._begin("token", handle, watched, partial(self._ask_for_a_token, pids=pids))
         if quiet >= life.patience(self._limit) and not processes.traced(pids):
-            text = f"it used a processor but sent nothing for {quiet:.0f} s, longer than any batch takes"
+            text = f"it used a processor but sent nothing for {quiet:.0f}s, longer than any batch takes"
             self._give_up(handle, liveness.stalled(text), HURRY)
         if not reading.inside and now - watched.health_at >= min(_HEALTH_EVERY, self._limit):
             self._begin("health", handle, watched, partial(self._ask_for_health, pids=pids))
@@ -310,8 +310,8 @@ class HealthMonitor:
         if after is None and still < life.patience_in_the_dark(self._limit):
             return
         text = (
-            f"it sent nothing and used no processor for {still:.0f} s, and did not answer a request "
-            f"for one token within {now - began:.0f} s"
+            f"it sent nothing and used no processor for {still:.0f}s, and did not answer a request "
+            f"for one token within {now - began:.0f}s"
         )
         if processes.stopped(pids):
             self._give_up(handle, liveness.HALTED, KILL)
@@ -335,9 +335,9 @@ class HealthMonitor:
         if watched.garbled >= 2:
             self._give_up(handle, liveness.GARBLED, HURRY)
         elif ill >= self._limit * (1 - ASK_AFTER) and (said is Vitality.ILL or idle >= self._limit / 2):
-            text = f"its health path did not answer for {ill:.0f} s"
+            text = f"its health path did not answer for {ill:.0f}s"
             if said is Vitality.ILL:
-                text = f"its health path has reported an error for {ill:.0f} s"
+                text = f"its health path has reported an error for {ill:.0f}s"
             failure = liveness.HALTED if processes.stopped(pids) else liveness.stalled(text)
             self._give_up(handle, failure, KILL if processes.stopped(pids) else HURRY)
 

@@ -276,7 +276,7 @@ class EngineHost:
                     continue
                 silent = patience.silent_for(now)
                 if silent >= self._stall_after and not is_kept_waiting(handle.pid):
-                    self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
+                    self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f}s")
                     return
             # Noticed late by a hundredth of the load, on average: asking more often would slow the load by
             # more than that. To look for its socket costs nothing.

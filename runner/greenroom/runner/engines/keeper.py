@@ -208,7 +208,7 @@ class Keeper:
             self._told_to_end = False
             self._begin_stop("the keeper was told to end (SIGTERM)", LADDER)
         if now >= self._grace_over():
-            self._begin_stop(f"no daemon came back within {self._grace:g} s", LADDER)
+            self._begin_stop(f"no daemon came back within {self._grace:g}s", LADDER)
         if self._next_rung is not None and now >= self._next_rung:
             self._climb()
         if now - self._looked_at >= _LOOK_SECONDS:

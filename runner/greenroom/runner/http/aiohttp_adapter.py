@@ -319,8 +319,8 @@ class _Connection(web.RequestHandler):
             _log.error("a request failed unexpectedly", exc_info=exc)
             refusal = Refusal(
                 code="internal_error",
-                message="Greenroom failed on this request.",
-                advice="greenroom logs says why.",
+                message="Greenroom failed while handling this request.",
+                advice="See its log: greenroom logs",
                 kind="internal",
             )
         if request.writer.output_size > 0:

@@ -149,7 +149,7 @@ def _check_query(request: Request) -> None:
         return
     if route.strict:
         only = f"only {' and '.join(sorted(known))}" if known else "nothing is"
-        raise invalid(f'"{shown(unknown[0])}" is not known here; {only}')
+        raise invalid(f'"{shown(unknown[0])}" is not a known parameter; {only}')
     request.ignore(unknown)
 
 

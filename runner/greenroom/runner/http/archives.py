@@ -134,7 +134,7 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
                 chunk = await request.read()
         except TimeoutError:
             raise HttpRefusal(
-                408, "body_too_slow", f"Only {came} bytes of the archive arrived within {_WINDOW:.0f} s."
+                408, "body_too_slow", f"Only {came} bytes of the archive arrived within {_WINDOW:.0f}s."
             ) from None
         if not chunk:
             return

@@ -201,7 +201,7 @@ def is_true(request: Request, name: str) -> bool:
         return False
     if text in _YES:
         return True
-    raise invalid(f"{name} is true or false", param=name)
+    raise invalid(f"{name} must be true or false", param=name)
 
 
 def checked(value: object, kind: Any, name: str) -> Any:

@@ -90,7 +90,7 @@ class Context:
         """The name of a backend there is. Raises HttpRefusal: 404."""
         if name not in self.greenroom.backends:
             known = ", ".join(self.greenroom.backends)
-            raise HttpRefusal(404, "backend_not_found", f"backend not found; there are: {known}.")
+            raise HttpRefusal(404, "backend_not_found", f"backend not found; known backends: {known}.")
         return name
 
     def backend_of(self, request: Request) -> str:

@@ -101,24 +101,24 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, SystemFailed):
         return Refusal(
             code="stopped",
-            message=f"Greenroom has stopped itself: {error}.",
-            advice="Start it again with greenroom serve; greenroom log says what happened.",
+            message=f"Greenroom shut down because of an error: {error}.",
+            advice="To see what happened: greenroom log. To start it again: greenroom serve",
             kind="unavailable",
         )
     if isinstance(error, Forked):
         return Refusal(
             code="forked",
             message=f"{error}.",
-            advice="Start Greenroom after the fork, in one process, and let the others ask that one.",
+            advice="Start Greenroom after the fork, in one process, and send requests to it from the others.",
             kind="unavailable",
         )
     if isinstance(error, MailboxFull):
         return Refusal(
-            code="busy", message="Too many requests wait already.", kind="exhausted", retry_after=1.0
+            code="busy", message="Too many requests are already waiting.", kind="exhausted", retry_after=1.0
         )
     if isinstance(error, AskExpired):
         return Refusal(
-            code="not_in_time", message="There was no answer in time.", kind="unavailable", retry_after=5.0
+            code="not_in_time", message="The request timed out.", kind="unavailable", retry_after=5.0
         )
     if isinstance(error, KernelError | NotRunning):
         return Refusal(code="stopping", message="Greenroom is stopping.", kind="unavailable", retry_after=2.0)
@@ -130,8 +130,8 @@ def refusal_of(error: BaseException) -> Refusal:
     _log.error("a request failed unexpectedly", exc_info=error)
     return Refusal(
         code="internal_error",
-        message="Greenroom failed on this request.",
-        advice="greenroom logs says why.",
+        message="Greenroom failed while handling this request.",
+        advice="See its log: greenroom logs",
         kind="internal",
     )
 

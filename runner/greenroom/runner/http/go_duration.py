@@ -13,7 +13,7 @@ _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 
 def parse_go_duration(text: str) -> float:
-    """Seconds; -1 for every negative one, which means for ever. Raises ValueError, above ten years too."""
+    """Seconds; -1 for any negative one, which means forever. Raises ValueError, above ten years too."""
     if text == "0":
         return 0.0
     if text == "-1":
@@ -21,14 +21,14 @@ def parse_go_duration(text: str) -> float:
     body = text[1:] if text[:1] in ("-", "+") else text
     parts = list(_PART.finditer(body)) if len(body) <= _LONGEST else []
     if not parts or "".join(part.group() for part in parts) != body:
-        raise ValueError(f'"{escaped(text, 40)}" is not a duration; write 5m, 1h30m, 0, or -1 for ever')
+        raise ValueError(f'"{escaped(text, 40)}" is not a duration; write 5m, 1h30m, 0, or -1 (forever)')
     if text.startswith("-"):
         return -1.0
     return _bounded(sum(float(part[1]) * _UNITS[part[2]] for part in parts))
 
 
 def keep_alive_of(wish: str | float) -> float:
-    """Seconds of a request's wish: a number is seconds, a text a duration; -1 for ever. Raises ValueError."""
+    """Seconds of a request's keep-alive: seconds or a duration; -1: forever. Raises ValueError."""
     if isinstance(wish, str):
         return parse_go_duration(wish)
     return _bounded(float(wish)) if wish >= 0 else -1.0
@@ -36,7 +36,7 @@ def keep_alive_of(wish: str | float) -> float:
 
 def _bounded(seconds: float) -> float:
     if not seconds <= DURATION:
-        raise ValueError("more than ten years; write -1 for ever")
+        raise ValueError("more than ten years; write -1 (forever)")
     return seconds
 
 

@@ -79,7 +79,7 @@ class Health:
     async def stop(self, request: Request) -> Response:
         body = await read_json(request, StopBody)
         if self._context.stop is None:
-            raise HttpRefusal(409, "not_a_daemon", "This Greenroom is part of another program.")
+            raise HttpRefusal(409, "not_a_daemon", "This Greenroom is embedded in another program.")
         self._context.stop(body.keep_engines)
         return json_response({"status": "stopping"}, status=202)
 

@@ -164,7 +164,7 @@ class Exchange:
         """The last answer when the front door closes with this request inside."""
         refusal = Refusal(
             code="stopping",
-            message="Greenroom stops, and this request ends with it.",
+            message="Greenroom is shutting down, which ended this request.",
             advice="Send it again in a moment.",
             kind="unavailable",
             retry_after=5.0,

@@ -247,7 +247,7 @@ class Models:
             Refusal(
                 code="model_damaged",
                 message=f"{name} is damaged: {reason}",
-                advice=f"Fetch what is missing: greenroom pull {name}",
+                advice=f"To download the missing data: greenroom pull {name}",
             )
         )
 

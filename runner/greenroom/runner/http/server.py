@@ -197,11 +197,11 @@ def _bind(greenroom: Greenroom) -> socket.socket:
             settings.bind, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise BadBind(f"{settings.bind} is no address of this machine: {error.strerror}.") from None
+        raise BadBind(f"{settings.bind} is not an address of this machine: {error.strerror}.") from None
     if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise BadBind(
-            f"{settings.bind} can be reached from other machines, and Greenroom has no keys yet to keep "
-            "strangers out. Listen on 127.0.0.1, and put a proxy that authenticates before it."
+            f"{settings.bind} can be reached from other machines, and Greenroom cannot authenticate clients "
+            "yet. Listen on 127.0.0.1, behind a proxy that authenticates."
         )
     listener = socket.socket(family, kind, protocol)
     try:
@@ -214,7 +214,7 @@ def _bind(greenroom: Greenroom) -> socket.socket:
                 DaemonLock(greenroom.home).release()  # HomeLocked: this data directory's daemon has the port
             raise PortTaken(settings.bind, settings.port) from None
         raise BadBind(
-            f"{settings.bind} port {settings.port} cannot be listened on: {error.strerror}."
+            f"Greenroom cannot listen on {settings.bind} port {settings.port}: {error.strerror}."
         ) from None
     listener.setblocking(False)
     return listener

@@ -141,7 +141,7 @@ def canonical(text: str) -> str:
         raise HttpRefusal(
             400,
             "bad_model_name",
-            "A path must be absolute here: the daemon does not run in your folder.",
+            "The path must be absolute: the daemon runs in another folder.",
             param="from",
         )
     return reference.wanted

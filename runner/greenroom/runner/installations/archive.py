@@ -80,7 +80,7 @@ def write(home: Path, found: InstallationRecord, distribution: str, out: IO[byte
     if missing := wheels.missing([wheel.locked() for wheel in found.wheels]):
         raise JobFailed.permanent(
             "not_exportable",
-            f"{missing[0].name} of {found.backend} {found.version} is not in the cache any more.",
+            f"{missing[0].name} of {found.backend} {found.version} is no longer in the cache.",
             advice=f"Fetch it again: greenroom reinstall-runner --backend {found.backend}",
         )
     manifest = ArchiveManifest(
@@ -154,7 +154,7 @@ def _read(home: Path, archive: TarStream, wheels: FileStore, kept: list[LockedFi
         sha256, _, name = rest.partition("/")
         file = files.get(sha256)
         if file is None or (file.name, file.size, "file") != (name, member.size, member.kind):
-            raise _damaged(f"{member.name[:200]!r} does not belong in it")
+            raise _damaged(f"{member.name[:200]!r} does not belong there")
         if _keep(wheels, file, archive.content()):
             kept.append(file)
     if absent := wheels.missing(files.values()):

@@ -43,7 +43,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<build>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 60.0
-UNREADABLE = "Check the disk and the owner of the data directory. Greenroom checks again by itself."
+UNREADABLE = "Check the disk and the owner of the data directory. Greenroom keeps checking."
 
 
 class BuildAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ class InstallationStore:
             except Unclear as error:
                 unclear[folder.name] = str(error)
             except TookTooLong:
-                unclear[folder.name] = f"its disk has not answered for {_LOOK_SECONDS:.0f} s"
+                unclear[folder.name] = f"its disk has not answered for {_LOOK_SECONDS:.0f}s"
             else:
                 found += [one] if one is not None else []
         return tuple(found), unclear
@@ -225,7 +225,7 @@ class InstallationStore:
                 folder.mkdir()
                 write_attempt(folder, BuildAttempt(job=job))
             except OSError as error:
-                raise os_failure(error, "The installation's folder could not be made") from error
+                raise os_failure(error, "The installation's folder could not be created") from error
             self._live.add(folder)
         return folder
 

@@ -68,7 +68,7 @@ def binary(backend: Backend, program: Path) -> Installation:
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        return _broken(backend, root, f"{root} --version did not end within {_SECONDS:.0f} s")
+        return _broken(backend, root, f"{root} --version did not end within {_SECONDS:.0f}s")
     except OSError as error:
         return _broken(backend, root, f"{root} does not start: {error.strerror}")
     text = (run.stdout + run.stderr).decode("utf-8", "replace")

@@ -384,6 +384,6 @@ class _Growing:
 def _too_slow(came: int) -> JobFailed:
     return JobFailed.transient(
         "unreachable",
-        f"Only {came} bytes arrived in {_SILENCE:.0f} s.",
+        f"Only {came} bytes arrived in {_SILENCE:.0f}s.",
         advice="Check the network, and the index or mirror in the settings. Partial downloads are kept.",
     )

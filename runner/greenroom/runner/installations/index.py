@@ -97,7 +97,7 @@ class Finder:
         if others:
             raise JobFailed.permanent(
                 "hash_mismatch",
-                f"{others[0]} has {file.name}, but with other bytes than this release was tested with.",
+                f"{others[0]} has {file.name}, but not with the contents that this release was tested with.",
                 advice="Check that index; it may rebuild packages.",
             )
         asked = [without_credentials(s.value) for s in (*self._sources.find_links, *self._sources.indexes)]
@@ -136,7 +136,7 @@ class Finder:
             # Captive portals and company proxies answer 200 with a page of their own.
             raise JobFailed.transient(
                 "unreachable",
-                f"{urlsplit(url).hostname} did not answer like a package index.",
+                f"{urlsplit(url).hostname} did not respond like a package index.",
                 advice="Check the network and the index address in pip's or uv's settings.",
                 detail=f"{without_credentials(url)}: {error}",
             ) from error

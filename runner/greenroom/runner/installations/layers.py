@@ -180,7 +180,7 @@ class Tree:
             elif entry.kind == "hardlink":
                 self._link(entry, folder, name, path)
             else:
-                raise self._unsafe("unsafe_image", f"its {path} is neither file, folder nor link")
+                raise self._unsafe("unsafe_image", f"its {path} is not a file, folder or link")
         self._fresh.add(path)
 
     def _write(self, tar: TarStream, entry: TarEntry, folder: int, name: str) -> str:

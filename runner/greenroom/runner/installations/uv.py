@@ -174,7 +174,7 @@ class Uv:
                 if now > deadline or now - last_sign > idle:
                     raise JobFailed.transient(
                         "timed_out",
-                        f"uv showed no activity for {idle:.0f} s."
+                        f"uv showed no activity for {idle:.0f}s."
                         if now <= deadline
                         else "uv exceeded its time limit.",
                         advice="Look at the network and try again.",
@@ -186,7 +186,7 @@ class Uv:
         try:
             process.wait(timeout=min(remaining, idle))
         except subprocess.TimeoutExpired as error:
-            raise JobFailed.transient("timed_out", "uv did not end.", detail=err.text()) from error
+            raise JobFailed.transient("timed_out", "uv did not exit.", detail=err.text()) from error
         return out.text(), err.text()
 
 

@@ -265,7 +265,7 @@ class Web:
         elif isinstance(cause, NewConnectionError):
             sentence = f"{host} could not be reached."
         elif isinstance(cause, ReadTimeoutError | TimeoutError):
-            sentence = f"{host} sent nothing for {self._sources.timeout_seconds:.0f} s."
+            sentence = f"{host} sent nothing for {self._sources.timeout_seconds:.0f}s."
         else:
             sentence = f"The connection to {host} was interrupted."
         return JobFailed.transient(
@@ -278,7 +278,7 @@ class Web:
     def _slow(self, url: str, seconds: float) -> JobFailed:
         failed = JobFailed.transient(
             "unreachable",
-            f"{urlsplit(url).hostname} did not finish its answer within {seconds:.0f} s.",
+            f"{urlsplit(url).hostname} did not finish its answer within {seconds:.0f}s.",
             advice=self._advice,
             detail=redact(url),
         )

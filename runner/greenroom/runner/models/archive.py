@@ -159,7 +159,7 @@ def _read(stream: IO[bytes], arrival: Arrival, cancel: Event) -> tuple[bytes, di
             if ".." in entry.name.split("/"):
                 raise not_a_model(f"The archive names a file outside of it: {entry.name[:80]!r}.")
             if entry.kind == "other":
-                raise not_a_model(f"{entry.name[:80]!r} in the archive is neither a file, folder nor link.")
+                raise not_a_model(f"{entry.name[:80]!r} in the archive is not a file, folder or link.")
             if entry.kind != "file":
                 continue
             found = _BLOB.fullmatch(entry.name)

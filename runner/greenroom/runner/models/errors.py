@@ -55,7 +55,7 @@ def _failure_of(error: Exception, doing: str) -> Failure:
         kind="permanent",
         code="internal",
         message=f"Greenroom failed unexpectedly ({type(error).__name__}).",
-        advice="Please report it; greenroom logs has the details.",
+        advice="Please report it. For details, see: greenroom logs",
         detail=repr(error)[-4_000:],
     )
 

@@ -48,7 +48,7 @@ def _hold(descriptor: int, path: Path) -> None:
             if time.monotonic() > deadline:
                 raise JobFailed.transient(
                     "store_busy",
-                    f"Another process has locked {path} for {_LOCK_SECONDS:.0f} s.",
+                    f"Another process has locked {path} for {_LOCK_SECONDS:.0f}s.",
                     advice="End it (fuser shows which it is), and try again.",
                 ) from None
             time.sleep(0.01)

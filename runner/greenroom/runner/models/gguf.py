@@ -163,7 +163,7 @@ class _Reader:
                 raise self._bad(f"has the key {key[:60]!r} twice")
             values[key] = self._value(self._number("I"))
         if not tensors:
-            raise self._bad("holds no weights (it may be a vocabulary only)")
+            raise self._bad("holds no weights (it may be only a vocabulary)")
         alignment = _whole(values.get("general.alignment")) or 32
         if alignment > 2**20 or alignment & (alignment - 1):
             raise self._bad(f"has an alignment of {alignment}, which is not a valid power of two")
@@ -260,7 +260,7 @@ class _Reader:
         self._spend(length)
         data = self._file.read(length)
         if len(data) != length:
-            raise self._bad("is truncated within its header")
+            raise self._bad("is truncated in its header")
         return data
 
     def _skip(self, length: int) -> None:
@@ -269,7 +269,7 @@ class _Reader:
 
     def _spend(self, length: int) -> None:
         if length > self._left:
-            raise self._bad("is truncated within its header, or has a wrong header length")
+            raise self._bad("is truncated in its header, or has a wrong header length")
         self._left -= length
 
     def _bad(self, reason: str) -> JobFailed:

@@ -48,7 +48,7 @@ def check_disk(offer: Offer, present: int, free: int, folder: str) -> None:
     raise JobFailed.permanent(
         "no_space",
         f"{_name(offer)} needs {format_size(needed)}{rest} on the disk, and {folder} has "
-        f"{format_size(max(free, 0))} free, of which {format_size(RESERVE)} are kept for the journal.",
+        f"{format_size(max(free, 0))} free, of which {format_size(RESERVE)} is reserved for the journal.",
         advice=f"Free some space: greenroom df shows what uses it. {_ANYWAY}",
     )
 

@@ -116,7 +116,7 @@ class Pusher:
             if reference.scheme == "huggingface":
                 advice += ". For Hugging Face there is its own command: hf upload."
             raise JobFailed.permanent(
-                "bad_reference", f"{reference} does not name a place on a registry.", advice=advice
+                "bad_reference", f"{reference} does not name a repository on a registry.", advice=advice
             )
         web = Web(self._packages or PackageSources.discover(), advice=NO_ANSWER, cancel=cancel)
         return Repository(web, reference, token=token, settings=self._registries, environment=os.environ)
@@ -199,7 +199,7 @@ class _Push:
         if self._gone > self._seen:
             self._seen, self._seen_at = self._gone, now
         elif now - self._seen_at > _SILENCE:
-            message = f"The registry accepted no data for {_SILENCE:.0f} s."
+            message = f"The registry accepted no data for {_SILENCE:.0f}s."
             raise JobFailed.transient(TOO_SLOW, message, advice=NO_ANSWER)
         with self._lock:
             self._tell()
@@ -262,7 +262,7 @@ def _other(reference: str) -> Failure:
         kind="permanent",
         code="conflict",
         message=f"Another model is being pushed to {familiar(reference)} already.",
-        advice="Push again when that is done, or under another tag.",
+        advice="Push again when that push has finished, or under another tag.",
     )
 
 

@@ -25,7 +25,7 @@ from greenroom.actors.values import Model
 Scheme = Literal["oci", "huggingface", "pypi", "path", "id"]
 
 DEFAULT_REGISTRY = "docker.io"
-DEFAULT_ORGANISATION = "ai"
+DEFAULT_ORGANIZATION = "ai"
 DEFAULT_TAG = "latest"
 
 _HUB = "huggingface.co"
@@ -186,7 +186,7 @@ def familiar(tag: str, default_registry: str = DEFAULT_REGISTRY) -> str:
     """A stored tag as shown to users: `docker.io/ai/smollm2:latest` is `smollm2`."""
     return (
         tag.removeprefix(f"{default_registry}/")
-        .removeprefix(f"{DEFAULT_ORGANISATION}/")
+        .removeprefix(f"{DEFAULT_ORGANIZATION}/")
         .removesuffix(f":{DEFAULT_TAG}")
     )
 
@@ -324,7 +324,7 @@ def _huggingface(text: str) -> Reference:
     repository, tag = _split_tag(rest)
     parts = repository.split("/")
     if len(parts) > 2 or not all(_HUB_COMPONENT.fullmatch(p) and ".." not in p for p in parts):
-        raise BadReference(f'"{shown(text)}" should look like hf.co/ORGANISATION/MODEL[:QUANTISATION].')
+        raise BadReference(f'"{shown(text)}" should look like hf.co/ORGANIZATION/MODEL[:QUANTIZATION].')
     return Reference(
         scheme="huggingface",
         text=text,
@@ -347,15 +347,15 @@ def _oci(text: str, default_registry: str) -> Reference:
     if registry == "index.docker.io":
         registry = DEFAULT_REGISTRY
     if "/" not in repository and registry in (DEFAULT_REGISTRY, default_registry):
-        repository = f"{DEFAULT_ORGANISATION}/{repository}"
+        repository = f"{DEFAULT_ORGANIZATION}/{repository}"
     if (
         not _HOST.fullmatch(registry)
         or not all(_COMPONENT.fullmatch(part) for part in repository.split("/"))
         or len(registry) + len(repository) > _NAME_LIMIT
     ):
         raise BadReference(
-            f'"{shown(text)}" is not a model name. Names look like smollm2, ORGANISATION/MODEL:TAG, '
-            "hf.co/ORGANISATION/MODEL, or ./file.gguf."
+            f'"{shown(text)}" is not a model name. Names look like smollm2, ORGANIZATION/MODEL:TAG, '
+            "hf.co/ORGANIZATION/MODEL, or ./file.gguf."
         )
     return Reference(
         scheme="oci",

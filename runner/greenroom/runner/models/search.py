@@ -60,7 +60,7 @@ def search(query: str, *, limit: int, catalogue: Catalogue, docker_hub: str = DO
     try:
         for name, question in asked.items():
             if not question.over.wait(max(0.0, deadline - time.monotonic())):
-                silent.append(f"{name} did not answer within {_SECONDS:.0f} s.")
+                silent.append(f"{name} did not answer within {_SECONDS:.0f}s.")
             elif question.problem:
                 silent.append(question.problem)
             else:

@@ -14,7 +14,7 @@ from greenroom.runner.models.errors import not_a_model
 from greenroom.runner.models.gguf import shard_of
 
 _COMPANIONS = {".json", ".jinja", ".txt", ".model", ".vocab", ".tiktoken", ".md"}
-_QUANTISATION = re.compile(
+_QUANTIZATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d[A-Z0-9_]*|TQ\d_\d|BF16|F16|F32|MXFP4[A-Z0-9_]*|NVFP4))"
     r"(?:-\d{5}-of-\d{5})?\.gguf$",
     re.IGNORECASE,
@@ -68,7 +68,7 @@ def with_shards(name: str, names: Sequence[str]) -> list[str]:
     missing = [number for number in range(1, count + 1) if number not in found]
     if missing:
         raise not_a_model(
-            f"{name} is one of {count} parts, and {len(missing)} of them are missing beside it "
+            f"{name} is one of {count} parts, and {len(missing)} of them are missing from its folder "
             f"(the first is {stem}-{missing[0]:05d}-of-{count:05d}.gguf)."
         )
     return [found[number] for number in range(1, count + 1)]
@@ -99,14 +99,14 @@ def choose_from_repository(names: Sequence[str], quantisation: str, where: str) 
     if chosen is None:
         raise JobFailed.permanent(
             "no_such_quantisation",
-            f"{where} has no quantisation {quantisation}.",
+            f"{where} has no quantization {quantisation}.",
             advice=f"It has: {', '.join(sorted(filter(None, groups)))}.",
         )
     files = groups[chosen]
     # Several files of one quantisation are the shards of one model, or several models.
     whole = with_shards(files[0], files)
     if len(whole) != len(files):
-        raise not_a_model(f"{where} holds several models of that quantisation: {', '.join(files[:8])}.")
+        raise not_a_model(f"{where} holds several models with that quantization: {', '.join(files[:8])}.")
     projectors = [n for n in names if _suffix(n) == ".gguf" and n not in models]
     projectors.sort(key=_projector_order)
     return [*whole, *projectors[:1]]
@@ -114,7 +114,7 @@ def choose_from_repository(names: Sequence[str], quantisation: str, where: str) 
 
 def quantisation_of(name: str) -> str:
     """The quantisation in a GGUF file's name, in capitals: `Q4_K_M`, `BF16`; empty if none."""
-    match = _QUANTISATION.search(PurePosixPath(name).name)
+    match = _QUANTIZATION.search(PurePosixPath(name).name)
     return match[1].upper() if match else ""
 
 

@@ -230,7 +230,7 @@ class Arguments:
                 self._set(name, *self._switches[name])
             elif name in self._values:
                 if not rest:
-                    raise Unusable(f"{name} wants a value; it takes {self._wanted(self._values[name][0])}")
+                    raise Unusable(f"{name} needs a value; it takes {self._wanted(self._values[name][0])}")
                 self._take_value(name, rest.pop())
             else:
                 self._take_special(name, rest)

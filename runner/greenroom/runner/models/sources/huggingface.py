@@ -188,7 +188,7 @@ def ask_hub(request: dict[str, Any], cancel: Event) -> dict[str, Any]:
     except ValueError as error:
         raise JobFailed.permanent(
             "internal",
-            "The program that asks Hugging Face failed.",
+            "The helper program for Hugging Face failed.",
             advice="greenroom logs has the details.",
             detail=err.decode("utf-8", "replace"),
         ) from error

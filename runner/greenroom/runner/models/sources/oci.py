@@ -84,6 +84,6 @@ class OciSource(Source):
         data = registry.small_blob(manifest.config.digest)
         if digest_of(data) != manifest.config.digest:
             raise JobFailed.permanent(
-                "hash_mismatch", f"{registry.host} sent another configuration than the one it names."
+                "hash_mismatch", f"{registry.host} sent a configuration other than the one it names."
             )
         return digest_of(self._manifest_bytes), data

@@ -131,7 +131,7 @@ class Transfer:
         elif now - self._seen_at > _SILENCE:
             raise JobFailed.transient(
                 TOO_SLOW,
-                f"Only {self._come - self._seen} bytes of the model arrived within {_SILENCE:.0f} s.",
+                f"Only {self._come - self._seen} bytes of the model arrived within {_SILENCE:.0f}s.",
                 advice=NO_ANSWER,
             )
         if now - self._told_at >= 1.0:

@@ -180,7 +180,7 @@ def test_a_wish_that_waited_for_the_first_look_is_refused_and_not_kept_waiting()
     for reply in replies:
         refusal = refused(reply)
         assert (refusal.kind, refusal.code) == ("exhausted", "journal_full")
-        assert "Make room" in refusal.advice
+        assert "Free space" in refusal.advice
     house.space_is_back()
     # What was refused does not come to pass by itself.
     assert [one.type for one in house.journal.read()] == []

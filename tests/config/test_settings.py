@@ -101,7 +101,7 @@ def test_clients_of_a_daemon_that_listens_everywhere_talk_to_loopback(environmen
         ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary, gpu, image, indexes, python"),
         ("[backends.mlx]\npython = 'bin/python'", "'bin/python' is not an absolute path"),
         ("[backends.vllm]\nindexes = 'https://x'", "indexes must be a list of package index URLs"),
-        ("[backends.vllm]\nindexes = ['/x']", "'/x' is not the address of a package index"),
+        ("[backends.vllm]\nindexes = ['/x']", "'/x' is not a package index URL"),
         ("port = ", "is not valid TOML"),
         ("[registries.'r']\nmirror = ['x']", "has no key 'mirror', only mirrors and insecure"),
         ("[registries.'r']\nmirrors = ['ftp://x']", "'ftp://x' is not a mirror"),

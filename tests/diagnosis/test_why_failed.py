@@ -122,7 +122,7 @@ def test_a_model_that_a_new_version_breaks_is_told_with_the_way_back(script: Any
     found = script.why("smollm2")
     assert (found.state, found.cause) == ("unloaded", "quarantined")
     assert (
-        "it failed 3 times in a row on llama.cpp 2.0 and is quarantined there. Its next load uses llama.cpp 1.0"
+        "failed 3 times in a row on llama.cpp 2.0 and is quarantined there. Its next load uses llama.cpp 1.0"
         in found.answer
     )
     assert found.numbers["quarantined_after"] == 3

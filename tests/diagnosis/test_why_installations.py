@@ -186,7 +186,7 @@ def test_an_installation_of_the_users_own_that_cannot_be_used_is_told_beside_our
     found = script.why("mlx")
 
     assert (found.state, found.cause) == ("installed", "configured_broken")
-    assert "cannot be used, so Greenroom uses its own 0.32 instead" in found.answer
+    assert "so Greenroom uses its own 0.32 instead" in found.answer
     assert "greenroom config" in found.remedies[0].command
 
 

@@ -209,7 +209,7 @@ def test_flags_of_a_megabyte_are_passed_on_and_far_longer_ones_refused_before_a_
     channel.send("stop")
     channel.await_event("exited", BOUND)
     channel.close()
-    with pytest.raises(JobFailed, match="more than any system passes"):
+    with pytest.raises(JobFailed, match="more than the system can pass"):
         start_keeper(stage, "e-2", "x" * 5_000_000)
 
 

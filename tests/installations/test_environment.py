@@ -274,7 +274,7 @@ def test_a_file_in_the_place_of_the_folder_is_a_sentence(
 ) -> None:
     home.mkdir()
     (home / "backends").write_text("")
-    with pytest.raises(JobFailed, match="could not be made"):
+    with pytest.raises(JobFailed, match="could not be created"):
         build(environments, toy)
 
 

@@ -151,7 +151,7 @@ def test_a_file_of_another_length_is_refused_before_it_is_fetched(
 
 def test_an_index_that_lists_other_bytes_says_so(store: FileStore, index: Index, big: LockedFile) -> None:
     other = dataclasses.replace(big, sha256="0" * 64)
-    with pytest.raises(JobFailed, match="but with other bytes") as caught:
+    with pytest.raises(JobFailed, match="but not with the contents") as caught:
         fetch(store, index.sources, other)
     assert caught.value.failure.kind == "permanent"
 

@@ -153,11 +153,11 @@ def test_stopping_twice_and_from_two_threads_is_one_stop(bench: Bench) -> None:
 
 
 def test_a_system_is_started_once(bench: Bench) -> None:
-    with pytest.raises(StartFailed, match="started once"):
+    with pytest.raises(StartFailed, match="started only once"):
         bench.system.start()
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
     bench.system.stop()
-    with pytest.raises(StartFailed, match="started once"):
+    with pytest.raises(StartFailed, match="started only once"):
         bench.system.start()
 
 

@@ -240,8 +240,8 @@ class Narrator:
 
     def _breaker_opened(self, fields: Fields) -> str:
         return full_stop(
-            f"{self._model(fields, 'Model')} failed {counted(int(fields['failures']), 'time')} on {fields['backend']} "
-            f"and will not be retried before {_clock(fields['until'])}. The last failure: {fields['reason']}"
+            f"{self._model(fields, 'Model')} failed {counted(int(fields['failures']), 'time')} on "
+            f"{fields['backend']} and will not be retried before {_clock(fields['until'])}. The last failure: {fields['reason']}"
         )
 
     def _breaker_closed(self, fields: Fields) -> str:

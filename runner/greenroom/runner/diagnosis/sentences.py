@@ -239,9 +239,10 @@ class Narrator:
         return f"Unloading {engine}: {_EVICTED.get(reason, reason).format(idle=idle)}."
 
     def _breaker_opened(self, fields: Fields) -> str:
+        model, times = self._model(fields, "Model"), counted(int(fields["failures"]), "time")
         return full_stop(
-            f"{self._model(fields, 'Model')} failed {counted(int(fields['failures']), 'time')} on "
-            f"{fields['backend']} and will not be retried before {_clock(fields['until'])}. The last failure: {fields['reason']}"
+            f"{model} failed {times} on {fields['backend']} and will not be retried before "
+            f"{_clock(fields['until'])}. The last failure: {fields['reason']}"
         )
 
     def _breaker_closed(self, fields: Fields) -> str:

@@ -103,7 +103,7 @@ def test_an_actor_that_cannot_be_registered_leaves_the_data_directory_free(
 ) -> None:
     greenroom = made(home, programs)
     greenroom.register(Counter("library"), effect_handler=RecordingEffectHandler())
-    with pytest.raises(StartFailed, match="there is an actor library already"):
+    with pytest.raises(StartFailed, match="there is already an actor library"):
         greenroom.start()
     with made(home, programs) as another:
         assert another.statuses()

@@ -114,7 +114,7 @@ class ActorSystem:
         if self._actors:
             raise StartFailed("actors must be registered before the system starts")
         if core.address in self._registered:
-            raise StartFailed(f"there is already an actor {core.address} already")
+            raise StartFailed(f"there is already an actor {core.address}")
         self.store.codec.register(core.event_types)
         self._registered[core.address] = _Registered(
             core, effect_handler or NoEffectHandler(), observe, mailbox

@@ -256,7 +256,7 @@ def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
         field, sentence = complaint(error)
         place = _FIELD.search(str(error))
         if unknown := _UNKNOWN.search(str(error)):
-            what = f'"{shown(unknown[1])}" is not known here'
+            what = f'"{shown(unknown[1])}" is not a known parameter'
         elif sentence:
             what = sentence
         elif place is not None and not what.startswith(place[1]):

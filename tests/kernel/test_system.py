@@ -199,7 +199,7 @@ def test_an_unknown_address_is_an_error_that_names_the_known_ones(bench: Bench) 
 def test_an_address_is_had_once(bench: Bench, make_bench: Callable[..., Bench]) -> None:
     with pytest.raises(StartFailed, match="before the system starts"):
         bench.system.register(Counter("late"))
-    with pytest.raises(StartFailed, match="an actor counter already"):
+    with pytest.raises(StartFailed, match="already an actor counter"):
         make_bench().system.register(Counter())
 
 

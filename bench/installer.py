@@ -41,7 +41,7 @@ from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.app import front_door
 from greenroom.runner.installations.environment import Environments
-from greenroom.runner.installations.lock import LOCKS
+from greenroom.runner.installations.lock_file import LOCKS
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.testing import fake_backend
 

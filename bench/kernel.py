@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import pykka
 
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Address, Command, Decision, Effect, Event, Stored

@@ -200,7 +200,7 @@ def test_files_are_forced_to_the_disk_in_one_way() -> None:
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.fsync", "os.sync", "os.fdatasync")
     }
-    assert callers == {"actors.journal.disk", "runner.systems.linux", "runner.systems.macos"}
+    assert callers == {"actors.journal.fsync", "runner.systems.linux", "runner.systems.macos"}
 
 
 def test_what_depends_on_the_system_is_asked_of_its_module() -> None:
@@ -208,7 +208,7 @@ def test_what_depends_on_the_system_is_asked_of_its_module() -> None:
         "runner.systems": "chooses",
         "runner.systems.linux": "is one",
         "runner.backends.base": "the platform's name, a value of its own",
-        "runner.engines.launchers.keeper_watch": "runs in an installation's own Python",
+        "runner.engines.launchers.end_with_keeper": "runs in an installation's own Python",
         "runner.cli.first_process": "is the first process of a container or not",
         "runner.config": "where data lies without a home of its own",
         "runner.memory": "whether Metal's limit counts",

@@ -11,7 +11,7 @@ import pytest
 from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.messages import InstallationList
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Effect
 from greenroom.actors.kernel.errors import Refused

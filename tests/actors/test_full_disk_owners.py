@@ -10,7 +10,7 @@ import pytest
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import BuildInstallation, InspectInstallations
 from greenroom.actors.installer.messages import INSTALLER, Ensure, InstallationsSeen, Uninstall
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Command, Effect
 from greenroom.actors.kernel.errors import Refusal, Refused

@@ -13,7 +13,7 @@ import pytest
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.backends.nvidia import answers
-from greenroom.runner.installations.lock import Lock, shipped
+from greenroom.runner.installations.lock_file import Lock, shipped
 
 ONE_GPU = 'echo "GPU 0: NVIDIA L4 (UUID: GPU-7c5a0d5e)"'
 

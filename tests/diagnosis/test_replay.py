@@ -20,7 +20,7 @@ import pytest
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.installer.core import Installer
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalTooNew, Record
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal

@@ -294,7 +294,7 @@ def test_the_vllm_launcher_becomes_the_module_it_is_given(tmp_path: Path) -> Non
 def test_where_the_kernel_does_not_a_child_ends_an_engine_that_holds_pythons_lock() -> None:
     """The way of macOS, tried here: the main thread never gives up the interpreter lock."""
     code = (
-        "import sys, re; sys.path.insert(0, sys.argv[1]); from keeper_watch import end_with_keeper;"
+        "import sys, re; sys.path.insert(0, sys.argv[1]); from end_with_keeper import end_with_keeper;"
         "end_with_keeper(by_child=True); print('on', flush=True); re.match('(a+)+b', 'a' * 60)"
     )
     watch, keeper = os.pipe()

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from greenroom.actors.journal import disk
+from greenroom.actors.journal import fsync as disk
 from greenroom.runner.engines import keeper
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.readiness import take_pulse

@@ -19,8 +19,8 @@ import pytest
 from aiohttp import web
 
 from greenroom.runner.descriptors import connections_within
+from greenroom.runner.http.accepting import Connections
 from greenroom.runner.http.aiohttp_adapter import watch
-from greenroom.runner.http.connections import Connections
 
 BOUND = 30.0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.installations.lock import LockedPackage, render
+from greenroom.runner.installations.lock_file import LockedPackage, render
 from package_index import Index, Misbehaviour, serving
 from toys import Toy, toy_of
 

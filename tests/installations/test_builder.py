@@ -36,7 +36,7 @@ from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import ExternalBackend
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
-from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.installed import InstallationStore
 from greenroom.runner.installations.sources import PackageSources, Setting
 from package_index import Index, Misbehaviour
 from reports import build
@@ -374,7 +374,7 @@ def test_a_fault_of_ours_while_looking_does_not_leave_the_installer_waiting(
     make_builder: Callable[..., Builder], heard: Heard, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder = make_builder(toy)
-    monkeypatch.setattr("greenroom.runner.installations.disk.InstallationStore.judged", lambda *_: 1 / 0)
+    monkeypatch.setattr("greenroom.runner.installations.installed.InstallationStore.judged", lambda *_: 1 / 0)
     builder.look()
     kind, backend, reason = heard.next()
     assert (kind, backend) == ("unread", "toy")
@@ -412,7 +412,7 @@ def test_what_cannot_be_judged_is_told_with_the_reason(
     builder.start(build("j1", "toy"))
     _, _, installation = heard.next()
     monkeypatch.setattr(
-        "greenroom.runner.installations.verification.os.lstat",
+        "greenroom.runner.installations.installed_check.os.lstat",
         lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
     )
     builder.look(["toy"])

@@ -16,8 +16,8 @@ import pytest
 from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
-from greenroom.runner.installations.disk import InstallationStore, discard, folder_of, segment, usage
 from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.installed import InstallationStore, discard, folder_of, segment, usage
 from package_index import Index, Misbehaviour
 from toys import Toy
 from waiting import until

@@ -16,9 +16,9 @@ import pytest
 from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import archive
-from greenroom.runner.installations.disk import discard, folder_of, python_of
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.errors import os_failure
+from greenroom.runner.installations.installed import discard, folder_of, python_of
 from greenroom.runner.installations.sources import PackageSources, Setting
 from package_index import Index, Misbehaviour
 from toys import Toy

@@ -22,8 +22,8 @@ from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.image import Images
+from greenroom.runner.installations.installed import folder_of, python_of
 from greenroom.runner.installations.sources import PackageSources, Setting
 from real_registry import Doorway, Layer, Published, RealRegistry, Wrong, file, folder_layer, layer, link
 from stand_in import make_tree

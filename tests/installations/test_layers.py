@@ -15,7 +15,7 @@ from threading import Event
 import pytest
 
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations.layers import Tree, unpacked_size
+from greenroom.runner.installations.image_layers import Tree, unpacked_size
 from real_registry import Entry, Layer, file, layer, link, special
 
 Lay = Callable[..., dict[str, str]]

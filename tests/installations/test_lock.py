@@ -10,7 +10,7 @@ from packaging.tags import compatible_tags, cpython_tags, mac_platforms
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.lock import LOCKS, Lock, LockedFile, LockedPackage, render, shipped
+from greenroom.runner.installations.lock_file import LOCKS, Lock, LockedFile, LockedPackage, render, shipped
 
 SHIPPED = sorted(LOCKS.glob("*.txt"))
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.installations.disk import python_of
 from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.installed import python_of
+from greenroom.runner.installations.installed_check import run_python
 from greenroom.runner.installations.sources import PackageSources
-from greenroom.runner.installations.verification import run_python
 
 pytestmark = pytest.mark.real
 

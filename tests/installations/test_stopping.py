@@ -18,9 +18,9 @@ from greenroom.actors.installer.events import InstallationCommitted, InstallCanc
 from greenroom.actors.kernel.core import Address
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations import verification
+from greenroom.runner.installations import installed_check as verification
 from greenroom.runner.installations.builder import Builder
-from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.installed import InstallationStore
 from package_index import Index, Misbehaviour
 from reports import build
 from toys import Toy
@@ -170,7 +170,7 @@ def test_with_a_disk_that_hangs(
         one.start(build("j1", "toy"))
         until(lambda: deaf.heard == [InstallationCommitted])
         (installation,) = InstallationStore(one._home).look("toy")
-        monkeypatch.setattr("greenroom.runner.installations.disk.records.read", hang)
+        monkeypatch.setattr("greenroom.runner.installations.installed.records.read", hang)
         removal = RemoveInstallation(backend="toy", installation_id=installation.id)
         threading.Thread(
             target={

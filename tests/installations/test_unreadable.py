@@ -17,8 +17,8 @@ import pytest
 from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record
-from greenroom.runner.installations.disk import folder_of
 from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.installed import folder_of
 from greenroom.runner.systems import linux, macos
 from package_index import Index
 from toys import Toy
@@ -83,7 +83,7 @@ def test_a_mark_that_cannot_be_looked_for_sweeps_nothing(
 def test_a_file_that_cannot_be_looked_at_now_is_not_missing(
     environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch, number: Any
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.verification.os.lstat", failing(number))
+    monkeypatch.setattr("greenroom.runner.installations.installed_check.os.lstat", failing(number))
     assert list(environments.installed.judged("toy")[1]) == [built.id]
 
 
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_looked_at_now_is_not_missing(
 def test_a_file_that_cannot_be_read_now_has_not_changed(
     environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch, number: Any
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.verification.sha256", failing(number))
+    monkeypatch.setattr("greenroom.runner.installations.installed_check.sha256", failing(number))
     with pytest.raises(JobFailed) as told:
         environments.installed.verify(built)
     assert told.value.failure.blame == "machine"
@@ -113,12 +113,12 @@ def test_silence_of_a_python_is_no_proof_that_it_is_broken(
     script: str,
     seconds: float,
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.verification._IDENTITY_SECONDS", seconds)
+    monkeypatch.setattr("greenroom.runner.installations.installed_check._IDENTITY_SECONDS", seconds)
     python = folder_of(home, built) / "env" / "bin" / "python"
     python.unlink()
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    monkeypatch.setattr("greenroom.runner.installations.verification.missing", lambda *_: "")
+    monkeypatch.setattr("greenroom.runner.installations.installed_check.missing", lambda *_: "")
     found, unclear = environments.installed.judged("toy")
     assert (found, list(unclear)) == ((), [built.id])
 
@@ -135,8 +135,8 @@ def test_a_disk_that_does_not_answer_holds_up_no_look(
     environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("greenroom.runner.installations.disk._LOOK_SECONDS", 0.3)
-    monkeypatch.setattr("greenroom.runner.installations.disk.records.read", lambda _: gate.wait(30))
+    monkeypatch.setattr("greenroom.runner.installations.installed._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("greenroom.runner.installations.installed.records.read", lambda _: gate.wait(30))
     assert "has not answered" in environments.installed.judged("toy")[1][built.id]
     gate.set()
 

@@ -16,7 +16,7 @@ from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import web as webs
 from greenroom.runner.installations.fetch import Fetcher, PackageOrigin
 from greenroom.runner.installations.file_store import FileStore
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.web import Web
 

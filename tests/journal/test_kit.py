@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from greenroom.actors.journal.conformance import JournalKit, entries, entry, ids
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten
 from greenroom.actors.journal.sqlite import SqliteJournal
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from greenroom.actors.journal.conformance import entries, entry, ids
-from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import JournalDamaged, NotWritten
 from greenroom.actors.journal.sqlite import SqliteJournal
+from greenroom.actors.journal.writer_lock import WriterLock
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Address, Command, Decision, Event, SingleStream, Stored
 from greenroom.actors.kernel.system import ActorSystem

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.journal import lock
-from greenroom.actors.journal.lock import WriterLock
+from greenroom.actors.journal import writer_lock as lock
 from greenroom.actors.journal.port import JournalBusy
+from greenroom.actors.journal.writer_lock import WriterLock
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 
 # Takes the lock and starts a child that has not begun its own program yet: it does so with the next line.
@@ -24,7 +24,7 @@ from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 HOLDER = """
 import os, sys
 from pathlib import Path
-from greenroom.actors.journal.lock import WriterLock
+from greenroom.actors.journal.writer_lock import WriterLock
 from greenroom.runner.daemon_lock import DaemonLock
 path = Path(sys.argv[2])
 held = DaemonLock(path) if sys.argv[1] == "daemon" else WriterLock(path / "lock")

@@ -27,7 +27,7 @@ from counting import (
     Total,
     Turnstile,
 )
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
 from greenroom.actors.kernel.core import Answer, Decision, Event
 from greenroom.actors.kernel.errors import Refused, SystemFailed

@@ -11,7 +11,7 @@ import pytest
 
 from counter_bench import Bench
 from counting import COUNTER, Add, Await, Counter, Do, Done, Release, Run, Total
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.errors import ActorStopped, Refused
 from greenroom.actors.kernel.replay import replay

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from counting import COUNTER, Add, Counted, Counter, Sum
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, EventChanged, JournalTooNew
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.codec import Codec

@@ -16,7 +16,7 @@ import pytest
 
 from counter_bench import Bench
 from counting import COUNTER, Add, Counter, Done, Run, Total, Turnstile
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed
 from greenroom.actors.kernel.actor import Actor
 from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed, SystemFailed

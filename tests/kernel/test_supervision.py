@@ -21,7 +21,7 @@ from counting import (
     Total,
     Turnstile,
 )
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Command, Decision, Fault, fault
 from greenroom.actors.kernel.errors import ActorStopped, Refused

@@ -14,7 +14,7 @@ import pytest
 
 from counter_bench import Bench
 from counting import COUNTER, Add, Await, Counted, Counter, Done, Forward, Release, Run, Total, Turnstile
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.kernel.clock import SystemClock
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from counting import Counter
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.reply import Reply

@@ -23,7 +23,7 @@ from typing import Any
 
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
-from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.installed import InstallationStore
 from greenroom.runner.testing import tiny_gguf
 from toy import sources
 from waiting import until

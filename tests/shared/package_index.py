@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
 from quiet_server import QuietServer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from greenroom.runner.backends.base import Backend, Environment, Launch
 from greenroom.runner.backends.base import CommandLine as Program
-from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
+from greenroom.runner.installations.lock_file import LockedFile, LockedPackage, render
 from greenroom.runner.testing import fake_backend
 
 ENGINE = Path(__file__).parents[1] / "programs" / "fake_engine.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from greenroom.runner.backends.base import Backend, CommandLine, Environment, Launch, Platform
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 
 
 @dataclass

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
+from greenroom.runner.installations.lock_file import LockedFile, LockedPackage, render
 from package_index import Index
 
 SHARED = Path(__file__).parent

@@ -37,7 +37,7 @@ from greenroom.actors.installer.messages import (
     INSTALLER,
     InstallationsSeen,
 )
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull, Record
 from greenroom.actors.kernel.clock import ManualClock
 from greenroom.actors.kernel.core import Address, Command, Core, Effect, Event, Stored

@@ -4,7 +4,7 @@ from greenroom.actors.installer.messages import Ensured as Ensured
 from greenroom.actors.installer.messages import PlanInstall as PlanInstall
 from greenroom.actors.installer.messages import Uninstall as Uninstall
 from greenroom.actors.installer.messages import Uninstalled as Uninstalled
-from greenroom.actors.journal.memory import MemoryJournal as MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal as MemoryJournal
 from greenroom.actors.journal.port import Entry as Entry
 from greenroom.actors.journal.port import EventChanged as EventChanged
 from greenroom.actors.journal.port import Journal as Journal

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar, cast
 
-from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
 from greenroom.actors.kernel.actor import Actor
 from greenroom.actors.kernel.answers import Asked
@@ -40,9 +40,9 @@ from greenroom.actors.kernel.core import (
     Tell,
 )
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.kernel.event_store import Store
 from greenroom.actors.kernel.executor import Executor, Wake
 from greenroom.actors.kernel.steps import Prepared, Restless, Steps
-from greenroom.actors.kernel.store import Store
 from greenroom.actors.kernel.system import ActorSystem
 
 __all__ = ["Case", "FaultyJournal", "ManualClock", "ManualSystem", "RecordingEffectHandler", "given"]

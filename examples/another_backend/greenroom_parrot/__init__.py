@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from greenroom.runner.backends.base import Backend, CommandLine, Environment, Launch, Platform
-from greenroom.runner.engines.launchers import KEEPER_WATCH
+from greenroom.runner.engines.launchers import END_WITH_KEEPER
 
 HERE = Path(__file__).parent
 
@@ -21,7 +21,7 @@ class Parrot(Backend):
     install_preference = 90  # of what could be installed for it, the lowest number is offered
     source = Environment(
         distribution="bottle",  # its version is the installation's
-        lock=str(HERE / "parrot"),  # parrot.txt: python -m greenroom.runner.installations.lock parrot
+        lock=str(HERE / "parrot"),  # parrot.txt: python -m greenroom.runner.installations.lock_file parrot
         probe=("bottle",),  # must import before the installation counts
         requirements=("bottle>=0.13",),  # what the lock was made from, and `--version latest` is
     )
@@ -41,5 +41,5 @@ class Parrot(Backend):
                 *(str(launch.python), "-I", str(HERE / "launch_parrot.py")),
                 *("--socket", str(launch.socket), "--name", launch.model.name, *launch.spec.flags),
             ),
-            env={"PARROT_KEEPER_WATCH": str(KEEPER_WATCH)},
+            env={"PARROT_KEEPER_WATCH": str(END_WITH_KEEPER)},
         )

@@ -56,8 +56,8 @@ from greenroom.runner.gate_effects import GateEffects
 from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of
-from greenroom.runner.installations.disk import folder_of, python_of
-from greenroom.runner.installations.lock import shipped_version
+from greenroom.runner.installations.installed import folder_of, python_of
+from greenroom.runner.installations.lock_file import shipped_version
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.memory import MachineMemory, MemoryReader
 from greenroom.runner.models.preflight import Machine, Reader

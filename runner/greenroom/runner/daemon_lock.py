@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greenroom.actors.fork import on_fork
-from greenroom.actors.journal.lock import lock_exclusively, read_pid, unlock
+from greenroom.actors.journal.writer_lock import lock_exclusively, read_pid, unlock
 
 _SHOWN = 80
 """Characters of a command line to show."""

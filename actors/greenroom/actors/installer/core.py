@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from greenroom.actors.engine_runner.messages import EngineList, runner_address
-from greenroom.actors.installer import ends
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer import events as installer_events
-from greenroom.actors.installer.disk import seen_on_disk, unread
+from greenroom.actors.installer import uninstalling as ends
 from greenroom.actors.installer.effects import (
     DropUnneeded,
     InspectInstallations,
@@ -57,6 +56,7 @@ from greenroom.actors.installer.messages import (
     VerifyBackend,
 )
 from greenroom.actors.installer.reconcile import InstallerTurn, between_attempts
+from greenroom.actors.installer.rehydration import seen_on_disk, unread
 from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile, apply
 from greenroom.actors.installer.versions import (
     activate,

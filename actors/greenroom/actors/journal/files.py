@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from greenroom.actors.journal.disk import force
+from greenroom.actors.journal.fsync import force
 
 Clock = Callable[[], float]
 """Wall clock, seconds since the epoch."""

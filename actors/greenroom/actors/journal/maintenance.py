@@ -14,7 +14,6 @@ import msgspec
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import Chain, Draft, Row, checked
 from greenroom.actors.journal.files import Clock, JournalFiles, size, sync_folder
-from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import (
     Entry,
     JournalDamaged,
@@ -24,6 +23,7 @@ from greenroom.actors.journal.port import (
     NotWritten,
 )
 from greenroom.actors.journal.reader import JournalReader
+from greenroom.actors.journal.writer_lock import WriterLock
 
 Target = str | os.PathLike[str]
 

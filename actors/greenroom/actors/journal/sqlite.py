@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import Chain, Draft, Row, checked, records
 from greenroom.actors.journal.files import NO_SPACE, Clock, JournalFiles, size, why_no_write
-from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import (
     Entry,
     JournalDamaged,
@@ -33,6 +32,7 @@ from greenroom.actors.journal.port import (
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.reserve import Reserve
 from greenroom.actors.journal.tail import Tail, TailWriter, read_tail
+from greenroom.actors.journal.writer_lock import WriterLock
 
 RESERVE = 1024 * 1024
 """Bytes kept back for urgent batches: about a hundred, committed one by one."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from greenroom.actors.journal.disk import force
+from greenroom.actors.journal.fsync import force
 
 _LENGTH = 96
 _TRIES = 4

@@ -46,8 +46,8 @@ from greenroom.actors.kernel.errors import (
     Refused,
     SystemFailed,
 )
+from greenroom.actors.kernel.event_store import Store
 from greenroom.actors.kernel.steps import SETTLE_ROUNDS, Prepared, Restless, Steps
-from greenroom.actors.kernel.store import Store
 from greenroom.actors.kernel.supervision import BackOff, Intensity, in_one_line
 
 _log = logging.getLogger(__name__)

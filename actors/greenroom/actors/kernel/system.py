@@ -31,11 +31,11 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
     UnknownActor,
 )
+from greenroom.actors.kernel.event_store import Store
 from greenroom.actors.kernel.executor import Executor
 from greenroom.actors.kernel.refusals import bad_fields
 from greenroom.actors.kernel.replay import PARKED, Replayed, replay
 from greenroom.actors.kernel.reply import Reply
-from greenroom.actors.kernel.store import Store
 from greenroom.actors.kernel.supervision import in_one_line
 
 _log = logging.getLogger(__name__)

@@ -28,8 +28,9 @@ from greenroom.actors.kernel.core import (
     fault,
     not_storable,
 )
-from greenroom.actors.library import changes, pulls
 from greenroom.actors.library import events as library_events
+from greenroom.actors.library import pulls
+from greenroom.actors.library import store_changes as changes
 from greenroom.actors.library.effects import FetchModel, InspectModels
 from greenroom.actors.library.events import (
     ModelCommitted,

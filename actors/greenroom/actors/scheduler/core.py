@@ -40,6 +40,7 @@ from greenroom.actors.scheduler.context import Limits, eviction, fits
 from greenroom.actors.scheduler.effects import LeaveGate
 from greenroom.actors.scheduler.errors import unloaded
 from greenroom.actors.scheduler.events import ConfigChanged, LoadAdmitted
+from greenroom.actors.scheduler.ledger_reading import ledger_reading
 from greenroom.actors.scheduler.messages import (
     CONFIG_FIELDS,
     SCHEDULER,
@@ -62,7 +63,6 @@ from greenroom.actors.scheduler.messages import (
 from greenroom.actors.scheduler.quarantine import lifted_by_hand
 from greenroom.actors.scheduler.queue import AGAIN
 from greenroom.actors.scheduler.reconcile import DRAINED, READY, take_turn
-from greenroom.actors.scheduler.report import ledger_reading
 from greenroom.actors.scheduler.state import (
     ModelConfigState,
     SchedulerState,

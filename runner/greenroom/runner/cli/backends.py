@@ -171,7 +171,7 @@ def export_backend(ctx: click.Context, backend: str, version: str, output: Path 
     from greenroom.runner.backends.discovery import BACKENDS
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.installations import archive
-    from greenroom.runner.installations.disk import InstallationStore
+    from greenroom.runner.installations.installed import InstallationStore
 
     if output is None and sys.stdout.isatty():
         raise click.UsageError(f"Cannot write an archive to a terminal. Write it to a file: -o {backend}.tar")
@@ -332,7 +332,7 @@ backends_command.add_command(import_backend)
 
 def _on_disk(home: Path) -> dict[str, list[str]]:
     """Versions by backend, by the names of their folders; not verified."""
-    from greenroom.runner.installations.disk import InstallationStore
+    from greenroom.runner.installations.installed import InstallationStore
 
     versions: dict[str, list[str]] = {}
     for record in sorted(InstallationStore(home).records(), key=lambda record: record.built_at):

@@ -11,7 +11,7 @@ from typing import IO
 
 import click
 
-from greenroom.actors.journal.disk import force
+from greenroom.actors.journal.fsync import force
 from greenroom.actors.journal.port import (
     EventChanged,
     JournalBusy,

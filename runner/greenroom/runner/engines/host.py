@@ -42,6 +42,7 @@ from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, HealthMon
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
+from greenroom.runner.engines.keeper_watch import KeeperWatch
 from greenroom.runner.engines.processes import is_kept_waiting
 from greenroom.runner.engines.readiness import ProbeResult, ProgressDeadline, take_pulse
 from greenroom.runner.engines.recovery import (
@@ -55,7 +56,6 @@ from greenroom.runner.engines.recovery import (
     look,
 )
 from greenroom.runner.engines.variables import cleaned
-from greenroom.runner.engines.watch import KeeperWatch
 from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.threads import start_thread
 

@@ -27,9 +27,9 @@ from greenroom import __version__
 from greenroom.runner.daemon import STOP_BOUND, Greenroom
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
+from greenroom.runner.http.accepting import Connections
 from greenroom.runner.http.aiohttp_adapter import ServerRunner, watch
 from greenroom.runner.http.app import context_of, front_door
-from greenroom.runner.http.connections import Connections
 from greenroom.runner.proof import write_privately
 from greenroom.runner.shutdown import LastResort
 from greenroom.runner.systems import here

@@ -46,11 +46,11 @@ from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import ExternalBackend, RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.installations import external
-from greenroom.runner.installations.disk import UNREADABLE, InstallationStore, no_exec
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image import Images
-from greenroom.runner.installations.lock import normalized
+from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, no_exec
+from greenroom.runner.installations.lock_file import normalized
 from greenroom.runner.installations.record import Unclear
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.threads import Thread, start_thread

@@ -23,7 +23,9 @@ from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.archive import kept_lock
 from greenroom.runner.installations.blocking_calls import Beside, stop_if
-from greenroom.runner.installations.disk import (
+from greenroom.runner.installations.errors import os_failure
+from greenroom.runner.installations.file_store import FileStore
+from greenroom.runner.installations.installed import (
     ATTEMPT,
     LOCK,
     BuildAttempt,
@@ -33,9 +35,8 @@ from greenroom.runner.installations.disk import (
     usage,
     write_attempt,
 )
-from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.file_store import FileStore
-from greenroom.runner.installations.lock import Lock, LockedFile, shipped
+from greenroom.runner.installations.installed_check import inventory, own_sums, probe
+from greenroom.runner.installations.lock_file import Lock, LockedFile, shipped
 from greenroom.runner.installations.maker import Maker
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
@@ -53,7 +54,6 @@ from greenroom.runner.installations.space import (
     unpacked_wheel,
 )
 from greenroom.runner.installations.uv import Uv
-from greenroom.runner.installations.verification import inventory, own_sums, probe
 from greenroom.runner.progress_report import ProgressReport
 from greenroom.runner.threads import start_thread
 

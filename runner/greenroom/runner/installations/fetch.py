@@ -26,7 +26,7 @@ from greenroom.runner.installations.blocking_calls import Flag, stop_if
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.file_store import FileStore, file_sha256
 from greenroom.runner.installations.index import Finder
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.web import NOT_HERE, Web
 from greenroom.runner.threads import start_thread

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event
 
 from greenroom.runner.installations.blocking_calls import stop_if
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 
 _CHUNK = 1 << 20
 

@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from greenroom.actors.journal.disk import force
+from greenroom.actors.journal.fsync import force
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.blocking_calls import stop_if
-from greenroom.runner.installations.disk import (
+from greenroom.runner.installations.errors import os_failure
+from greenroom.runner.installations.file_store import FileStore
+from greenroom.runner.installations.installed import (
     ATTEMPT,
     InstallationStore,
     discard,
@@ -39,8 +41,13 @@ from greenroom.runner.installations.disk import (
     need_exec,
     usage,
 )
-from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.file_store import FileStore
+from greenroom.runner.installations.installed_check import (
+    InterpreterFailed,
+    identity,
+    inventory,
+    probe,
+    sha256,
+)
 from greenroom.runner.installations.maker import Maker
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
@@ -51,7 +58,6 @@ from greenroom.runner.installations.record import (
 )
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.space import is_ample, keep_reserve, need_space
-from greenroom.runner.installations.verification import InterpreterFailed, identity, inventory, probe, sha256
 from greenroom.runner.progress_report import ProgressReport
 from greenroom.runner.user_home import user_home
 
@@ -179,7 +185,7 @@ class Images(Maker):
 
     def _need_all(self, image: ResolvedImage, plan: Plan) -> None:
         """Check that everything fits on the disk; in doubt, ask the registry how large it is."""
-        from greenroom.runner.installations.layers import unpacked_size
+        from greenroom.runner.installations.image_layers import unpacked_size
 
         home = self.installed.home
         if is_ample(home, plan.download_bytes, plan.total_bytes):
@@ -203,7 +209,7 @@ class Images(Maker):
         report: ProgressReport,
     ) -> InstallationRecord:
         """Unpack, probe, and record the contents."""
-        from greenroom.runner.installations.layers import Tree, unpacked_size
+        from greenroom.runner.installations.image_layers import Tree, unpacked_size
 
         tree = folder / ENVIRONMENT
         need_space(

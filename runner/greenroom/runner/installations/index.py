@@ -17,7 +17,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import msgspec
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 from greenroom.runner.installations.sources import (
     PackageSources,
     Setting,

@@ -10,7 +10,9 @@ from pathlib import Path
 from greenroom.actors.values import Installation
 from greenroom.runner.backends.base import Platform
 from greenroom.runner.installations import record as records
-from greenroom.runner.installations.disk import (
+from greenroom.runner.installations.errors import os_failure
+from greenroom.runner.installations.file_store import FileStore
+from greenroom.runner.installations.installed import (
     InstallationStore,
     blocks,
     discard,
@@ -18,8 +20,6 @@ from greenroom.runner.installations.disk import (
     freed,
     kept_if_unclear,
 )
-from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.record import InstallationRecord, Unclear
 from greenroom.runner.installations.sources import PackageSources
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from greenroom.actors.values import Installation
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 from greenroom.runner.models.files import sync_folder, write_atomically
 from greenroom.runner.systems import System, here
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from greenroom.actors.values import Failure
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.lock import (
+from greenroom.runner.installations.lock_file import (
     LOCKS,
     Lock,
     LockedFile,
@@ -162,7 +162,7 @@ def write_lock(backend: str, source: Environment, platform: Platform) -> Path:
     where = f"Python >= {_PYTHON} on Linux and macOS" if source.universal else kind
     header = [
         f"The packages of the backend {backend} ({source.distribution}), for {where}.",
-        f"Made by `python -m greenroom.runner.installations.lock {backend}`; do not edit.",
+        f"Made by `python -m greenroom.runner.installations.lock_file {backend}`; do not edit.",
         f"Resolved from: {', '.join(source.requirements)}",
     ]
     header += [f"Without: {', '.join(source.excluded)}"] if source.excluded else []

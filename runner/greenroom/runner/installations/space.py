@@ -13,7 +13,7 @@ from threading import Event
 
 from greenroom.runner.errors import JobFailed, blamed
 from greenroom.runner.installations.blocking_calls import Beside, TookTooLong
-from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.lock_file import LockedFile
 
 RESERVE = 64 * 2**20
 """Bytes of the disk left free for the journal, logs and other programs."""

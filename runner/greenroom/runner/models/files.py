@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from greenroom.actors.journal.disk import force
+from greenroom.actors.journal.fsync import force
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error
 

@@ -10,5 +10,5 @@ def launcher(name: str) -> Path:
     return Path(__file__).with_name(f"launch_{name}.py")
 
 
-KEEPER_WATCH = Path(__file__).with_name("keeper_watch.py")
-"""For third-party launchers: their first statement is `runpy.run_path(KEEPER_WATCH)["end_with_keeper"]()`."""
+END_WITH_KEEPER = Path(__file__).with_name("end_with_keeper.py")
+"""For others' launchers, whose first statement is `runpy.run_path(END_WITH_KEEPER)["end_with_keeper"]()`."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from keeper_watch import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
+from end_with_keeper import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
 from prompt_pace import Pace  # type: ignore[import-not-found]
 from replies import Replies  # type: ignore[import-not-found]
 

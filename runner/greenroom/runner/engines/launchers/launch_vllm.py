@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from keeper_watch import end_with_keeper  # type: ignore[import-not-found]
+from end_with_keeper import end_with_keeper  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 

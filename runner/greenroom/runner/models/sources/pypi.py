@@ -30,7 +30,7 @@ from greenroom.runner.models.sources.base import Offer, Report, Source, SourceCo
 from greenroom.runner.progress_report import FileProgress
 
 if TYPE_CHECKING:
-    from greenroom.runner.installations.lock import LockedFile
+    from greenroom.runner.installations.lock_file import LockedFile
     from greenroom.runner.installations.sources import PackageSources
 
 _CHUNK = 2**20

@@ -8,8 +8,8 @@ known without a network, before anything is fetched:
         --hash=sha256:6267be…
     # file sha256:6267be… 781644 mlx-0.32.4-cp311-cp311-manylinux_2_35_x86_64.whl
 
-`python -m greenroom.runner.installations.lock mlx` regenerates a backend's lock; where it is not one for all
-platforms, the one for machines like this.
+`python -m greenroom.runner.installations.lock_file mlx` regenerates a backend's lock; where it is not one for
+all platforms, the one for machines like this.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ from greenroom.runner.errors import JobCancelled, JobFailed, blamed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.blocking_calls import Beside, TookTooLong
 from greenroom.runner.installations.errors import os_failure
+from greenroom.runner.installations.installed_check import changed, complaint, walk
 from greenroom.runner.installations.record import MARK, InstallationRecord, Unclear
 from greenroom.runner.installations.space import existing
-from greenroom.runner.installations.verification import changed, complaint, walk
 
 _log = logging.getLogger(__name__)
 

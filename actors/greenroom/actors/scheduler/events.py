@@ -160,7 +160,7 @@ class QuarantineLifted(Event, frozen=True, kw_only=True):
 
 
 class KeepAliveWished(Event, frozen=True, kw_only=True):
-    """A request pinned a model (or unpinned it) by its keep-alive; other keep-alives are not stored."""
+    """A request pinned a model (or unpinned it) by its keep-alive; other values are not stored."""
 
     TAG = "keep_alive_wished"
     engine_id: str

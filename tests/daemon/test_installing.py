@@ -263,7 +263,7 @@ def test_through_a_slow_index_the_counts_rise_to_a_total_that_is_known_at_the_fi
     code, out, err = ended(command)
     assert (code, out) == (0, "Installing watched backend...\nwatched backend installed successfully\n")
     moving = re.compile(
-        r"  watched: Downloading watched 1\.0, \S+ .B of 3\.00 MB \(\d+ %\), \S+ .?B/s, \ds left"
+        r"  watched: Downloading watched 1\.0, \S+ .B of 3\.00 MB \(\d+%\), \S+ .?B/s, \ds left"
     )
     assert [line for line in err.splitlines() if moving.fullmatch(line)]
     assert "\x1b" not in err

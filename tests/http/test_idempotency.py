@@ -50,7 +50,7 @@ async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer
     # Not carried out again: only one waits for the installer.
     async with install(house, KEY, version="2") as response:
         assert response.status == 422
-        assert "came with another command" in await response.text()
+        assert "was already used for another command" in await response.text()
     assert waiting(house) == 1
     builds.fail("absent.1", Failure(kind="permanent", code="no_space", message="No space is left."))
     one, other = await first, await second

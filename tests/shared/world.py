@@ -263,7 +263,7 @@ class World:
         if process is None or process.state == "dead":
             self._report(backend, EngineLost(engine_id=one, reason="there is no such engine"))
             return
-        in_any_case = ("its requests did not end", "no sign", "it is no longer needed", "nothing is heard")
+        in_any_case = ("its requests did not finish", "no sign", "it is no longer needed", "nothing is heard")
         willing = reason.startswith(in_any_case)
         reading = self.gates.readings().get(one)
         if not willing and reading is not None:

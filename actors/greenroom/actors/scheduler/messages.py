@@ -147,7 +147,11 @@ class Keep(SchedulerCommand[None], frozen=True, kw_only=True):
     mode: Mode = "completion"
 
 
-class LedgerReading(Fact, frozen=True, kw_only=True):
+_IN_JSON = {"reserved": "promised", "device_reserved": "device_promised"}
+"""Clients know these fields by their older names."""
+
+
+class LedgerReading(Fact, frozen=True, kw_only=True, rename=_IN_JSON):
     """The ledger at one moment, in bytes."""
 
     budget: int
@@ -166,7 +170,7 @@ class ReadLedger(SchedulerCommand[LedgerReading], frozen=True, kw_only=True):
     """Which engine holds how much memory, and until when."""
 
 
-class EngineAccount(Fact, frozen=True, kw_only=True):
+class EngineAccount(Fact, frozen=True, kw_only=True, rename=_IN_JSON):
     """One engine in the ledger. Bytes and seconds."""
 
     engine_id: str
@@ -219,7 +223,7 @@ class QueueEntry(Fact, frozen=True, kw_only=True):
     """For people."""
 
 
-class DeviceAccount(Fact, frozen=True, kw_only=True):
+class DeviceAccount(Fact, frozen=True, kw_only=True, rename=_IN_JSON):
     """The memory of one graphics device, in bytes."""
 
     id: str

@@ -1,4 +1,4 @@
-"""Memory of graphics devices: each a pool of its own, told by `nvidia-smi`, promised, measured, made free."""
+"""Memory of graphics devices: each a pool of its own, told by `nvidia-smi`, reserved, measured, freed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from waiting import until_async
 from wedge import MIB, PROGRAM, Daemon
 
 NEED = 64
-"""MiB that an engine is promised on its device."""
+"""MiB that an engine reserves on its device."""
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="CUDA is on Linux")
 
@@ -126,7 +126,7 @@ async def test_what_an_engine_really_takes_of_its_device_counts_at_once(machine:
     assert (row["device_measured"] // MIB, row["device_memory"] // MIB) == (150, 150)
     (device,) = (await daemon.get("/engines/ledger")).json["devices"]
     assert device["promised"] // MIB == 150
-    # Its end is remembered: the next engine of its kind is promised as much from the start.
+    # Its end is remembered: the next engine of its kind has as much reserved from the start.
     await daemon.unload()
     assert (await daemon.chat("a")).status == 200
     assert (await daemon.engine("a"))["device_memory"] // MIB == 150
@@ -148,7 +148,7 @@ async def test_where_nobody_tells_what_processes_hold_the_estimate_stays(
     await until_async(memory_is_measured)
     assert (await daemon.engine("a"))["device_measured"] is None
     assert row["device_memory"] // MIB == NEED
-    # Then not even the devices answer: what is promised is all there is to go by.
+    # Then not even the devices answer: what is reserved is all there is to go by.
     (folder / "broken").touch()
 
     async def unknown() -> bool:

@@ -68,7 +68,7 @@ class ByHand:
         while knock(self.path) != 200:
             assert self.process.poll() is None, "the engine has ended"
             assert time.monotonic() < end, "the engine did not become ready"
-            time.sleep(0.02)  # another process, which tells nobody that it is so far; bounded
+            time.sleep(0.02)  # another process; polled, with a bound
 
     def connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("localhost", timeout=ANSWER_WITHIN)

@@ -107,7 +107,7 @@ class Daemon:
         note = home / "daemon.json"
         while not (note.exists() and self._is_ready(json.loads(note.read_text())["url"])):
             assert time.perf_counter() - began < BOUND, "the daemon did not become ready"
-            time.sleep(0.002)  # another process, which tells nobody that it is so far; bounded
+            time.sleep(0.002)  # another process; polled, with a bound
         self.ready_s = time.perf_counter() - began
         spent = psutil.Process(self.process.pid).cpu_times()
         self.ready_cpu_s = float(spent.user + spent.system)

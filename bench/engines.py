@@ -92,7 +92,7 @@ def bare(backend: Backend, model: Path, folder: Path) -> float:
         while knock(path) != 200:
             assert process.poll() is None, "the engine has ended"
             assert time.perf_counter() - began < BOUND, "the engine did not become ready"
-            time.sleep(0.005)  # another process, which tells nobody that it is so far; bounded
+            time.sleep(0.005)  # another process; polled, with a bound
         assert knock(path, {"model": "m", **ASK}) == 200
         return time.perf_counter() - began
     finally:
@@ -126,7 +126,7 @@ class Daemon:
         end = time.monotonic() + BOUND
         while not note.exists():
             assert time.monotonic() < end, "the daemon did not start"
-            time.sleep(0.05)  # another process, which tells nobody that it is so far; bounded
+            time.sleep(0.05)  # another process; polled, with a bound
         self.url = json.loads(note.read_text())["url"]
         self.model = f"file:{model}"
         call(self.url, "/models/create", {"from": self.model})
@@ -140,7 +140,7 @@ class Daemon:
         end = time.monotonic() + BOUND
         while call(self.url, "/engines/ps"):
             assert time.monotonic() < end, "the engine did not end"
-            time.sleep(0.02)  # another process, which tells nobody that it is so far; bounded
+            time.sleep(0.02)  # another process; polled, with a bound
         return took
 
     def stop(self) -> None:

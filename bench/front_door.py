@@ -200,7 +200,7 @@ class Daemon:
         end = time.monotonic() + 30
         while not note.exists():
             assert time.monotonic() < end, "the daemon did not start"
-            time.sleep(0.05)  # another process, which tells nobody that it is so far; bounded
+            time.sleep(0.05)  # another process; polled, with a bound
         self.url = json.loads(note.read_text())["url"]
         call(self.url, "/models/create", {"from": f"file:{folder / 'tiny.gguf'}"})
         call(self.url, f"/models/file:{folder / 'tiny.gguf'}/tag?repo=tiny&tag=latest", {})

@@ -63,7 +63,7 @@ def timed(work: Callable[[], Any]) -> float:
 def measured(work: Callable[[], Any], pause: float = 0.0) -> tuple[float, float]:
     """Seconds of one go: on the clock, and of the processors, child processes included."""
     os.sync()  # ours ends with a sync, which is not to write what the one before it has left
-    time.sleep(pause)  # what was removed before slows the file system for a while, and nothing says how long
+    time.sleep(pause)  # earlier removals slow the file system for a while
     began, spent = time.perf_counter(), processor()
     work()
     return time.perf_counter() - began, processor() - spent

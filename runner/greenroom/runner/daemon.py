@@ -10,8 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -28,6 +27,7 @@ from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Clock
 from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler
+from greenroom.actors.kernel.embedding import Startable
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.core import Library
@@ -84,7 +84,7 @@ class NotRunning(RuntimeError):
     """This Greenroom has not been started, or has been stopped."""
 
 
-class Greenroom:
+class Greenroom(Startable):
     """Everything but HTTP. A context manager, plain and asynchronous.
 
     It keeps nothing global: no signal handlers, no atexit, no logging set-up. Two of them live side by side
@@ -330,28 +330,6 @@ class Greenroom:
         self._system = None
         if self._lock is not None:
             self._lock.release()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    async def __aenter__(self) -> Self:
-        from greenroom.actors.kernel.embedding import start_in_thread
-
-        await start_in_thread(self.start, self.stop)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        from greenroom.actors.kernel.embedding import stop_in_thread
-
-        await stop_in_thread(self.stop)
 
     # reading
 

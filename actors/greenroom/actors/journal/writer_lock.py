@@ -36,7 +36,7 @@ def lock_exclusively(descriptor: int) -> None:
                 raise
         else:
             return
-        time.sleep(_LOOK_EVERY)  # there is no notification
+        time.sleep(_LOOK_EVERY)  # flock has no wait with a bound
 
 
 def unlock(descriptor: int) -> None:

@@ -1,9 +1,38 @@
-"""Starting and stopping what blocks, from a coroutine."""
+"""`with` and `async with` for what blocks while it starts and stops."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Self
+
+
+class Startable(ABC):
+    """A context manager, plain and asynchronous: starts on entry, stops on exit.
+
+    `async with` blocks no loop, and what a cancelled caller had started is stopped again.
+    """
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await start_in_thread(self.start, self.stop)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await stop_in_thread(self.stop)
 
 
 async def start_in_thread(start: Callable[[], None], stop: Callable[[], None]) -> None:

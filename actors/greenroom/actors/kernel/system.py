@@ -7,8 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import msgspec
 import pykka
@@ -19,7 +19,7 @@ from greenroom.actors.kernel.answers import Asked, Leases
 from greenroom.actors.kernel.checks import Explain, complaint, no_words
 from greenroom.actors.kernel.clock import Clock, SystemClock
 from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler, NoEffectHandler, Tell
-from greenroom.actors.kernel.embedding import start_in_thread, stop_in_thread
+from greenroom.actors.kernel.embedding import Startable
 from greenroom.actors.kernel.errors import (
     ActorStopped,
     AskExpired,
@@ -50,7 +50,7 @@ class _Registered(msgspec.Struct):
     mailbox: int
 
 
-class ActorSystem:
+class ActorSystem(Startable):
     """Runs cores on one journal. A context manager; starts on entry, stops on exit.
 
     It keeps nothing global: no signal handlers, no atexit, no logging set-up, no entry in Pykka's registry.
@@ -208,24 +208,6 @@ class ActorSystem:
             self._stopping = True
         for actor in self._actors.values():
             actor.actor_ref.stop(block=False)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    async def __aenter__(self) -> Self:
-        await start_in_thread(self.start, self.stop)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await stop_in_thread(self.stop)
 
     # using
 

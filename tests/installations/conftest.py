@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from builder_reports import BuilderReports
+from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.lock_file import LockedPackage, render
 from package_index import Index, Misbehaviour, serving
 from toys import Toy, toy_of
@@ -87,3 +89,30 @@ def program(tmp_path: Path) -> Callable[[str, str], Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def heard() -> BuilderReports:
+    return BuilderReports()
+
+
+@pytest.fixture
+def make_builder(tmp_path: Path, heard: BuilderReports, index: Index) -> Iterator[Callable[..., Builder]]:
+    made = []
+
+    def make(*toys: Toy, **kwargs: Any) -> Any:
+        backends = {toy.backend.name: toy.backend for toy in toys}
+        builder = Builder(
+            tmp_path / "home",
+            heard.tell,
+            heard.board,
+            **{"backends": backends, "sources": index.sources, **kwargs},
+        )
+        for name in backends:
+            heard.listen(name)
+        made.append(builder)
+        return builder
+
+    yield make
+    for builder in made:
+        builder.close()

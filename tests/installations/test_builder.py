@@ -1,18 +1,17 @@
+"""The builder's jobs: what begins, ends, is cancelled, and is reported."""
+
 from __future__ import annotations
 
-import dataclasses
 import errno
-import os
-import queue
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from builder_reports import BuilderReports
 from greenroom.actors.installer.effects import (
     DropUnneeded,
     InspectInstallations,
@@ -20,23 +19,13 @@ from greenroom.actors.installer.effects import (
     RemoveInstallation,
     VerifyInstallations,
 )
-from greenroom.actors.installer.events import (
-    InstallationCommitted,
-    InstallationRemoved,
-    InstallationsUnread,
-    InstallAttemptFailed,
-    InstallCancelled,
-)
-from greenroom.actors.installer.messages import INSTALLER, InstallationsSeen
-from greenroom.actors.progress import ProgressBoard, install_job
-from greenroom.actors.reports import EffectEnded, Happened
-from greenroom.actors.values import Installation
+from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.reports import Happened
 from greenroom.runner.backends.base import Platform
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import ExternalBackend
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
-from greenroom.runner.installations.installed import InstallationStore
 from greenroom.runner.installations.sources import PackageSources, Setting
 from package_index import Index, Misbehaviour
 from reports import build
@@ -44,80 +33,8 @@ from toys import Toy
 from waiting import until
 
 
-class Heard:
-    """Keeps what a builder reports, and how its jobs progress."""
-
-    def __init__(self) -> None:
-        self.reports: queue.Queue[Any] = queue.Queue()
-        self.progressed: list[Any] = []
-        self.at_phase: dict[str, Callable[[], Any]] = {}
-        self.building: Any = None
-        self.board = ProgressBoard()
-
-    def listen(self, backend: str) -> None:
-        self.board.listen(install_job(backend), self.progress)
-
-    def progress(self, progress: Any) -> None:
-        self.progressed.append(progress)
-        if progress.phase in self.at_phase:
-            self.at_phase[progress.phase]()
-
-    def tell(self, to: Any, report: Any) -> None:
-        assert to == INSTALLER
-        match report:
-            case Happened(event=InstallationCommitted() as e):
-                self.reports.put(("committed", e.job, e.installation))
-            case Happened(event=InstallAttemptFailed() as e):
-                self.reached = e.reached
-                self.reports.put(("failed", e.job, e.failure))
-            case Happened(event=InstallCancelled() as e):
-                self.reports.put(("cancelled", e.job))
-            case Happened(event=InstallationsUnread() as e):
-                self.reports.put(("unread", e.backend, e.reason))
-            case InstallationsSeen() as seen:
-                self.unclear, self.building = seen.unclear, seen.building
-                self.reports.put(("seen", seen.backend, seen.installations))
-            case EffectEnded(effect=RemoveInstallation(backend=backend, installation_id=one), event=None):
-                self.reports.put(("remove_failed", backend, one, report.failure))
-            case EffectEnded(event=InstallationRemoved() as e):
-                self.reports.put(("removed", e.backend, e.installation_id, e.freed))
-
-    def next(self) -> Any:
-        return self.reports.get(timeout=30)
-
-    def silent(self) -> Any:
-        return self.reports.empty()
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
-
-
-@pytest.fixture
-def make_builder(tmp_path: Path, heard: Heard, index: Index) -> Iterator[Callable[..., Builder]]:
-    made = []
-
-    def make(*toys: Toy, **kwargs: Any) -> Any:
-        backends = {toy.backend.name: toy.backend for toy in toys}
-        builder = Builder(
-            tmp_path / "home",
-            heard.tell,
-            heard.board,
-            **{"backends": backends, "sources": index.sources, **kwargs},
-        )
-        for name in backends:
-            heard.listen(name)
-        made.append(builder)
-        return builder
-
-    yield make
-    for builder in made:
-        builder.close()
-
-
 def test_a_job_ends_with_exactly_one_report(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+    make_builder: Callable[..., Builder], heard: BuilderReports, toy: Toy
 ) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
@@ -128,7 +45,11 @@ def test_a_job_ends_with_exactly_one_report(
 
 
 def test_a_job_started_twice_runs_once(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+    make_builder: Callable[..., Builder],
+    heard: BuilderReports,
+    toy: Toy,
+    index: Index,
+    misbehave: type[Misbehaviour],
 ) -> None:
     gate = threading.Event()
     index.wrong["toy"] = misbehave(hang=gate)
@@ -141,48 +62,12 @@ def test_a_job_started_twice_runs_once(
     assert heard.silent()
 
 
-def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
-) -> None:
-    gate = threading.Event()
-    index.wrong["toy"] = misbehave(hang=gate)
-    builder = make_builder(toy)
-    builder.start(build("j1", "toy", attempt=3))
-    until(lambda: index.requests)
-    # As when the installer is rebuilt.
-    builder.look(["toy"])
-    assert heard.next() == ("seen", "toy", ())
-    assert heard.building == (("j1", 3),)
-    gate.set()
-    kind, _, installation = heard.next()
-    assert kind == "committed"
-    builder.look(["toy"])
-    assert heard.next() == ("seen", "toy", (installation,))
-    assert heard.building == ()
-
-
-def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
-) -> None:
-    builder = make_builder(toy)
-
-    def look_once() -> None:
-        heard.at_phase.clear()
-        builder.look(["toy"])
-        # The job stands still until the look is over.
-        until(lambda: heard.building is not None)
-
-    heard.at_phase["unpacking"] = look_once
-    builder.start(build("j1", "toy"))
-    assert heard.next() == ("seen", "toy", ())
-    assert heard.building == (("j1", 1),)
-    kind, _, installation = heard.next()
-    assert kind == "committed"
-    assert builder.verify("toy", installation.id) == []
-
-
 def test_after_a_failure_the_same_job_may_begin_another_attempt(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+    make_builder: Callable[..., Builder],
+    heard: BuilderReports,
+    toy: Toy,
+    index: Index,
+    misbehave: type[Misbehaviour],
 ) -> None:
     index.wrong["toy"] = misbehave(status=500)
     builder = make_builder(toy)
@@ -195,7 +80,11 @@ def test_after_a_failure_the_same_job_may_begin_another_attempt(
 
 
 def test_cancelling_reports_and_a_new_start_works(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+    make_builder: Callable[..., Builder],
+    heard: BuilderReports,
+    toy: Toy,
+    index: Index,
+    misbehave: type[Misbehaviour],
 ) -> None:
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
@@ -209,14 +98,14 @@ def test_cancelling_reports_and_a_new_start_works(
 
 
 def test_cancelling_a_job_nobody_knows_is_passed_over(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+    make_builder: Callable[..., Builder], heard: BuilderReports, toy: Toy
 ) -> None:
     make_builder(toy).cancel("never")
     assert heard.silent()
 
 
 def test_backends_are_installed_side_by_side(
-    make_builder: Callable[..., Builder], heard: Heard, make_toy: Callable[..., Toy]
+    make_builder: Callable[..., Builder], heard: BuilderReports, make_toy: Callable[..., Toy]
 ) -> None:
     one, two = make_toy("one"), make_toy("two")
     both = threading.Barrier(2, timeout=20)
@@ -228,22 +117,9 @@ def test_backends_are_installed_side_by_side(
     assert {heard.next()[:2], heard.next()[:2]} == {("committed", "j1"), ("committed", "j2")}
 
 
-def test_looking_reports_every_backend_and_sweeps_what_was_left(
-    make_builder: Callable[..., Builder], heard: Heard, make_toy: Callable[..., Toy], tmp_path: Path
+def test_removing_reports_the_bytes(
+    make_builder: Callable[..., Builder], heard: BuilderReports, toy: Toy
 ) -> None:
-    one, two = make_toy("one"), make_toy("two")
-    builder = make_builder(one, two)
-    builder.start(build("j1", "one"))
-    installation = heard.next()[2]
-    leftover = tmp_path / "home" / "backends" / "two" / "1.0-aaaaaaaa.1"
-    (leftover / "env").mkdir(parents=True)
-    builder.look()
-    assert heard.next() == ("seen", "one", (installation,))
-    assert heard.next() == ("seen", "two", ())
-    assert not leftover.exists()
-
-
-def test_removing_reports_the_bytes(make_builder: Callable[..., Builder], heard: Heard, toy: Toy) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
     installation = heard.next()[2]
@@ -256,7 +132,11 @@ def test_removing_reports_the_bytes(make_builder: Callable[..., Builder], heard:
 
 
 def test_what_was_fetched_is_dropped_unless_a_job_goes_on(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+    make_builder: Callable[..., Builder],
+    heard: BuilderReports,
+    toy: Toy,
+    index: Index,
+    misbehave: type[Misbehaviour],
 ) -> None:
     gate = threading.Event()
     builder = make_builder(toy)
@@ -273,7 +153,7 @@ def test_what_was_fetched_is_dropped_unless_a_job_goes_on(
 
 def test_settings_are_read_anew_for_each_attempt(
     make_builder: Callable[..., Builder],
-    heard: Heard,
+    heard: BuilderReports,
     toy: Toy,
     index: Index,
     tmp_path: Path,
@@ -303,7 +183,7 @@ def test_settings_are_read_anew_for_each_attempt(
 @pytest.mark.parametrize("version", ["", "latest"])
 def test_an_index_that_is_not_there_is_told_from_one_that_has_a_problem(
     make_builder: Callable[..., Builder],
-    heard: Heard,
+    heard: BuilderReports,
     toy: Toy,
     index: Index,
     misbehave: type[Misbehaviour],
@@ -322,7 +202,7 @@ def test_an_index_that_is_not_there_is_told_from_one_that_has_a_problem(
 
 
 def test_removing_under_a_name_that_could_mean_another_place_fails(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+    make_builder: Callable[..., Builder], heard: BuilderReports, toy: Toy
 ) -> None:
     removal = RemoveInstallation(backend="toy", installation_id="../../../etc")
     make_builder(toy).perform(removal, "cause")
@@ -331,7 +211,7 @@ def test_removing_under_a_name_that_could_mean_another_place_fails(
 
 
 def test_an_unknown_backend_names_the_known_ones(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+    make_builder: Callable[..., Builder], heard: BuilderReports, toy: Toy
 ) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "nothing"))
@@ -343,7 +223,7 @@ def test_an_unknown_backend_names_the_known_ones(
 
 
 def test_a_platform_that_cannot_run_it_is_told_so_without_trying(
-    make_builder: Callable[..., Builder], heard: Heard, index: Index
+    make_builder: Callable[..., Builder], heard: BuilderReports, index: Index
 ) -> None:
     linux = Platform(system="linux", machine="x86_64", python=(3, 11))
     builder = make_builder(backends=BACKENDS, platform=linux)
@@ -356,7 +236,7 @@ def test_a_platform_that_cannot_run_it_is_told_so_without_trying(
 
 def test_a_fault_of_ours_still_ends_the_job(
     make_builder: Callable[..., Builder],
-    heard: Heard,
+    heard: BuilderReports,
     toy: Toy,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -370,60 +250,6 @@ def test_a_fault_of_ours_still_ends_the_job(
     assert "Traceback" in caplog.text
 
 
-def test_a_fault_of_ours_while_looking_does_not_leave_the_installer_waiting(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    builder = make_builder(toy)
-    monkeypatch.setattr("greenroom.runner.installations.installed.InstallationStore.judged", lambda *_: 1 / 0)
-    builder.look()
-    kind, backend, reason = heard.next()
-    assert (kind, backend) == ("unread", "toy")
-    assert "Greenroom failed to check it" in reason
-
-
-def test_what_cannot_be_looked_at_of_one_backend_costs_no_other(
-    make_builder: Callable[..., Builder],
-    heard: Heard,
-    make_toy: Callable[..., Toy],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    real = InstallationStore.judged
-
-    def judged(store: InstallationStore, backend: str) -> Any:
-        if backend == "bad":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(store, backend)
-
-    builder = make_builder(make_toy("bad"), make_toy("good"))
-    monkeypatch.setattr(InstallationStore, "judged", judged)
-    builder.look()
-    assert heard.next() == ("unread", "bad", "Input/output error")
-    assert heard.next() == ("seen", "good", ())
-
-
-def test_what_cannot_be_judged_is_told_with_the_reason(
-    make_builder: Callable[..., Builder],
-    heard: Heard,
-    toy: Toy,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    builder = make_builder(toy)
-    builder.start(build("j1", "toy"))
-    _, _, installation = heard.next()
-    monkeypatch.setattr(
-        "greenroom.runner.installations.installed_check.os.lstat",
-        lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
-    )
-    builder.look(["toy"])
-    assert heard.next() == ("seen", "toy", ())
-    assert list(heard.unclear) == [installation.id]
-    monkeypatch.undo()
-    builder.look(["toy"])
-    assert heard.next() == ("seen", "toy", (installation,))
-    assert heard.unclear == {}
-
-
 def test_the_plan_of_a_real_backend_is_known_offline(
     make_builder: Callable[..., Builder], index: Index
 ) -> None:
@@ -434,66 +260,12 @@ def test_the_plan_of_a_real_backend_is_known_offline(
     assert index.requests == []
 
 
-def test_verifying_by_hash_names_what_has_changed(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, tmp_path: Path
-) -> None:
-    builder = make_builder(toy)
-    builder.start(build("j1", "toy"))
-    installation = heard.next()[2]
-    assert builder.verify("toy", installation.id) == []
-    cfg = tmp_path / "home" / "backends" / "toy" / installation.id / "env" / "pyvenv.cfg"
-    cfg.write_bytes(cfg.read_bytes().swapcase())
-    assert builder.verify("toy", installation.id) == ["env/pyvenv.cfg has changed"]
-    with pytest.raises(JobFailed, match="no installation"):
-        builder.verify("toy", "9.9-aaaaaaaa.1")
-
-
-def test_the_users_own_environment_is_seen_and_never_removed(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, tmp_path: Path
-) -> None:
-    maker = make_builder(toy)
-    maker.start(build("j1", "toy"))
-    theirs = tmp_path / "home" / "backends" / "toy" / heard.next()[2].id / "env" / "bin" / "python"
-    builder = make_builder(toy, external={"toy": ExternalBackend(python=theirs)})
-    builder.look()
-    _, _, (managed, external) = heard.next()
-    assert managed.managed
-    assert external == Installation(
-        id="external", backend="toy", version="1.0", managed=False, root=str(theirs)
-    )
-    builder.perform(RemoveInstallation(backend="toy", installation_id="external"), "cause")
-    kind, _, _, failure = heard.next()
-    assert (kind, failure.code) == ("remove_failed", "not_ours")
-    assert theirs.exists()
-
-
-def test_an_environment_of_the_users_that_lacks_the_backend_is_broken_with_the_reason(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, tmp_path: Path
-) -> None:
-    for python, reason in [
-        (Path(sys.executable), "it has no toy"),
-        (tmp_path / "nowhere" / "python", "is not a Python interpreter"),
-    ]:
-        make_builder(toy, external={"toy": ExternalBackend(python=python)}).look()
-        _, _, (external,) = heard.next()
-        assert reason in external.broken
-
-
-def test_a_program_of_the_users_tells_its_version(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, program: Callable[[str, str], Path]
-) -> None:
-    good = program("llama-server", "#!/bin/sh\necho 'version: 9879 (abcdef)' >&2\n")
-    bad = program("other-server", "#!/bin/sh\necho 'libgomp.so.1: cannot open' >&2\nexit 127\n")
-    make_builder(toy, external={"toy": ExternalBackend(binary=good)}).look()
-    _, _, (external,) = heard.next()
-    assert (external.version, external.broken, external.root) == ("9879", "", str(good))
-    make_builder(toy, external={"toy": ExternalBackend(binary=bad)}).look()
-    _, _, (external,) = heard.next()
-    assert "libgomp.so.1" in external.broken
-
-
 def test_closing_ends_what_runs(
-    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+    make_builder: Callable[..., Builder],
+    heard: BuilderReports,
+    toy: Toy,
+    index: Index,
+    misbehave: type[Misbehaviour],
 ) -> None:
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
@@ -501,46 +273,6 @@ def test_closing_ends_what_runs(
     until(lambda: index.requests)
     builder.close()
     assert heard.next() == ("cancelled", "j1")
-
-
-def test_what_was_made_for_other_processors_is_broken_until_they_are_back(
-    make_builder: Callable[..., Builder], heard: Heard, make_toy: Callable[..., Toy]
-) -> None:
-    """A machine gains a GPU, or loses its driver: the other build does not fit any more."""
-    cpu, gpu = make_toy("toy_cpu"), make_toy("toy_gpu")
-
-    class Split(type(cpu.backend)):  # type: ignore[misc]
-        name = "toy"
-        source = cpu.source
-
-        def on(self, platform: Platform) -> Any:
-            return replaced if platform.cuda else self
-
-    class Replaced(Split):
-        source = gpu.source
-
-    split, replaced = Split(), Replaced()  # pyright: ignore[reportAbstractUsage] - `type(…)` is a toy
-    without = Platform(system="linux", machine="x86_64", python=(3, 11))
-    with_gpu = dataclasses.replace(without, cuda=True)
-
-    def seen(platform: Platform) -> Any:
-        builder = make_builder(backends={"toy": split}, platform=platform)
-        builder.look(("toy",))
-        kind, _, found = heard.next()
-        assert kind == "seen"
-        return [one.broken for one in found]
-
-    builder = make_builder(backends={"toy": split}, platform=without)
-    builder.start(build("j1", "toy"))
-    assert heard.next()[0] == "committed"
-    assert seen(without) == [""]
-    assert seen(with_gpu) == ["it was made for a machine with other processors; this one needs toy_gpu"]
-    assert seen(without) == [""]
-
-    make_builder(backends={"toy": split}, platform=with_gpu).start(build("j2", "toy"))
-    assert heard.next()[0] == "committed"
-    assert sorted(map(bool, seen(with_gpu))) == [False, True]
-    assert sorted(map(bool, seen(without))) == [False, True]
 
 
 def test_the_user_may_name_other_indexes_or_another_image() -> None:

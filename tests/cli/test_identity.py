@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -10,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 
+from greenroom.actors.journal import writer_lock
 from greenroom.runner.cli.client import Gone
 from greenroom.runner.cli.connect import Unresponsive, find, listener_at
 from greenroom.runner.cli.exit_codes import Problem
@@ -257,7 +259,7 @@ def test_a_program_with_greenroom_inside_it_is_named_and_no_daemon_is_started(
     assert not (home / "daemon.log").exists()
 
 
-def test_looking_who_holds_a_data_directory_keeps_nobody_from_taking_it(home: Path) -> None:
+def test_a_data_directory_can_be_taken_while_others_check_who_holds_it(home: Path) -> None:
     stop = Event()
 
     def look() -> None:
@@ -274,6 +276,26 @@ def test_looking_who_holds_a_data_directory_keeps_nobody_from_taking_it(home: Pa
     for thread in threads:
         thread.join()
     assert holder_of(home) is None
+
+
+def test_a_data_directory_is_taken_as_soon_as_a_slow_check_ends(home: Path) -> None:
+    (home / "daemon.lock").write_text(str(os.getpid()))
+    with (home / "daemon.lock").open() as check:
+        fcntl.flock(check, fcntl.LOCK_SH)
+        ends = Timer(0.5, fcntl.flock, (check, fcntl.LOCK_UN))
+        ends.start()
+        DaemonLock(home).release()
+        ends.join()
+
+
+def test_a_check_that_never_ends_is_not_waited_for_without_a_limit(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_lock, "PATIENCE", 0.1)
+    with (home / "daemon.lock").open("w") as check:
+        fcntl.flock(check, fcntl.LOCK_SH)
+        with pytest.raises(HomeLocked):
+            DaemonLock(home)
 
 
 def test_a_lock_on_a_full_disk_holds_without_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from greenroom.actors.fork import on_fork
-from greenroom.actors.journal.writer_lock import lock_exclusively, read_pid, unlock
+from greenroom.actors.journal.writer_lock import is_held, lock_exclusively, read_pid, unlock
 
 _SHOWN = 80
 """Characters of a command line to show."""
-_TRIES = 4
-_PAUSE = 0.05
-"""Seconds between two tries: a client that checks the lock holds it for a moment itself."""
 
 
 class HomeLocked(Exception):
@@ -76,12 +71,8 @@ def holder_of(home: Path) -> DaemonHolder | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return DaemonHolder.of(read_pid(descriptor))
+        return DaemonHolder.of(read_pid(descriptor)) if is_held(descriptor) else None
     except OSError:
-        return None
-    else:
         return None
     finally:
         os.close(descriptor)
@@ -95,16 +86,12 @@ class DaemonLock:
         self._path = home / "daemon.lock"
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
-        for left in reversed(range(_TRIES)):
-            try:
-                lock_exclusively(self._file.fileno())
-                break
-            except BlockingIOError:
-                if not left:
-                    pid = read_pid(self._file.fileno())
-                    self._file.close()
-                    raise HomeLocked(home, pid) from None
-            time.sleep(_PAUSE)  # there is nothing to wait on
+        try:
+            lock_exclusively(self._file.fileno())
+        except BlockingIOError:
+            pid = read_pid(self._file.fileno())
+            self._file.close()
+            raise HomeLocked(home, pid) from None
         status = os.fstat(self._file.fileno())
         self._identity = (status.st_dev, status.st_ino)
         # On a full disk the lock still holds, only its holder is not recorded.

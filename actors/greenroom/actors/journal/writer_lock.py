@@ -12,7 +12,7 @@ from greenroom.actors.fork import on_fork
 from greenroom.actors.journal.port import JournalBusy
 
 PATIENCE = 10.0
-"""Seconds to wait for a lock whose holder is dead: far more than a child needs to begin its own program."""
+"""Seconds to wait for a lock whose holder is dead, or which is only checked: each lasts for a moment."""
 _LOOK_EVERY = 0.005
 
 
@@ -23,20 +23,34 @@ def lock_exclusively(descriptor: int) -> None:
     parent, and one that keeps it open still holds it when the parent has long ended. So holders register with
     `on_fork` and close the file there.
 
-    A child the holder has just forked shares the lock until it begins a program of its own, and may live on
-    for that moment when the holder is killed. So a dead holder's lock is waited for, `PATIENCE` at most.
+    Two things are waited for, `PATIENCE` at most:
+
+    - A dead holder's lock. A child the holder has just forked shares the lock until it begins a program of
+      its own, and may live on for that moment when the holder is killed.
+    - A shared lock. A process that only checks who holds the lock takes it shared, for a moment.
     """
     deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = read_pid(descriptor)
-            if not pid or _lives(pid) or time.monotonic() >= deadline:
-                raise
-        else:
-            return
+    while not _try_lock(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline or (is_held(descriptor) and _has_living_holder(descriptor)):
+            raise BlockingIOError
         time.sleep(_LOOK_EVERY)  # flock has no wait with a bound
+
+
+def is_held(descriptor: int) -> bool:
+    """Whether another process, or another open file of this one, holds the lock."""
+    if _try_lock(descriptor, fcntl.LOCK_SH):
+        unlock(descriptor)
+        return False
+    return True
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Whether the lock could be taken at once."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def unlock(descriptor: int) -> None:
@@ -93,7 +107,11 @@ class WriterLock:
             self._descriptor = -1
 
 
-def _lives(pid: int) -> bool:
+def _has_living_holder(descriptor: int) -> bool:
+    """Also while the holder has not recorded its pid yet."""
+    pid = read_pid(descriptor)
+    if not pid:
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

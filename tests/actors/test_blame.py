@@ -56,7 +56,7 @@ def never_ran(stage: Stage, spec: EngineSpec, failure: Failure) -> Stage:
     return stage.engine_is(spec, "gone", exit=end)
 
 
-def test_a_model_that_is_found_damaged_is_told_to_the_library_with_the_answer() -> None:
+def test_a_damaged_model_is_reported_to_the_library_with_the_answer() -> None:
     stage = upgraded()
     damaged = Failure(kind="permanent", code="model_damaged", message="It is damaged.", blame="model")
     stage.serve("r1", "qwen")
@@ -85,7 +85,7 @@ def test_a_load_that_fails_without_the_engines_doing_opens_no_breaker_and_quaran
     assert {one.failure.blame for one in stage.stored(LoadFailed)} == {failure.blame}
 
 
-def test_an_engine_that_nobody_has_seen_run_or_end_counts_for_nothing() -> None:
+def test_an_engine_that_was_never_seen_to_run_or_end_is_not_a_failure() -> None:
     stage = upgraded().serve("r1", "qwen")
     stage.dies(stage.spec_of("qwen"), code=None, summary="The engine's keeper cannot be started.")
     assert not stage.stored(ModelQuarantined)
@@ -93,7 +93,7 @@ def test_an_engine_that_nobody_has_seen_run_or_end_counts_for_nothing() -> None:
     assert stage.stored(LoadFailed)[-1].failure.blame == "machine"
 
 
-def test_who_keeps_asking_meanwhile_hears_the_same_and_stores_nothing() -> None:
+def test_repeated_requests_meanwhile_get_the_same_refusal_and_store_nothing() -> None:
     stage = Stage().begin(model("one"))
     stage.serve("first", "one")
     never_ran(stage, stage.spec_of("one"), FAILURES["no_space"])

@@ -63,13 +63,13 @@ def test_a_backend_that_the_path_names_is_binding() -> None:
     assert refused(SAFE, installed("mlx"), binding="vllm").code == "backend_not_installed"
 
 
-def test_a_backend_nobody_knows_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_backend_is_refused_and_the_known_ones_are_listed() -> None:
     refusal = refused(GGUF, binding="llama")
     assert refusal.kind == "not_found"
     assert refusal.advice == "Known backends: llama.cpp, mlx, vllm, vllm-metal."
 
 
-def test_a_mode_nobody_serves_is_refused() -> None:
+def test_a_mode_that_no_backend_serves_is_refused() -> None:
     refusal = refused(GGUF, mode="reranking")
     assert (refusal.kind, refusal.message) == ("invalid", "No backend serves gguf models in reranking mode.")
 

@@ -25,7 +25,7 @@ def test_a_daemon_with_the_pid_of_one_that_was_killed_has_started_too() -> None:
     given(DaemonLog(second), first, second).when(Recovered()).then()
 
 
-def test_a_stop_in_order_is_told_apart_from_a_killed_daemon() -> None:
+def test_an_orderly_stop_differs_from_a_killed_daemon() -> None:
     case = given(DaemonLog(STARTED), STARTED)
     assert case.state.running_pid == 42
     case.when(NoteStopped(pid=42, reason="asked to stop")).then(DaemonStopped)

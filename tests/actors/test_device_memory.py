@@ -43,7 +43,7 @@ def measured(at: Stage, spec: EngineSpec, on_device: int | None, here: int = BES
     at.when(EngineList(backend="vllm", engines=engines, version=2, measured={spec.engine_id: size})).rest()
 
 
-def test_an_engine_goes_to_the_device_with_the_most_room_and_a_little_of_it_stays_here() -> None:
+def test_an_engine_goes_to_the_device_with_the_most_room_and_uses_a_little_host_memory() -> None:
     at = stage(device(0, 3 * GIB), device(1, 4 * GIB))
     spec = at.loaded("one")
     assert (spec.device, spec.device_memory, spec.device_total) == ("GPU-1", 2 * GIB + BESIDE, 4 * GIB)
@@ -65,12 +65,12 @@ def test_without_a_device_the_machines_memory_is_all_there_is() -> None:
     assert (spec.device, spec.device_memory, spec.memory) == ("", 0, 2 * GIB + BESIDE)
 
 
-def test_what_others_use_of_a_device_is_not_promised() -> None:
+def test_memory_that_other_processes_use_on_a_device_is_not_reserved() -> None:
     at = stage(device(0, 4 * GIB, available=GIB), device(1, 3 * GIB, available=3 * GIB))
     assert at.loaded("one").device == "GPU-1"
 
 
-def test_where_what_is_free_cannot_be_measured_promises_alone_decide() -> None:
+def test_where_free_memory_cannot_be_measured_only_reservations_decide() -> None:
     at = stage(device(0, 3 * GIB))
     spec = at.loaded("one")
     at.serve("r", "two")
@@ -116,7 +116,7 @@ def test_what_fits_no_device_is_refused_at_once_and_the_largest_is_named() -> No
     assert "gpu_headroom" in refusal.advice
 
 
-def test_whoever_waits_for_a_device_does_not_keep_others_from_the_machines_memory() -> None:
+def test_a_load_that_waits_for_a_device_does_not_block_the_machines_memory() -> None:
     at = stage(device(0, 3 * GIB))
     spec = at.loaded("one")
     at.serve("busy", "one").serve("r", "two")
@@ -129,7 +129,7 @@ def test_whoever_waits_for_a_device_does_not_keep_others_from_the_machines_memor
     assert at.informed["late"].message == "waiting for memory, behind two"
 
 
-def test_a_peak_above_the_promise_counts_at_once_and_is_remembered() -> None:
+def test_a_peak_above_the_reservation_counts_at_once_and_is_remembered() -> None:
     at = stage(device(0, 8 * GIB))
     spec = at.loaded("one")
     measured(at, spec, 5 * GIB)

@@ -103,7 +103,7 @@ def test_what_is_ready_goes_on_serving_and_what_needs_a_load_is_refused(house: H
     assert house.gates.inside(engine.spec.engine_id) == {"r2"}
 
 
-def test_a_grant_does_not_wait_for_somebody_elses_event(house: House) -> None:
+def test_a_grant_does_not_wait_for_another_requests_event(house: House) -> None:
     ready(house, "qwen")
     house.journal.fault = JournalFull("no space left on device")
     house.gates.close(next(iter(house.gates.readings())))

@@ -158,7 +158,7 @@ def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_la
     assert event in [one.type for one in house.journal.read()][before:]
 
 
-def test_a_failure_that_cannot_be_recorded_is_told_as_what_it_is(house: House) -> None:
+def test_a_failure_that_cannot_be_recorded_is_still_reported_as_such(house: House) -> None:
     house.reports(house.library, FetchModel, lambda e: pull_failed(e.job, NO_SPACE))
     house.fills_up_before(house.library, FetchModel)
     refusal = refused(house.system.ask(Pull(reference="qwen")))

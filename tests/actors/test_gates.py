@@ -50,7 +50,7 @@ def test_only_the_model_the_mode_and_the_backend_asked_for_match(board: Board) -
     assert board.enter("m", "completion", "mlx", "r1") is not None
 
 
-def test_a_closed_gate_lets_nobody_in_and_keeps_who_is_inside(board: Board) -> None:
+def test_a_closed_gate_admits_no_request_and_keeps_those_inside(board: Board) -> None:
     board.opened("e1")
     board.enter("m", "completion", "", "r1")
     board.close("e1")
@@ -78,7 +78,7 @@ def test_leaving_is_idempotent_and_never_fails(board: Board) -> None:
     assert board.emptied == ["e1"]
 
 
-def test_the_last_one_to_leave_is_told_of(board: Board) -> None:
+def test_the_last_request_to_leave_is_reported(board: Board) -> None:
     board.opened("e1")
     board.enter("m", "completion", "", "r1")
     board.enter("m", "completion", "", "r2")
@@ -88,7 +88,7 @@ def test_the_last_one_to_leave_is_told_of(board: Board) -> None:
     assert board.emptied == ["e1"]
 
 
-def test_who_leaves_between_the_schedulers_look_and_its_hold_on_a_gate_is_told_of(board: Board) -> None:
+def test_a_request_that_leaves_between_the_schedulers_look_and_its_hold_is_reported(board: Board) -> None:
     freed: list[str] = []
     board.on_freed = freed.append
     board.open("e1", "m", "completion", "mlx", "/run/e1", slots=2)
@@ -129,7 +129,7 @@ def test_an_engine_that_is_gone_takes_its_requests_with_it(board: Board) -> None
     assert not board.emptied
 
 
-def test_nobody_is_lost_or_counted_twice_when_many_threads_come_and_go() -> None:
+def test_no_request_is_lost_or_counted_twice_when_many_threads_come_and_go() -> None:
     board = GateBoard()
     board.open("e1", "m", "completion", "mlx", "/run/e1")
     start = threading.Barrier(8)
@@ -151,7 +151,7 @@ def test_nobody_is_lost_or_counted_twice_when_many_threads_come_and_go() -> None
     assert (reading.inside, reading.served) == (0, 1600)
 
 
-def test_nobody_slips_in_behind_a_gate_that_closes() -> None:
+def test_no_request_slips_through_a_closing_gate() -> None:
     board = GateBoard()
     board.open("e1", "m", "completion", "mlx", "/run/e1")
     start = threading.Barrier(5)

@@ -32,7 +32,7 @@ def answers(case: Any) -> list[Any]:
     return [one for one in case.effects if isinstance(one, Answer)]
 
 
-def test_the_first_one_is_carried_out_and_whoever_comes_meanwhile_gets_its_answer() -> None:
+def test_the_first_command_is_carried_out_and_repeats_meanwhile_get_its_answer() -> None:
     case = given(Idempotency()).when(BEGIN).then(KEYED)
     assert isinstance(case.reply, Begun)
     case.when(BEGIN).then()
@@ -63,7 +63,7 @@ def test_another_command_with_the_same_key_is_refused_before_and_after_the_answe
         assert (case.reply.kind, case.reply.code) == ("conflict", "idempotency_key_reused")
 
 
-def test_a_command_without_an_outcome_is_carried_out_by_whoever_comes_next() -> None:
+def test_a_command_without_an_outcome_is_carried_out_when_it_is_repeated() -> None:
     case = given(Idempotency()).when(BEGIN).when(EndKeyed(key="k")).then()
     (answer,) = answers(case)
     assert (answer.outcome.kind, answer.outcome.retry_after) == ("unavailable", 1.0)
@@ -73,7 +73,7 @@ def test_a_command_without_an_outcome_is_carried_out_by_whoever_comes_next() -> 
     assert isinstance(case.reply, Begun)
 
 
-def test_what_says_only_that_now_was_a_bad_moment_is_told_and_not_kept() -> None:
+def test_a_temporary_refusal_is_answered_and_not_kept() -> None:
     busy = Outcome(status=503, body="Later.", retry_after=2.0, passing=True)
     case = given(Idempotency()).when(BEGIN).when(EndKeyed(key="k", outcome=busy)).then()
     assert answers(case) == [Answer(key="k", outcome=busy)]

@@ -95,7 +95,7 @@ def test_a_look_at_the_disk_older_than_a_commit_does_not_undo_it() -> None:
     assert status(case).state == "installed"
 
 
-def test_a_repair_builds_anew_beside_and_retires_the_old_one() -> None:
+def test_a_repair_builds_a_new_installation_next_to_the_old_one_and_retires_it() -> None:
     case = new_life(requested(), committed(), disk=(built(),))
     ensure(case, repair=True)
     case.then(requested("mlx.2", wanted_by="repair"))

@@ -321,7 +321,7 @@ def test_verifying_what_cannot_be_read_says_why() -> None:
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_only_force_ends_engines_that_answer_somebody(force: bool) -> None:
+def test_only_force_stops_engines_that_are_serving_requests(force: bool) -> None:
     stage = Stage().begin(model("m"))
     spec = stage.loaded("m")
     assert stage.gates.enter(spec.model_id, "completion", "", "r1") is not None
@@ -336,7 +336,7 @@ def test_only_force_ends_engines_that_answer_somebody(force: bool) -> None:
     assert [one.engine_id for one in stops] == ([spec.engine_id] if force else [])
 
 
-def test_force_is_told_to_the_scheduler_and_forgotten_when_all_is_gone() -> None:
+def test_force_reaches_the_scheduler_and_is_forgotten_when_all_is_removed() -> None:
     case = new_life(disk=(OLD,))
     running = Engine(
         spec=EngineSpec(engine_id="e", backend="mlx", installation_id=OLD.id, model_id="m", model_ref="m"),

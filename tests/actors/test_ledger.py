@@ -71,11 +71,11 @@ def test_no_more_go_than_needed() -> None:
     assert victims(9, *idle) == ["big"]
 
 
-def test_nobody_goes_in_vain() -> None:
+def test_no_engine_is_evicted_if_that_would_not_make_enough_room() -> None:
     assert victims(10, holding("a", 4, 1), holding("b", 5, 2)) == []
 
 
-def test_nobody_goes_when_nothing_is_needed() -> None:
+def test_no_engine_is_evicted_if_there_is_enough_room() -> None:
     assert victims(0, holding("a", 4, 1)) == []
     assert victims(-3, holding("a", 4, 1)) == []
 

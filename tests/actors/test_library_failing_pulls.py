@@ -49,7 +49,7 @@ def test_a_pull_that_keeps_failing_is_asked_of_its_source_once_a_minute_at_last(
     assert len(case.history) == 2 * begun
 
 
-def test_a_pull_that_keeps_failing_is_asked_anew_with_a_token_or_by_force() -> None:
+def test_a_pull_that_keeps_failing_is_retried_with_a_token_or_by_force() -> None:
     case = new_life()
     failing(case, 3)
     assert pull(case).code == "not_found"

@@ -50,7 +50,7 @@ def test_a_pull_that_cannot_be_gone_on_with_fails_and_the_others_go_on(
     assert {(one.doing, one.about) for one in case.faults} == {("go on with a pull", "pull.2")}
 
 
-def test_a_wish_that_cannot_be_decided_on_is_refused_and_the_models_are_told(
+def test_a_pull_that_cannot_be_decided_on_is_refused_and_the_models_are_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case: Case[Any, Any] = given(Library())

@@ -263,7 +263,7 @@ def test_a_pin_by_request_is_stored_once_and_its_end_once() -> None:
     assert [one.reason for one in stage.stored(EvictionDecided)] == ["idle"]
 
 
-def test_keep_alives_other_than_for_ever_are_not_stored() -> None:
+def test_only_an_infinite_keep_alive_is_stored() -> None:
     stage = Stage().begin(model("one", GIB))
     stage.loaded("one", keep_alive=60)
     assert stage.stored(KeepAliveWished) == []

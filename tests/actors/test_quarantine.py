@@ -64,7 +64,7 @@ def quarantined() -> Stage:
     return stage.engine_is(spec, "gone")
 
 
-def test_a_model_that_the_new_version_cannot_load_goes_back_to_the_old_one_and_nobody_hears_of_it() -> None:
+def test_a_model_that_the_new_version_cannot_load_returns_to_the_old_one_unnoticed_by_clients() -> None:
     stage = upgraded().serve("r1", "qwen")
     assert stage.spec_of("qwen").installation_id == NEW.id
     stage.dies(stage.spec_of("qwen"), summary="This version cannot read the model.")
@@ -149,7 +149,7 @@ def test_what_was_ready_when_it_was_lost_with_its_daemon_has_run() -> None:
     assert stage.stored(ModelQuarantined)
 
 
-def test_an_old_version_that_is_broken_or_goes_serves_nobody() -> None:
+def test_an_old_version_that_is_broken_or_being_removed_serves_no_requests() -> None:
     for gone in (mlx(NEW), mlx(NEW, OLD, retiring=(OLD.id,))):
         stage = dies(on_the_old_one().hear_installer(gone), 3)
         assert not stage.stored(ModelQuarantined)

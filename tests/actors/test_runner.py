@@ -338,7 +338,7 @@ def test_the_list_says_what_the_scheduler_had_acted_on_behind_every_start_it_sen
     assert lists(case)[-1].installations == 7
 
 
-def test_the_list_has_engines_that_are_gone_for_a_while_and_not_for_ever() -> None:
+def test_the_list_keeps_ended_engines_for_a_limited_time() -> None:
     case = runner()
     for number in range(40):
         one = f"e{number}"

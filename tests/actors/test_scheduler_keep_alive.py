@@ -43,7 +43,7 @@ def test_an_idle_engine_ends_when_its_keep_alive_is_over_and_not_before() -> Non
     ]
 
 
-def test_a_request_begins_the_keep_alive_anew() -> None:
+def test_a_request_restarts_the_keep_alive() -> None:
     stage = begun(QWEN, limits=Limits(keep_alive=300))
     stage.loaded("qwen")
     stage.pass_time(200).serve("r1", "qwen").pass_time(1000)
@@ -76,7 +76,7 @@ def test_a_keep_alive_of_zero_does_not_end_the_engine_under_the_next_request() -
 
 
 @pytest.mark.parametrize("seconds", [-1.0, -0.5])
-def test_a_keep_alive_below_zero_is_for_ever(seconds: float) -> None:
+def test_a_negative_keep_alive_is_infinite(seconds: float) -> None:
     stage = begun(QWEN, limits=Limits(keep_alive=seconds))
     stage.loaded("qwen")
     stage.pass_time(1e6)

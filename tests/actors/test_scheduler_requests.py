@@ -74,7 +74,7 @@ def test_a_request_with_an_id_that_waits_already_waits_once() -> None:
     assert len(stage.volatile.queue) == 1
 
 
-def test_a_request_for_an_absent_model_is_told_how_to_get_it() -> None:
+def test_a_refusal_for_an_absent_model_says_how_to_get_it() -> None:
     stage = begun()
     stage.serve("r1", "nemo").then()
     refusal = stage.refused("r1")
@@ -104,13 +104,13 @@ def test_a_request_that_waits_too_long_is_refused_while_its_load_goes_on() -> No
     assert stage.loads == [spec]
 
 
-def test_a_request_is_told_what_it_waits_for() -> None:
+def test_a_request_learns_what_it_is_waiting_for() -> None:
     stage = begun(QWEN).serve("r1", "qwen")
     assert stage.informed["r1"].phase == "loading"
     assert stage.informed["r1"].follows == f"load/{stage.spec_of('qwen').engine_id}"
 
 
-def test_a_request_is_told_its_place_and_when_it_moves_up() -> None:
+def test_a_request_learns_its_place_and_when_it_moves_up() -> None:
     stage = begun(QWEN)
     for number in (1, 2, 3):
         stage.serve(f"r{number}", "qwen", caller=Caller(id="a"))

@@ -78,19 +78,19 @@ def test_slots_that_are_configured_are_had_or_nothing_is_loaded() -> None:
     assert refusal.numbers["needed"] > 9 * GIB
 
 
-def test_the_operators_slots_go_for_every_model() -> None:
+def test_the_configured_slots_apply_to_every_model() -> None:
     at = stage(slots=2, prompt_cache=64 * MIB)
     spec = at.loaded("qwen")
     assert (spec.slots, spec.prompt_cache) == (2, 64 * MIB)
 
 
-def test_slots_that_share_a_cache_are_promised_it_once() -> None:
+def test_memory_for_a_shared_cache_is_reserved_once() -> None:
     at = stage(facts=(SHARED, MLX))
     spec = at.loaded("qwen")
     assert (spec.slots, spec.promises[0].slots, spec.memory) == (32, 1, GIB + 128 * MIB)
 
 
-def test_what_does_not_fit_inside_is_queued_and_told_so() -> None:
+def test_a_request_without_a_free_slot_is_queued_and_learns_its_place() -> None:
     at = stage(slots=2)
     spec = at.loaded("qwen")
     for number in range(5):
@@ -107,7 +107,7 @@ def test_what_does_not_fit_inside_is_queued_and_told_so() -> None:
     assert at.informed["r3"].place == 1
 
 
-def test_nobody_walks_in_past_those_who_are_queued() -> None:
+def test_a_new_request_does_not_overtake_queued_ones() -> None:
     at = stage(slots=1)
     spec = at.loaded("qwen")
     at.serve("r1", "qwen").serve("r2", "qwen")
@@ -206,7 +206,7 @@ def test_one_caller_cannot_fill_the_queue_from_connections_that_are_not_known_ye
     assert "modest" not in at.outcomes
 
 
-def test_a_long_queue_that_moves_refuses_nobody() -> None:
+def test_a_long_queue_that_moves_refuses_no_request() -> None:
     at = stage(slots=1, max_queued=60)
     at.loaded("qwen")
     for number in range(4):
@@ -242,7 +242,7 @@ def test_the_time_in_a_queue_does_not_count_when_its_engine_has_to_be_replaced()
     assert at.refused("r2").code == "not_ready_yet"
 
 
-def test_who_is_queued_for_a_slot_is_told_how_long_that_may_last() -> None:
+def test_a_request_queued_for_a_slot_learns_how_long_it_may_wait() -> None:
     at = stage(slots=1, max_wait=20, max_queued=60)
     at.loaded("qwen")
     at.serve("r1", "qwen").serve("r2", "qwen")

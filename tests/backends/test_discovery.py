@@ -116,7 +116,7 @@ def test_names_that_mean_something_else_are_refused(name: str) -> None:
     assert "is not a valid backend name" in problem
 
 
-def test_nobody_takes_the_name_of_another() -> None:
+def test_no_backend_takes_the_name_of_another() -> None:
     catalog = Catalog(
         OWN.values(), [entry(changed(name="mlx"), "mlx"), entry(Good), entry(changed(title="2"))]
     )

@@ -80,9 +80,7 @@ def test_the_driver_of_a_containers_host_is_not_the_containers(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("value", ["", "-1"])
-def test_who_hides_his_gpus_has_none(
-    smi: Callable[[str], dict[str, str]], tmp_path: Path, value: str
-) -> None:
+def test_hidden_gpus_do_not_count(smi: Callable[[str], dict[str, str]], tmp_path: Path, value: str) -> None:
     driver(tmp_path, devices=True)
     assert not answer({**smi(ONE_GPU), "CUDA_VISIBLE_DEVICES": value}, tmp_path)
 

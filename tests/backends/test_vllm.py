@@ -144,7 +144,7 @@ def test_without_a_gpu_a_model_that_does_not_say_what_it_needs_gets_a_gigabyte(l
 @pytest.mark.parametrize(
     "flag", ["--trust-remote-code", "--trust_remote_code", "--hf-overrides={}", "--host"]
 )
-def test_nobody_can_have_code_out_of_a_model_run(name: str, flag: str, launch: Launch) -> None:
+def test_code_from_a_model_is_never_run(name: str, flag: str, launch: Launch) -> None:
     backend = BACKENDS[name]
     assert "is not allowed" in refusal((flag,), backend.allowed_flags, name)
     argv = backend.command(launch).argv
@@ -174,7 +174,7 @@ def test_another_image_has_the_version_that_its_tag_says(reference: str, version
     ("flags", "told"),
     [((), ["0.25"]), (("--gpu-memory-utilization", "0.5"), ["0.5"]), (("--gpu-memory-utilization=0.5",), [])],
 )
-def test_vllm_takes_as_much_of_a_device_as_it_was_promised(flags: tuple[str, ...], told: list[str]) -> None:
+def test_vllm_takes_as_much_of_a_device_as_was_reserved(flags: tuple[str, ...], told: list[str]) -> None:
     spec = EngineSpec(
         engine_id="e",
         backend="vllm",

@@ -49,7 +49,7 @@ def test_a_bad_setting_is_a_usage_error_that_names_it(greenroom: Any, home: Path
     assert f"{home}/config.toml: there is no setting 'prot'" in outcome.err
 
 
-def test_what_nobody_foresaw_is_one_line_and_a_file(
+def test_an_unexpected_error_is_one_line_and_a_file(
     greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import greenroom.runner.cli.engines as ps
@@ -143,9 +143,7 @@ def test_ps_shows_who_waits_at_which_place_for_how_long_and_for_what(greenroom: 
     ]
 
 
-def test_ps_watches_until_it_is_told_to_end(
-    greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ps_watches_until_ctrl_c(greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import greenroom.runner.cli.engines as ps
 
     states = iter(["starting", "ready"])
@@ -284,7 +282,7 @@ def test_an_installation_that_fails_says_why_and_what_to_do(greenroom: Any, our_
     assert outcome.err.endswith("Error: The disk is full. Free 1 GB.\n")
 
 
-def test_an_unknown_backend_is_told_in_the_daemons_words(greenroom: Any, our_daemon: Any) -> None:
+def test_an_unknown_backend_is_reported_in_the_daemons_words(greenroom: Any, our_daemon: Any) -> None:
     sentence = "backend not found: there are llama.cpp, mlx"
     our_daemon.routes["POST /engines/install-backend"] = (404, sentence)
 

@@ -38,7 +38,7 @@ def logger() -> Iterator[logging.Logger]:
     logger.handlers.clear()
 
 
-def test_a_disk_that_hangs_holds_up_nobody_and_what_was_lost_is_counted(logger: logging.Logger) -> None:
+def test_a_disk_that_hangs_blocks_no_thread_and_lost_lines_are_counted(logger: logging.Logger) -> None:
     disk = Frozen()
     handler = Handed(disk, room=10)  # type: ignore[arg-type]
     logger.addHandler(handler)
@@ -55,7 +55,7 @@ def test_a_disk_that_hangs_holds_up_nobody_and_what_was_lost_is_counted(logger: 
     assert [line.rpartition(": ")[2] for line in disk.lines[2:]] == [f"line {n}" for n in range(1, 11)]
 
 
-def test_the_end_waits_for_a_disk_that_hangs_no_longer_than_it_is_told(logger: logging.Logger) -> None:
+def test_closing_waits_for_a_disk_that_hangs_no_longer_than_its_timeout(logger: logging.Logger) -> None:
     disk = Frozen()
     handler = Handed(disk)  # type: ignore[arg-type]
     logger.addHandler(handler)

@@ -96,13 +96,13 @@ def test_a_connection_closed_without_a_word_is_broken_off(speak: Speak) -> None:
         ask(speak(b""))
 
 
-def test_nobody_is_there(unused_port: int) -> None:
+def test_no_server_listens_on_the_port(unused_port: int) -> None:
     with pytest.raises(NobodyThere, match="connection refused"):
         ask(f"http://127.0.0.1:{unused_port}")
     assert probe(f"http://127.0.0.1:{unused_port}") is None
 
 
-def test_somebody_who_says_nothing_is_given_up() -> None:
+def test_a_server_that_says_nothing_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(TimeoutError):

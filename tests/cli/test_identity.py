@@ -162,7 +162,7 @@ def test_a_program_on_the_port_is_named_with_its_process(our_daemon: Any) -> Non
     assert "GREENROOM_PORT=" in str(caught.value)
 
 
-def test_a_data_directory_without_a_daemon_yet_believes_nobody(our_daemon: Any, home: Path) -> None:
+def test_a_data_directory_without_a_daemon_trusts_no_server(our_daemon: Any, home: Path) -> None:
     (home / "secret").unlink()
     our_daemon.routes["GET /livez"]["pid"] = 77
 
@@ -238,7 +238,7 @@ def test_our_own_daemon_that_says_nothing_is_no_stranger(home: Path) -> None:
             find(settings, patience=0.05)
 
 
-def test_a_daemon_that_is_stopped_is_told_so_with_the_cure(home: Path, unused_port: int) -> None:
+def test_a_suspended_daemon_is_reported_with_the_remedy(home: Path, unused_port: int) -> None:
     with held(home, "serve") as daemon:
         daemon.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)  # type: ignore[attr-defined, unused-ignore]

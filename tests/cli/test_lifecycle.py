@@ -313,7 +313,7 @@ def test_ctrl_c_ends_a_command_that_waits(place: Path) -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_ctrl_c_ends_a_job_unless_somebody_else_waits_for_it(
+def test_ctrl_c_ends_a_job_unless_another_client_waits_for_it(
     our_daemon: Any, command: list[str], route: str, cancel: str, body: dict[str, Any], ended: bool
 ) -> None:
     over = Event()

@@ -51,7 +51,7 @@ def test_only_the_answer_goes_to_standard_output(greenroom: Any, our_daemon: Any
 
 
 @pytest.mark.parametrize(("patience", "told"), [(0.0, "reading the prompt: 32 of 900 tokens\n"), (600.0, "")])
-def test_how_far_a_long_prompt_has_been_read_is_told_in_words(
+def test_progress_through_a_long_prompt_is_reported(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch, patience: float, told: str
 ) -> None:
     monkeypatch.setattr("greenroom.runner.cli.run._PATIENCE", patience)
@@ -163,7 +163,7 @@ def test_detached_only_loads(greenroom: Any, our_daemon: Any) -> None:
     assert len(our_daemon.bodies("/v1/chat/completions")) == 1
 
 
-def test_an_error_in_the_stream_is_told_after_what_has_come(greenroom: Any, our_daemon: Any) -> None:
+def test_an_error_in_the_stream_is_printed_after_the_text_so_far(greenroom: Any, our_daemon: Any) -> None:
     words = answer("The ")[:-4]
     words += ["data: " + json.dumps({"error": {"message": "The engine has died."}}), "", "data: [DONE]", ""]
     our_daemon.routes[CHAT] = Chat(words=words)
@@ -195,7 +195,7 @@ def test_reasoning_is_set_apart(greenroom: Any, our_daemon: Any) -> None:
     assert out.endswith("\n\n--\n\nYes.\n")
 
 
-def test_statistics_are_told_when_asked_for(greenroom: Any, our_daemon: Any) -> None:
+def test_statistics_are_printed_on_request(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes[CHAT] = Chat(words=answer("a", "b"))
 
     assert "2 tokens in " in greenroom("run", "--stats", "smollm2", "Hi").err

@@ -13,7 +13,7 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.daemon_lock import DaemonLock
 
 
-def test_a_daemon_has_ended_that_let_go_of_its_data_directory_though_its_pid_is_anothers_here(
+def test_a_daemon_that_has_released_its_data_directory_has_ended_even_if_its_pid_is_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop, "_STOP_SECONDS", 0.5)

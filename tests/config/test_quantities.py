@@ -30,7 +30,7 @@ def test_what_is_not_a_duration_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "-5m", "forever", "Forever", -1, -0.5])
-def test_a_negative_keep_alive_means_for_ever(text: str) -> None:
+def test_a_negative_keep_alive_is_infinite(text: str) -> None:
     assert parse_keep_alive(text) == FOREVER
 
 

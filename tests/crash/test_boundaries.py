@@ -83,7 +83,7 @@ def test_lives_killed_at_some_boundaries_come_to_the_same_end(place: Path) -> No
     assert kills == len(every[1::stride])
 
 
-def test_an_event_that_is_told_before_it_is_stored_is_found_out(place: Path) -> None:
+def test_an_event_that_is_reported_before_it_is_stored_is_detected(place: Path) -> None:
     daemons = Daemons(place / "wheels")
     kill = Kill("library/2", "model_committed", "after")
     try:

@@ -34,7 +34,7 @@ def lax_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("lax_umask")
-def test_nobody_else_can_write_below_a_data_directory_whatever_the_umask(tmp_path: Path) -> None:
+def test_other_users_cannot_write_below_a_data_directory_whatever_the_umask(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o777)
     prepare_home(home)
@@ -173,7 +173,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize("home", [None, "", " "])
-def test_a_user_without_a_home_is_told_to_name_a_data_directory(
+def test_without_a_home_the_error_says_to_name_a_data_directory(
     home: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if home is not None:

@@ -117,7 +117,7 @@ def stalled(daemon: Any, hold: Any) -> Any:
     return go_on, watchers, daemon.begin("install-runner", "--backend", "stalled")
 
 
-def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
+def test_cancelling_a_job_tells_every_waiting_client_what_to_do_next(
     daemon: Any, hold: Any, workshop: Workshop
 ) -> None:
     go_on = hold("cancelled")
@@ -157,7 +157,9 @@ def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
 
 
 @pytest.mark.parametrize(("command", "name"), [("install-runner", "left"), ("upgrade-runner", "upgraded")])
-def test_ctrl_c_ends_the_job_when_nobody_else_waits(command: str, name: str, daemon: Any, hold: Any) -> None:
+def test_ctrl_c_ends_the_job_when_no_other_client_waits(
+    command: str, name: str, daemon: Any, hold: Any
+) -> None:
     hold(name)
     only = daemon.begin(command, "--backend", name)
     until(lambda: half_here(daemon, name))

@@ -151,7 +151,7 @@ def test_a_small_container_keeps_a_budget_and_a_headroom_that_is_set_is_kept(
     assert budget(Settings(home=tmp_path, memory_budget=7)) == 7
 
 
-def test_metal_holds_less_than_the_memory_unless_it_is_told_otherwise() -> None:
+def test_metal_holds_less_than_the_memory_unless_its_limit_was_raised() -> None:
     assert metal_limit(24 * 2**30, 0) == 16 * 2**30
     assert metal_limit(64 * 2**30, 0) == 48 * 2**30
     assert metal_limit(64 * 2**30, 20_000) == 20_000 * MIB

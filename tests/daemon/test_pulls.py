@@ -78,7 +78,7 @@ def test_a_pull_that_two_clients_wait_for_is_gone_on_with_by_the_next_daemon(
     assert not list((daemon.home / "models" / "partial").iterdir())
 
 
-def test_the_progress_of_a_pull_is_told_a_layer_at_a_time_as_dockers_client_reads_it(
+def test_the_progress_of_a_pull_is_reported_by_layer_as_dockers_client_reads_it(
     daemon: Any, hub: LocalHub, smollm2_gguf: Path
 ) -> None:
     answer = daemon.post("/models/create", {"from": "hf.co/org/m"}, Accept="application/json")

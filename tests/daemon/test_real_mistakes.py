@@ -79,7 +79,7 @@ def test_tokens_that_the_model_does_not_have_end_no_engine(
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", pytest.param("mlx", marks=pytest.mark.slow)])
-def test_a_prompt_that_is_too_long_is_told_the_same_cold_in_a_stream_and_warm(
+def test_a_prompt_that_is_too_long_gets_the_same_error_cold_streamed_and_warm(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path, engine: str
 ) -> None:
     daemon = make_daemon(furnished, GREENROOM_PROGRESS_AFTER="0.05").start()
@@ -98,7 +98,7 @@ def test_a_prompt_that_is_too_long_is_told_the_same_cold_in_a_stream_and_warm(
 
 @pytest.mark.parametrize("engine", ["llama.cpp", pytest.param("mlx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stream", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_whoever_leaves_ends_his_generation_and_nobody_is_inside_only_when_the_engine_is_still(
+def test_a_client_that_leaves_ends_its_generation_and_counts_as_inside_until_the_engine_is_idle(
     furnished: Path,
     make_daemon: Callable[..., Any],
     smollm2_gguf: Path,

@@ -62,7 +62,7 @@ def test_embeddings_and_reranking_each_have_an_engine_of_their_own(
     until(lambda: {row["mode"] for row in daemon.engines()} >= {"completion", "embedding", "reranking"})
 
 
-def test_the_context_is_what_memory_was_promised_for(
+def test_the_context_is_the_one_that_memory_was_reserved_for(
     furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
     daemon = make_daemon(furnished).start()

@@ -155,7 +155,7 @@ def test_without_a_network_what_is_here_is_used_and_the_rest_refused_within_seco
 
 
 @needs_registry
-def test_what_is_pushed_can_be_pulled_by_somebody_else(
+def test_a_pushed_model_can_be_pulled_by_another_client(
     greenroom: Callable[..., Any], smollm2_gguf: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "registry").mkdir()

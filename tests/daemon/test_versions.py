@@ -133,7 +133,7 @@ def test_one_flipped_byte_is_found_by_verify_and_healed_for_good(make_greenroom:
         assert module(greenroom, later).read_bytes() == b"VALUE = 1\n"
 
 
-def test_a_version_nobody_has_is_refused_and_leaves_the_old_one_in_use(make_greenroom: Any) -> None:
+def test_a_version_that_does_not_exist_is_refused_and_the_old_one_stays_in_use(make_greenroom: Any) -> None:
     with make_greenroom() as greenroom:
         old = ensure(greenroom)
         with pytest.raises(Refused) as caught:

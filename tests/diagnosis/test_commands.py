@@ -117,7 +117,9 @@ def test_a_file_that_is_not_there(greenroom: Any, home: Path, arguments: list[st
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)
-def test_a_database_of_somebody_else(greenroom: Any, tmp_path: Path, arguments: list[str]) -> None:
+def test_the_database_of_another_program_is_refused(
+    greenroom: Any, tmp_path: Path, arguments: list[str]
+) -> None:
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE events(seq INTEGER PRIMARY KEY, data TEXT)")
@@ -333,16 +335,14 @@ def test_log_filters(greenroom: Any, journal: Path) -> None:
     assert greenroom("log", "--stream", "daemon", "--json").out.count("\n") == 1
 
 
-def test_a_kind_nobody_stores_is_told_with_a_near_one(greenroom: Any, journal: Path) -> None:
+def test_for_an_unknown_kind_a_similar_one_is_suggested(greenroom: Any, journal: Path) -> None:
     outcome = greenroom("log", "--kind", "engine_redy")
 
     assert (outcome.code, outcome.out) == (1, "")
     assert "Did you mean engine_ready?" in outcome.err
 
 
-def test_a_name_nobody_has_is_told_and_so_is_that_nothing_is_like_what_was_asked(
-    greenroom: Any, journal: Path
-) -> None:
+def test_an_unknown_name_and_an_empty_answer_are_reported(greenroom: Any, journal: Path) -> None:
     outcome = greenroom("log", "--backend", "llama.cp")
     assert (outcome.code, outcome.out) == (1, "")
     assert "Did you mean llama.cpp?" in outcome.err
@@ -367,7 +367,7 @@ def test_what_a_host_stored_is_shown_as_it_is(greenroom: Any, script: Any, home:
     assert "host/orders (1)" in greenroom("replay").out
 
 
-def test_an_overview_tells_of_everybody(greenroom: Any, script: Any, home: Path) -> None:
+def test_an_overview_shows_every_actor(greenroom: Any, script: Any, home: Path) -> None:
     script.add(
         ConfigChanged(
             model_id=f"sha256:{b'smollm2'.hex():0<64}",

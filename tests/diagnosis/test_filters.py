@@ -125,7 +125,9 @@ def test_a_pull_by_the_name_it_was_asked_by(script: Any) -> None:
         ({"cause": "r-9"}, "The journal has no event or request r-9."),
     ],
 )
-def test_a_name_no_event_has_is_told_with_a_near_one(life: Any, wanted: Any, sentence: str) -> None:
+def test_for_a_name_that_no_event_has_a_similar_one_is_suggested(
+    life: Any, wanted: Any, sentence: str
+) -> None:
     chosen = Filter(**wanted)
     assert not [record for record in life.records if chosen.takes(record)]
     assert chosen.unknown_names() == [sentence]
@@ -147,7 +149,7 @@ def test_an_engine_is_known_by_the_beginning_of_its_id(life: Any) -> None:
     assert chosen.unknown_names() == []
 
 
-def test_kinds_nobody_stores_are_told_with_a_near_one() -> None:
+def test_for_unknown_kinds_a_similar_one_is_suggested() -> None:
     assert unknown_kinds(["load_*", "engine_ready"]) == []
     assert unknown_kinds(["install_fialed"]) == [
         "Greenroom has no event type install_fialed. Did you mean install_failed?"

@@ -239,7 +239,7 @@ def test_a_walk_forwards_and_back_shows_the_same_states(life: Life) -> None:
     assert walk.here == there[7]
 
 
-def test_a_walk_that_has_forgotten_the_way_back_folds_it_anew(life: Life, monkeypatch: Any) -> None:
+def test_stepping_back_beyond_the_remembered_states_replays_them(life: Life, monkeypatch: Any) -> None:
     monkeypatch.setattr("greenroom.runner.diagnosis.replay._REMEMBERED", 3)
     walk = Walk(lambda: read_journal(life.journal), 20)
 
@@ -332,7 +332,7 @@ def test_streams_of_a_host_are_named_and_not_folded(script: Any) -> None:
     assert dict(snapshot.dormant) == {"host/orders": 2}
 
 
-def test_an_event_nobody_knows_ends_a_replay_as_it_ends_a_start(script: Any) -> None:
+def test_an_unknown_event_ends_a_replay_as_it_ends_a_start(script: Any) -> None:
     script.raw("scheduler", "load_moved", "{}")
 
     with pytest.raises(JournalTooNew, match="load_moved"):

@@ -87,7 +87,7 @@ def test_a_sentence_is_a_sentence(kind: type[Event]) -> None:
     assert "None" not in sentence
 
 
-def test_what_names_only_a_job_is_told_with_what_the_job_is_about() -> None:
+def test_an_event_that_names_only_a_job_is_worded_with_what_the_job_is_about() -> None:
     narrator = Narrator()
     tell(narrator, PullRequested(job="pull-1", reference="docker.io/ai/smollm2:latest"))
 
@@ -96,7 +96,7 @@ def test_what_names_only_a_job_is_told_with_what_the_job_is_about() -> None:
     assert sentence == "Pulling smollm2 failed: The index did not answer. Wait."
 
 
-def test_what_names_only_an_engine_is_told_with_its_model_and_backend() -> None:
+def test_an_event_that_names_only_an_engine_is_worded_with_its_model_and_backend() -> None:
     narrator = Narrator()
     tell(narrator, EngineStartRequested(spec=SPEC))
 
@@ -146,11 +146,11 @@ def test_an_eviction_says_what_decided() -> None:
         ("engine_ready", "not JSON"),
     ],
 )
-def test_what_cannot_be_told_is_shown_as_it_is(tag: str, data: str) -> None:
+def test_an_event_that_cannot_be_worded_is_shown_as_stored(tag: str, data: str) -> None:
     assert Narrator().tell(record_of(tag, data)) == f"{tag}: {data}"
 
 
-def test_a_fault_is_told_with_what_it_was_about_and_whose_it_was() -> None:
+def test_a_fault_is_worded_with_its_subject_and_its_blame() -> None:
     def told(actor: str, command: str, fields: str) -> str:
         traceback = "Traceback …\nZeroDivisionError: division by zero"
         event = CommandParked(actor=actor, command=command, fields=fields, traceback=traceback)

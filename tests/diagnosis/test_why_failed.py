@@ -82,7 +82,7 @@ def breaker(script: Any, until: float) -> None:
     )
 
 
-def test_a_model_that_keeps_dying_is_left_alone_and_each_attempt_is_told(script: Any) -> None:
+def test_a_model_that_keeps_crashing_is_paused_and_each_attempt_is_listed(script: Any) -> None:
     breaker(script, until=40.0)
     script.wait(15.0)
 
@@ -100,7 +100,7 @@ def test_a_model_that_keeps_dying_is_left_alone_and_each_attempt_is_told(script:
     assert types(found)[-1] == "load_refused"
 
 
-def test_a_model_that_a_new_version_breaks_is_told_with_the_way_back(script: Any) -> None:
+def test_a_model_that_a_new_version_breaks_is_explained_with_the_rollback_command(script: Any) -> None:
     newer = script.install("llama.cpp", "2.0")
     for code in (1, 1, 2):
         engine = script.admit(installation=newer)
@@ -151,7 +151,7 @@ def test_once_the_pause_is_over_it_says_that_it_may_be_tried_again(script: Any) 
     assert "will be retried on request" in found.answer
 
 
-def test_two_failures_are_told_both(script: Any) -> None:
+def test_two_failures_are_both_reported(script: Any) -> None:
     for code in (3, 4):
         engine = script.admit()
         script.die(engine, f"It exited with code {code}.", was_ready=False, code=code)

@@ -153,7 +153,7 @@ def test_an_installation_that_waits_for_its_engines(script: Any) -> None:
     assert f"Waiting for engine {engine} to stop." in found.answer
 
 
-def test_a_backend_that_is_installed_says_for_whom_and_what_it_serves(script: Any) -> None:
+def test_an_installed_backend_says_why_it_was_installed_and_what_it_serves(script: Any) -> None:
     engine = script.load()
 
     found = script.why("llama.cpp")
@@ -174,7 +174,7 @@ def test_an_installation_of_the_users_own(script: Any) -> None:
     assert "/opt/mlx" in found.answer
 
 
-def test_an_installation_of_the_users_own_that_cannot_be_used_is_told_beside_ours_that_serves(
+def test_a_users_own_installation_that_cannot_be_used_is_reported_beside_ours(
     script: Any,
 ) -> None:
     script.install("mlx", "0.32")
@@ -190,7 +190,7 @@ def test_an_installation_of_the_users_own_that_cannot_be_used_is_told_beside_our
     assert "greenroom config" in found.remedies[0].command
 
 
-def test_a_disk_that_cannot_be_looked_at_is_told_with_since_when(script: Any) -> None:
+def test_a_disk_that_cannot_be_read_is_reported_with_the_time_since_when(script: Any) -> None:
     script.install("mlx", "0.32")
     script.add(InstallationsUnread(backend="mlx", reason="Input/output error"))
 
@@ -204,7 +204,7 @@ def test_a_disk_that_cannot_be_looked_at_is_told_with_since_when(script: Any) ->
     assert script.why("mlx").state == "installed"
 
 
-def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) -> None:
+def test_a_rebuilt_installation_is_distinguished_from_the_one_it_replaces(script: Any) -> None:
     old = script.install()
     script.install(version="1.1", wanted_by="repair")
     script.add(InstallationActivated(backend="llama.cpp", installation_id="1.1-ab12cd34.1"))
@@ -219,7 +219,7 @@ def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) ->
     )
 
 
-def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(script: Any) -> None:
+def test_a_failed_attempt_at_another_version_is_reported_beside_the_one_in_use(script: Any) -> None:
     script.install("mlx", "0.32", wanted_by="explicit")
     script.add(InstallRequested(job="mlx.2", backend="mlx", version="0.33", wanted_by="explicit"))
     script.add(InstallFailed(job="mlx.2", backend="mlx", failure=hash_mismatch()))

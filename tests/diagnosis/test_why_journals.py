@@ -49,7 +49,7 @@ def test_a_clock_that_is_behind_the_journal_is_said(script: Any) -> None:
     assert "ahead of this machine's clock" in found.notices[0]
 
 
-def test_a_long_life_is_told_from_its_last_episode_and_bounded(script: Any) -> None:
+def test_a_long_history_is_explained_from_its_last_episode_and_bounded(script: Any) -> None:
     for _ in range(300):
         script.evict(script.load(), "idle", idle_seconds=300.0)
 

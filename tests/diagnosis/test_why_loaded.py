@@ -119,7 +119,7 @@ def test_a_cold_load_that_had_to_install_its_backend_tells_that_first(script: An
     assert script.why("mlx").cause == "request"
 
 
-def test_the_engine_of_one_mode_that_died_is_told_of_although_another_mode_is_loaded(script: Any) -> None:
+def test_an_engine_of_one_mode_that_died_is_reported_although_another_mode_is_loaded(script: Any) -> None:
     chatting = script.load()
     embedding = script.load(mode="embedding")
     script.die(chatting, "It was killed by SIGKILL.", was_ready=True)

@@ -101,7 +101,7 @@ def test_the_model_the_room_was_made_for_tells_who_made_it(script: Any) -> None:
     assert types(found).index("engine_exited") < types(found).index("load_admitted")
 
 
-def test_a_model_nobody_has_used_for_its_keep_alive(script: Any) -> None:
+def test_a_model_unused_for_its_keep_alive_is_explained(script: Any) -> None:
     engine = script.load()
     script.evict(engine, "idle", idle_seconds=300.2)
 
@@ -113,7 +113,7 @@ def test_a_model_nobody_has_used_for_its_keep_alive(script: Any) -> None:
     assert commands(found) == ["greenroom run smollm2", "greenroom stop && greenroom serve --keep-alive 30m"]
 
 
-def test_a_model_somebody_unloaded(script: Any) -> None:
+def test_a_model_unloaded_by_a_client_is_explained(script: Any) -> None:
     engine = script.load()
     script.evict(engine, "unload", cause="r-0a1b2c3d-7", idle_seconds=12.0)
 
@@ -191,7 +191,7 @@ def test_a_model_whose_backend_was_uninstalled_meanwhile(script: Any) -> None:
 # not in the store, never requested
 
 
-def test_a_model_nobody_has_asked_for(script: Any) -> None:
+def test_a_model_that_was_never_requested_is_explained(script: Any) -> None:
     found = script.why("smollm2")
 
     assert (found.state, found.cause) == ("unloaded", "never_asked")

@@ -83,7 +83,7 @@ def failing(home: Path, programs: Path) -> Iterator[Failing]:
     failing.greenroom.stop()
 
 
-def test_a_host_is_told_once_that_the_actors_have_stopped_themselves(failing: Failing) -> None:
+def test_a_host_is_notified_once_that_the_actors_have_stopped_themselves(failing: Failing) -> None:
     failing.fail()
     assert failing.heard.wait(10)
     assert [str(error) for error in failing.told] == ["the disk is gone"]
@@ -97,7 +97,7 @@ def test_engines_are_left_to_their_grace_when_the_actors_have_stopped_themselves
     failing.engine.wait(timeout=20)
 
 
-async def test_clients_are_told_that_it_failed_and_not_that_a_model_is_missing(failing: Failing) -> None:
+async def test_clients_learn_that_it_failed_and_not_that_a_model_is_missing(failing: Failing) -> None:
     async with TestClient(TestServer(front_door(failing.greenroom))) as client:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
         async with client.get("/livez") as healthy:

@@ -36,7 +36,7 @@ def test_processes_are_read_with_what_they_hold_on_all_devices_together() -> Non
     assert users_in("") == {}
 
 
-def test_where_numbers_are_not_told_nothing_is_known_of_any_process() -> None:
+def test_without_numbers_from_the_driver_nothing_is_known_of_any_process() -> None:
     assert users_in("41, GPU-5a, 100\n7, GPU-77, [N/A]\n") is None
 
 
@@ -67,7 +67,7 @@ def test_without_the_tool_there_are_none_and_nothing_runs(monkeypatch: pytest.Mo
     devices.close()
 
 
-def test_a_driver_that_hangs_keeps_nobody_from_starting(
+def test_a_driver_that_hangs_does_not_block_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "_FIRST_LOOK_SECONDS", 0.05)

@@ -50,7 +50,9 @@ def test_a_long_path_gets_short_sockets_in_a_private_runtime_folder(tmp_path: Pa
     assert not folder.path.exists()
 
 
-def test_nobody_can_take_the_name_of_a_short_folder_before(tmp_path: Path, runtime: Path) -> None:
+def test_other_users_cannot_claim_the_name_of_a_short_folder_in_advance(
+    tmp_path: Path, runtime: Path
+) -> None:
     for name in (f"greenroom-{os.getuid()}", "greenroom"):
         (runtime / name).mkdir(mode=0o777)
     made = {EngineFolder.of(tmp_path / ("x" * 80), f"e-{n}").create().engine.parent for n in range(3)}
@@ -71,7 +73,7 @@ def test_a_short_folder_that_others_can_reach_or_a_link_is_not_used_again(
     assert folder.create().engine.parent not in (first, second)
 
 
-def test_a_folder_where_anybody_may_replace_ours_is_passed_over(tmp_path: Path, runtime: Path) -> None:
+def test_a_folder_in_which_other_users_could_replace_ours_is_skipped(tmp_path: Path, runtime: Path) -> None:
     runtime.chmod(0o777)
     assert EngineFolder.of(tmp_path / ("x" * 80), "e-1").create().engine.parent.parent != runtime
 

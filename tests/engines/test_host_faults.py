@@ -25,7 +25,7 @@ def known(stage: Stage, spec: Any, state: Any = "ready") -> Engine:
     return Engine(spec=spec, state=state, since=1.0, pid=pid, started=started, endpoint=endpoint)
 
 
-def test_a_runner_that_was_rebuilt_hears_again_of_an_engine_that_never_was_away(stage: Stage) -> None:
+def test_a_rebuilt_runner_is_notified_again_of_an_engine_that_kept_running(stage: Stage) -> None:
     engines, spec = stage.host(), stage.spec()
     engines.start(spec)
     stage.heard.wait("ready")
@@ -37,7 +37,7 @@ def test_a_runner_that_was_rebuilt_hears_again_of_an_engine_that_never_was_away(
     stage.heard.wait("exited")
 
 
-def test_a_runner_that_was_rebuilt_while_an_engine_is_prepared_hears_that_it_is_on_its_way(
+def test_a_runner_rebuilt_while_an_engine_is_prepared_learns_that_it_is_starting(
     stage: Stage,
 ) -> None:
     go = threading.Event()
@@ -123,7 +123,7 @@ def test_a_program_that_is_not_there_is_the_configurations_failure(stage: Stage)
     assert (failure.code, failure.blame) == ("cannot_start", "configuration")
 
 
-def test_an_end_that_cannot_be_written_for_want_of_room_is_told_all_the_same(
+def test_an_end_that_cannot_be_written_to_a_full_disk_is_still_reported(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines, spec = stage.host("--load-forever"), stage.spec()

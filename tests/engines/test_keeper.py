@@ -102,7 +102,7 @@ def test_a_claim_is_exclusive_on_disks_without_hard_links_too(
     assert json.loads((tmp_path / "claim").read_text()) == {"by": 1}
 
 
-def test_connections_beyond_what_anybody_needs_are_let_go(stage: Stage) -> None:
+def test_excess_connections_are_closed(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1")
     channel.await_event("spawned", BOUND)
     path = stage.claim("e-1")["keeper_socket"]
@@ -195,7 +195,7 @@ def test_a_nested_message_closes_its_connection_and_nothing_else(stage: Stage) -
     channel.close()
 
 
-def test_a_start_that_makes_no_sense_is_told_as_failed(stage: Stage) -> None:
+def test_a_malformed_start_is_reported_as_failed(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1", argv=[])
     assert channel.await_event("failed", BOUND)["code"] == "refused"
     channel.close()

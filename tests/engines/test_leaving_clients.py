@@ -55,7 +55,7 @@ def test_a_connection_counts_as_left_only_when_its_other_end_is_closed(
     assert has_left(ours)
 
 
-def test_a_generation_whose_client_leaves_is_told_to_stop_although_tokens_keep_coming(
+def test_a_generation_whose_client_leaves_is_stopped_although_tokens_keep_coming(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -88,7 +88,7 @@ def test_one_that_left_before_its_turn_is_stopped_when_its_generation_begins(
     assert context.stopped
 
 
-def test_a_prompt_that_is_read_for_nobody_is_given_up_between_two_pieces() -> None:
+def test_a_prompt_whose_client_has_left_is_dropped_between_two_batches() -> None:
     replies = Replies(None)
     pieces = []
     replies.piece = lambda tokens, seconds: pieces.append(tokens)
@@ -101,7 +101,7 @@ def test_a_prompt_that_is_read_for_nobody_is_given_up_between_two_pieces() -> No
     assert pieces == [32]
 
 
-def test_a_request_whose_engine_died_does_not_wait_for_ever() -> None:
+def test_a_request_whose_engine_died_does_not_wait_forever() -> None:
     with pytest.raises(RuntimeError, match="died"):
         next(Replies(None).follow(lambda: False))
 
@@ -129,7 +129,7 @@ def mlx_launcher() -> Any:
     return module
 
 
-def test_mlxs_queue_drops_what_nobody_waits_for_any_more() -> None:
+def test_mlxs_queue_drops_requests_whose_clients_have_left() -> None:
     class Generator:
         def __init__(self) -> None:
             self.requests: queue.Queue[Any] = queue.Queue()

@@ -62,7 +62,7 @@ def test_a_member_of_the_group_that_has_gone_is_a_change() -> None:
     assert life.still_for(reading(), 20.0) == 0.0
 
 
-def test_clients_that_come_and_go_without_an_answer_do_not_begin_the_silence_anew() -> None:
+def test_clients_that_come_and_go_without_an_answer_do_not_reset_the_silence() -> None:
     byte = LastByte(0.5)
 
     def told(inside: int) -> GateReading:
@@ -259,7 +259,7 @@ def odd(stage: Stage, tmp_path: Path) -> Odd:
     return Odd(stage, tmp_path, 3.0)
 
 
-def test_one_that_was_stopped_is_found_within_a_second_with_nobody_inside(odd: Odd) -> None:
+def test_a_stopped_engine_is_found_within_a_second_with_no_request_inside(odd: Odd) -> None:
     odd.since = time.monotonic()
     os.kill(odd.pid, signal.SIGSTOP)
     failure = odd.found_out()
@@ -308,7 +308,7 @@ def test_one_that_refuses_connections_is_found_within_a_second(odd: Odd) -> None
     assert odd.stage.alive(odd.pid)
 
 
-def test_those_inside_one_that_nobody_new_can_reach_are_answered_first(odd: Odd) -> None:
+def test_requests_inside_an_engine_that_new_ones_cannot_reach_are_answered_first(odd: Odd) -> None:
     odd.enter()
     byte = odd.gates.last_byte(odd.spec.engine_id)
     streaming = threading.Event()
@@ -333,7 +333,7 @@ def test_those_inside_one_that_nobody_new_can_reach_are_answered_first(odd: Odd)
 @pytest.mark.parametrize(
     ("wrong", "code"), [("hang", "engine_stalled"), ("garble", "engine_garbled")], ids=["hangs", "garbles"]
 )
-def test_one_that_says_nothing_or_nonsense_is_found_with_nobody_inside(
+def test_an_engine_that_says_nothing_or_nonsense_is_found_with_no_request_inside(
     odd: Odd, wrong: str, code: str
 ) -> None:
     odd.goes(wrong)
@@ -413,7 +413,7 @@ def test_one_in_a_debuggers_hands_is_left_alone(odd: Odd, monkeypatch: pytest.Mo
     assert odd.found_out().code == "engine_halted", "the debugger has gone and left it stopped"
 
 
-def test_after_the_daemon_was_stopped_itself_an_engine_gets_all_its_time_anew(
+def test_after_the_daemon_itself_was_suspended_an_engine_gets_its_full_time_again(
     odd: Odd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from greenroom.runner.engines import health_monitor as vitals

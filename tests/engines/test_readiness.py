@@ -48,7 +48,7 @@ def pulse(log: int = 0, cpu: float = 0.0, read: int = 0) -> Pulse:
 
 
 @pytest.mark.parametrize("life", [{"log": 1}, {"cpu": 0.5}, {"read": 1}])
-def test_any_sign_of_life_begins_the_wait_anew(life: Any) -> None:
+def test_any_sign_of_life_restarts_the_wait(life: Any) -> None:
     patience = ProgressDeadline(now=0)
     assert patience.moved(pulse(), 0)
     assert not patience.moved(pulse(), 9)
@@ -98,5 +98,5 @@ def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path: Path) 
     assert not belongs_to(os.getpid(), 1)
 
 
-def test_nobody_on_the_socket_is_silence(tmp_path: Path) -> None:
+def test_a_socket_that_no_process_listens_on_is_silence(tmp_path: Path) -> None:
     assert Probe(tmp_path / "none", Readiness()).look() is ProbeResult.SILENT

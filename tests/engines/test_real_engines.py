@@ -244,7 +244,9 @@ def asking(words: str, **fields: Any) -> Any:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [None, pytest.param(7, marks=pytest.mark.slow)], ids=["in a batch", "alone"])
-def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx: Stage, seed: int | None) -> None:
+def test_mlx_ends_a_generation_whose_client_has_left_even_if_it_is_not_streamed(
+    mlx: Stage, seed: int | None
+) -> None:
     never_ending = asking(
         "Count to a million.", max_tokens=20000, logit_bias={"2": -100, "0": -100}, seed=seed
     )
@@ -256,14 +258,14 @@ def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx: Stage, seed
 
 
 @pytest.mark.timeout(300)
-def test_mlx_gives_up_a_prompt_that_is_read_for_nobody(mlx: Stage) -> None:
+def test_mlx_drops_a_prompt_whose_client_has_left(mlx: Stage) -> None:
     client = leaving(mlx.endpoint, asking("word and again " * 1500, max_tokens=5))
     until(lambda: re.search(r"Prompt processing progress: [1-9]\d*/4\d\d\d", mlx.log()), bound=100)
     client.close()
     assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
 
 
-def test_llama_cpp_gives_up_a_prompt_that_is_read_for_nobody(llama: Stage) -> None:
+def test_llama_cpp_drops_a_prompt_whose_client_has_left(llama: Stage) -> None:
     host = llama.host(**llama.options)
     host.start(spec := llama.spec(backend="llama.cpp", context_size=8192, flags=("--batch-size", "64")))
     _, _, endpoint = llama.heard.wait("spawned")

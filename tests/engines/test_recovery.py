@@ -61,7 +61,7 @@ def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage: Stage) 
     assert not stage.alive(pid)
 
 
-def test_an_engine_with_flags_and_several_promises_is_the_same_after_a_restart(stage: Stage) -> None:
+def test_an_engine_with_flags_and_several_reservations_is_the_same_after_a_restart(stage: Stage) -> None:
     """JSON has lists where a spec has tuples: no such engine was ever taken over."""
     promises = (Reservation(weights=7, cache=3, slots=4), Reservation(device="gpu-1", weights=9))
     spec = msgspec.structs.replace(stage.spec("e-1"), flags=("--echo", "--tokens"), promises=promises)
@@ -142,7 +142,7 @@ def test_a_daemon_killed_between_spawn_and_report_leaves_one_engine_not_two(stag
     assert len(stage.pids()) == 1
 
 
-def test_a_start_nobody_has_claimed_is_lost_and_can_never_come_late(stage: Stage) -> None:
+def test_an_unclaimed_start_is_lost_and_can_never_come_late(stage: Stage) -> None:
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1"), state="starting")]).result(10)
     assert stage.heard.wait("lost") == ("it was never started before the daemon ended",)
@@ -161,7 +161,7 @@ def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage:
     assert stage.heard.names() == ["lost"]
 
 
-def test_an_engine_with_flags_slots_and_promises_is_known_again(stage: Stage) -> None:
+def test_an_engine_with_flags_slots_and_reservations_is_recognised(stage: Stage) -> None:
     promise = Reservation(weights=5, cache=2, slots=4)
     spec = stage.spec("e-1", flags=("--threads", "2"), slots=4, promises=(promise,), memory=13)
     kept = json.loads(msgspec.json.encode({"engine_id": "e-1", "about": {"spec": spec}}))
@@ -212,7 +212,7 @@ def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage: Stage) -> Non
     assert not stage.pids()
 
 
-def test_a_claim_of_an_earlier_boot_is_lost_and_nobody_is_signalled(stage: Stage) -> None:
+def test_a_claim_of_an_earlier_boot_is_lost_and_no_process_is_signalled(stage: Stage) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     folder = EngineFolder.of(stage.folder, "e-1")
     folder.create()
@@ -268,7 +268,7 @@ def test_engines_left_for_a_time_end_when_it_is_over(stage: Stage) -> None:
     until(lambda: not stage.alive(pid))
 
 
-def test_a_sweep_ends_engines_nobody_knows_and_leaves_those_somebody_does(stage: Stage) -> None:
+def test_a_sweep_ends_unknown_engines_and_leaves_known_ones(stage: Stage) -> None:
     known, _ = killed_daemon(stage, "e-known")
     unknown, _ = killed_daemon(stage, "e-unknown")
     assert stage.host().sweep({"e-known"}).result(20) == ["e-unknown"]

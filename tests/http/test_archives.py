@@ -28,7 +28,7 @@ async def begin(
     return reader, writer
 
 
-async def test_archives_that_stall_hold_up_nobody_else(open_house: Any) -> None:
+async def test_archives_that_stall_do_not_block_other_clients(open_house: Any) -> None:
     house = await open_house()
     stalled = [await begin(house) for _ in range(40)]
     incoming = house.greenroom.home / "models" / "incoming"
@@ -83,7 +83,7 @@ async def test_an_archive_that_trickles_is_ended(open_house: Any, monkeypatch: p
             await asyncio.sleep(0.01)
 
 
-async def test_headers_that_claim_what_never_comes_hold_up_nobody(
+async def test_a_body_that_never_arrives_does_not_block_other_clients(
     open_house: Any,
 ) -> None:
     house = await open_house()

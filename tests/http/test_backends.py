@@ -32,7 +32,7 @@ async def has(house: Any, version: str) -> None:
     )
 
 
-async def test_all_backends_are_listed_with_what_they_can_do_here(house: Any) -> None:
+async def test_all_backends_are_listed_with_what_they_can_do_on_this_machine(house: Any) -> None:
     async with house.get("/engines") as response:
         fake, absent = await response.json()
     assert (fake["name"], fake["state"], fake["formats"]) == ("fake", "installed", ["gguf"])

@@ -73,7 +73,7 @@ def limited(programs: Path, short_path: Path) -> Iterator[Callable[[int], Limite
 @pytest.mark.parametrize(
     ("most_files", "clients"), [(256, 400), pytest.param(1024, 1224, marks=pytest.mark.slow)]
 )
-def test_idle_connections_beyond_the_limit_of_open_files_keep_nobody_from_being_served(
+def test_idle_connections_beyond_the_limit_of_open_files_do_not_block_requests(
     limited: Callable[[int], Limited],
     short_path: Path,
     make_gguf: Callable[[Path], Path],
@@ -159,7 +159,7 @@ async def test_when_all_places_are_in_use_newcomers_wait_and_are_then_refused_wi
         writer.close()
 
 
-async def test_whoever_waits_for_a_place_is_let_in_when_somebody_leaves(house: House) -> None:
+async def test_a_client_that_waits_for_a_place_is_admitted_when_another_leaves(house: House) -> None:
     inside = [await house.client() for _ in range(3)]
     late = await house.client()
     inside[0][1].close()

@@ -79,7 +79,7 @@ def test_megabytes_that_an_engine_quotes_are_not_searched_through() -> None:
     assert engine_error(400, body, ASKED).refusal.code == "engine_refused"
 
 
-async def test_the_same_mistake_is_told_the_same_warm_and_cold_whole_and_in_a_stream(
+async def test_the_same_mistake_gets_the_same_error_warm_cold_whole_and_streamed(
     open_house: Any, frames: Any
 ) -> None:
     house = await open_house("--answer", "400", LLAMA_LONG, "--load-seconds", "0.6", progress_after=0.1)
@@ -121,7 +121,7 @@ DELTA = 'data: {"choices":[{"delta":{"content":"say \\"error\\""}}]}'
 SAID = 'data: {"error":{"code":500,"message":"SECRET went wrong","type":"server_error"}}'
 
 
-async def test_an_error_in_a_stream_is_told_in_our_words_and_ends_it(open_house: Any, frames: Any) -> None:
+async def test_an_engines_error_in_a_stream_is_translated_and_ends_it(open_house: Any, frames: Any) -> None:
     house = await open_house("--stream", f"{DELTA}\\n\\n{SAID}\\n\\ndata: [DONE]\\n\\n")
     async with house.chat(stream=True) as response:
         lines = (await response.text()).splitlines()

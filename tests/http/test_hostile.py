@@ -357,7 +357,7 @@ async def test_a_mounted_front_door_is_bounded_in_the_same_way(open_house: Any) 
     assert (await ask(house, "GET", "/llm/readyz")).status == 200
 
 
-async def test_what_an_engine_must_not_see_is_told_back_as_ignored(open_house: Any) -> None:
+async def test_fields_that_an_engine_must_not_see_are_reported_as_ignored(open_house: Any) -> None:
     house = await open_house(backend={"dialect": Dialect(dropped=frozenset({"adapters", "draft_model"}))})
     async with house.chat(adapters="x", temperature=0.5) as response:
         assert response.status == 200

@@ -155,7 +155,9 @@ async def test_an_answer_is_the_same_although_the_world_has_changed(house: Any) 
 
 
 @pytest.mark.parametrize("wish", [{}, EVENTS])
-async def test_a_passing_failure_is_told_to_who_waits_and_not_kept(wish: dict[str, str], house: Any) -> None:
+async def test_waiting_clients_get_a_temporary_failure_and_it_is_not_kept(
+    wish: dict[str, str], house: Any
+) -> None:
     builds = Builds(house)
     both = [asyncio.ensure_future(_text(install(house, KEY | wish))) for _ in range(2)]
     await until_async(lambda: builds.jobs)

@@ -69,7 +69,7 @@ async def test_a_preload_pins(open_house: Any) -> None:
     assert row["idle_seconds"] is not None
 
 
-async def test_ps_has_promised_and_measured_memory_queue_idle_expiry_and_cause(open_house: Any) -> None:
+async def test_ps_has_reserved_and_measured_memory_queue_idle_time_expiry_and_cause(open_house: Any) -> None:
     house = await open_house(keep_alive=100.0)
     async with house.chat() as response:
         assert response.status == 200

@@ -102,7 +102,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(ope
     assert house.greenroom.engines() == ()
 
 
-async def test_whoever_leaves_whenever_nothing_is_held_and_the_next_one_is_served(open_house: Any) -> None:
+async def test_whenever_a_client_leaves_nothing_is_held_and_the_next_one_is_served(open_house: Any) -> None:
     house = await open_house("--tokens", "20", "--token-delay", "0.003", "--load-seconds", "0.3")
     chance = random.Random(11)
 
@@ -193,7 +193,7 @@ async def test_when_the_front_door_closes_streams_end_with_a_sentence(open_house
     await house.nothing_is_held()
 
 
-async def test_when_the_front_door_closes_whoever_waits_is_told(open_house: Any) -> None:
+async def test_waiting_clients_get_an_error_when_the_front_door_closes(open_house: Any) -> None:
     house = await open_house("--load-forever")
     task = asyncio.create_task(house.error(house.chat()))
     await until_async(lambda: house.waiting() == 1)

@@ -66,7 +66,7 @@ async def test_who_has_had_a_whole_answer_leaves_at_once(open_house: Any, at_wor
     await until_async(lambda: house.inside() == 0)
 
 
-async def test_a_place_is_not_kept_for_ever(
+async def test_a_place_is_not_kept_forever(
     open_house: Any, at_work: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greenroom.runner.http.clients._LONGEST", 0.3)

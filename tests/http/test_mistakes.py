@@ -240,7 +240,7 @@ def test_what_engines_can_do_is_not_refused() -> None:
 # through the front door
 
 
-async def test_mistakes_are_told_before_an_engine_is_loaded_also_in_a_stream(open_house: Any) -> None:
+async def test_mistakes_are_reported_before_an_engine_is_loaded_streamed_or_not(open_house: Any) -> None:
     house = await open_house("--load-forever", progress_after=0.05)
     for stream in (False, True):
         for path, fields, param in (
@@ -255,7 +255,7 @@ async def test_mistakes_are_told_before_an_engine_is_loaded_also_in_a_stream(ope
     assert house.greenroom.engines() == ()
 
 
-async def test_what_a_backend_cannot_do_is_told_before_it_is_loaded(open_house: Any) -> None:
+async def test_what_a_backend_cannot_do_is_refused_before_it_is_loaded(open_house: Any) -> None:
     house = await open_house("--load-forever", backend={"dialect": Mlx.dialect})
     status, error = await house.error(house.chat(n=2))
     assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", "n")
@@ -272,7 +272,7 @@ async def test_a_model_that_makes_no_embeddings_is_422_before_it_is_loaded(
     assert house.greenroom.engines() == ()
 
 
-async def test_anthropics_clients_are_told_in_their_own_shape(open_house: Any) -> None:
+async def test_anthropics_clients_get_errors_in_their_own_shape(open_house: Any) -> None:
     house = await open_house()
     for fields, status, kind in (
         ({"model": "tiny", "messages": HELLO}, 400, "invalid_request_error"),
@@ -294,7 +294,7 @@ async def test_comments_go_only_to_clients_of_streams(open_house: Any) -> None:
 
 
 @pytest.mark.parametrize(("param", "value"), [("stream", "yes"), ("n", "two"), ("user", 5), ("n", 10**30)])
-async def test_fields_that_routing_reads_are_told_like_all_others(
+async def test_errors_in_fields_that_routing_reads_are_like_all_others(
     open_house: Any, param: str, value: Any
 ) -> None:
     house = await open_house()

@@ -401,7 +401,7 @@ async def test_two_clients_that_pull_the_same_model_fetch_it_once(
     assert len([model for model in house.greenroom.models() if f"file:{file}" in model.tags]) == 1
 
 
-async def test_a_pull_by_a_request_is_answered_at_once_by_what_is_here(open_house: Any) -> None:
+async def test_a_pull_for_a_request_is_answered_at_once_by_a_model_in_the_store(open_house: Any) -> None:
     house = await open_house()
     pulled = await house.greenroom.system.ask(Pull(reference=TINY, wanted_by="request"))
     assert not pulled.fresh

@@ -16,7 +16,7 @@ def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_STEP", 0.05)
 
 
-async def test_whoever_takes_too_long_is_told_so() -> None:
+async def test_a_client_that_takes_too_long_gets_an_error() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         async with Patience(0.2):
@@ -24,7 +24,7 @@ async def test_whoever_takes_too_long_is_told_so() -> None:
     assert 0.15 < time.monotonic() - began < 10
 
 
-async def test_time_in_which_the_loop_did_not_run_ends_nobody() -> None:
+async def test_time_in_which_the_loop_did_not_run_ends_no_request() -> None:
     async with Patience(0.5) as waiting:
         await asyncio.sleep(0.01)
         time.sleep(1.0)  # noqa: ASYNC251 - the process was stopped

@@ -88,7 +88,7 @@ async def test_a_place_is_wanted_when_a_request_waits(open_house: Any) -> None:
     task.cancel()
 
 
-async def test_whoever_waits_for_the_slot_of_one_that_does_not_read_gets_it(open_house: Any) -> None:
+async def test_a_waiting_request_gets_the_slot_of_a_client_that_does_not_read(open_house: Any) -> None:
     house = await open_house("--tokens", "1000000", backend={"slots": 1}, unread_for=0.5)
     client = await _stay(house)
     await until_async(lambda: house.inside() == 1)

@@ -125,7 +125,7 @@ async def test_a_path_that_names_a_backend_is_binding(open_house: Any) -> None:
     assert house.greenroom.engines() == ()
 
 
-async def test_a_backend_nobody_knows_is_404_and_the_known_ones_are_named(open_house: Any) -> None:
+async def test_an_unknown_backend_is_a_404_that_names_the_known_ones(open_house: Any) -> None:
     house = await open_house()
     path = "/engines/nonsense/v1/chat/completions"
     status, error = await house.error(house.post(path, {"model": "tiny"}))

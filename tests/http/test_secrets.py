@@ -41,7 +41,7 @@ def _secret_in(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("by", "stream"), [("SIGSEGV", True), ("7", False), ("SIGKILL", False)])
-async def test_a_secret_stays_with_the_engine_it_was_told(open_house: Any, by: str, stream: bool) -> None:
+async def test_a_secret_reaches_only_the_engine(open_house: Any, by: str, stream: bool) -> None:
     quoting = [word for line in TOLD for word in ("--quote", line)]
     house = await open_house("--die-of", "poison", "--die-by", by, *quoting)
     headers = {"Authorization": f"Bearer {SECRETS['key']}", "X-Api-Key": SECRETS["key"]}

@@ -87,7 +87,7 @@ def test_it_says_where_it_is_as_long_as_it_is_there(start: Start) -> None:
     assert not (daemon.home / "daemon.json").exists()
 
 
-def test_it_can_be_told_to_stop(start: Start) -> None:
+def test_it_stops_on_request(start: Start) -> None:
     daemon = start("0")
     assert daemon.post("/daemon/stop", {}).status == 202
     assert daemon.process.wait(20) == 0

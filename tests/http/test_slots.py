@@ -57,7 +57,7 @@ async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
     assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
 
 
-async def test_a_client_that_leaves_the_queue_holds_up_nobody(open_house: Any, short_path: Any) -> None:
+async def test_a_client_that_leaves_the_queue_does_not_block_it(open_house: Any, short_path: Any) -> None:
     gate = short_path / "go"
     house = await open_house(
         "--tokens", "2", "--hold-after-tokens", "1", "--until", str(gate), backend={"slots": 1}

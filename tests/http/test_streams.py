@@ -41,7 +41,7 @@ async def test_a_stream_passes_byte_for_byte(open_house: Any, frames: Any) -> No
     assert done == "[DONE]"
 
 
-async def test_whoever_waits_for_a_load_is_told_by_comments(open_house: Any, frames: Any) -> None:
+async def test_comments_tell_a_client_that_it_waits_for_a_load(open_house: Any, frames: Any) -> None:
     house = await open_house("--load-seconds", "1.0", progress_after=0.2)
     status, lines = await house.stream()
     comments = [line for line in lines if line.startswith(":")]
@@ -54,7 +54,7 @@ async def test_whoever_waits_for_a_load_is_told_by_comments(open_house: Any, fra
     assert not any(line.startswith(":") for line in lines[first:])
 
 
-async def test_whoever_waits_is_told_his_place_and_the_queue_can_be_looked_at(open_house: Any) -> None:
+async def test_a_waiting_client_sees_its_place_and_the_queue_can_be_listed(open_house: Any) -> None:
     house = await open_house("--load-forever", progress_after=0.1)
     first = asyncio.create_task(house.stream())
     await until_async(lambda: house.waiting() == 1)
@@ -76,7 +76,7 @@ async def test_whoever_waits_is_told_his_place_and_the_queue_can_be_looked_at(op
             line = await second.content.readline()
 
 
-async def test_whoever_waits_for_the_first_token_is_told_too(open_house: Any, frames: Any) -> None:
+async def test_comments_tell_a_client_that_it_waits_for_the_first_token(open_house: Any, frames: Any) -> None:
     house = await open_house("--first-token-delay", "0.7", progress_after=0.2)
     await house.stream(max_tokens=1)
     _, lines = await house.stream()

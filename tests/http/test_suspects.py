@@ -91,7 +91,7 @@ def test_a_client_that_has_just_left_may_be_whose_request_it_was(clock: Clock) -
     assert not suspects.in_company("e")
 
 
-def test_whoever_had_his_whole_answer_is_no_company(clock: Clock) -> None:
+def test_a_request_whose_answer_was_complete_is_not_a_suspect(clock: Clock) -> None:
     suspects = Suspects(clock)
     suspects.enter("e", "served")
     suspects.enter("e", "stays")

@@ -93,7 +93,7 @@ def test_clients_that_do_not_ask_for_json_get_it_escaped_as_dockers_own_expects(
     assert html.unescape(data.decode()).encode() == raw.progress(progress)
 
 
-def test_another_client_of_the_same_transfer_is_told_all_of_it() -> None:
+def test_another_client_of_the_same_transfer_gets_all_of_its_progress() -> None:
     lines = TransferLines("j", "pull", raw=True)
     told = lines.progress(step(MIB, MIB))
     assert lines.progress(step(MIB, MIB)) == b""

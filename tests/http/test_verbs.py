@@ -160,7 +160,7 @@ def permanent() -> Failure:
     return JobFailed.permanent("no_space", "The disk is full.", advice="Make room.").failure
 
 
-async def test_an_install_that_fails_is_told_by_its_status_without_a_wish_for_progress(
+async def test_without_progress_an_install_that_fails_is_reported_by_its_status(
     open_house: Any, permanent: Failure
 ) -> None:
     house = await open_house()
@@ -383,7 +383,7 @@ async def test_models_are_listed_inspected_tagged_and_removed(open_house: Any) -
         assert response.status == 404
 
 
-async def test_only_a_daemon_can_be_told_to_stop(open_house: Any) -> None:
+async def test_only_a_daemon_can_be_stopped_over_http(open_house: Any) -> None:
     told: list[float | None] = []
     house = await open_house(door={"stop": told.append})
     async with house.post("/daemon/stop", {"keep_engines": 30}) as response:

@@ -142,7 +142,7 @@ async def test_giving_up_before_the_head_cuts_the_connection(engine: Engine, ups
     await asyncio.wait_for(engine.cut.wait(), 5)
 
 
-async def test_nobody_there_is_unreached(short_path: Path) -> None:
+async def test_a_server_that_does_not_exist_is_unreached(short_path: Path) -> None:
     path = str(short_path / "nobody.sock")
     with pytest.raises(Unreached):
         await Upstreams(lambda: {path}).post(path, "/", b"", {})
@@ -271,7 +271,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
 
 
 @pytest.mark.parametrize("said", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
-def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(said: dict[str, str]) -> None:
+def test_whatever_content_type_a_client_sends_the_engine_gets_application_json(said: dict[str, str]) -> None:
     from aiohttp.test_utils import make_mocked_request
 
     from greenroom.runner.http.upstream import forwarded
@@ -281,7 +281,7 @@ def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(sai
     ]
 
 
-async def test_an_answer_nobody_asked_for_does_not_join_the_one_before(
+async def test_an_unsolicited_answer_does_not_join_the_one_before(
     engine: Engine, upstreams: Upstreams
 ) -> None:
     extra = b"HTTP/1.1 500 X\r\nContent-Length: 5\r\nX-More: 1\r\n\r\nextra"

@@ -97,7 +97,7 @@ def test_cancelling_reports_and_a_new_start_works(
     assert heard.next()[0] == "committed"
 
 
-def test_cancelling_a_job_nobody_knows_is_passed_over(
+def test_cancelling_an_unknown_job_is_ignored(
     make_builder: Callable[..., Builder], heard: BuilderReports, toy: Toy
 ) -> None:
     make_builder(toy).cancel("never")
@@ -151,7 +151,7 @@ def test_what_was_fetched_is_dropped_unless_a_job_goes_on(
     assert builder.drop_fetched() == 0
 
 
-def test_settings_are_read_anew_for_each_attempt(
+def test_settings_are_read_again_for_each_attempt(
     make_builder: Callable[..., Builder],
     heard: BuilderReports,
     toy: Toy,
@@ -181,7 +181,7 @@ def test_settings_are_read_anew_for_each_attempt(
 
 
 @pytest.mark.parametrize("version", ["", "latest"])
-def test_an_index_that_is_not_there_is_told_from_one_that_has_a_problem(
+def test_an_unreachable_index_differs_from_one_that_has_a_problem(
     make_builder: Callable[..., Builder],
     heard: BuilderReports,
     toy: Toy,
@@ -222,7 +222,7 @@ def test_an_unknown_backend_names_the_known_ones(
         builder.plan("nothing")
 
 
-def test_a_platform_that_cannot_run_it_is_told_so_without_trying(
+def test_an_unsupported_platform_is_refused_without_an_attempt(
     make_builder: Callable[..., Builder], heard: BuilderReports, index: Index
 ) -> None:
     linux = Platform(system="linux", machine="x86_64", python=(3, 11))

@@ -119,7 +119,7 @@ def test_what_cannot_be_looked_at_of_one_backend_costs_no_other(
     assert heard.next() == ("seen", "good", ())
 
 
-def test_what_cannot_be_judged_is_told_with_the_reason(
+def test_an_installation_that_cannot_be_checked_is_reported_with_the_reason(
     make_builder: Callable[..., Builder],
     heard: BuilderReports,
     toy: Toy,

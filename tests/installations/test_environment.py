@@ -421,7 +421,7 @@ def test_a_version_the_declaration_rules_out_is_not_blamed_on_the_index(
 
 
 @pytest.mark.parametrize("version", ["9" * 5_000, "1!" + "9" * 4_400, "1." + "0." * 9_000 + "1", "not one"])
-def test_what_no_index_could_have_is_no_version_and_nobody_is_asked(
+def test_an_impossible_version_is_refused_without_asking_an_index(
     environments: Environments, toy: Toy, index: Index, version: Any
 ) -> None:
     with pytest.raises(JobFailed, match="is not a version") as caught:

@@ -54,7 +54,7 @@ def test_the_total_is_known_at_the_first_report_and_the_counts_rise_to_it(
     assert counts[-1] == big.size
 
 
-def test_a_second_fetch_asks_nobody(store: FileStore, index: Index, big: LockedFile) -> None:
+def test_a_second_fetch_sends_no_request(store: FileStore, index: Index, big: LockedFile) -> None:
     fetch(store, index.sources, big)
     index.requests.clear()
     reports = []
@@ -165,7 +165,7 @@ def test_a_file_that_is_listed_but_gone_is_permanent(
     assert caught.value.failure.kind == "permanent"
 
 
-def test_a_file_nobody_has_names_the_sources_that_were_asked(
+def test_the_error_for_a_missing_file_names_the_sources_that_were_asked(
     store: FileStore, index: Index, big: LockedFile
 ) -> None:
     lost = dataclasses.replace(big, name="lost-1.0-py3-none-any.whl", sha256="1" * 64)
@@ -183,7 +183,7 @@ def test_a_login_page_that_answers_for_the_index_is_not_taken_for_one(
     assert caught.value.failure.code == "not_on_index"
 
 
-def test_nobody_there_is_said_within_seconds(store: FileStore, big: LockedFile) -> None:
+def test_an_unreachable_server_is_reported_within_seconds(store: FileStore, big: LockedFile) -> None:
     nowhere = PackageSources(index=Setting("http://127.0.0.1:9/simple", "test"))
     began = time.monotonic()
     with pytest.raises(JobFailed, match=r"127\.0\.0\.1 could not be reached") as caught:
@@ -372,7 +372,7 @@ def test_a_file_damaged_in_the_store_is_found_by_reading_it(
     assert not store.has(big)
 
 
-def test_what_nobody_needs_is_swept_after_a_while(store: FileStore, index: Index, big: LockedFile) -> None:
+def test_unneeded_files_are_swept_after_a_while(store: FileStore, index: Index, big: LockedFile) -> None:
     fetch(store, index.sources, big)
     store.sweep({big.sha256}, time.time() + 1)
     assert store.has(big)

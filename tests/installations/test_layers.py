@@ -276,7 +276,7 @@ def test_a_link_that_turns_dangerous_when_a_later_layer_comes_is_found_at_the_en
     assert "leads out" in refused(lay, first, [link("opt/p", "."), link("opt/q", ".")])
 
 
-def test_a_link_nobody_has_written_down_is_found_on_the_disk(folder: Path) -> None:
+def test_an_unrecorded_link_is_found_on_the_disk(folder: Path) -> None:
     """As one that came about since the file system takes `A` and `a` for the same name."""
     folder.parent.mkdir()
     with Tree(folder, "/opt", "r/i:t", Event()) as tree:

@@ -129,7 +129,7 @@ def test_a_package_without_a_wheel_for_here_says_so() -> None:
     assert caught.value.failure.code == "unsupported_platform"
 
 
-def test_a_platform_without_a_lock_is_told_so() -> None:
+def test_a_platform_without_a_lock_is_refused() -> None:
     source = Environment(distribution="nothing", lock="nothing", probe=(), requirements=())
     platform = Platform(system="linux", machine="riscv64", python=(3, 14))
     with pytest.raises(

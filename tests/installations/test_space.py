@@ -83,9 +83,7 @@ def test_a_server_that_gives_no_parts_of_files_is_believed_by_sizes_alone(
     assert environments.store.has(dense.files[0]), "what it unpacks to was known when it was here"
 
 
-def test_where_there_is_ample_room_nobody_is_asked(
-    environments: Environments, index: Index, dense: Toy
-) -> None:
+def test_with_ample_room_no_sizes_are_requested(environments: Environments, index: Index, dense: Toy) -> None:
     environments.build("toy", dense.source, job="install-1")
     assert sum(path.startswith("/files/") for path in index.paths()) == 1
 

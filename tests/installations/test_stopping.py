@@ -185,7 +185,7 @@ def test_with_a_disk_that_hangs(
     gate.set()
 
 
-def test_a_child_that_holds_the_pipes_of_a_probe_holds_up_nobody(
+def test_a_child_that_holds_the_pipes_of_a_probe_does_not_block_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "_END_SECONDS", 0.5)

@@ -158,7 +158,7 @@ def wheel(size: int) -> LockedFile:
 
 
 @pytest.mark.parametrize("size", [1_000_000, 0])
-def test_a_server_that_breaks_off_each_time_is_not_asked_for_ever(tmp_path: Path, size: int) -> None:
+def test_a_server_that_breaks_off_each_time_is_not_retried_forever(tmp_path: Path, size: int) -> None:
     def break_off(connection: socket.socket, number: int) -> None:
         length = 1_000_000 if number == 1 else 999_000
         connection.sendall(f"HTTP/1.1 206 Partial\r\nContent-Length: {length}\r\n\r\n".encode())

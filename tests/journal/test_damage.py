@@ -318,7 +318,7 @@ def test_the_tail_of_another_journal_is_not_considered(spoil: Iterator[Spoiled],
     journal.close()
 
 
-def test_an_older_copy_put_back_is_told_from_the_newer_one(spoil: Iterator[Spoiled]) -> None:
+def test_an_older_copy_that_was_restored_is_detected(spoil: Iterator[Spoiled]) -> None:
     copy = next(spoil)
     SqliteJournal(copy.db).close()
     older = copy.db.read_bytes()
@@ -334,7 +334,7 @@ def test_an_older_copy_put_back_is_told_from_the_newer_one(spoil: Iterator[Spoil
     journal.close()
 
 
-def test_a_journal_whose_database_was_deleted_begins_anew_and_says_so(spoil: Iterator[Spoiled]) -> None:
+def test_a_journal_whose_database_was_deleted_starts_over_and_says_so(spoil: Iterator[Spoiled]) -> None:
     copy = next(spoil)
     log = (copy.folder / "journal.db-wal").read_bytes()
     copy.db.unlink()

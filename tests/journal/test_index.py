@@ -39,7 +39,7 @@ def flip(path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("where", ["name", "last byte", "count of cells"])
-def test_a_damaged_index_is_noticed_and_made_anew_and_no_event_is_lost(
+def test_a_damaged_index_is_rebuilt_and_no_event_is_lost(
     path: Path, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     page = index_pages(path)[0]
@@ -62,7 +62,7 @@ def test_a_damaged_index_is_noticed_and_made_anew_and_no_event_is_lost(
     assert verify(path).problems == ()
 
 
-def test_an_index_that_cannot_be_made_anew_refuses_the_start_and_costs_no_event(path: Path) -> None:
+def test_an_index_that_cannot_be_rebuilt_refuses_the_start_and_no_event_is_lost(path: Path) -> None:
     page, data = index_pages(path)[0], path.read_bytes()
     path.write_bytes(data[:page] + bytes(4096) + data[page + 4096 :])
     with pytest.raises(JournalDamaged):

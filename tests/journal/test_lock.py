@@ -107,7 +107,7 @@ def test_a_child_that_outlives_its_killed_holder_for_a_moment_is_waited_for(
 
 
 @LOCKS
-def test_what_never_ends_is_not_waited_for_for_ever(
+def test_the_wait_for_a_process_that_never_ends_is_bounded(
     tmp_path: Path,
     hold: Any,
     monkeypatch: pytest.MonkeyPatch,

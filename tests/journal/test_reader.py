@@ -43,7 +43,7 @@ def journal(path: Path) -> Iterator[SqliteJournal]:
     journal.close()
 
 
-def test_a_second_writer_is_refused_and_told_the_pid(journal: SqliteJournal, path: Path) -> None:
+def test_a_second_writer_is_refused_with_the_pid_of_the_first(journal: SqliteJournal, path: Path) -> None:
     with pytest.raises(JournalBusy, match=str(os.getpid())) as caught:
         SqliteJournal(path)
     assert caught.value.pid == os.getpid()

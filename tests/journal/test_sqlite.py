@@ -88,7 +88,7 @@ def test_rows_written_by_another_program_end_the_journal(journal: SqliteJournal,
         journal.append([entry("a", 2)])
 
 
-def test_an_error_nobody_thought_of_reaches_everybody_who_waits(
+def test_an_unexpected_error_reaches_every_waiting_caller(
     journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*_: object) -> None:
@@ -144,7 +144,7 @@ def test_left_alone_the_log_is_brought_into_the_database(path: Path, monkeypatch
     journal.close()
 
 
-def test_nobody_else_can_read_the_files(journal: SqliteJournal, path: Path) -> None:
+def test_other_users_cannot_read_the_files(journal: SqliteJournal, path: Path) -> None:
     journal.append([entry("a", 1)])
     for file in path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file

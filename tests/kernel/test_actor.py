@@ -64,7 +64,7 @@ def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given
     assert disk.counter.calls[-4:] == ["decide Add", "apply Counted", "react Counted", "settle"]
 
 
-def test_whoever_is_answered_finds_that_everybody_has_been_told_what_follows(disk: Bench) -> None:
+def test_the_actor_has_settled_when_a_caller_is_answered(disk: Bench) -> None:
     last_call: list[str] = []
     replies = [disk.system.ask(Await(key="3"), to=COUNTER), disk.system.ask(Add(by=3), to=COUNTER)]
     for reply in (*replies, disk.system.ask(Release(key="3"), to=COUNTER)):
@@ -85,7 +85,7 @@ def test_the_events_of_one_decision_are_one_batch(disk: Bench) -> None:
     ]
 
 
-def test_nobody_sees_half_a_batch(bench: Bench) -> None:
+def test_a_batch_becomes_visible_as_a_whole(bench: Bench) -> None:
     seen: list[int] = []
     bench.counter.react = lambda state, stored: seen.append(bench.system.state(COUNTER).events) or ()  # type: ignore[func-returns-value, redundant-expr]
     bench.system.ask(Add(by=1, times=3), to=COUNTER).get(timeout=5)
@@ -115,7 +115,7 @@ def test_an_answer_among_the_effects_of_the_decision_that_said_later_is_not_miss
     assert bench.system.ask(AddAndAwait(by=3), to=COUNTER).get(timeout=5) == 3
 
 
-def test_everybody_who_waits_for_a_key_gets_its_answer_once(bench: Bench) -> None:
+def test_every_caller_that_waits_for_a_key_gets_its_answer_once(bench: Bench) -> None:
     replies = [bench.system.ask(Await(key=key), to=COUNTER) for key in "aab"]
     bench.system.ask(Release(key="a", outcome=1), to=COUNTER).get(timeout=5)
     assert [reply.get(timeout=5) for reply in replies[:2]] == [1, 1]
@@ -256,7 +256,7 @@ def test_what_cannot_be_stored_is_refused_before_it_poisons_the_journal(
     assert make_bench(MemoryJournal(bench.journal.records)).start().system.state(COUNTER).total == 1
 
 
-def test_a_report_that_cannot_be_stored_is_parked_and_not_tried_for_ever(bench: Bench) -> None:
+def test_a_report_that_cannot_be_stored_is_parked_and_not_retried_forever(bench: Bench) -> None:
     bench.system.tell(Add(by=float("nan")), to=COUNTER)
     bench.system.rest()
     assert bench.stored() == ["command_parked"]
@@ -381,7 +381,7 @@ def test_answers_wait_for_what_follows_from_another_actor(make_bench: Callable[.
     assert reply.get(timeout=5) == "gone"
 
 
-def test_a_command_to_nobody_is_logged_and_harms_nobody(
+def test_a_command_to_an_unknown_actor_is_logged_and_does_no_harm(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert bench.system.ask(Forward(to="nobody", command=Add(by=1)), to=COUNTER).get(timeout=5) == "sent"

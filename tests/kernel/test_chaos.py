@@ -33,7 +33,7 @@ class Moody(Counter):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(
+def test_acknowledged_commands_are_stored_once_and_every_caller_is_answered(
     make_bench: Callable[..., Bench], seed: Any
 ) -> None:
     chance = random.Random(seed)

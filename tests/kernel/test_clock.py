@@ -73,7 +73,7 @@ def test_a_timer_that_is_too_far_away_stops_no_other(clock: SystemClock, seconds
     assert done.wait(5)
 
 
-def test_a_timer_at_no_time_is_an_error_for_whoever_sets_it(clock: SystemClock) -> None:
+def test_a_timer_at_an_invalid_time_is_an_error_for_its_caller(clock: SystemClock) -> None:
     for one in (clock, ManualClock()):
         with pytest.raises(ValueError, match="NaN"):
             one.call_at(float("nan"), lambda: None)

@@ -199,7 +199,7 @@ def test_two_actors_that_claim_one_stream_do_not_start() -> None:
         started(journal(entry("counter", 1, "counted", '{"by": 2}')), Counter(), thief)
 
 
-def test_the_streams_of_parked_commands_belong_to_nobody() -> None:
+def test_the_streams_of_parked_commands_belong_to_no_actor() -> None:
     greedy = Counter()
     greedy.claims = lambda stream: True
     parked = '{"actor": "counter", "command": "Add", "fields": "", "traceback": ""}'

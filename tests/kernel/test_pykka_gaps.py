@@ -180,7 +180,7 @@ def test_we_are_never_in_the_registry_of_the_process(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no such backend"), SystemExit(1)])
-def test_a_failing_start_is_an_error_to_whoever_starts(make_bench: Callable[..., Bench], error: Any) -> None:
+def test_a_failing_start_is_an_error_for_its_caller(make_bench: Callable[..., Bench], error: Any) -> None:
     bench = make_bench()
     bench.counter.faults["decide"] = [error] * 9
     with pytest.raises(StartFailed, match=f"counter could not start: {type(error).__name__}"):

@@ -62,7 +62,7 @@ async def test_a_cancelled_wait_leaves_the_answer_to_the_others(bench: Bench) ->
     assert impatient.cancelled() or await asyncio.wait([impatient])
 
 
-def test_an_answer_that_comes_after_its_loop_has_closed_harms_nobody(bench: Bench) -> None:
+def test_an_answer_that_comes_after_its_loop_has_closed_does_no_harm(bench: Bench) -> None:
     reply = bench.system.ask(Await(key="door"), to=COUNTER)
 
     async def give_up() -> None:
@@ -110,7 +110,7 @@ def test_map_is_refused_because_its_result_could_never_be_awaited() -> None:
         Reply().map(lambda value: value)
 
 
-def test_get_waits_no_longer_than_it_is_told(bench: Bench) -> None:
+def test_get_waits_no_longer_than_its_timeout(bench: Bench) -> None:
     with pytest.raises(pykka.Timeout):
         bench.system.ask(Await(key="never"), to=COUNTER).get(timeout=0.01)
 

@@ -112,7 +112,7 @@ def test_those_who_wait_go_on_waiting_when_the_actor_is_rebuilt(bench: Bench) ->
     assert waiting.get(timeout=5) == "here"
 
 
-def test_who_waits_for_what_cannot_be_asked_twice_hears_of_the_rebuild(bench: Bench) -> None:
+def test_a_caller_of_a_command_that_cannot_be_repeated_learns_of_the_rebuild(bench: Bench) -> None:
     bench.counter.react = lambda state, stored: [Done(what="x")]
     waiting = bench.system.ask(AddAndAwait(by=1), to=COUNTER)
     bench.system.rest()
@@ -194,7 +194,7 @@ def test_an_actor_that_cannot_settle_goes_on_answering_and_is_tried_less_and_les
     assert {event.command for event in parked(bench)} == {"settle"}
 
 
-def test_nobody_waits_for_an_actor_that_cannot_settle(bench: Bench) -> None:
+def test_no_caller_waits_for_an_actor_that_cannot_settle(bench: Bench) -> None:
     waiting = bench.system.ask(Await(key="never"), to=COUNTER)
     bench.counter.on_settle = lambda state, now, volatile: fail() if state.total else None
     bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
@@ -297,7 +297,7 @@ def test_an_observation_that_fails_costs_only_what_it_would_have_seen(
     assert {event.command for event in parked(bench)} == {"look at what others own"}
 
 
-def test_a_callback_that_fails_costs_nobody_an_answer(bench: Bench) -> None:
+def test_a_callback_that_fails_costs_no_caller_its_answer(bench: Bench) -> None:
     first, second = (bench.system.ask(Await(key="k"), to=COUNTER) for _ in range(2))
     first.on_done(fail)
     bench.system.ask(Release(key="k", outcome=1), to=COUNTER).get(timeout=5)
@@ -329,7 +329,7 @@ def test_rebuilds_are_forgiven_after_a_while(bench: Bench) -> None:
     assert bench.failures == []
 
 
-def test_whoever_repeats_a_poisonous_command_neither_stops_the_system_nor_grows_the_journal(
+def test_repeating_a_poisonous_command_neither_stops_the_system_nor_grows_the_journal(
     bench: Bench,
 ) -> None:
     for _ in range(150):

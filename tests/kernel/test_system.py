@@ -262,7 +262,7 @@ def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
-def test_an_ask_that_was_told_later_expires_too(bench: Bench) -> None:
+def test_an_ask_that_was_answered_with_later_expires_too(bench: Bench) -> None:
     reply = bench.system.ask(Await(key="door"), to=COUNTER, timeout=10)
     bench.system.rest()
     bench.clock.advance(10)
@@ -330,7 +330,7 @@ def test_rest_says_when_it_does_not_come(make_bench: Callable[..., Bench]) -> No
 
 
 @pytest.mark.parametrize("wrong", ["Total", Total, None, {"by": 1}, Counted(by=1)])
-def test_what_is_no_command_is_a_type_error_for_whoever_asks_and_nothing_else(
+def test_a_message_that_is_not_a_command_is_a_type_error_for_its_caller_and_nothing_else(
     bench: Bench, wrong: Any
 ) -> None:
     for send in (bench.system.ask, bench.system.tell):

@@ -163,7 +163,7 @@ def test_a_crew_runs_a_few_at_once_and_the_others_in_order() -> None:
     assert not crew.start("e", work("a"), lambda: None)
 
 
-def test_what_a_job_has_changed_is_told_though_it_was_given_up() -> None:
+def test_changes_of_a_cancelled_job_are_still_reported() -> None:
     crew = Crew(1, "test", patience=0.05)
     go, told = threading.Event(), threading.Event()
     heard: list[str] = []

@@ -336,7 +336,7 @@ def test_any_config_is_read_or_refused(
         read_metadata(sorted(folder.iterdir()))
 
 
-def test_counts_are_told_as_people_say_them() -> None:
+def test_counts_are_written_as_people_say_them() -> None:
     assert [count_text(n) for n in (7, 1_500, 134_515_008, 7_240_000_000, 10**12)] == [
         "7",
         "1.50K",

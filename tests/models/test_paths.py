@@ -79,7 +79,7 @@ def test_links_within_the_folder_are_followed(
     assert store.verify(model.id) == ()
 
 
-def test_a_link_that_somebody_names_is_the_file_it_means_and_has_to_be_a_model(
+def test_a_link_that_a_user_names_is_followed_and_must_be_a_model(
     gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path, secret: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()

@@ -56,7 +56,7 @@ def test_what_comes_again_has_a_rate_again() -> None:
     assert told[-1].rate > 0
 
 
-def test_nothing_is_told_after_the_end() -> None:
+def test_nothing_is_reported_after_the_end() -> None:
     told: list[Progress] = []
     attempt = ProgressReport("j", told.append)
     attempt.report("downloading", 1, 2)
@@ -65,7 +65,7 @@ def test_nothing_is_told_after_the_end() -> None:
     assert len(told) == 1
 
 
-def test_a_disk_that_stalls_is_said_though_nobody_reports() -> None:
+def test_a_disk_that_stalls_is_reported_although_no_progress_comes() -> None:
     told: list[Progress] = []
     news = threading.Condition()
 

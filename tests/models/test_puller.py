@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_said_before_the_download_with_the_numbers(
     assert recorder.reached["job"]
 
 
-def test_a_failure_nobody_foresaw_still_ends_the_job(
+def test_an_unexpected_failure_still_ends_the_job(
     new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> StoreUsage:
@@ -315,7 +315,7 @@ def test_a_failure_nobody_foresaw_still_ends_the_job(
     assert recorder.answer("look_failed")[0].code == "internal"
 
 
-def test_changes_of_the_store_are_told(
+def test_changes_of_the_store_are_reported(
     new_puller: NewPuller, recorder: Any, store: ModelStore, bring: Callable[..., Model]
 ) -> None:
     one, two = bring(store, "a", b"\x01"), bring(store, "b", b"\x02")

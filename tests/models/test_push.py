@@ -139,7 +139,7 @@ def test_a_token_is_asked_for_with_the_right_to_write(
     assert asked == {("/token?service=test&scope=repository%3Ame%2Ftoken%3Apull%2Cpush", BASIC)}
 
 
-def test_who_may_not_write_is_told_how_to_log_in(
+def test_a_push_without_permission_says_how_to_log_in(
     tmp_path_factory: pytest.TempPathFactory,
     big: Model,
     new_puller: NewPuller,

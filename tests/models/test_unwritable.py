@@ -65,7 +65,7 @@ def test_models_in_a_store_that_can_only_be_read_are_listed_and_opened(
     assert "Storing the model failed: Read-only file system" in caught.value.failure.message
 
 
-def test_a_lock_that_is_somebody_elses_is_held_all_the_same(
+def test_a_lock_file_of_another_user_can_still_be_locked(
     store: ModelStore, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = bring(store, "a")
@@ -167,7 +167,7 @@ def test_a_store_that_another_process_holds_is_waited_for_in_bounds(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_store_whose_disk_is_gone_is_neither_empty_nor_made_anew(
+def test_a_store_whose_disk_is_gone_is_neither_empty_nor_created_again(
     there: bool, store: ModelStore, bring: Bring
 ) -> None:
     model = bring(store, "a")

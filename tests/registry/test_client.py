@@ -221,7 +221,7 @@ def test_a_token_that_has_run_out_is_renewed_for_the_next_blob(
     assert doorway.told[-1].headers["Authorization"] == "Bearer second"
 
 
-def test_a_registry_that_wants_somebody_else_says_how_to_log_in(
+def test_a_registry_that_wants_another_account_says_how_to_log_in(
     doorway: Doorway, name: str, docker_config: Path
 ) -> None:
     doorway.wrong["/v2/"] = Wrong(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
@@ -294,7 +294,7 @@ def test_a_mirror_that_fails_is_passed_over(
     assert mirror.told == []
 
 
-def test_the_only_place_left_is_the_one_whose_failure_is_told(
+def test_the_failure_of_the_only_remaining_mirror_is_reported(
     doorway: Doorway, name: str, make_doorway: Callable[[], Doorway]
 ) -> None:
     named = {doorway.host: RegistrySettings(mirrors=(make_doorway().host,))}
@@ -338,7 +338,7 @@ def test_a_token_server_that_makes_no_sense_is_said(doorway: Doorway, name: str)
         assert told.code == "bad_answer"
 
 
-def test_nobody_there_is_worth_another_attempt(name: str) -> None:
+def test_an_unreachable_registry_is_worth_another_attempt(name: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -132,9 +132,7 @@ async def test_what_an_engine_really_takes_of_its_device_counts_at_once(machine:
     assert (await daemon.engine("a"))["device_memory"] // MIB == 150
 
 
-async def test_where_nobody_tells_what_processes_hold_the_estimate_stays(
-    machine: Machine, folder: Path
-) -> None:
+async def test_without_measurements_of_processes_the_estimate_stays(machine: Machine, folder: Path) -> None:
     (folder / "mute").touch()
     daemon = await machine(200, flags=("--device-memory", "150"), gpu_headroom="10MiB")
     await daemon.add("a")

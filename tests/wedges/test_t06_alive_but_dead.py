@@ -10,7 +10,7 @@ from typing import Any
 from waiting import until_async
 
 
-async def test_it_is_found_out_ended_and_replaced_and_whoever_waited_is_served(make_daemon: Any) -> None:
+async def test_it_is_detected_ended_and_replaced_and_waiting_requests_are_served(make_daemon: Any) -> None:
     daemon = await make_daemon("--freeze-after-requests", "2", stall_after="2")
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
@@ -62,7 +62,7 @@ async def test_an_engine_that_computes_elsewhere_but_answers_one_token_is_left_a
     assert daemon.events("engine_stop_requested") == []
 
 
-async def test_nobody_inside_means_nothing_to_find_out(make_daemon: Any) -> None:
+async def test_without_requests_inside_there_is_nothing_to_detect(make_daemon: Any) -> None:
     daemon = await make_daemon("--freeze-after-requests", "1", stall_after="1")
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200

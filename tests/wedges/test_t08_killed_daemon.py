@@ -95,7 +95,7 @@ async def test_stopped_with_its_engines_kept_the_next_one_serves_without_a_reloa
     assert adopted["expires_in"] is None
 
 
-async def test_engines_kept_for_a_time_end_when_nobody_has_come_back(make_daemon: Any) -> None:
+async def test_engines_kept_for_a_time_end_when_no_daemon_has_adopted_them(make_daemon: Any) -> None:
     daemon = await make_daemon()
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200

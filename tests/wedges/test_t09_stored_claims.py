@@ -31,7 +31,7 @@ async def test_an_engine_that_was_not_well_once_is_asked_again_and_heals(
     assert len(daemon.spawned("tiny")) == 1
 
 
-async def test_an_engine_that_died_while_nobody_looked_is_not_believed_to_run(make_daemon: Any) -> None:
+async def test_an_engine_that_died_without_a_daemon_is_not_believed_to_run(make_daemon: Any) -> None:
     daemon = await make_daemon()
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200

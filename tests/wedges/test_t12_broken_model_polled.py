@@ -31,7 +31,9 @@ async def test_it_is_started_a_bounded_number_of_times_and_others_load(make_daem
     assert len(daemon.spawned("whole")) == 1
 
 
-async def test_a_hundred_at_once_for_a_broken_model_are_all_told_why(make_daemon: Any) -> None:
+async def test_a_hundred_simultaneous_requests_for_a_broken_model_all_get_the_reason(
+    make_daemon: Any,
+) -> None:
     daemon = await make_daemon("--for", "broken=--die-in-load,3")
     await daemon.add("broken")
     answers = await asyncio.gather(*(daemon.chat("broken") for _ in range(100)))

@@ -37,7 +37,7 @@ async def test_streams_go_on_untouched_while_a_crowd_in_the_queue_comes_and_goes
     assert (await daemon.chat("wanted", max_tokens=1)).status == 200
 
 
-async def test_who_leaves_a_shared_engine_ends_his_own_generation_only(make_daemon: Any) -> None:
+async def test_a_client_that_leaves_a_shared_engine_ends_only_its_own_generation(make_daemon: Any) -> None:
     daemon = await make_daemon("--tokens", str(TOKENS), "--token-delay", "0.03")
     await daemon.add("tiny")
     assert (await daemon.chat("tiny", max_tokens=1)).status == 200

@@ -5,13 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greenroom.actors.scheduler.eviction import Holding, fewest_victims
 from greenroom.actors.scheduler.ledger import (
     DEFAULT_CONTEXT,
     Account,
     Capacity,
-    Holding,
     Memory,
-    fewest_victims,
     reservation_for,
 )
 from stage import model

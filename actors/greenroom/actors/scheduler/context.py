@@ -9,7 +9,6 @@ import msgspec
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Fault, fault
-from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.ledger import PROVEN_BY, Account, Capacity, reckoned, reservation_for
 from greenroom.actors.scheduler.state import (
     ModelConfigState,
@@ -226,38 +225,6 @@ def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -
     proven = reading is not None and reading.served >= PROVEN_BY
     peak = measured.device_peak if device else measured.peak
     return holding(spec, volatile, device) if proven or peak > share(spec, device) else 0
-
-
-def eviction(
-    engine: Engine,
-    volatile: SchedulerVolatile,
-    now: Moment,
-    reason: str,
-    *,
-    in_favour_of: str = "",
-    needed: int = 0,
-    free: int = 0,
-    device: str = "",
-) -> EvictionDecided:
-    """The event that ends an engine, with the numbers of the pool that decided."""
-    reading = volatile.gates.get(engine.spec.engine_id)
-    idle = now.monotonic - reading.idle_since if reading is not None and not reading.inside else 0.0
-    return EvictionDecided(
-        engine_id=engine.spec.engine_id,
-        model_id=engine.spec.model_id,
-        model_ref=engine.spec.model_ref,
-        backend=engine.spec.backend,
-        reason=reason,
-        in_favour_of=in_favour_of,
-        idle_seconds=round(idle, 3),
-        memory=holding(engine.spec, volatile, device),
-        needed=needed,
-        free=free,
-        device=device,
-        footprint=footprint(engine.spec, volatile),
-        device_footprint=footprint(engine.spec, volatile, engine.spec.device) if engine.spec.device else 0,
-        installation_id=engine.spec.installation_id if engine.spec.engine_id in volatile.gates else "",
-    )
 
 
 def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolatile:

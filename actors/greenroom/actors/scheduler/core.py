@@ -36,10 +36,11 @@ from greenroom.actors.library.messages import ModelList, Release, Released
 from greenroom.actors.limits import flags_complaint
 from greenroom.actors.progress import load_job
 from greenroom.actors.scheduler import events as scheduler_events
-from greenroom.actors.scheduler.context import Limits, eviction, fits
+from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.effects import LeaveGate
 from greenroom.actors.scheduler.errors import unloaded
 from greenroom.actors.scheduler.events import ConfigChanged, LoadAdmitted
+from greenroom.actors.scheduler.eviction import eviction, idle_only, unloadable
 from greenroom.actors.scheduler.ledger_reading import ledger_reading
 from greenroom.actors.scheduler.messages import (
     CONFIG_FIELDS,
@@ -71,7 +72,7 @@ from greenroom.actors.scheduler.state import (
     apply,
     config_key,
 )
-from greenroom.actors.values import BackendFacts, Caller, EngineSpec, InstallPolicy, Mode
+from greenroom.actors.values import BackendFacts, Caller, InstallPolicy, Mode
 
 _OWN_SHARE = 0.75
 """The share of the queue that one caller's requests may fill."""
@@ -233,34 +234,17 @@ class Scheduler(SingleStream[SchedulerState]):
     def _unload(
         self, state: SchedulerState, ask: Unload, now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
-        """End engines that match and are idle; those in use are left alone.
-
-        A load may take long. Naming its model ends it, and refuses the requests that wait for it; with `all`,
-        a load that requests wait for counts as in use.
-        """
-        events: list[Event] = []
-        effects: list[Effect] = []
-        ended: set[str] = set()
-        for load in state.loads.values():
-            spec = load.spec
-            wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
-            if not wanted or ask.backend not in ("", spec.backend):
-                continue
-            engine = volatile.engine(spec.engine_id)
-            named = engine is not None and engine.state == "starting" and spec.model_id in ask.model_ids
-            if engine is None or (_users(spec, volatile) and not named):
-                continue
-            events.append(eviction(engine, volatile, now, "unload"))
-            for waiting in volatile.queue:
-                if waiting.follows == load_job(spec.engine_id):
-                    ended.add(waiting.request_id)
-                    effects.append(Answer(key=waiting.request_id, outcome=unloaded(waiting)))
-        queue = tuple(one for one in volatile.queue if one.request_id not in ended)
+        """End what may be unloaded, and refuse the requests that wait for a load among it."""
+        engines = unloadable(ask, state, volatile)
+        jobs = {load_job(one.spec.engine_id) for one in engines}
+        queue = volatile.queue
+        ended = (Answer(key=one.request_id, outcome=unloaded(one)) for one in queue if one.follows in jobs)
+        left = tuple(one for one in queue if one.follows not in jobs)
         return Decision(
-            events=tuple(events),
-            effects=tuple(effects),
-            volatile=msgspec.structs.replace(volatile, queue=queue),
-            reply=Unloaded(engines=len(events)),
+            events=tuple(eviction(one, volatile, now, "unload") for one in engines),
+            effects=tuple(ended),
+            volatile=msgspec.structs.replace(volatile, queue=left),
+            reply=Unloaded(engines=len(engines)),
         )
 
     def _release(
@@ -270,21 +254,15 @@ class Scheduler(SingleStream[SchedulerState]):
 
         Refused while it is in use or loading, unless forced; requests inside are then served to the end.
         """
-        events: list[Event] = []
-        for load in state.loads.values():
-            spec = load.spec
-            if spec.model_id != ask.model_id:
-                continue
-            engine = volatile.engine(spec.engine_id)
-            refusal = _in_use(spec, volatile, advice="Wait for them, or remove it with --force.")
-            if not ask.force and refusal is not None:
-                released = Released(model_id=ask.model_id, refusal=refusal)
-                return Decision(effects=(Tell(command=released),))
-            if engine is not None:
-                events.append(eviction(engine, volatile, now, "removed"))
+        specs = [load.spec for load in state.loads.values() if load.spec.model_id == ask.model_id]
+        engines = idle_only(specs, volatile, advice="Wait for them, or remove it with --force.")
+        if ask.force:
+            engines = [engine for spec in specs if (engine := volatile.engine(spec.engine_id)) is not None]
+        elif isinstance(engines, Refusal):
+            return Decision(effects=(Tell(command=Released(model_id=ask.model_id, refusal=engines)),))
         models = {one: model for one, model in (volatile.models or {}).items() if one != ask.model_id}
         return Decision(
-            events=tuple(events),
+            events=tuple(eviction(one, volatile, now, "removed") for one in engines),
             effects=(Tell(command=Released(model_id=ask.model_id)),),
             volatile=msgspec.structs.replace(volatile, models=None if volatile.models is None else models),
         )
@@ -306,21 +284,21 @@ class Scheduler(SingleStream[SchedulerState]):
         model = (volatile.models or {}).get(ask.model_id)
         packaged = model.context_size if model is not None else 0
         context = packaged if new.context_size is None else new.context_size
-        for load in state.loads.values() if reload else ():
-            spec = load.spec
-            unlike = (
+        unlike = [
+            spec
+            for load in state.loads.values()
+            if (spec := load.spec).model_id == ask.model_id
+            and spec.mode == ask.mode
+            and (
                 (spec.context_size, spec.flags) != (context, new.flags or ())
                 or (new.slots and spec.slots != new.slots)
                 or (new.prompt_cache is not None and new.prompt_cache not in (-1, spec.prompt_cache))
             )
-            if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
-                continue
-            refusal = _in_use(spec, volatile, advice="Wait for them, or unload it first.")
-            if refusal is not None:
-                return Decision(reply=refusal)
-            engine = volatile.engine(spec.engine_id)
-            assert engine is not None  # or it would be in use
-            events.append(eviction(engine, volatile, now, "reconfigured"))
+        ]
+        engines = idle_only(unlike if reload else (), volatile, advice="Wait for them, or unload it first.")
+        if isinstance(engines, Refusal):
+            return Decision(reply=engines)
+        events += [eviction(one, volatile, now, "reconfigured") for one in engines]
         if reload:
             events += lifted_by_hand(state, "its configuration has changed", model_id=ask.model_id)
             # It may have failed because of its old configuration.
@@ -355,30 +333,3 @@ def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:
 
 def _shape(config: ModelConfigState) -> tuple[object, ...]:
     return (config.context_size, config.flags, config.slots, config.prompt_cache)
-
-
-def _users(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
-    reading = volatile.gates.get(spec.engine_id)
-    inside = reading.inside if reading is not None else 0
-    return inside + sum(fits(spec, waiting) for waiting in volatile.queue)
-
-
-def _in_use(spec: EngineSpec, volatile: SchedulerVolatile, *, advice: str) -> Refusal | None:
-    """The refusal while an engine loads or has users; None when it may end now."""
-    engine, users = volatile.engine(spec.engine_id), _users(spec, volatile)
-    if engine is not None and engine.state != "starting" and not users:
-        return None
-    how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
-    message = f"{spec.model_ref} {how}."
-    return refuse("in_use", message, advice=advice, kind="conflict", subject=spec.model_ref)
-
-
-def _who(spec: EngineSpec, volatile: SchedulerVolatile) -> str:
-    """How many requests use or wait for an engine, and some of their ids, for `greenroom why`."""
-    reading = volatile.gates.get(spec.engine_id)
-    names = sorted(reading.some) if reading is not None else []
-    names += [waiting.request_id for waiting in volatile.queue if fits(spec, waiting)]
-    count, shown = _users(spec, volatile), ", ".join(names[:3])
-    if count > 3:
-        return f"{count} requests, {shown} among them"
-    return f"{count} request{'s' if count > 1 else ''}: {shown}"

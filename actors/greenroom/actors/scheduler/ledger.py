@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from greenroom.actors.values import Model, Reservation
@@ -52,14 +50,6 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """What is free right now, by measurement, less the head-room."""
     devices: tuple[Device, ...] = ()
     """Pools of their own, beside the machine's."""
-
-
-class Holding(msgspec.Struct, frozen=True, kw_only=True):
-    """An idle engine that could be evicted."""
-
-    engine_id: str
-    memory: int
-    idle_since: float
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,28 +151,3 @@ def expected(estimate: int, least: int, footprint: int, account: Account) -> int
     if not account.reserved:
         need = min(need, max(estimate, account.free))
     return min(need, max(estimate, account.memory.budget))
-
-
-def fewest_victims(needed: int, idle: Sequence[Holding]) -> tuple[Holding, ...]:
-    """The least recently used idle engines that together free `needed` bytes, as few as possible.
-
-    Empty when all of them together do not suffice, so that none is evicted without effect.
-    """
-    if needed <= 0:
-        return ()
-    oldest_first = sorted(idle, key=lambda one: one.idle_since)
-    chosen: list[Holding] = []
-    freed = 0
-    for one in oldest_first:
-        chosen.append(one)
-        freed += one.memory
-        if freed >= needed:
-            break
-    if freed < needed:
-        return ()
-    # A later, larger victim may have made earlier, smaller ones unnecessary: let the most recent go free.
-    for one in sorted(chosen, key=lambda one: -one.idle_since):
-        if freed - one.memory >= needed:
-            chosen.remove(one)
-            freed -= one.memory
-    return tuple(chosen)

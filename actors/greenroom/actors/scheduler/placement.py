@@ -6,25 +6,21 @@ a graphics processor shares with the machine, as on Apple silicon, is the machin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
-from greenroom.actors.scheduler.context import TurnContext, holding
+from greenroom.actors.scheduler.context import TurnContext
 from greenroom.actors.scheduler.ledger import (
     GROWTH,
     Account,
     Capacity,
     Device,
-    Holding,
     default_prompt_cache,
     expected,
-    fewest_victims,
     larger,
     reservation_for,
 )
 from greenroom.actors.scheduler.state import ModelConfigState, config_key, footprint_key
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model, Reservation
+from greenroom.actors.values import BackendFacts, EngineSpec, Model, Reservation
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,14 +52,6 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     def room(self) -> int:
         """What would be left where it is tightest."""
         return self.needs[0].account.free - self.needs[0].size
-
-
-class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """What must end for a place."""
-
-    place: Placement
-    victims: tuple[tuple[str, Need], ...]
-    """Engine ids, and what each is ended for."""
 
 
 def _with(spec: EngineSpec, capacity: Capacity) -> EngineSpec:
@@ -164,66 +152,3 @@ class Placements:
         measured = self._turn.state.footprints.get(key, 0)
         need = expected(reservation.total, reservation.claimable, measured, account)
         return msgspec.structs.replace(reservation, learned=need - reservation.total)
-
-    def pinned(self, device: str) -> int:
-        turn = self._turn
-        return sum(
-            holding(load.spec, turn.volatile, device)
-            for load in turn.state.loads.values()
-            if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
-        )
-
-    def room_for(self, places: Sequence[Placement]) -> Room | None:
-        """The place for which the fewest idle engines must end; None when ending all would not suffice."""
-        rooms = [room for place in places if (room := self._room(place)) is not None]
-        return min(rooms, key=lambda room: len(room.victims), default=None)
-
-    def _room(self, place: Placement) -> Room | None:
-        volatile = self._turn.volatile
-        victims: dict[str, Need] = {}
-        for need in place.needs:
-            freed = sum(
-                holding(engine.spec, volatile, need.device)
-                for one in victims
-                if (engine := volatile.engine(one)) is not None
-            )
-            lacking = need.size - need.account.free - self.coming(need.device) - freed
-            if lacking <= 0:
-                continue
-            more = fewest_victims(
-                lacking, [one for one in self._idle(need.device) if one.engine_id not in victims]
-            )
-            if not more:
-                return None
-            victims |= dict.fromkeys((one.engine_id for one in more), need)
-        return Room(place=place, victims=tuple(victims.items()))
-
-    def coming(self, device: str) -> int:
-        """Bytes of engines that are ending and not gone yet."""
-        turn = self._turn
-        return sum(holding(one.spec, turn.volatile, device) for one in self._leaving())
-
-    def yielding(self, device: str) -> int:
-        """Bytes that will be free in time: of engines that are ending, and of those that are not pinned."""
-        turn = self._turn
-        leaving = {one.spec.engine_id for one in self._leaving()}
-        return sum(
-            holding(one.spec, turn.volatile, device)
-            for one in turn.volatile.alive()
-            if one.spec.engine_id in leaving or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
-        )
-
-    def _leaving(self) -> list[Engine]:
-        turn = self._turn
-        return [one for one in turn.volatile.alive() if one.spec.engine_id not in turn.state.loads]
-
-    def _idle(self, device: str) -> list[Holding]:
-        """Engines that may be evicted: ready, empty, not pinned, not waited for, and holding memory there."""
-        turn = self._turn
-        return [
-            Holding(engine_id=one.spec.engine_id, memory=held, idle_since=reading.idle_since)
-            for one, reading in turn.empty()
-            if (held := holding(one.spec, turn.volatile, device))
-            and turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
-            and not turn.wanted(one.spec)
-        ]

@@ -21,7 +21,7 @@ from greenroom.actors.scheduler.breakers import (
     cool_down,
     pause_left,
 )
-from greenroom.actors.scheduler.context import TurnContext, eviction, fits
+from greenroom.actors.scheduler.context import TurnContext, fits
 from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
     breaker_open,
@@ -34,6 +34,7 @@ from greenroom.actors.scheduler.errors import (
     undecided,
 )
 from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted, LoadRefused
+from greenroom.actors.scheduler.eviction import Evictions
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.scheduler.placement import Need, Placement, Placements
 from greenroom.actors.scheduler.quarantine import diverted
@@ -73,6 +74,7 @@ class QueueStep:
         self._place = 0
         """In the queue, of the last request that was left waiting."""
         self._places = Placements(context)
+        self._evictions = Evictions(context)
         self._awaited: set[str] = set()
         """Backends whose installation is waited for."""
         self._behind: dict[str, Waiting] = {}
@@ -344,7 +346,7 @@ class QueueStep:
 
     def _pins_before(self, place: Placement) -> list[tuple[Need, int]]:
         """Pools of a place in which pinned models hold the memory, and how much they hold."""
-        held = [(need, self._places.pinned(need.device)) for need in place.needs]
+        held = [(need, self._evictions.pinned(need.device)) for need in place.needs]
         return [(need, size) for need, size in held if need.size > need.account.memory.budget - size]
 
     def _cooling(self, key: str, breaker: BreakerState) -> float:
@@ -404,30 +406,18 @@ class QueueStep:
 
     def _make_room(self, waiting: Waiting, places: Sequence[Placement]) -> None:
         turn = self._turn
-        room = self._places.room_for(places)
+        room = self._evictions.room_for(places)
         if room is not None and room.victims and not turn.storing:
             self._refuse(waiting, not_stored())
             return
-        for one, need in room.victims if room is not None else ():
-            engine = turn.volatile.engine(one)
-            assert engine is not None
-            evicted = eviction(
-                engine,
-                turn.volatile,
-                turn.now,
-                "room",
-                in_favour_of=waiting.model_ref,
-                needed=need.size,
-                free=need.account.free,
-                device=need.device,
-            )
-            turn.record(evicted, cause=waiting.request_id)
+        if room is not None:
+            self._evictions.make_room(room, waiting)
         # Memory that is being freed is kept for this request. While it waits for engines in use, models that
         # fit overtake it, but only until it is patient, unless it waits for other programs' memory.
         place = room.place if room is not None else max(places, key=lambda one: one.room)
         lacking = [need for need in place.needs if need.lacking]
         comes = all(
-            need.account.memory.available + self._places.yielding(need.device) >= need.size
+            need.account.memory.available + self._evictions.yielding(need.device) >= need.size
             for need in lacking
         )
         if room is not None or (self._is_patient(waiting) and comes):

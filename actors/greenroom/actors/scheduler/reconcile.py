@@ -5,6 +5,7 @@
 3. Each queued request gets a ready engine, a load or an installation to wait for, a new load, or a refusal.
    See `queue`.
 4. Engines end when the daemon stops, when their installation retires, and when idle past their keep-alive.
+   See `eviction`.
 5. Ending engines that have drained are stopped.
 6. Breakers of models that have run well for a while are closed.
 7. Owners that have not sent their list in this life are asked for it. Runners learn which of the installer's
@@ -28,7 +29,6 @@ import msgspec
 
 from greenroom.actors.bounded_maps import without
 from greenroom.actors.engine_runner.messages import ForbidStart, StartEngine, StopEngine, runner_address
-from greenroom.actors.gates import GateReading
 from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
@@ -42,10 +42,11 @@ from greenroom.actors.scheduler.breakers import (
     cool_down,
     setbacks_after,
 )
-from greenroom.actors.scheduler.context import Limits, TurnContext, eviction, footprint
+from greenroom.actors.scheduler.context import Limits, TurnContext, footprint
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
 from greenroom.actors.scheduler.errors import failure_of, load_failed, never_started, undecided
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
+from greenroom.actors.scheduler.eviction import Evictions
 from greenroom.actors.scheduler.messages import Ready, Unloaded
 from greenroom.actors.scheduler.quarantine import broken_by_version, cleared_by, is_telling, outlived
 from greenroom.actors.scheduler.queue import AGAIN, QueueStep
@@ -59,7 +60,7 @@ from greenroom.actors.scheduler.state import (
     counts_against_model,
     failures_with,
 )
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Failure, RequestSnapshot
+from greenroom.actors.values import BackendFacts, EngineSpec, Failure, RequestSnapshot
 
 DRAINED = "drained"
 """Key of the answer to `Drain`."""
@@ -94,7 +95,7 @@ class Turn(TurnContext):
             self._note_ends,
             self._tend_gates,
             QueueStep(self).take,
-            self._evict,
+            Evictions(self).end_due,
             self._stop_leaving,
             self._close_breakers,
             self._request_snapshots,
@@ -253,42 +254,6 @@ class Turn(TurnContext):
                         slots=engine.spec.slots,
                     )
                 )
-
-    # 4
-
-    def _evict(self) -> None:
-        volatile = self.volatile
-        retiring = {
-            (name, one) for name, status in (volatile.statuses or {}).items() for one in status.retiring
-        }
-        for load in self.state.loads.values():
-            reason = "retiring" if (load.spec.backend, load.spec.installation_id) in retiring else ""
-            if volatile.draining or reason:
-                ended = partial(self._end, load, "shutdown" if volatile.draining else reason)
-                self.guarded(ended, doing="end an engine", about=load.spec.engine_id)
-        if self.events:
-            return
-        for engine, reading in self.empty():
-            rest = partial(self._end_idle, engine, reading)
-            self.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
-
-    def _end(self, load: LoadState, reason: str) -> None:
-        engine = self.volatile.engine(load.spec.engine_id)
-        # Until its runner has listed it, its end would go unnoticed.
-        if engine is not None:
-            self.record(eviction(engine, self.volatile, self.now, reason), cause=load.cause)
-
-    def _end_idle(self, engine: Engine, reading: GateReading) -> None:
-        spec = engine.spec
-        keep = self.keep_alive(spec.model_id, spec.mode)
-        if keep < 0 or not reading.open or self.wanted(spec):
-            return
-        ends = reading.idle_since + keep
-        if ends <= self.now.monotonic:
-            cause = self.state.loads[spec.engine_id].cause
-            self.record(eviction(engine, self.volatile, self.now, "idle"), cause=cause)
-        else:
-            self.wakes.append(ends)
 
     # 5
 

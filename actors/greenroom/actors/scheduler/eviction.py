@@ -1,0 +1,280 @@
+"""What is evicted: which engines end, and for what.
+
+- `Evictions.end_due`, step 4 of a scheduler turn: all engines when the daemon stops, those of an installation
+  that retires, and those that have been idle for longer than their keep-alive.
+- `Evictions.room_for`: when a load does not fit, the least recently used idle engines, as few as possible.
+- `unloadable` and `idle_only`: what `unload`, the removal of a model and a new configuration end.
+
+Engines in use, pinned engines and those that requests are queued for never make room for another model. An
+evicted engine serves the requests inside it to their end; `reconcile` stops it then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import msgspec
+
+from greenroom.actors.gates import GateReading
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.scheduler.context import TurnContext, fits, footprint, holding
+from greenroom.actors.scheduler.events import EvictionDecided
+from greenroom.actors.scheduler.messages import Unload
+from greenroom.actors.scheduler.placement import Need, Placement
+from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting
+from greenroom.actors.values import Engine, EngineSpec
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """An idle engine that could be evicted."""
+
+    engine_id: str
+    memory: int
+    idle_since: float
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What must end for a place."""
+
+    place: Placement
+    victims: tuple[tuple[str, Need], ...]
+    """Engine ids, and what each is ended for."""
+
+
+def fewest_victims(needed: int, idle: Sequence[Holding]) -> tuple[Holding, ...]:
+    """The least recently used idle engines that together free `needed` bytes, as few as possible.
+
+    Empty when all of them together do not suffice, so that none is evicted without effect.
+    """
+    if needed <= 0:
+        return ()
+    oldest_first = sorted(idle, key=lambda one: one.idle_since)
+    chosen: list[Holding] = []
+    freed = 0
+    for one in oldest_first:
+        chosen.append(one)
+        freed += one.memory
+        if freed >= needed:
+            break
+    if freed < needed:
+        return ()
+    # A later, larger victim may have made earlier, smaller ones unnecessary: let the most recent go free.
+    for one in sorted(chosen, key=lambda one: -one.idle_since):
+        if freed - one.memory >= needed:
+            chosen.remove(one)
+            freed -= one.memory
+    return tuple(chosen)
+
+
+class Evictions:
+    """The evictions of one turn."""
+
+    def __init__(self, turn: TurnContext) -> None:
+        self._turn = turn
+
+    # engines whose time is over
+
+    def end_due(self) -> None:
+        turn = self._turn
+        statuses = turn.volatile.statuses or {}
+        retiring = {(name, one) for name, status in statuses.items() for one in status.retiring}
+        for load in turn.state.loads.values():
+            reason = "retiring" if (load.spec.backend, load.spec.installation_id) in retiring else ""
+            if turn.volatile.draining or reason:
+                ended = partial(self._end, load, "shutdown" if turn.volatile.draining else reason)
+                turn.guarded(ended, doing="end an engine", about=load.spec.engine_id)
+        if turn.events:
+            return
+        for engine, reading in turn.empty():
+            rest = partial(self._end_idle, engine, reading)
+            turn.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
+
+    def _end(self, load: LoadState, reason: str) -> None:
+        turn = self._turn
+        engine = turn.volatile.engine(load.spec.engine_id)
+        # Until its runner has listed it, its end would go unnoticed.
+        if engine is not None:
+            turn.record(eviction(engine, turn.volatile, turn.now, reason), cause=load.cause)
+
+    def _end_idle(self, engine: Engine, reading: GateReading) -> None:
+        turn, spec = self._turn, engine.spec
+        keep = turn.keep_alive(spec.model_id, spec.mode)
+        if keep < 0 or not reading.open or turn.wanted(spec):
+            return
+        ends = reading.idle_since + keep
+        if ends <= turn.now.monotonic:
+            cause = turn.state.loads[spec.engine_id].cause
+            turn.record(eviction(engine, turn.volatile, turn.now, "idle"), cause=cause)
+        else:
+            turn.wakes.append(ends)
+
+    # room for a load
+
+    def make_room(self, room: Room, waiting: Waiting) -> None:
+        turn = self._turn
+        for one, need in room.victims:
+            engine = turn.volatile.engine(one)
+            assert engine is not None
+            evicted = eviction(
+                engine,
+                turn.volatile,
+                turn.now,
+                "room",
+                in_favour_of=waiting.model_ref,
+                needed=need.size,
+                free=need.account.free,
+                device=need.device,
+            )
+            turn.record(evicted, cause=waiting.request_id)
+
+    def room_for(self, places: Sequence[Placement]) -> Room | None:
+        """The place for which the fewest idle engines must end; None when ending all would not suffice."""
+        rooms = [room for place in places if (room := self._room(place)) is not None]
+        return min(rooms, key=lambda room: len(room.victims), default=None)
+
+    def _room(self, place: Placement) -> Room | None:
+        volatile = self._turn.volatile
+        victims: dict[str, Need] = {}
+        for need in place.needs:
+            freed = sum(
+                holding(engine.spec, volatile, need.device)
+                for one in victims
+                if (engine := volatile.engine(one)) is not None
+            )
+            lacking = need.size - need.account.free - self._coming(need.device) - freed
+            if lacking <= 0:
+                continue
+            more = fewest_victims(
+                lacking, [one for one in self._idle(need.device) if one.engine_id not in victims]
+            )
+            if not more:
+                return None
+            victims |= dict.fromkeys((one.engine_id for one in more), need)
+        return Room(place=place, victims=tuple(victims.items()))
+
+    def _idle(self, device: str) -> list[Holding]:
+        """Engines that may be evicted: ready, empty, not pinned, not waited for, and holding memory there."""
+        turn = self._turn
+        return [
+            Holding(engine_id=one.spec.engine_id, memory=held, idle_since=reading.idle_since)
+            for one, reading in turn.empty()
+            if (held := holding(one.spec, turn.volatile, device))
+            and turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+            and not turn.wanted(one.spec)
+        ]
+
+    def _coming(self, device: str) -> int:
+        """Bytes of engines that are ending and not gone yet."""
+        turn = self._turn
+        return sum(holding(one.spec, turn.volatile, device) for one in self._leaving())
+
+    def yielding(self, device: str) -> int:
+        """Bytes that will be free in time: of engines that are ending, and of those that are not pinned."""
+        turn = self._turn
+        leaving = {one.spec.engine_id for one in self._leaving()}
+        return sum(
+            holding(one.spec, turn.volatile, device)
+            for one in turn.volatile.alive()
+            if one.spec.engine_id in leaving or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+        )
+
+    def _leaving(self) -> list[Engine]:
+        turn = self._turn
+        return [one for one in turn.volatile.alive() if one.spec.engine_id not in turn.state.loads]
+
+    def pinned(self, device: str) -> int:
+        """Bytes that no load can get there."""
+        turn = self._turn
+        return sum(
+            holding(load.spec, turn.volatile, device)
+            for load in turn.state.loads.values()
+            if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
+        )
+
+
+# what commands end
+
+
+def unloadable(ask: Unload, state: SchedulerState, volatile: SchedulerVolatile) -> list[Engine]:
+    """The engines that match and are idle; those in use are left alone.
+
+    A load may take long. Naming its model ends it; with `all`, a load that requests wait for is in use.
+    """
+    found: list[Engine] = []
+    for load in state.loads.values():
+        spec = load.spec
+        wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
+        engine = volatile.engine(spec.engine_id)
+        if engine is None or not wanted or ask.backend not in ("", spec.backend):
+            continue
+        named = engine.state == "starting" and spec.model_id in ask.model_ids
+        if named or not _users(spec, volatile):
+            found.append(engine)
+    return found
+
+
+def idle_only(
+    specs: Iterable[EngineSpec], volatile: SchedulerVolatile, *, advice: str
+) -> list[Engine] | Refusal:
+    """These engines; the refusal if one of them loads or has users."""
+    found: list[Engine] = []
+    for spec in specs:
+        engine, users = volatile.engine(spec.engine_id), _users(spec, volatile)
+        if engine is None or engine.state == "starting" or users:
+            how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
+            message = f"{spec.model_ref} {how}."
+            return refuse("in_use", message, advice=advice, kind="conflict", subject=spec.model_ref)
+        found.append(engine)
+    return found
+
+
+def _users(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
+    reading = volatile.gates.get(spec.engine_id)
+    inside = reading.inside if reading is not None else 0
+    return inside + sum(fits(spec, waiting) for waiting in volatile.queue)
+
+
+def _who(spec: EngineSpec, volatile: SchedulerVolatile) -> str:
+    """How many requests use or wait for an engine, and some of their ids, for `greenroom why`."""
+    reading = volatile.gates.get(spec.engine_id)
+    names = sorted(reading.some) if reading is not None else []
+    names += [waiting.request_id for waiting in volatile.queue if fits(spec, waiting)]
+    count, shown = _users(spec, volatile), ", ".join(names[:3])
+    if count > 3:
+        return f"{count} requests, {shown} among them"
+    return f"{count} request{'s' if count > 1 else ''}: {shown}"
+
+
+def eviction(
+    engine: Engine,
+    volatile: SchedulerVolatile,
+    now: Moment,
+    reason: str,
+    *,
+    in_favour_of: str = "",
+    needed: int = 0,
+    free: int = 0,
+    device: str = "",
+) -> EvictionDecided:
+    """The event that ends an engine, with the numbers of the pool that decided."""
+    reading = volatile.gates.get(engine.spec.engine_id)
+    idle = now.monotonic - reading.idle_since if reading is not None and not reading.inside else 0.0
+    return EvictionDecided(
+        engine_id=engine.spec.engine_id,
+        model_id=engine.spec.model_id,
+        model_ref=engine.spec.model_ref,
+        backend=engine.spec.backend,
+        reason=reason,
+        in_favour_of=in_favour_of,
+        idle_seconds=round(idle, 3),
+        memory=holding(engine.spec, volatile, device),
+        needed=needed,
+        free=free,
+        device=device,
+        footprint=footprint(engine.spec, volatile),
+        device_footprint=footprint(engine.spec, volatile, engine.spec.device) if engine.spec.device else 0,
+        installation_id=engine.spec.installation_id if engine.spec.engine_id in volatile.gates else "",
+    )

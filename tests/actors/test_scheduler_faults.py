@@ -104,7 +104,7 @@ def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises: Any) 
     stage.loaded("bad")
     stage.loaded("good")
     stage.faults_allowed = True
-    raises("scheduler.reconcile", "eviction", "bad", lambda engine, *_: engine.spec.model_ref)
+    raises("scheduler.eviction", "eviction", "bad", lambda engine, *_: engine.spec.model_ref)
     stage.pass_time(301)
     assert [spec.model_ref for spec in stage.loads] == ["bad"]
     assert {one.doing for one in stage.faults} == {"end an idle engine"}

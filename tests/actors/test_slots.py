@@ -149,7 +149,7 @@ def test_a_gate_that_a_request_found_full_is_free_again_when_that_one_has_gone()
 def test_a_request_for_several_answers_takes_as_many_slots_and_is_not_overtaken() -> None:
     at = stage(slots=4)
     spec = at.loaded("qwen")
-    at.serve("r1", "qwen").serve("wide", "qwen", places=4).serve("r3", "qwen")
+    at.serve("r1", "qwen").serve("wide", "qwen", slots=4).serve("r3", "qwen")
     assert "wide" not in at.outcomes
     assert "r3" not in at.outcomes, "it would keep the other from ever finding four slots free"
     at.leave("r1")
@@ -161,7 +161,7 @@ def test_a_request_for_several_answers_takes_as_many_slots_and_is_not_overtaken(
 def test_a_request_for_more_answers_than_there_are_slots_gets_all_of_them() -> None:
     at = stage(slots=2)
     spec = at.loaded("qwen")
-    at.serve("wide", "qwen", places=8)
+    at.serve("wide", "qwen", slots=8)
     assert at.granted("wide").engine_id == spec.engine_id
 
 

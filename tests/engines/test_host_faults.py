@@ -15,7 +15,7 @@ from engine_stage import Stage
 from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
 from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import CommandLine, Readiness
-from greenroom.runner.engines import channel, folders, host, recovery
+from greenroom.runner.engines import adoption, channel, folders, host
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.handle import PreparedEngine
 
@@ -144,7 +144,7 @@ def test_a_start_whose_keeper_dies_on_a_full_disk_fails_and_wedges_nothing(
     def full(*_: Any, **__: Any) -> bool:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(recovery, "create_claim", full)
+    monkeypatch.setattr(adoption, "create_claim", full)
     begun = stage.host()._begin
 
     def begin(**config: Any) -> Channel:

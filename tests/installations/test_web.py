@@ -14,10 +14,10 @@ import pytest
 
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import web as webs
-from greenroom.runner.installations.fetch import Fetcher, PackageOrigin
-from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock_file import LockedFile
+from greenroom.runner.installations.maker import FileStore
 from greenroom.runner.installations.sources import PackageSources, Setting
+from greenroom.runner.installations.verified_download import Fetcher, PackageOrigin
 from greenroom.runner.installations.web import Web
 
 Say = Callable[[socket.socket, int], None]
@@ -175,7 +175,7 @@ def test_a_server_that_breaks_off_each_time_is_not_retried_forever(tmp_path: Pat
 def test_a_file_without_an_end_does_not_fill_the_disk(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.fetch._UNKNOWN_MOST", 2_000_000)
+    monkeypatch.setattr("greenroom.runner.installations.verified_download._UNKNOWN_MOST", 2_000_000)
     with answering(endless) as (url, asked), pytest.raises(JobFailed) as told:
         Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(size)])
     assert told.value.failure.code == "hash_mismatch"
@@ -195,7 +195,7 @@ def test_what_is_kept_free_on_the_disk_is_not_fetched_into(tmp_path: Path) -> No
 def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.fetch._SILENCE", 0.6)
+    monkeypatch.setattr("greenroom.runner.installations.verified_download._SILENCE", 0.6)
     with answering(trickle_body) as (url, _), pytest.raises(JobFailed, match="bytes arrived in") as told:
         Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(10**9)])
     assert told.value.failure.kind == "transient"

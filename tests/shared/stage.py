@@ -276,7 +276,7 @@ class Stage(Case[Any, Any]):
             case RemoveGates(keep=keep):
                 self.gates.keep(keep)
             case AdmitRequest(engine_id=one, request_id=request) as e:
-                assert self.gates.reserve(one, request, e.caller, e.places), (
+                assert self.gates.reserve(one, request, e.caller, e.slots), (
                     f"{request} was granted a closed gate"
                 )
             case LeaveGate(request_id=request):

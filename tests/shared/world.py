@@ -229,7 +229,7 @@ class World:
             case RemoveGates(keep=keep):
                 self.gates.keep(keep)
             case AdmitRequest(engine_id=one, request_id=request) as e:
-                assert self.gates.reserve(one, request, e.caller, e.places), (
+                assert self.gates.reserve(one, request, e.caller, e.slots), (
                     f"{request} was granted a gate that is not open"
                 )
             case LeaveGate(request_id=request):

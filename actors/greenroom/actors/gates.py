@@ -107,12 +107,12 @@ class GateReading(NamedTuple):
     quiet_for: float = 0.0
     """Seconds since `quiet_since`."""
 
-    def has_room(self, places: int, more: int = 0) -> bool:
+    def has_room(self, slots: int, more: int = 0) -> bool:
         """Whether so many slots are free, with `more` taken since this reading.
 
         A request for more slots than there are needs all of them.
         """
-        return not self.slots or self.used + more + min(places, self.slots) <= self.slots
+        return not self.slots or self.used + more + min(slots, self.slots) <= self.slots
 
 
 class _Gate:
@@ -212,13 +212,13 @@ class GateBoard:
         for engine_id in gone:
             self.remove(engine_id)
 
-    def reserve(self, engine_id: str, request_id: str, caller: Caller = _NOBODY, places: int = 1) -> bool:
+    def reserve(self, engine_id: str, request_id: str, caller: Caller = _NOBODY, slots: int = 1) -> bool:
         """Put a granted request inside, as long as the gate is open."""
         with self._lock:
             gate = self._gates.get(engine_id)
             if gate is None or not gate.open:
                 return False
-            self._put_inside(gate, engine_id, request_id, caller, places)
+            self._put_inside(gate, engine_id, request_id, caller, slots)
             return True
 
     def readings(self) -> dict[str, GateReading]:
@@ -264,7 +264,7 @@ class GateBoard:
         backend: str,
         request_id: str,
         caller: Caller = _NOBODY,
-        places: int = 1,
+        slots: int = 1,
     ) -> Place | None:
         """Enter an open gate of this model and mode (and backend, unless empty) with so many free slots.
 
@@ -274,10 +274,10 @@ class GateBoard:
             for engine_id, gate in self._gates.items():
                 if not (gate.open and gate.key == (model_id, mode) and backend in ("", gate.backend)):
                     continue
-                if gate.slots and (gate.held or gate.used + min(places, gate.slots) > gate.slots):
+                if gate.slots and (gate.held or gate.used + min(slots, gate.slots) > gate.slots):
                     gate.held = True
                     continue
-                self._put_inside(gate, engine_id, request_id, caller, places)
+                self._put_inside(gate, engine_id, request_id, caller, slots)
                 return Place(engine_id, gate.backend, gate.endpoint)
         return None
 
@@ -318,7 +318,7 @@ class GateBoard:
             gate = self._gates.get(engine_id)
             return frozenset(gate.inside) if gate is not None else frozenset()
 
-    def _put_inside(self, gate: _Gate, engine_id: str, request_id: str, caller: Caller, places: int) -> None:
+    def _put_inside(self, gate: _Gate, engine_id: str, request_id: str, caller: Caller, slots: int) -> None:
         # A request has only one place: leaving would not free a second one.
         other = self._gates.get(self._places.get(request_id, ""))
         if other is not None:
@@ -326,7 +326,7 @@ class GateBoard:
             other.used -= len(indexes)
         if not gate.inside:
             gate.last_byte.ask(self._bytes_clock())
-        indexes = _free_slots(gate, min(places, gate.slots) if gate.slots else 1)
+        indexes = _free_slots(gate, min(slots, gate.slots) if gate.slots else 1)
         gate.inside[request_id] = (caller, indexes)
         gate.used += len(indexes)
         self._places[request_id] = engine_id

@@ -65,7 +65,7 @@ from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore
-from greenroom.runner.preload import Wanted, Warming, interrupted
+from greenroom.runner.preload import Wanted, interrupted, preload
 from greenroom.runner.proof import keep_secret, prove, write_privately
 from greenroom.runner.shutdown import StopDeadline
 
@@ -198,7 +198,7 @@ class Greenroom(Startable):
             _log.warning("not all actors are ready after %.0f s; /readyz waits for them", _LOOK_BOUND)
         assert self._host is not None
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
-        Warming(system, self.settings.max_wait).start(self._wanted())
+        preload(system, self._wanted(), self.settings.max_wait)
 
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
         """Register all actors, with the handlers of their effects."""

@@ -35,7 +35,7 @@ class GateEffects:
             case RemoveGates(keep=keep):
                 self._gates.keep(keep)
             case AdmitRequest(engine_id=one, request_id=request) as e:
-                self._gates.reserve(one, request, e.caller, e.places)
+                self._gates.reserve(one, request, e.caller, e.slots)
                 self._board.clear(request_job(request))
             case LeaveGate(request_id=request):
                 self._gates.leave(request)

@@ -56,52 +56,46 @@ def _configured(configs: Mapping[str, ModelConfigState], model_id: str, mode: Mo
     return configs.get(config_key(model_id, mode), ModelConfigState()).keep_alive
 
 
-class Warming:
-    """Requests all of them at once, on a thread that ends when they are loaded or refused."""
+def preload(system: ActorSystem, wanted: Iterable[Wanted], max_wait: float) -> None:
+    """Request all of them at once, on a thread that ends when they are loaded or refused.
 
-    def __init__(self, system: ActorSystem, max_wait: float) -> None:
-        """`max_wait`: seconds the scheduler lets a request wait."""
-        self._system = system
-        self._max_wait = max_wait
+    The outcome is in the journal, refusals also in the log. `max_wait`: seconds the scheduler lets a request
+    wait.
+    """
+    distinct = list({(one.model_id, one.mode): one for one in wanted}.values())
+    if distinct:
+        start_thread(partial(_load, system, distinct, max_wait + _GRACE), "preload")
 
-    def start(self, wanted: Iterable[Wanted]) -> None:
-        """Begin. The outcome is in the journal, refusals also in the log."""
-        distinct = list({(one.model_id, one.mode): one for one in wanted}.values())
-        if distinct:
-            start_thread(partial(self._load, distinct), "preload")
 
-    def _load(self, wanted: list[Wanted]) -> None:
-        asked = []
-        for one in wanted:
-            request_id = f"{one.why}-{secrets.token_hex(6)}"
-            serve = Serve(
-                request_id=request_id,
-                model_id=one.model_id,
-                model_ref=one.model_ref,
-                mode=one.mode,
-                backend=one.backend,
-                keep_alive=one.keep_alive,
-                caller=Caller(kind="greenroom", id=one.why, name=one.why),
-                held=True,
-            )
-            timeout = self._max_wait + _GRACE
-            reply = self._system.ask(serve, cause=request_id, timeout=timeout)
-            # At once, not in turn: a model with its place must not keep it while another loads, since that
-            # one may need the memory, and clients the slot.
-            reply.on_done(partial(self._leave, request_id))
-            asked.append((one, reply))
-        for one, reply in asked:
-            try:
-                reply.get()
-            except KernelError as error:
-                _log.warning("%s is not loaded (%s): %s", one.model_ref, one.why, error)
-
-    def _leave(self, request_id: str) -> None:
+def _load(system: ActorSystem, wanted: list[Wanted], timeout: float) -> None:
+    asked = []
+    for one in wanted:
+        request_id = f"{one.why}-{secrets.token_hex(6)}"
+        serve = Serve(
+            request_id=request_id,
+            model_id=one.model_id,
+            model_ref=one.model_ref,
+            mode=one.mode,
+            backend=one.backend,
+            keep_alive=one.keep_alive,
+            caller=Caller(kind="greenroom", id=one.why, name=one.why),
+            held=True,
+        )
+        reply = system.ask(serve, cause=request_id, timeout=timeout)
+        # At once, not in turn: a model with its slot must not keep it while another loads, since that
+        # one may need the memory, and clients the slot.
+        reply.on_done(partial(_leave, system, request_id))
+        asked.append((one, reply))
+    for one, reply in asked:
         try:
-            # Gives back a granted place, or withdraws the request.
-            self._system.tell(Abandon(request_id=request_id), cause=request_id)
+            reply.get()
         except KernelError as error:
-            _log.debug("%s needs no abandoning any more: %s", request_id, error)
+            _log.warning("%s is not loaded (%s): %s", one.model_ref, one.why, error)
 
 
-__all__ = ["Wanted", "Warming", "interrupted"]
+def _leave(system: ActorSystem, request_id: str) -> None:
+    try:
+        # Gives back a granted slot, or withdraws the request.
+        system.tell(Abandon(request_id=request_id), cause=request_id)
+    except KernelError as error:
+        _log.debug("%s needs no abandoning any more: %s", request_id, error)

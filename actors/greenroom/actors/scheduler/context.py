@@ -121,11 +121,11 @@ class TurnContext:
     def wanted(self, spec: EngineSpec) -> bool:
         return any(fits(spec, waiting) for waiting in self._queue.values())
 
-    def has_room(self, spec: EngineSpec, places: int) -> bool:
+    def has_room(self, spec: EngineSpec, slots: int) -> bool:
         """Whether so many slots of an engine are free, less those granted in this turn."""
         given = self.granted.get(spec.engine_id, 0)
         reading = self.volatile.gates.get(spec.engine_id) or GateReading(True, 0, 0.0, 0, slots=spec.slots)
-        return reading.has_room(places, given)
+        return reading.has_room(slots, given)
 
     @property
     def silent(self) -> list[str]:

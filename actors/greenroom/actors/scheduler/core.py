@@ -192,7 +192,7 @@ class Scheduler(SingleStream[SchedulerState]):
             policy=ask.policy or self._policy,
             since=now.monotonic,
             caller=ask.caller,
-            places=ask.places,
+            slots=ask.slots,
         )
         keep_alive = dict(volatile.keep_alive)
         if ask.keep_alive is not None:

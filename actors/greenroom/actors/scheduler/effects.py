@@ -42,7 +42,7 @@ class AdmitRequest(Effect, frozen=True, kw_only=True):
     engine_id: str
     request_id: str
     caller: Caller = Caller()
-    places: int = 1
+    slots: int = 1
     """Slots it takes."""
 
 

@@ -50,7 +50,7 @@ class Serve(SchedulerCommand[Granted], frozen=True, kw_only=True):
     """Seconds the model stays after its last request; negative pins it."""
     caller: Caller = Caller()
     """Who asks: callers take turns, and none fills the whole queue."""
-    places: Slots = 1
+    slots: Slots = 1
     """Slots it needs: one for each answer it wants at the same time."""
     held: bool = False
     """The caller leaves the gate itself, so the slot does not end with its `Granted`."""

@@ -123,7 +123,7 @@ class QueueStep:
 
     def _kind(self, waiting: Waiting) -> tuple[object, ...]:
         return (
-            *(waiting.model_id, waiting.mode, waiting.backend, waiting.policy, waiting.places),
+            *(waiting.model_id, waiting.mode, waiting.backend, waiting.policy, waiting.slots),
             self._is_patient(waiting),
         )
 
@@ -189,13 +189,13 @@ class QueueStep:
         turn = self._turn
         for engine in serving:
             one = engine.spec.engine_id
-            if one not in self._full and turn.has_room(engine.spec, waiting.places):
+            if one not in self._full and turn.has_room(engine.spec, waiting.slots):
                 self._grant(waiting, engine)
                 return
         self._full |= {engine.spec.engine_id for engine in serving}
         slots = sum(engine.spec.slots for engine in serving)
         readings = [turn.volatile.gates.get(engine.spec.engine_id) for engine in serving]
-        wanted = "a slot" if waiting.places == 1 else f"{waiting.places} slots at once"
+        wanted = "a slot" if waiting.slots == 1 else f"{waiting.slots} slots at once"
         text = f"queued for {wanted} of {waiting.model_ref}, which has {slots}"
         quiet = min((one.quiet_for for one in readings if one is not None), default=math.inf)
         alive = turn.now.monotonic - quiet
@@ -212,14 +212,14 @@ class QueueStep:
     def _grant(self, waiting: Waiting, engine: Engine) -> None:
         spec = engine.spec
         one, by = spec.engine_id, waiting.caller
-        admit = AdmitRequest(engine_id=one, request_id=waiting.request_id, caller=by, places=waiting.places)
+        admit = AdmitRequest(engine_id=one, request_id=waiting.request_id, caller=by, slots=waiting.slots)
         self._turn.effects.append(admit)
         self._turn.answer(
             waiting, Granted(engine_id=spec.engine_id, backend=spec.backend, endpoint=engine.endpoint)
         )
         granted = self._turn.granted
-        places = min(waiting.places, spec.slots) if spec.slots else 1
-        granted[spec.engine_id] = granted.get(spec.engine_id, 0) + places
+        slots = min(waiting.slots, spec.slots) if spec.slots else 1
+        granted[spec.engine_id] = granted.get(spec.engine_id, 0) + slots
         served = self._turn.volatile.served
         now = max(served.values(), default=-1) + 1
         for one in (waiting.caller.key, f"{waiting.caller.key}/{waiting.caller.share}"):

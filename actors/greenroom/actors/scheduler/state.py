@@ -143,7 +143,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     """Monotonic."""
     caller: Caller = Caller()
-    places: int = 1
+    slots: int = 1
     """Slots it needs."""
     moved: float = 0.0
     """Monotonic second at which it last moved up in the queue; 0 before the first."""

@@ -34,6 +34,15 @@ from greenroom.actors.kernel.core import Effect
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.values import Engine, EngineExit, EngineSpec, Failure
+from greenroom.runner.engines.adoption import (
+    Ended,
+    Missing,
+    adopt,
+    claim_for_daemon,
+    end_processes,
+    end_unknown,
+    engine_of,
+)
 from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.exit_report import engine_exit, no_keeper, not_spawned, read_end, write_end
 from greenroom.runner.engines.folders import EngineFolder, Folders, keeper_of, read_claim
@@ -45,16 +54,6 @@ from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.keeper_watch import KeeperWatch
 from greenroom.runner.engines.processes import is_kept_waiting
 from greenroom.runner.engines.readiness import ProbeResult, ProgressDeadline, take_pulse
-from greenroom.runner.engines.recovery import (
-    Ended,
-    Missing,
-    Running,
-    claim_for_daemon,
-    distrust,
-    end_processes,
-    engine_of,
-    look,
-)
 from greenroom.runner.engines.variables import cleaned
 from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.threads import start_thread
@@ -67,8 +66,6 @@ _SPAWN_SECONDS = 60.0
 """How long a keeper may take to claim and spawn; it takes milliseconds."""
 _PROBE_PAUSE = (0.01, 0.1)
 """The shortest and the longest pause between two questions whether an engine is ready, in seconds."""
-_SETTLE_SECONDS = 60.0
-"""How long we keep looking at an engine of an earlier daemon when the machine refuses to tell."""
 _FINISH_SECONDS = 45.0
 """The longest that an unreachable engine may continue to answer the requests inside it."""
 _FINISH_QUIET = 5.0
@@ -426,7 +423,7 @@ class EngineHost:
             )
         )
 
-    # -- after a restart ---------------------------------------------------------------------------
+    # -- after a restart: see `adoption` -----------------------------------------------------------
 
     def recover(self, expected: Sequence[Engine]) -> Future[object]:
         """Settle what the journal claims to run: adopt what can be identified, end the rest.
@@ -451,62 +448,25 @@ class EngineHost:
             return
         self._health.wake()
         try:
-            self._settle_patiently(handle, expected)
+            found = adopt(handle, expected, self._grace, closing=lambda: self._closing)
+            if isinstance(found, Ended):
+                self._tell_end(handle, found.end)
+            elif isinstance(found, Missing):
+                self._forget(handle)
+                handle.tell_lost(found.reason)
+            elif handle.stop_requested:
+                self._watch.add(handle)
+                self._send_stop(handle, handle.distrust or "asked to stop before the restart")
+                handle.over.wait(self._stop_bound + 10.0)
+            else:
+                self._keep(handle)
         except Exception as problem:  # noqa: BLE001 - the runner must get an end
             _log.exception("engine %s: it could not be settled", handle.engine_id)
             self._forget(handle)
             handle.tell_lost(f"it could not be settled: {problem!r}")
 
-    def _settle_patiently(self, handle: Handle, expected: Engine) -> None:
-        """What cannot be looked at, for lack of descriptors or room, is looked at again: it may well run."""
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while True:
-            try:
-                self._settle(handle, expected)
-            except OSError as problem:
-                if time.monotonic() > deadline or self._closing:
-                    raise
-                _log.warning("engine %s cannot be checked: %s", handle.engine_id, problem)
-                handle.over.wait(1.0)
-            else:
-                return
-
-    def _settle(self, handle: Handle, expected: Engine) -> None:
-        handle.was_ready = expected.state in ("ready", "stopping")
-        handle.served = True  # one that is starting may have been ready before
-        handle.pid, handle.started = expected.pid, expected.started
-        found = look(handle.folder, None if math.isinf(self._grace) else self._grace)
-        if isinstance(found, Ended):
-            self._tell_end(handle, found.end)
-        elif isinstance(found, Missing):
-            self._forget(handle)
-            handle.tell_lost(found.reason)
-        else:
-            self._take_over(handle, expected, found.channel, found.state)
-
-    def _take_over(self, handle: Handle, expected: Engine, channel: Channel, state: dict[str, Any]) -> None:
-        """Adopt what is what the journal says, end what is not."""
-        handle.channel = channel
-        handle.distrust = distrust(expected, state)
-        if not handle.distrust:
-            try:
-                handle.learn(state["about"])
-            except (KeyError, TypeError, ValueError):
-                handle.distrust = "its claim was written by another version of Greenroom"
-        handle.pid, handle.started = int(state["pid"]), float(state["started"])
-        handle.endpoint = Path(str(state["engine_socket"]))
-        handle.halted_at = time.monotonic() if state.get("halted") else 0.0
-        handle.spawned.set()
-        stopping = handle.stop_requested or expected.state == "stopping" or state.get("stopping")
-        if handle.distrust or stopping:
-            handle.stop_requested = True
-            handle.stop_reason = handle.stop_reason or str(state.get("stopping") or "")
-            self._watch.add(handle)
-            self._send_stop(handle, handle.distrust or "asked to stop before the restart")
-            handle.over.wait(self._stop_bound + 10.0)
-            return
-        probe = handle.probe()
-        ready = probe.look() is ProbeResult.READY
+    def _keep(self, handle: Handle) -> None:
+        ready = handle.probe().look() is ProbeResult.READY
         handle.tell_adopted(ready)
         self._health.wake()
         self._watch.add(handle)
@@ -515,20 +475,9 @@ class EngineHost:
 
     def sweep(self, known_ids: Collection[str]) -> Future[list[str]]:
         """End unknown engines and remove old folders of ended ones; returns the ids of those ended."""
-        sweep = partial(self._folders.sweep, set(known_ids), self._end_unknown)
+        unknown = partial(end_unknown, ladder=self._ladder, bound=self._stop_bound)
+        sweep = partial(self._folders.sweep, set(known_ids), unknown)
         return self._future("engine-sweep", sweep)
-
-    def _end_unknown(self, folder: EngineFolder) -> bool:
-        found = look(folder, self._stop_bound)
-        if not isinstance(found, Running):
-            if read_end(folder.exit) is None:
-                write_end(folder.exit, folder.engine_id, keeper_died=True)
-            return False
-        with contextlib.suppress(KeeperGone):
-            found.channel.send("stop", reason="no daemon knows this engine", ladder=self._ladder)
-            found.channel.await_event("exited", self._stop_bound)
-        found.channel.close()
-        return True
 
     # -- the host's own end ------------------------------------------------------------------------
 

@@ -420,7 +420,7 @@ class Admission:
     """What is known of it at once."""
     look_up: Callable[[], Awaitable[Caller]] | None = None
     """Finds out more about the caller, for a request that has to queue."""
-    places: int = 1
+    slots: int = 1
     """Slots that it needs."""
     first_id: str = ""
     """Used for the first attempt; each further one has an id of its own."""
@@ -441,7 +441,7 @@ class Admission:
         self.request_id, self.first_id = self.first_id or self.ids.next(), ""
         if not skip_gate:
             place = self.greenroom.gates.enter(
-                self.model.id, self.mode, self.backend, self.request_id, self.caller, self.places
+                self.model.id, self.mode, self.backend, self.request_id, self.caller, self.slots
             )
             if place is not None:
                 self._wish()
@@ -481,7 +481,7 @@ class Admission:
             mode=self.mode,
             backend=self.backend,
             caller=self.caller,
-            places=self.places,
+            slots=self.slots,
             keep_alive=self.keep_alive,
             held=True,
         )

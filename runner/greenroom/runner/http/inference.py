@@ -220,7 +220,7 @@ class Exchange:
             self._backend,
             caller=context.callers.at_once(request, user),
             look_up=lambda: context.callers.looked_up(request, user),
-            places=_places(fields),
+            slots=_slots_of(fields),
             first_id=request.id,
             keep_alive=wished_keep_alive(routing),
         )
@@ -410,7 +410,7 @@ class Exchange:
         return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
 
 
-def _places(fields: Mapping[str, Any]) -> int:
+def _slots_of(fields: Mapping[str, Any]) -> int:
     """Slots that a request takes: one for each answer it wants at the same time."""
     prompt = fields.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1

@@ -24,7 +24,6 @@ from greenroom.runner.installations import record as records
 from greenroom.runner.installations.archive import kept_lock
 from greenroom.runner.installations.blocking_calls import Beside, stop_if
 from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     LOCK,
@@ -37,7 +36,7 @@ from greenroom.runner.installations.installed import (
 )
 from greenroom.runner.installations.installed_check import inventory, own_sums, probe
 from greenroom.runner.installations.lock_file import Lock, LockedFile, shipped
-from greenroom.runner.installations.maker import Maker
+from greenroom.runner.installations.maker import FileStore, Maker
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
     InstallationRecord,
@@ -247,7 +246,7 @@ class Environments(Maker):
     ) -> None:
         """Fetch and unpack at the same time."""
         # Imported here: a daemon with nothing to install never needs it.
-        from greenroom.runner.installations.fetch import AnyOf, Fetcher
+        from greenroom.runner.installations.verified_download import AnyOf, Fetcher
 
         (folder / LOCK).write_text(lock.text, encoding="utf-8")
         linked = self._is_linked(lock)
@@ -323,7 +322,7 @@ class Environments(Maker):
             return
         # If the packed size does not fit, there is no need to ask.
         need_space(home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
-        from greenroom.runner.installations.fetch import PackageOrigin
+        from greenroom.runner.installations.verified_download import PackageOrigin
 
         origin = PackageOrigin(self._sources_of(source))
 

@@ -32,7 +32,6 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     InstallationStore,
@@ -48,7 +47,7 @@ from greenroom.runner.installations.installed_check import (
     probe,
     sha256,
 )
-from greenroom.runner.installations.maker import Maker
+from greenroom.runner.installations.maker import FileStore, Maker
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
     ImageOrigin,
@@ -176,8 +175,8 @@ class Images(Maker):
         )
 
     def _fetch(self, image: ResolvedImage, cancel: Event, on_bytes: Callable[[int, int], None]) -> None:
-        from greenroom.runner.installations.fetch import Fetcher
         from greenroom.runner.installations.image_resolution import RegistryOrigin
+        from greenroom.runner.installations.verified_download import Fetcher
 
         largest_first = sorted(image.parts, key=lambda part: (-part.size, part.name))
         fetcher = Fetcher(self.store, RegistryOrigin(image), room=partial(keep_reserve, self.installed.home))

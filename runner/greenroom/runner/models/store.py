@@ -49,8 +49,7 @@ from greenroom.runner.models.files import (
     walk,
     write_atomically,
 )
-from greenroom.runner.models.index_file import IndexFile, model_of
-from greenroom.runner.models.layout import LAYOUT_VERSION, Index, IndexEntry
+from greenroom.runner.models.index import LAYOUT_VERSION, Index, IndexEntry, IndexFile, model_of
 from greenroom.runner.models.manifest import Manifest
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import BadReference, blob_name, digest_of

@@ -79,8 +79,8 @@ class PypiSource(Source):
         )
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
-        from greenroom.runner.installations.fetch import Fetcher
-        from greenroom.runner.installations.file_store import FileStore
+        from greenroom.runner.installations.maker import FileStore
+        from greenroom.runner.installations.verified_download import Fetcher
 
         wheel = self._wheel
         assert wheel is not None, "measure comes first"

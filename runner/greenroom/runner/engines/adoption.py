@@ -1,23 +1,36 @@
-"""Finds out what is left of an engine that an earlier daemon started, by observation alone."""
+"""Adoption: what becomes of an engine that an earlier daemon started.
+
+What is left is found out by observation alone. One that runs is adopted if it is the one in the journal;
+what cannot be identified is ended. `EngineHost.recover` begins it, and reports the outcome.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.engines.channel import Channel, KeeperGone
-from greenroom.runner.engines.exit_report import read_end
+from greenroom.runner.engines.exit_report import read_end, write_end
 from greenroom.runner.engines.folders import EngineFolder, keeper_of, read_claim
+from greenroom.runner.engines.handle import Handle
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id, of_folder
 from greenroom.runner.engines.keeper import create_claim
 
+_log = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 60.0
+"""How long we keep looking at an engine of an earlier daemon when the machine refuses to tell."""
 _KEEPER_SECONDS = 20.0
 """How long a living keeper may take to answer. Its socket follows its claim within milliseconds, but giving
 it up ends its engine, and a machine that has just started may be busy."""
@@ -45,6 +58,70 @@ class Running:
 
     channel: Channel
     state: dict[str, Any]
+
+
+def adopt(
+    handle: Handle, expected: Engine, grace: float, *, closing: Callable[[], bool]
+) -> Ended | Missing | Running:
+    """What is left of an engine that the journal claims to run. Blocks.
+
+    Of one that runs, the handle then has all that is known. If it is not the expected one, `handle.distrust`
+    says why, and it is to be ended.
+
+    What cannot be looked at, for lack of descriptors or room, is looked at again: it may well run.
+
+    Raises:
+        OSError: It could not be looked at for a minute, or since the host is closing.
+    """
+    handle.was_ready = expected.state in ("ready", "stopping")
+    handle.served = True  # one that is starting may have been ready before
+    handle.pid, handle.started = expected.pid, expected.started
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while True:
+        try:
+            found = look(handle.folder, None if math.isinf(grace) else grace)
+        except OSError as problem:
+            if time.monotonic() > deadline or closing():
+                raise
+            _log.warning("engine %s cannot be checked: %s", handle.engine_id, problem)
+            handle.over.wait(1.0)
+        else:
+            break
+    if isinstance(found, Running):
+        _take_over(handle, expected, found)
+    return found
+
+
+def _take_over(handle: Handle, expected: Engine, found: Running) -> None:
+    state = found.state
+    handle.channel = found.channel
+    handle.distrust = distrust(expected, state)
+    if not handle.distrust:
+        try:
+            handle.learn(state["about"])
+        except (KeyError, TypeError, ValueError):
+            handle.distrust = "its claim was written by another version of Greenroom"
+    handle.pid, handle.started = int(state["pid"]), float(state["started"])
+    handle.endpoint = Path(str(state["engine_socket"]))
+    handle.halted_at = time.monotonic() if state.get("halted") else 0.0
+    handle.spawned.set()
+    if handle.distrust or handle.stop_requested or expected.state == "stopping" or state.get("stopping"):
+        handle.stop_requested = True
+        handle.stop_reason = handle.stop_reason or str(state.get("stopping") or "")
+
+
+def end_unknown(folder: EngineFolder, ladder: Sequence[tuple[str, float]], bound: float) -> bool:
+    """End an engine that no daemon knows, within `bound` seconds. False if none runs."""
+    found = look(folder, bound)
+    if not isinstance(found, Running):
+        if read_end(folder.exit) is None:
+            write_end(folder.exit, folder.engine_id, keeper_died=True)
+        return False
+    with contextlib.suppress(KeeperGone):
+        found.channel.send("stop", reason="no daemon knows this engine", ladder=ladder)
+        found.channel.await_event("exited", bound)
+    found.channel.close()
+    return True
 
 
 def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running:

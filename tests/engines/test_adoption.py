@@ -16,10 +16,10 @@ import pytest
 
 from engine_stage import Stage
 from greenroom.actors.values import Engine, EngineSpec, Reservation
-from greenroom.runner.engines import recovery
+from greenroom.runner.engines import adoption
+from greenroom.runner.engines.adoption import distrust, end_processes
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.identity import ProcessIdentity
-from greenroom.runner.engines.recovery import distrust, end_processes
 from waiting import until
 
 
@@ -66,10 +66,10 @@ def test_an_engine_with_flags_and_several_reservations_is_the_same_after_a_resta
     promises = (Reservation(weights=7, cache=3, slots=4), Reservation(device="gpu-1", weights=9))
     spec = msgspec.structs.replace(stage.spec("e-1"), flags=("--echo", "--tokens"), promises=promises)
     kept = json.loads(json.dumps({"engine_id": "e-1", "about": {"spec": msgspec.to_builtins(spec)}}))
-    assert recovery.distrust(expected_of(spec), kept) == ""
+    assert adoption.distrust(expected_of(spec), kept) == ""
     other = msgspec.structs.replace(spec, promises=promises[:1])
-    assert "another model or configuration" in recovery.distrust(expected_of(other), kept)
-    assert "another model or configuration" in recovery.distrust(expected_of(spec), {"engine_id": "e-1"})
+    assert "another model or configuration" in adoption.distrust(expected_of(other), kept)
+    assert "another model or configuration" in adoption.distrust(expected_of(spec), {"engine_id": "e-1"})
 
 
 def test_an_adopted_engine_that_dies_is_noticed_like_any_other(stage: Stage) -> None:
@@ -98,7 +98,7 @@ def test_a_full_disk_at_the_next_start_costs_no_engine(stage: Stage, monkeypatch
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(recovery, "create_claim", full)
+    monkeypatch.setattr(adoption, "create_claim", full)
     stage.host().recover([expected]).result(20)
     stage.heard.wait("adopted")
     assert stage.alive(pid)
@@ -109,14 +109,14 @@ def test_an_engine_that_cannot_be_looked_at_is_looked_at_again(
 ) -> None:
     pid, started = killed_daemon(stage, "e-1")
     expected = expected_of(stage.spec("e-1"), pid=pid, started=started)
-    read, refused = recovery._claim_of, iter([True])
+    read, refused = adoption._claim_of, iter([True])
 
     def sometimes(folder: EngineFolder) -> Any:
         if next(refused, False):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return read(folder)
 
-    monkeypatch.setattr(recovery, "_claim_of", sometimes)
+    monkeypatch.setattr(adoption, "_claim_of", sometimes)
     stage.host().recover([expected]).result(20)
     stage.heard.wait("adopted")
     assert stage.alive(pid)
@@ -128,7 +128,7 @@ def test_a_sweep_leaves_alone_what_it_cannot_look_at(stage: Stage, monkeypatch: 
     def unreadable(_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(recovery, "_claim_of", unreadable)
+    monkeypatch.setattr(adoption, "_claim_of", unreadable)
     assert stage.host().sweep([]).result(20) == []
     assert stage.alive(pid)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.scheduler.messages import Abandon, Granted, Serve
-from greenroom.runner.preload import Wanted, Warming
+from greenroom.runner.preload import Wanted, preload
 
 GRANTED = Granted(engine_id="e", backend="b", endpoint="s")
 
@@ -30,7 +30,7 @@ class Scheduler:
 
 def test_a_model_that_is_loaded_gives_its_slot_back_while_another_one_loads() -> None:
     system: Any = Scheduler()
-    Warming(system, 300.0).start([Wanted("sha256:slow", "slow"), Wanted("sha256:quick", "quick")])
+    preload(system, [Wanted("sha256:slow", "slow"), Wanted("sha256:quick", "quick")], 300.0)
     slow, quick = (system.asked.get(timeout=10) for _ in range(2))
     for serve, reply in (quick, slow):
         reply.set(GRANTED)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from greenroom.actors.values import Model
-from greenroom.runner.models.layout import Index, IndexDamaged, IndexEntry
+from greenroom.runner.models.index import Index, IndexDamaged, IndexEntry
 
 IDS = [f"sha256:{c * 64}" for c in "abcd"]
 ids = st.sampled_from(IDS)

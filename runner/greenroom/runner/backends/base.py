@@ -13,11 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenroom.actors.values import EngineSpec, Mode, ModelFormat
 from greenroom.runner.backends import nvidia
 from greenroom.runner.engines.launchers import launcher
+
+if TYPE_CHECKING:
+    from greenroom.runner.backends.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Environment:
     """Distributions to leave out although required, such as builds for other processors."""
     universal: bool = True
     """One lock serves all platforms and Pythons; otherwise each has its own."""
+    own_index: str = ""
+    """The only index that has this build, asked before all others: elsewhere the same names and versions are
+    other builds."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +216,8 @@ class Backend(ABC):
     install_preference: ClassVar[int]
     """Among backends that could be installed to serve a model, the lowest number is offered."""
     source: ClassVar[Environment | Image]
+    variants: ClassVar[tuple[Variant, ...]] = ()
+    """Its builds for different devices; `source` is the one that says no other."""
     readiness: ClassVar[Readiness] = Readiness()
     dialect: ClassVar[Dialect] = Dialect()
     allowed_flags: ClassVar[frozenset[str]] = frozenset()
@@ -228,6 +236,10 @@ class Backend(ABC):
 
     def on(self, platform: Platform) -> Backend:  # noqa: ARG002 - the same everywhere, unless it says otherwise
         """This backend's declaration for a platform: what is installed may depend on its processors."""
+        return self
+
+    def built(self, variant: str) -> Backend:  # noqa: ARG002 - most run all their variants alike
+        """The declaration for engines of a variant."""
         return self
 
     @abstractmethod

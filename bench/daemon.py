@@ -43,7 +43,7 @@ BOUND = 60.0
 
 
 def lives() -> Iterator[tuple[str, Event]]:
-    """Engines that were started, served and ended, one after the other, for ever."""
+    """Engines that were started, served and ended, one after the other, without end."""
     number = 0
     while True:
         number += 1
@@ -56,7 +56,7 @@ def lives() -> Iterator[tuple[str, Event]]:
             model_ref="tiny",
         )
         end = EngineExit(at=1.8e9, code=0, summary="The engine was asked to end and did.", expected=True)
-        yield "scheduler", LoadAdmitted(spec=spec, promised=2**30, budget=2**33)
+        yield "scheduler", LoadAdmitted(spec=spec, reserved=2**30, budget=2**33)
         yield "runner/llama.cpp", EngineStartRequested(spec=spec)
         yield "runner/llama.cpp", EngineSpawned(engine_id=one, pid=7, started=1.0, endpoint="/run/e.sock")
         yield "runner/llama.cpp", EngineReady(engine_id=one, seconds=1.5)

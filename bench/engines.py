@@ -101,7 +101,7 @@ def bare(backend: Backend, model: Path, folder: Path) -> float:
 
 
 def knock(path: Path, body: Any = None) -> int:
-    """The status of the health path, or of a completion; 0 while nobody is there."""
+    """The status of the health path, or of a completion; 0 while no server listens."""
     connection = http.client.HTTPConnection("localhost", timeout=BOUND)
     try:
         connection.sock = socket.socket(socket.AF_UNIX)
@@ -118,7 +118,7 @@ def knock(path: Path, body: Any = None) -> int:
 
 
 class Daemon:
-    """A daemon whose model is here and not loaded."""
+    """A daemon whose model is in the store and not loaded."""
 
     def __init__(self, kind: str, python: str, model: Path, home: Path) -> None:
         self.process = subprocess.Popen([sys.executable, __file__, "--serve", kind, python, str(home)])
@@ -156,7 +156,7 @@ def measure(kind: str, python: str, model: Path, folder: Path, repeat: int) -> d
     own: list[float] = []
     cold: list[float] = []
     try:
-        bare(backend, model, folder)  # files that nobody has read yet are slow for whoever comes first
+        bare(backend, model, folder)  # reads the files once, so that neither side pays for a cold disk cache
         daemon.cold()
         for _ in range(repeat):
             own.append(bare(backend, model, folder))

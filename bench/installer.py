@@ -87,7 +87,7 @@ def by_uv(source: Environment, sources: PackageSources, place: Path) -> None:
 
 
 def first_import(source: Environment, place: Path) -> None:
-    """What our probe does, in uv's environment: before it nobody knows whether the backend starts."""
+    """What our probe does, in uv's environment: only then is it known that the backend starts."""
     code = "; ".join(f"import {module}" for module in source.probe)
     subprocess.run([str(place / "venv" / "bin" / "python"), "-I", "-c", code], check=True, cwd=place)
 

@@ -69,7 +69,7 @@ class Counter:
     def decide(self, state: Sum, command: Command[Any], now: Moment, volatile: None) -> Decision[None]:
         match command:
             case Add(by=by):
-                event = Counted(by=by, why="somebody has asked for it, and gave a reason of a usual length")
+                event = Counted(by=by, why="a client has asked for it, and gave a reason of a usual length")
                 return Decision(events=(event,), reply=state.total + by)
             case Total():
                 return Decision(reply=state.total)

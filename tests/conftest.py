@@ -165,7 +165,7 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRe
 
 @pytest.fixture
 def make_doorway(docker_registry: RealRegistry) -> Iterator[Callable[[], Doorway]]:
-    """Makes servers before the registry that misbehave when they are told to."""
+    """Makes proxies in front of the registry that misbehave on request."""
     made: list[Doorway] = []
 
     def make() -> Doorway:

@@ -1,4 +1,4 @@
-"""What README, CI and the container promise is one and the same."""
+"""README, CI and the container agree."""
 
 from __future__ import annotations
 

@@ -115,10 +115,10 @@ def test_a_model_that_is_configured_differently_is_tried_again_at_once() -> None
         stage.serve(f"first-{name}", name)
         never_ran(stage, stage.spec_of(name), FAILURES["cannot_start"])
     stage.when(Configure(model_id="sha256:one", model_ref="one", flags=("--mlock",))).rest()
-    stage.serve("mended", "one")
+    stage.serve("repaired", "one")
     assert stage.spec_of("one").flags == ("--mlock",)
-    stage.serve("not mended", "two")
-    assert stage.refused("not mended").code == "cannot_start"
+    stage.serve("still broken", "two")
+    assert stage.refused("still broken").code == "cannot_start"
 
 
 def test_what_the_engine_itself_did_counts_as_before() -> None:

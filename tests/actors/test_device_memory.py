@@ -49,8 +49,8 @@ def test_an_engine_goes_to_the_device_with_the_most_room_and_uses_a_little_host_
     assert (spec.device, spec.device_memory, spec.device_total) == ("GPU-1", 2 * GIB + BESIDE, 4 * GIB)
     assert spec.memory == BESIDE
     (admitted,) = at.stored(LoadAdmitted)
-    assert (admitted.promised, admitted.budget) == (BESIDE, 8 * GIB)
-    assert (admitted.device_promised, admitted.device_budget) == (2 * GIB + BESIDE, 4 * GIB)
+    assert (admitted.reserved, admitted.budget) == (BESIDE, 8 * GIB)
+    assert (admitted.device_reserved, admitted.device_budget) == (2 * GIB + BESIDE, 4 * GIB)
     assert at.loaded("two").device == "GPU-0"
 
 
@@ -122,7 +122,7 @@ def test_a_load_that_waits_for_a_device_does_not_block_the_machines_memory() -> 
     at.serve("busy", "one").serve("r", "two")
     assert at.informed["r"].message == "waiting for memory: it needs 2.68 GB, 537 MB is free on card 0"
     at.loaded("cpu")
-    # Room comes, and nobody overtakes whoever has waited for it.
+    # Room comes, and no other load overtakes the one that has waited for it.
     at.leave("busy").rest()
     assert [one.engine_id for one in at.stored(EvictionDecided)] == [spec.engine_id]
     at.serve("late", "small")

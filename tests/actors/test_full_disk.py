@@ -1,4 +1,4 @@
-"""The scheduler in a real shell whose journal is full: what is ready serves, the rest hears why not."""
+"""The scheduler in a real shell whose journal is full: ready engines serve, other requests are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QWEN, PHI = model("qwen"), model("phi")
 
 
 class House:
-    """One scheduler with real gates; the test plays everybody else."""
+    """One scheduler with real gates; the test plays all other actors."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -59,9 +59,9 @@ class House:
         self.system.tell(ModelList(models=(QWEN, PHI), version=1))
         told = InstallationList(backends=(installed("llama.cpp"),), version=1)
         self.system.tell(told)
-        self.hear()
+        self.notify()
 
-    def hear(self, *engines: Engine) -> None:
+    def notify(self, *engines: Engine) -> None:
         told = EngineList(backend="llama.cpp", engines=engines, version=1, token=self.life)
         self.system.tell(told, to=SCHEDULER)
         self.system.rest()
@@ -86,7 +86,7 @@ def ready(house: House, name: str) -> Engine:
     loads = house.system.state(SCHEDULER).loads.values()
     spec = next(load.spec for load in loads if load.spec.model_ref == name)
     engine = Engine(spec=spec, state="ready", since=house.clock.now().wall, endpoint="/run/e.sock")
-    house.hear(engine)
+    house.notify(engine)
     assert reply.get(timeout=5).engine_id == spec.engine_id
     house.gates.leave(f"load-{name}")
     return engine

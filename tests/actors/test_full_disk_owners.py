@@ -1,4 +1,4 @@
-"""Library and installer in real shells whose journal is full: nobody is left waiting for space."""
+"""Library and installer in real shells whose journal is full: no caller is left waiting for space."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_leaving_is_idempotent_and_never_fails(board: Board) -> None:
     board.enter("m", "completion", "", "r1")
     for _ in range(3):
         board.leave("r1")
-    board.leave("nobody")
+    board.leave("unknown")
     assert board.readings()["e1"].served == 1
     assert board.emptied == ["e1"]
 
@@ -99,7 +99,9 @@ def test_a_request_that_leaves_between_the_schedulers_look_and_its_hold_is_repor
     board.hold(["e1"])
     assert freed == ["e1"]
     board.hold(["e1"])
-    assert freed == ["e1"], "said again, it would never come to rest while somebody waits for both"
+    assert freed == ["e1"], (
+        "reported again, the system would never come to rest while a request waits for both"
+    )
 
 
 def test_a_granted_request_has_a_reserved_place(board: Board) -> None:

@@ -1,4 +1,4 @@
-"""What the disk says is believed by the installer, and what is broken is built anew."""
+"""The installer believes what the disk says, and rebuilds what is broken."""
 
 from __future__ import annotations
 

@@ -175,14 +175,14 @@ def test_a_job_that_takes_long_to_find_its_source_out_of_reach_is_not_retried() 
     fails(case, OFFLINE, reached=False).then(InstallFailed)
 
 
-@pytest.mark.parametrize("patient", ["reached once", "nobody waits", "he has left"])
+@pytest.mark.parametrize("patient", ["reached once", "no caller waits", "the caller has left"])
 def test_a_job_whose_source_cannot_be_reached_is_retried_if_no_caller_waits(patient: str) -> None:
-    if patient == "nobody waits":
+    if patient == "no caller waits":
         case = new_life(requested())
     else:
         case = new_life()
         ensure(case, waiter="a")
-    if patient == "he has left":
+    if patient == "the caller has left":
         case.when(LeaveInstall(backend="mlx", waiter="a"))
     fails(case, OFFLINE, reached=patient == "reached once").then(InstallAttemptFailed)
     case.wake()
@@ -295,7 +295,7 @@ def test_a_job_that_a_caller_leaves_goes_on_as_long_as_requests_wait_for_it() ->
     case.when(CancelInstall(backend="mlx", version="2", leave=True, waiter="b"))
     assert case.reply == Cancelled(ended=True)
     case.when(PendingInstallRequests())
-    case.when(CancelInstall(backend="mlx", leave=True, waiter="nobody"))
+    case.when(CancelInstall(backend="mlx", leave=True, waiter="unknown"))
     assert case.reply == Cancelled(ended=True)
 
 

@@ -32,7 +32,7 @@ WORLD = ["built", "offline", "no space", "removed", "restart", "crash after the 
 
 
 class Life:
-    """An installer, the disk it is told of, the builds under way, and whoever waits."""
+    """An installer, its disk, the builds under way, and the callers that wait."""
 
     def __init__(self) -> None:
         self.case: Case[Any, Any] = given(Installer((MLX,)), now=Moment(wall=1e9, monotonic=1e3))
@@ -54,9 +54,9 @@ class Life:
         if isinstance(self.case.reply, Later):
             self.waiting.add(self.case.reply.key)
         self.case.rest()
-        self.hear()
+        self.perform()
 
-    def hear(self) -> None:
+    def perform(self) -> None:
         for effect in self.case.effects:
             match effect:
                 case BuildInstallation(job=job):
@@ -115,7 +115,7 @@ class Life:
                     self.tell(removed("mlx", one, freed=1))
             case "time":
                 self.case.advance(120).rest()
-                self.hear()
+                self.perform()
             case "crash":
                 for build in self.builds.values():
                     self.make(build)
@@ -144,7 +144,7 @@ class Life:
         assert len(self.builds) <= 1, "a backend has one build at a time"
 
     def come_to_an_end(self) -> None:
-        """Everything works from now on: nobody waits for ever, and nothing is left that nobody knows."""
+        """Everything works from now on: no caller waits forever, and nothing unknown is left on the disk."""
         for _ in range(20):
             for name in ("built", "removed", "time"):
                 self.step(name)

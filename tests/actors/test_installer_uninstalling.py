@@ -1,4 +1,4 @@
-"""Uninstalling: what is in use is removed later, and whoever asked hears of it."""
+"""Uninstalling: what is in use is removed later, and the caller is notified."""
 
 from __future__ import annotations
 

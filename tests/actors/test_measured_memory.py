@@ -64,7 +64,7 @@ def ledger(stage: Stage) -> LedgerReading:
     ("peak", "served", "holds"),
     [
         (0, 9, 100),  # not measured: the estimate
-        (140, 0, 140),  # more than promised: at once
+        (140, 0, 140),  # more than reserved: at once
         (60, 2, 100),  # less: not yet
         (60, 3, 80),  # less, after several requests: but never less than weights and cache
         (90, 3, 90),
@@ -176,7 +176,7 @@ def test_an_engine_that_is_given_up_has_failed_at_once_and_is_replaced_before_it
     assert "it sent nothing for 60s" in failed.failure.message
     stage.serve("next", "one")
     assert stage.spec_of("one").engine_id != spec.engine_id
-    # What it holds is not promised again before it is gone.
+    # What it holds is not reserved again before it is gone.
     assert ledger(stage).reserved == 2 * GIB
 
 
@@ -222,7 +222,7 @@ def test_a_runner_does_not_end_one_twice_nor_one_that_is_not_ready() -> None:
     case = ready()
     case.when(StopEngine(backend="llama.cpp", engine_id="e1", reason="unload"))
     case.when(EngineStalled(engine_id="e1", failure=DEAD)).then()
-    case.when(EngineStalled(engine_id="nobody", failure=DEAD)).then()
+    case.when(EngineStalled(engine_id="unknown", failure=DEAD)).then()
 
 
 def test_a_runner_sends_measured_memory_with_its_list_and_at_once_when_it_has_grown() -> None:

@@ -71,7 +71,7 @@ def test_a_model_that_the_new_version_cannot_load_returns_to_the_old_one_unnotic
     (event,) = stage.stored(ModelQuarantined)
     assert (event.version, event.back_to_version, event.failures) == ("0.33", "0.32", 1)
     assert event.reason == "This version cannot read the model."
-    # Whoever waited for it is served by the old version, not refused.
+    # A request that waited for it is served by the old version, not refused.
     spec = stage.spec_of("qwen")
     assert spec.installation_id == OLD.id
     stage.engine_is(spec, "ready")

@@ -72,7 +72,7 @@ def loads() -> Iterator[Any]:
     for n in range(EVENTS):
         one = spec(n)
         about: dict[str, Any] = {"model_id": one.model_id, "model_ref": one.model_ref, "backend": one.backend}
-        yield LoadAdmitted(spec=one, promised=1, budget=2)
+        yield LoadAdmitted(spec=one, reserved=1, budget=2)
         if n % 2:
             ended: dict[str, Any] = {
                 "installation_id": one.installation_id,

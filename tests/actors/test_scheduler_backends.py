@@ -127,7 +127,7 @@ def test_an_installation_is_awaited_as_long_as_a_request_waits() -> None:
     stage.hear_installer(absent("mlx", job="mlx.1"), heard=token(stage))
     assert awaited(stage) == [], "once is enough"
     stage.pass_time(6)
-    assert awaited(stage) == [frozenset({"mlx"})], "unless the installer has been built anew"
+    assert awaited(stage) == [frozenset({"mlx"})], "unless the installer was rebuilt"
     stage.when(Abandon(request_id="r0")).rest()
     assert awaited(stage) == [frozenset()]
     stage.pass_time(60)

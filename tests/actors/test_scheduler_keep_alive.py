@@ -36,7 +36,7 @@ def test_an_idle_engine_ends_when_its_keep_alive_is_over_and_not_before() -> Non
     stage.wake()
     (event,) = stage.stored(EvictionDecided)
     assert (event.reason, event.idle_seconds) == ("idle", 300.0)
-    # Its gate is closed in this look, and the next one sees that nobody slipped in.
+    # This observation closes its gate; the next one confirms that no request has slipped in.
     stage.pass_time(0.01)
     assert stage.told("runner/llama.cpp") == [
         StopEngine(backend=spec.backend, engine_id=spec.engine_id, reason="it is no longer needed")

@@ -1,4 +1,4 @@
-"""Whatever happens, and in whatever order: memory is never promised twice, nobody waits for ever."""
+"""In any sequence of events, memory is never reserved twice, and no request waits forever."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ class Greenroom(RuleBasedStateMachine):
             self.everything_goes_well()
         world.check()
         for client in world.clients.values():
-            assert client.left or client.answers, f"{client.request_id} waits for ever"
+            assert client.left or client.answers, f"{client.request_id} waits forever"
             if client.inside:
                 world.leave(client)
         world.pass_time(30)
@@ -274,10 +274,10 @@ class Greenroom(RuleBasedStateMachine):
         waits = {one for one, process in world.processes.items() if process.alive and not process.asked}
         assert not waits & (stay - wanted), "engines without an intent"
         for name, backend in world.system.state(INSTALLER).backends.items():
-            assert not backend.retiring, f"{name} retires for ever"
-            assert backend.job is None, f"{name} is installed for ever"
+            assert not backend.retiring, f"{name} retires forever"
+            assert backend.job is None, f"{name} is being installed forever"
             assert set(backend.installations) == set(world.disk[name])
-        # Whoever comes now is served, or told why not.
+        # A new request is served or refused with a reason.
         for name in ("small", "safe"):
             client = world.request(name)
             for _ in range(35):

@@ -1,4 +1,4 @@
-"""Memory: what is promised to loads, and who makes room for whom."""
+"""Memory: what is reserved for loads, and which engines are evicted to make room."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_request_that_enters_an_engine_at_the_worst_moment_is_served() -> None
     stage.when(Serve(request_id="r1", model_id=PHI.id, model_ref="phi"))
     stage.settle()
     assert stage.stored(EvictionDecided)
-    # The front door does not ask anybody.
+    # The front door enters without asking an actor.
     assert stage.gates.enter(QWEN.id, "completion", "", "late")
     stage.rest().pass_time(1)
     assert not stage.sent(StopEngine)

@@ -1,4 +1,4 @@
-"""A request's way through the scheduler: what it waits for, what it is told, how it is refused."""
+"""A request's way through the scheduler: what it waits for, what it learns meanwhile, how it is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_request_that_leaves_before_its_grant_is_seen_gives_its_place_back() -
 
 def test_a_request_that_was_never_made_may_be_abandoned() -> None:
     stage = begun(QWEN)
-    stage.when(Abandon(request_id="nobody"))
+    stage.when(Abandon(request_id="unknown"))
     stage.then()
     assert stage.reply is None
 

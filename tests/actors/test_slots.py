@@ -39,11 +39,11 @@ def held(at: Stage, spec: EngineSpec) -> bool:
 def test_an_engine_gets_its_backends_slots_each_with_the_whole_context() -> None:
     at = stage()
     spec = at.loaded("qwen")
-    (promise,) = spec.promises
-    assert (spec.slots, promise.slots, promise.cache) == (4, 4, 128 * MIB)
-    assert (promise.weights, promise.compute) == (GIB, 100 * MIB)
-    assert spec.prompt_cache == promise.prompt_cache == 256 * MIB
-    assert spec.memory == promise.total == GIB + 4 * 128 * MIB + 256 * MIB + 100 * MIB
+    (reservation,) = spec.reservations
+    assert (spec.slots, reservation.slots, reservation.cache) == (4, 4, 128 * MIB)
+    assert (reservation.weights, reservation.compute) == (GIB, 100 * MIB)
+    assert spec.prompt_cache == reservation.prompt_cache == 256 * MIB
+    assert spec.memory == reservation.total == GIB + 4 * 128 * MIB + 256 * MIB + 100 * MIB
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_configured_slots_apply_to_every_model() -> None:
 def test_memory_for_a_shared_cache_is_reserved_once() -> None:
     at = stage(facts=(SHARED, MLX))
     spec = at.loaded("qwen")
-    assert (spec.slots, spec.promises[0].slots, spec.memory) == (32, 1, GIB + 128 * MIB)
+    assert (spec.slots, spec.reservations[0].slots, spec.memory) == (32, 1, GIB + 128 * MIB)
 
 
 def test_a_request_without_a_free_slot_is_queued_and_learns_its_place() -> None:
@@ -132,7 +132,7 @@ def test_more_requests_than_slots_that_waited_for_a_load_hold_its_gate_from_the_
     freed: list[str] = []
     at.gates.on_freed = freed.append
     at.gates.leave("r0")
-    assert freed == [spec.engine_id], "nobody hears that a slot is free, and it stays empty"
+    assert freed == [spec.engine_id], "no listener learns of the free slot, and it stays empty"
     assert at.gates.enter("sha256:qwen", "completion", "", "walks in") is None
 
 

@@ -1,8 +1,8 @@
 """The daemon is killed at every boundary of a scripted life, and each life comes to the same end.
 
 Install, pull, tag, configure, load, requests, eviction, crash of an engine, loss of the daemon, unload,
-removal, uninstall, stop. The boundaries are those of a life nobody disturbed; see `crashing` for what is
-looked at, and `crash_daemons.py` for what the four points are.
+removal, uninstall, stop. The boundaries are those of an undisturbed life; `crashing` says what is
+checked, and `crash_daemons.py` what the four points are.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def killed_at(place: Path, kills: Sequence[Kill]) -> tuple[int, list[str]]:
                 life = Life(daemons, place / f"h{number}", place / "m", kill)
                 try:
                     life.live()
-                except BaseException:  # noqa: BLE001 - the others shall be tried all the same
+                except BaseException:  # noqa: BLE001 - the others are tried all the same
                     wrong.append(f"{kill}\n{traceback.format_exc()}")
                 else:
                     shutil.rmtree(life.home)

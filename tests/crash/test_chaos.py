@@ -1,4 +1,4 @@
-"""Anything happens to a live daemon at any time; everybody has an answer or a reason, and nothing is lost."""
+"""Faults hit a live daemon at random; every client gets an answer or a reason, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_on_a_full_disk_engines_serve_stops_are_recorded_and_all_recovers(life: 
         assert types[:1] == ["eviction_decided"]
         assert "engine_exited" in types
         assert configure(life, 1) == 507
-    # There is space again, and nobody has to be restarted.
+    # There is space again, and nothing has to be restarted.
     until(lambda: configure(life, 77) in (200, 202))
     life.chat("one")
     life.chat("two")

@@ -256,7 +256,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 
 
 def copy_home(source: Path, target: Path) -> None:
-    """A data directory copied from elsewhere; what nobody writes to is linked, so it takes no time."""
+    """Copy a data directory. Files that are never written to are linked, so it takes no time."""
     # Only at the top: packages have folders of these names too.
     left = shutil.ignore_patterns("engines", "daemon.*", "cache", "instance")
     shutil.copytree(

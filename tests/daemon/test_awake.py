@@ -1,4 +1,4 @@
-"""Time in which the daemon does not run counts against nobody, and a wall clock that jumps ends nothing."""
+"""Time in which the daemon does not run counts against no request; a jump of the wall clock ends nothing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_clock_looks_by_itself_so_that_time_without_questions_is_not_lost(
     clock = AwakeClock(AwakeTime())
     try:
         began, real = clock.now().monotonic, time.monotonic()
-        time.sleep(0.8)  # nobody asks
+        time.sleep(0.8)  # no caller reads the clock
         assert clock.now().monotonic - began > 0.9 * (time.monotonic() - real)
     finally:
         clock.close()

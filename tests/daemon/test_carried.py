@@ -17,7 +17,7 @@ from greenroom.runner.installations import archive
 from greenroom.runner.testing import tiny_gguf
 from workshop import Workshop
 
-NOBODY = "http://127.0.0.1:9/simple/"
+NO_INDEX = "http://127.0.0.1:9/simple/"
 """An index that refuses connections."""
 
 
@@ -55,7 +55,7 @@ def fetched(home: Path) -> list[str]:
 def test_where_no_source_answers_it_is_installed_from_the_file_and_serves(
     carried: Path, workshop: Workshop, make_daemon: Callable[..., Any], tmp_path: Path
 ) -> None:
-    here = make_daemon(**workshop.environment(tmp_path) | {"PIP_INDEX_URL": NOBODY})
+    here = make_daemon(**workshop.environment(tmp_path) | {"PIP_INDEX_URL": NO_INDEX})
     workshop.furnish(here.home)
     here.start()
     asked = len(workshop.index.requests)

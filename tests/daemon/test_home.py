@@ -160,7 +160,7 @@ def test_what_the_system_says_of_a_disk_becomes_a_sentence(tmp_path: Path, numbe
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def user_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user id without an entry in the list of users, and no HOME."""
 
     def unknown(_uid: int) -> None:
@@ -171,7 +171,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.usefixtures("nobody")
+@pytest.mark.usefixtures("user_without_home")
 @pytest.mark.parametrize("home", [None, "", " "])
 def test_without_a_home_the_error_says_to_name_a_data_directory(
     home: str | None, monkeypatch: pytest.MonkeyPatch
@@ -194,7 +194,7 @@ def test_an_empty_home_is_what_the_list_of_users_says(monkeypatch: pytest.Monkey
     assert user_home() in load({}).home.parents
 
 
-@pytest.mark.usefixtures("nobody")
+@pytest.mark.usefixtures("user_without_home")
 def test_every_command_ends_with_a_sentence_for_a_user_without_a_home() -> None:
     from click.testing import CliRunner
 

@@ -22,7 +22,7 @@ from workshop import Workshop
 NAMES = ("alpha", "beta")
 SHELLS = 4
 REFUSED = frozenset({409, 503})
-"""What one may hear who wants what another one has just ended, or cannot be had at the moment."""
+"""The allowed refusals: another shell has just ended it, or it is not available at the moment."""
 
 
 def install(daemon: Any, name: str, **more: Any) -> int:
@@ -65,7 +65,7 @@ WISHES: tuple[Callable[[Any, str], int], ...] = (
 
 
 class Shell:
-    """Somebody who wants one thing after the other, until he is told to stop."""
+    """A user who runs one command after the other until `stop`."""
 
     def __init__(self, daemon: Any, seed: int) -> None:
         self._daemon = daemon
@@ -78,7 +78,7 @@ class Shell:
     def end(self) -> None:
         self._over.set()
         self._thread.join(60)
-        assert not self._thread.is_alive(), "somebody waits for ever"
+        assert not self._thread.is_alive(), "a command waits forever"
 
     def _live(self) -> None:
         while not self._over.wait(self._random.random() * 0.2):

@@ -1,4 +1,4 @@
-"""Pulls of a real daemon: shared by whoever asks, and gone on with by the next daemon."""
+"""Pulls of a real daemon: clients share them, and the next daemon continues them."""
 
 from __future__ import annotations
 

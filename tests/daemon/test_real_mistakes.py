@@ -1,5 +1,5 @@
 """Clients' mistakes and clients that leave, on real engines: one status and code for one mistake, and no
-processor busy for nobody."""
+engine works for a client that has left."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_client_that_leaves_ends_its_generation_and_counts_as_inside_until_the
         until(lambda: daemon.engines()[0]["inside"] == 0, 20)
         before = _seconds(process)
         time.sleep(1.0)
-        assert _seconds(process) - before < 0.4, "it works on, and nobody is inside"
+        assert _seconds(process) - before < 0.4, "it works on, although no request is inside"
     assert daemon.engines()[0]["pid"] == row["pid"]
     assert daemon.chat(model, max_tokens=2).status == 200
 

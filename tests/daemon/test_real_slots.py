@@ -1,4 +1,4 @@
-"""Several clients at once on real engines with default settings: nobody loses an answer to a neighbour."""
+"""Several clients at once on real engines with default settings: no client loses its answer to another."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_long_answers_of_several_clients_each_have_a_context_of_their_own_on_lla
     assert lengths(together(daemon, model, 5, TOKENS)) == [TOKENS] * 5
     (engine,) = [one for one in daemon.engines() if one["state"] == "ready"]
     assert (engine["slots"], engine["context_size"]) == (4, CONTEXT)
-    # What was promised is a bound: the engine was told it.
+    # The reservation is a bound: the engine was started with it.
     (started,) = [event for record, event in daemon.events("load_admitted")][-1:]
     assert started["spec"]["prompt_cache"] == engine["prompt_cache"] > 0
     assert daemon.events("load_failed") == []

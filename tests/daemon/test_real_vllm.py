@@ -31,7 +31,7 @@ NO_SOURCES = {
     "PIP_FIND_LINKS": "",
     "UV_NO_CONFIG": "1",
 }
-"""Whoever wanted to fetch something with these would fail."""
+"""With these, any attempt to fetch something fails."""
 
 
 @pytest.fixture(scope="module")

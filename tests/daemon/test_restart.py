@@ -53,7 +53,7 @@ def test_installed_backends_come_back_without_a_download_and_without_a_network(
     daemon = make_daemon(furnished, wrapper, GREENROOM_UV=no_uv).start()
     before = len(daemon.events())
     until(lambda: daemon.events("daemon_started"))
-    # Inside a namespace nobody outside reaches the port: the journal tells, and nothing was found or built.
+    # The port is in a namespace of its own, so the journal has to show that nothing was found or built.
     new = [record.type for record, _ in daemon.events()][before - 1 :]
     assert "install_requested" not in new
     assert not (tmp_path / "called").exists()
@@ -109,7 +109,7 @@ def test_a_daemon_killed_while_it_installs_never_believes_half_an_installation(
     asker.join()
     assert not list(daemon.home.glob("backends/mlx/*/installation.json"))
     daemon.start()
-    # Somebody typed it, so it goes on; whoever asks now joins.
+    # A user typed it, so it goes on; a client that asks now joins it.
     answer = daemon.post("/engines/install-backend", {"backend": "mlx"})
     assert answer.status == 200, answer.body
     assert daemon.get("/engines/status").json["mlx"].startswith("Running")

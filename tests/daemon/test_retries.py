@@ -104,7 +104,7 @@ def job_of(greenroom: Greenroom) -> BackendStatus:
 
 @pytest.fixture
 def fails_once(workshop: Workshop, make_greenroom: Any) -> Callable[..., Any]:
-    """Begins an installation whose first attempt fails, then mends the index."""
+    """Begins an installation whose first attempt fails, then repairs the index."""
 
     @contextmanager
     def begin(name: str, clock: ManualClock) -> Iterator[tuple[Greenroom, Any]]:
@@ -154,7 +154,7 @@ def test_a_retry_recorded_by_a_clock_that_was_a_day_ahead_waits_no_longer_than_a
         assert job_of(greenroom).retry_at <= clock.now().wall + LONGEST
         clock.advance(LONGEST - 1)
         with pytest.raises(Refused):  # behind whatever that woke
-            greenroom.system.ask(Ensure(backend="nobody")).get(timeout=60)
+            greenroom.system.ask(Ensure(backend="unknown")).get(timeout=60)
         assert attempts(workshop, "ahead") == asked
         clock.advance(1.5)
         until(lambda: job_of(greenroom).state == "installed")

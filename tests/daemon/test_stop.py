@@ -227,7 +227,7 @@ def test_a_client_that_does_not_read_holds_up_no_stop(programs: Path, home: Path
         connection.request("POST", "/v1/chat/completions", body)
         answer = connection.getresponse()
         assert answer.readline().startswith(b"data: ")
-        # From now on nobody reads.
+        # From now on the client does not read.
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         connection.close()

@@ -1,4 +1,4 @@
-"""A whole Greenroom and a backend of two versions: side by side, switched, damaged, mended, handed over."""
+"""A whole Greenroom and a backend of two versions: side by side, switched, damaged, repaired, handed over."""
 
 from __future__ import annotations
 

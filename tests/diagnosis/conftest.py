@@ -147,7 +147,7 @@ class Script:
         memory: int = 444_000_000,
         request: str = "",
         reasons: tuple[str, ...] = ("it reads GGUF and is installed",),
-        promised: int = 0,
+        reserved: int = 0,
         budget: int = 8 * GB,
         installation: str = "1.0-ab12cd34.1",
         mode: Any = "completion",
@@ -179,7 +179,7 @@ class Script:
             cause=request,
         )
         admitted = self.add(
-            LoadAdmitted(spec=spec, promised=promised or memory, budget=budget), cause=request
+            LoadAdmitted(spec=spec, reserved=reserved or memory, budget=budget), cause=request
         )
         self._chosen[engine_id] = self.add(EngineStartRequested(spec=spec), cause=admitted)
         return engine_id

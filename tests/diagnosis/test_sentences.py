@@ -179,7 +179,7 @@ def test_a_job_names_the_process_that_asked_and_no_address_of_this_machine() -> 
 def test_a_load_tells_its_slots_and_who_wanted_it() -> None:
     there = Caller(kind="address", id="192.0.2.7", name="192.0.2.7")
     spec = msgspec.structs.replace(SPEC, slots=4)
-    admitted = LoadAdmitted(spec=spec, promised=312_000_000, budget=10**9, caller=there)
+    admitted = LoadAdmitted(spec=spec, reserved=312_000_000, budget=10**9, caller=there)
     told = tell(Narrator(), admitted)
     assert told == (
         "Loading smollm2 on llama.cpp with 4 slots for 192.0.2.7; 312 MB reserved "

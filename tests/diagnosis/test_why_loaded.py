@@ -66,7 +66,7 @@ def test_why_it_runs_on_this_backend_and_not_on_that_one(script: Any) -> None:
 def test_a_load_that_takes_much_longer_than_the_ones_before(script: Any) -> None:
     for _ in range(3):
         script.evict(script.load(seconds=2.0), "idle")
-    engine = script.admit(memory=GB, promised=GB, budget=8 * GB)
+    engine = script.admit(memory=GB, reserved=GB, budget=8 * GB)
     script.spawn(engine)
     script.wait(19.9)
 

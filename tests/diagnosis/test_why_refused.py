@@ -9,19 +9,18 @@ from greenroom.actors.scheduler.events import KeepAliveWished
 
 
 def test_a_model_that_does_not_fit(script: Any) -> None:
+    numbers = {"needed": 20 * 2.0**30, "budget": 8 * 2.0**30, "promised": 0.0}
     script.refuse(
         "smollm2",
         "does_not_fit",
         "smollm2 needs 20.0 GiB of memory; engines may use 8.0 GiB in all.",
-        needed=20 * 2.0**30,
-        budget=8 * 2.0**30,
-        promised=0.0,
+        **numbers,
     )
 
     found = script.why("smollm2")
 
     assert (found.state, found.cause) == ("refused", "does_not_fit")
-    assert found.numbers == {"needed": 20 * 2.0**30, "budget": 8 * 2.0**30, "promised": 0.0}
+    assert found.numbers == numbers
     assert "smollm2 needs 20.0 GiB of memory; engines may use 8.0 GiB in all." in found.answer
     assert commands(found) == ["greenroom stop && GREENROOM_MEMORY_BUDGET=22GB greenroom serve"]
 

@@ -35,7 +35,7 @@ def test_a_model_that_made_room_for_another(script: Any) -> None:
         free=4 * GB,
         idle_seconds=720.0,
     )
-    script.load("gemma3", request=request, memory=5 * GB, promised=5 * GB, budget=6 * GB, seconds=3.0)
+    script.load("gemma3", request=request, memory=5 * GB, reserved=5 * GB, budget=6 * GB, seconds=3.0)
 
     found = script.why("smollm2")
 
@@ -71,7 +71,7 @@ def test_room_that_the_budget_would_have_had(script: Any) -> None:
     script.evict(
         smollm2, "room", cause=request, in_favour_of="docker.io/ai/gemma3:latest", needed=5 * GB, free=4 * GB
     )
-    script.load("gemma3", request=request, memory=5 * GB, promised=5 * GB, budget=64 * GB)
+    script.load("gemma3", request=request, memory=5 * GB, reserved=5 * GB, budget=64 * GB)
 
     found = script.why("smollm2")
 
@@ -89,7 +89,7 @@ def test_the_model_the_room_was_made_for_tells_who_made_it(script: Any) -> None:
     script.evict(
         smollm2, "room", cause=request, in_favour_of="docker.io/ai/gemma3:latest", needed=5 * GB, free=4 * GB
     )
-    script.load("gemma3", request=request, memory=5 * GB, promised=5 * GB, budget=6 * GB)
+    script.load("gemma3", request=request, memory=5 * GB, reserved=5 * GB, budget=6 * GB)
 
     found = script.why("gemma3")
 

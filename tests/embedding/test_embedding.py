@@ -52,7 +52,7 @@ def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs
     assert types(home).count("counted") == 2
     assert types(home).count("daemon_started") == 2
     with made(home, programs) as without:
-        # Its stream is dormant now, and harms nobody.
+        # Its stream is dormant now, and does no harm.
         assert without.models() == ()
     greenroom = made(home, programs)
     greenroom.register(Counter(), effect_handler=RecordingEffectHandler())

@@ -1,4 +1,4 @@
-"""The actors have stopped themselves: the host is told, clients are told, and engines are left alone."""
+"""The actors have stopped themselves: host and clients are notified, and engines are left alone."""
 
 from __future__ import annotations
 

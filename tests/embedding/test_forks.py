@@ -62,7 +62,7 @@ def in_child(what: Callable[[], object], *, within: float = 20.0) -> None:
 
 
 def loaded(greenroom: Greenroom, home: Path) -> psutil.Process:
-    """Have a model loaded, and nobody inside."""
+    """Have a model loaded, and no request inside."""
     system = greenroom.system
     pulled = system.ask(Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30)
     serve = Serve(request_id="r", model_id=pulled.model.id, model_ref="tiny")

@@ -44,7 +44,7 @@ def inside(greenroom: Greenroom) -> int:
 
 
 def emptied(greenroom: Greenroom) -> bool:
-    """Whether nobody is inside, once everything that was told has been heard."""
+    """Whether no request is inside, once every message has been handled."""
     greenroom.system.rest()
     return inside(greenroom) == 0
 

@@ -63,11 +63,11 @@ def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage: Stage) 
 
 def test_an_engine_with_flags_and_several_reservations_is_the_same_after_a_restart(stage: Stage) -> None:
     """JSON has lists where a spec has tuples: no such engine was ever taken over."""
-    promises = (Reservation(weights=7, cache=3, slots=4), Reservation(device="gpu-1", weights=9))
-    spec = msgspec.structs.replace(stage.spec("e-1"), flags=("--echo", "--tokens"), promises=promises)
+    reservations = (Reservation(weights=7, cache=3, slots=4), Reservation(device="gpu-1", weights=9))
+    spec = msgspec.structs.replace(stage.spec("e-1"), flags=("--echo", "--tokens"), reservations=reservations)
     kept = json.loads(json.dumps({"engine_id": "e-1", "about": {"spec": msgspec.to_builtins(spec)}}))
     assert adoption.distrust(expected_of(spec), kept) == ""
-    other = msgspec.structs.replace(spec, promises=promises[:1])
+    other = msgspec.structs.replace(spec, reservations=reservations[:1])
     assert "another model or configuration" in adoption.distrust(expected_of(other), kept)
     assert "another model or configuration" in adoption.distrust(expected_of(spec), {"engine_id": "e-1"})
 
@@ -162,8 +162,8 @@ def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage:
 
 
 def test_an_engine_with_flags_slots_and_reservations_is_recognised(stage: Stage) -> None:
-    promise = Reservation(weights=5, cache=2, slots=4)
-    spec = stage.spec("e-1", flags=("--threads", "2"), slots=4, promises=(promise,), memory=13)
+    reservation = Reservation(weights=5, cache=2, slots=4)
+    spec = stage.spec("e-1", flags=("--threads", "2"), slots=4, reservations=(reservation,), memory=13)
     kept = json.loads(msgspec.json.encode({"engine_id": "e-1", "about": {"spec": spec}}))
     assert distrust(expected_of(spec), kept) == ""
     other = msgspec.structs.replace(spec, flags=("--threads", "3"))

@@ -94,5 +94,5 @@ def get(url: str) -> dict[str, object]:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 return dict(json.load(answer))
         except urllib.error.URLError:
-            assert time.monotonic() < deadline, f"nobody answers at {url}"
+            assert time.monotonic() < deadline, f"no server answers at {url}"
             time.sleep(0.05)

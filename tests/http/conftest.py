@@ -89,12 +89,12 @@ class House:
             return dict(await r.json())
 
     async def nothing_is_held(self) -> None:
-        """Nobody is inside a gate, nobody waits, no engine generates for nobody."""
+        """Wait until no request is inside a gate or queued, and no engine generates."""
         await until_async(
             lambda: self.inside() == 0 and self.waiting() == 0 and not len(self.context.clients)
         )
         for _ in range(200):
-            # An engine may have died a moment ago: then it generates for nobody either.
+            # An engine that died a moment ago does not generate either.
             with contextlib.suppress(aiohttp.ClientError):
                 if self.engines("ready") and (await self.stats())["active"]:
                     await asyncio.sleep(0.01)

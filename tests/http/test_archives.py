@@ -1,4 +1,4 @@
-"""Archives over HTTP: whoever stalls takes nobody's place, and is let go."""
+"""Archives over HTTP: a client that stalls takes no other client's place, and is disconnected."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ async def test_archives_that_stall_do_not_block_other_clients(open_house: Any) -
     house = await open_house()
     stalled = [await begin(house) for _ in range(40)]
     incoming = house.greenroom.home / "models" / "incoming"
-    while len(list(incoming.iterdir())) < 4:  # noqa: ASYNC110 - the folder tells nobody
+    while len(list(incoming.iterdir())) < 4:  # noqa: ASYNC110 - no event says so
         await asyncio.sleep(0.01)
     async with asyncio.timeout(BOUND):
         for path in ("/models/tiny", "/engines/df", "/models/tiny/export", "/why/tiny"):
             async with house.get(path) as response:
                 assert response.status == 200, path
                 assert await response.read()
-        # More than may wait are told so at once.
+        # Clients beyond the limit are refused at once.
         async with house.session.post(house.base + "/models/load", data=b"x") as response:
             assert response.status == 503
             assert "Too many archives" in await response.text()

@@ -104,7 +104,7 @@ def test_clients_get_what_is_left_of_the_limit_after_the_reserve() -> None:
 
 
 class House:
-    """A front door with three places, whose only route answers when it is told to."""
+    """A front door with three places, whose only route answers when the test allows it."""
 
     def __init__(self) -> None:
         self.answer = asyncio.Event()
@@ -148,7 +148,7 @@ async def test_when_all_places_are_in_use_newcomers_wait_and_are_then_refused_wi
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"Retry-After: 1" in head
     assert json.loads(await reader.read())["error"]["code"] == "too_many_connections"
-    # Nobody who was inside has lost anything, and the places come free again.
+    # The requests inside have lost nothing, and their places become free.
     house.answer.set()
     for one, _ in inside:
         assert (await one.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")

@@ -1,4 +1,4 @@
-"""What an engine answers instead of an answer is told in our words, with one code for one mistake."""
+"""An engine's errors are translated, with one code for one mistake."""
 
 from __future__ import annotations
 

@@ -122,11 +122,11 @@ def routes(house: Any) -> Iterator[tuple[str, str]]:
 
 
 def sensible(path: str) -> str:
-    """The path with names of things that are here, or harmless ones."""
+    """The path with names that exist, or harmless ones."""
     for name, value in (
         ("backend", "fake"),
-        ("reference", "nobody"),
-        ("name", "nobody"),
+        ("reference", "absent"),
+        ("name", "absent"),
         ("action", "dance"),
     ):
         path = path.replace(f"{{{name}}}", value)
@@ -217,7 +217,7 @@ async def test_every_field_of_every_body_refuses_what_no_client_should_say(
     for (method, path), kind in bodies().items():
         for field, what, value in hostile_values(kind):
             body = b'{"%s": %s}' % (field.encode(), value)
-            answer = await ask(house, method, sensible(path).replace("nobody", "tiny"), body)
+            answer = await ask(house, method, sensible(path).replace("absent", "tiny"), body)
             refused(answer, f"{method} {path} {field}: {what}")
             tried += 1
         if not memory:
@@ -332,7 +332,7 @@ async def test_a_page_of_this_machine_and_a_link_from_elsewhere_are_let_in(open_
     house = await open_house()
     link = b"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document"
     assert (await ask(house, "GET", "/", header=link)).status == 200
-    refused(await ask(house, "GET", "/models/nobody?remote=true", header=link), "a link that calls out")
+    refused(await ask(house, "GET", "/models/absent?remote=true", header=link), "a link that calls out")
     assert (await ask(house, "GET", "/livez", header=b"Origin: http://localhost:3000")).status == 200
     assert (await ask(house, "GET", "/livez", header=b"Sec-Fetch-Site: same-origin")).status == 200
     assert (await ask(house, "GET", "", target="http://localhost/livez")).status == 200

@@ -131,7 +131,7 @@ async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any) -> 
         assert b'"done":2' in await again.content.readline()
         builds.fail("absent.1", Failure(kind="permanent", code="no_space", message="No space is left."))
         assert "No space is left." in await again.text()
-    # What ended before anybody was told anything keeps its status.
+    # A command that ended before anything was sent keeps its status.
     other = {"Idempotency-Key": "other"} | EVENTS
     waits = [asyncio.ensure_future(_text(install(house, other))) for _ in range(2)]
     await until_async(lambda: len(builds.jobs) == 2)
@@ -184,7 +184,7 @@ async def test_a_key_that_is_none_is_refused(house: Any, key: str) -> None:
 
 
 async def test_requests_to_models_do_not_hear_the_header(house: Any) -> None:
-    async with house.post("/v1/chat/completions", {"model": "nobody"}, headers=KEY) as response:
+    async with house.post("/v1/chat/completions", {"model": "absent"}, headers=KEY) as response:
         assert response.status == 404
     assert not house.greenroom.system.state(IDEMPOTENCY).keys
 

@@ -27,7 +27,7 @@ async def test_a_request_says_how_long_its_model_stays(open_house: Any, wish: An
     house = await open_house()
     async with house.chat() as response:
         assert response.status == 200
-    # The engine is ready, so nobody has to be asked for it; the wish is heard all the same.
+    # The engine is ready, so the request asks no actor; its keep-alive takes effect all the same.
     async with house.chat(keep_alive=wish) as response:
         assert response.status == 200
     assert (await _row(house))["stays"] == stays
@@ -85,7 +85,7 @@ async def test_ps_has_reserved_and_measured_memory_queue_idle_time_expiry_and_ca
             break
         await asyncio.sleep(0.02)
     assert row, "nothing was measured"
-    # A Python process is more than the fake backend promises, so it counts as measured.
+    # A Python process needs more than the fake backend estimates, so it counts as measured.
     assert row["memory"] == row["peak"] >= row["measured"] > 5 * 2**20
     assert row["queue"] == row["inside"] == 0
     assert row["served"] == 1
@@ -106,7 +106,7 @@ async def test_the_ledger_adds_up(open_house: Any) -> None:
 
 
 async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any) -> None:
-    house = await open_house("--die-after-requests", "1", "--die-by", "7", "--say", "I shall die.")
+    house = await open_house("--die-after-requests", "1", "--die-by", "7", "--say", "I will die.")
     async with house.chat() as response:
         assert response.status == 200
     await until_async(lambda: not house.engines())
@@ -117,7 +117,7 @@ async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any) 
     assert row["state"] == "gone"
     assert row["exit"]["code"] == 7
     # It has served a client, so what it printed may be that client's words.
-    assert "I shall die." not in str(row)
+    assert "I will die." not in str(row)
     assert "exited with code 7" in row["exit"]["summary"]
 
 

@@ -1,4 +1,4 @@
-"""A client that leaves, at any moment, leaves nothing held and takes nobody with it."""
+"""A client that leaves at any moment holds nothing and affects no other client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHAT = b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "conten
 
 
 async def _dial(house: Any, body: bytes = CHAT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A request of which the client keeps the connection in his own hands."""
+    """Send a request over a connection that the test itself controls."""
     host, port = house.root.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     path = house.base.partition(house.root)[2] + "/v1/chat/completions"
@@ -133,7 +133,7 @@ async def test_a_host_that_cancels_handlers_by_itself_changes_nothing(open_house
 
 
 async def test_an_engine_is_never_stopped_under_a_request(open_house: Any) -> None:
-    # The model's keep-alive is over long before its stream, and it is told to unload in the middle of it.
+    # The keep-alive ends long before the stream, and the model is unloaded in the middle of it.
     house = await open_house("--tokens", "40", "--token-delay", "0.02", keep_alive=0.1)
     task = asyncio.create_task(house.stream())
     await until_async(lambda: house.inside() == 1)

@@ -1,4 +1,4 @@
-"""`inside` says nobody only when no processor is busy for somebody who has left."""
+"""`inside` is 0 only when no engine still works for a client that has left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine refuses for a while is told as the machine's; nothing of ours waits for ever for it."""
+"""A temporary fault of the machine is reported as the machine's, and no request waits forever for it."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ async def test_anthropics_clients_get_errors_in_their_own_shape(open_house: Any)
     house = await open_house()
     for fields, status, kind in (
         ({"model": "tiny", "messages": HELLO}, 400, "invalid_request_error"),
-        ({"model": "nobody", "messages": HELLO, "max_tokens": 5}, 404, "not_found_error"),
+        ({"model": "absent", "messages": HELLO, "max_tokens": 5}, 404, "not_found_error"),
         ({"model": 5}, 400, "invalid_request_error"),
     ):
         async with house.post("/v1/messages", fields) as response:

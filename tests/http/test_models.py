@@ -233,7 +233,7 @@ async def test_an_archive_that_is_cut_off_is_refused_and_leaves_nothing(open_hou
     writer.write(head.encode() + f"Content-Length: {len(archive)}\r\n\r\n".encode() + archive[:1000])
     await writer.drain()
     incoming = house.greenroom.home / "models" / "incoming"
-    while not list(incoming.iterdir()):  # noqa: ASYNC110 - the folder tells nobody
+    while not list(incoming.iterdir()):  # noqa: ASYNC110 - no event says so
         await asyncio.sleep(0.01)
     writer.close()
     while list(incoming.iterdir()):  # noqa: ASYNC110
@@ -251,7 +251,7 @@ async def test_a_push_by_a_name_that_is_no_place_says_which_names_are(open_house
     model_id = house.greenroom.find_model("tiny").id
     status, text = await text_of(house.post(f"/models/{model_id}/push"))
     assert (status, "has 2 tags on registries" in text) == (400, True)
-    assert (await text_of(house.post("/models/nobody/push")))[0] == 404
+    assert (await text_of(house.post("/models/absent/push")))[0] == 404
 
 
 async def test_a_model_is_removed_by_name_and_by_id(open_house: Any) -> None:

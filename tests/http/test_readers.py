@@ -1,4 +1,4 @@
-"""A client that stays and does not read holds its place only while nobody else wants it."""
+"""A client that stays and does not read holds its place only while no other client wants it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
     client = await _stay(house)
     await until_async(lambda: house.inside() == 1)
     await asyncio.sleep(1.0)
-    assert house.inside() == 1, "while nobody waits it may stay"
+    assert house.inside() == 1, "it may stay while no other client waits"
     caplog.set_level(logging.WARNING, logger="greenroom.runner.http.clients")
     wanted = "another request waits"
     await until_async(lambda: house.inside() == 0)
@@ -81,10 +81,10 @@ async def test_a_silent_engine_is_not_the_clients_fault(
 async def test_a_place_is_wanted_when_a_request_waits(open_house: Any) -> None:
 
     house = await open_house("--load-forever")
-    assert house.context.wanted("nobody") == ""
+    assert house.context.wanted("another") == ""
     task = asyncio.create_task(house.error(house.chat()))
-    await until_async(lambda: house.waiting() == 1 and house.context.wanted("nobody"))
-    assert house.context.wanted("nobody") == "another request waits"
+    await until_async(lambda: house.waiting() == 1 and house.context.wanted("another"))
+    assert house.context.wanted("another") == "another request waits"
     task.cancel()
 
 

@@ -16,7 +16,7 @@ TOKENS = 40
 
 
 class Flaky:
-    """Makes one function of a core or its hands raise once, and counts the lives that begin afterwards."""
+    """Makes one function of a core or its effect handler raise once, and counts the lives that follow."""
 
     def __init__(self, core: Any, patched: Any, function: str, patch: pytest.MonkeyPatch) -> None:
         self.raised = self.lives = 0
@@ -67,10 +67,10 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
     core = system.addresses[SCHEDULER]
     patched = core if function != "perform" else system._registered[SCHEDULER].effect_handler
     flaky = Flaky(core, patched, function, monkeypatch)
-    # Its hands have something to do for it: a request that is not there leaves its gate.
-    system.tell(Abandon(request_id="nobody"))
+    # This gives its effect handler something to do: an unknown request leaves its gate.
+    system.tell(Abandon(request_id="unknown"))
     await until_async(lambda: (flaky.raised, flaky.lives) == (1, lives))
-    # In its new life it is told what there is, and believes it; nobody has left meanwhile.
+    # The rebuilt actor receives the current lists and believes them; no request has left meanwhile.
     await system.ask(AwaitReady())
     assert flaky.raised == 1
     assert house.inside() == STREAMS

@@ -53,7 +53,7 @@ async def test_the_sdk_lists_models(client: Any) -> None:
     assert (model.object, model.owned_by, model.created > 0) == ("model", "docker", True)
     assert model.model_extra["dmr"]["architecture"] == "llama"
     with pytest.raises(openai.NotFoundError) as caught:
-        await client.models.retrieve("nobody")
+        await client.models.retrieve("absent")
     assert caught.value.code == "model_not_found"
 
 

@@ -59,7 +59,7 @@ async def test_a_secret_reaches_only_the_engine(open_house: Any, by: str, stream
     log = (house.greenroom.home / "engines" / ended[0].spec.engine_id / "log").read_text()
     assert _secret_in(log), "the engine has printed it, and its owner can read that"
 
-    # Another client, and whoever looks.
+    # Another client, and a user who reads the diagnostics.
     await ask(
         "POST", "/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
     )

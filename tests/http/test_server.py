@@ -40,7 +40,7 @@ class Daemon:
         return urllib.request.urlopen(request, timeout=20)
 
     def is_open(self) -> bool:
-        """Whether its front door still lets anybody in."""
+        """Whether its front door still accepts connections."""
         host, _, port = self.said.removeprefix("http://").rpartition(":")
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, int(port)), 5):
             return True

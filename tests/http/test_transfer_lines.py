@@ -61,7 +61,7 @@ def test_each_file_that_moves_has_lines_of_its_own_and_the_total_is_that_of_all(
 def test_a_layer_never_goes_back_and_is_whole_before_success() -> None:
     lines = TransferLines("j", "pull", raw=True)
     lines.progress(step(MIB, 0))
-    assert lines.progress(step(0, 0)) == b"", "a server that cannot resume begins anew; the bar waits for it"
+    assert lines.progress(step(0, 0)) == b"", "a server that cannot resume starts again; the bar waits for it"
     *rest, last = lines_of(lines.success("done"))
     assert {line["layer"]["id"]: line["layer"]["current"] for line in rest} == {A: 2 * MIB, B: MIB}
     assert (last["type"], last["message"], last["layer"]) == ("success", "done", {"size": 0, "current": 0})

@@ -102,11 +102,11 @@ async def test_df_counts_bytes(open_house: Any) -> None:
 
 async def test_unloading_what_is_not_there_is_no_error(open_house: Any) -> None:
     house = await open_house()
-    for body in ({"models": ["nobody", "://"]}, {"all": True}, {"backend": "fake"}):
+    for body in ({"models": ["absent", "://"]}, {"all": True}, {"backend": "fake"}):
         async with house.post("/engines/unload", body) as response:
             assert await response.json() == {"unloaded_runners": 0}
     await house.stream()
-    async with house.post("/engines/unload", {"models": ["nobody"], "backend": "fake"}) as response:
+    async with house.post("/engines/unload", {"models": ["absent"], "backend": "fake"}) as response:
         assert await response.json() == {"unloaded_runners": 0}
     assert house.engines("ready")
 
@@ -302,7 +302,7 @@ async def test_flags_that_are_not_allowed_are_refused(open_house: Any) -> None:
 async def test_a_bad_configuration_is_refused(open_house: Any) -> None:
     house = await open_house()
     bad: list[tuple[dict[str, str], int]] = [
-        ({"model": "nobody"}, 404),
+        ({"model": "absent"}, 404),
         ({}, 400),
         ({"model": "tiny", "mode": "dreaming"}, 400),
         ({"model": "tiny", "keep_alive": "5 minutes"}, 400),

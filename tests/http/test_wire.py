@@ -143,7 +143,7 @@ async def test_giving_up_before_the_head_cuts_the_connection(engine: Engine, ups
 
 
 async def test_a_server_that_does_not_exist_is_unreached(short_path: Path) -> None:
-    path = str(short_path / "nobody.sock")
+    path = str(short_path / "absent.sock")
     with pytest.raises(Unreached):
         await Upstreams(lambda: {path}).post(path, "/", b"", {})
     with pytest.raises(Unreached):
@@ -154,7 +154,7 @@ async def test_a_crowd_before_an_engine_with_little_room_is_let_in(short_path: P
     engine = Engine(str(short_path / "narrow.sock"))
     engine.scripts = [([LENGTH], True) for _ in range(60)]
     upstreams = Upstreams(lambda: {engine.path})
-    # Nobody accepts yet, and the queue is short.
+    # The engine does not accept yet, and the queue is short.
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(engine.path)
     listener.listen(1)

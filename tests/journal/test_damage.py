@@ -47,11 +47,11 @@ class Spoiled:
         return got, None
 
     def contents(self) -> dict[str, bytes]:
-        """What is on disk, but for SQLite's index, which is made anew."""
+        """What is on disk, but for SQLite's index, which is rebuilt."""
         return {name: (self.folder / name).read_bytes() for name in FILES if not name.endswith("-shm")}
 
     def assert_true_or_refused(self, what: str) -> None:
-        """The one promise, of the reader and then of the writer."""
+        """What the reader, and then the writer, must guarantee."""
         before = self.contents()
         got, error = self.read()
         self._assert_beginning(got, error, what)

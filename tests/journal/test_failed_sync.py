@@ -26,7 +26,7 @@ def test_whichever_sync_fails_the_journal_ends_and_nothing_acknowledged_is_lost(
         stored = stored_in(home)
         assert stored == everything[: len(stored)]
         assert len(stored) >= len(told)
-    # All but those at the close, when nobody is left to be told.
+    # All but those at the close, when no caller is left.
     assert failed > syncs * 0.8
 
 

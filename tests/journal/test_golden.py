@@ -1,4 +1,4 @@
-"""Journals of every version are read for ever, and what is stored does not change silently.
+"""Journals of every version stay readable, and the stored format does not change silently.
 
 When one of these fails, `tests/shared/golden.py` says what to do.
 """

@@ -1,4 +1,4 @@
-"""What lies beside the rows: an index without checksums, and what somebody else has put into the file."""
+"""What is stored beside the rows: an index without checksums, and other programs' tables."""
 
 from __future__ import annotations
 

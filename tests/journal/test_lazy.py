@@ -1,4 +1,4 @@
-"""A journal that is checked while it is replayed: before that has ended nothing is written, nobody acts."""
+"""A journal that is checked while it is replayed: until that ends, nothing is written and no actor acts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def spoil(path: Path, seq: int) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE events SET cause = 'somebody' WHERE seq = ?", (seq,))
+    connection.execute("UPDATE events SET cause = 'intruder' WHERE seq = ?", (seq,))
     connection.commit()
     connection.close()
 
@@ -77,7 +77,7 @@ def test_nothing_is_written_before_all_has_been_read(path: Path) -> None:
     now = contents(path)
     assert {name: now[name] for name in before} == before
     assert next(records, None) is None
-    assert contents(path) != before, "nobody took it up"
+    assert contents(path) != before, "the repair was not written"
     assert ids(journal.append([entry("ticker", COUNT + 1)])) == [f"ticker/{COUNT + 1}"]
     journal.close()
 

@@ -1,4 +1,4 @@
-"""Locks for life: whoever lives keeps others out; whoever is dead does not, whatever he has left behind."""
+"""Locks for life: a living process keeps others out; a dead one does not, whatever it has left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the SQLite journal promises beyond the kit."""
+"""What the SQLite journal guarantees beyond the conformance tests."""
 
 from __future__ import annotations
 

@@ -384,7 +384,7 @@ def test_answers_wait_for_what_follows_from_another_actor(make_bench: Callable[.
 def test_a_command_to_an_unknown_actor_is_logged_and_does_no_harm(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert bench.system.ask(Forward(to="nobody", command=Add(by=1)), to=COUNTER).get(timeout=5) == "sent"
+    assert bench.system.ask(Forward(to="unknown", command=Add(by=1)), to=COUNTER).get(timeout=5) == "sent"
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
     assert "undelivered Add" in caplog.text
 

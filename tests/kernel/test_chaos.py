@@ -1,4 +1,4 @@
-"""Everything fails at random, from four threads at once; what was promised holds all the same."""
+"""Everything fails at random, from four threads at once; all guarantees hold."""
 
 from __future__ import annotations
 

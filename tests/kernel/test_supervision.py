@@ -226,7 +226,7 @@ def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench: Ben
         bench.system.rest()
     with pytest.raises(Refused, match="cannot decide what to do next"):
         waiting.get(timeout=5)
-    # Else it would be done once the actor gets on again, and nobody would know of it.
+    # Otherwise it would be carried out after the rebuild, without its caller's knowledge.
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 11
 
 

@@ -258,7 +258,7 @@ def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(
     with pytest.raises(AskExpired, match="counter did not answer within 30 seconds"):
         reply.get(timeout=0)
     held.open.set()
-    # Nobody waits for it any more, so it is not done behind the asker's back.
+    # Its caller no longer waits, so it is not carried out without its knowledge.
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
@@ -288,7 +288,7 @@ def test_deadlines_run_on_the_real_clock_too() -> None:
         system.clock.close()
 
 
-# what listeners hear, and what rest means
+# what listeners receive, and what rest means
 
 
 def test_listeners_hear_every_stored_event_and_cannot_undo_it(

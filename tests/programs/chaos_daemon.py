@@ -25,7 +25,7 @@ from greenroom.runner.testing import fake_backend
 
 
 class NotedJournal:
-    """Writes down what is stored as soon as it is, for whoever looks later whether it still is."""
+    """Notes each event as soon as it is stored, so that the test can check later that it still is."""
 
     def __init__(self, inner: SqliteJournal, notes: Path) -> None:
         self._inner = inner

@@ -187,7 +187,7 @@ def main() -> None:
             (fresh / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         fresh.chmod(0o755)
         try:
-            os.rename(fresh, args.folder)  # whoever finds the folder finds it whole
+            os.rename(fresh, args.folder)  # atomic: the folder appears complete
         except OSError:
             if not args.folder.is_dir():
                 raise

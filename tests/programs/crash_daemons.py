@@ -8,9 +8,9 @@ fraction of the time.
 Points:
 
     before    the batch with the event has reached the journal, nothing of it is written
-    after     it is written; nobody has been told, no effect has begun
+    after     it is written; no message has been sent, no effect has begun
     effect    what it made necessary is done: told, answered, and where work in the world was begun (a
-              build, a process, a deletion) that has ended too, but nobody has heard of it
+              build, a process, a deletion) that has ended too, but its report has not arrived
     outcome   the next event of its stream, or one it has caused, is written; else the journal closes
 
 What is committed, and that the point was reached, is written to `<home>.notes` at once.
@@ -113,7 +113,7 @@ class Boundary:
         if self._thread == threading.get_ident():
             self._thread = None
             if self._point == "effect" and not self._awaited:
-                self._die("everything is told")
+                self._die("every message is sent")
 
     def reported(self, report: Command[Any]) -> None:
         """It is about to be reported how something ended."""
@@ -162,7 +162,7 @@ class WatchedJournal:
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         self._boundary.arriving(batch)
         if batch[0].type == self._late:
-            # The fault that whoever watches must notice: said to be stored, and stored only later.
+            # The fault that the test must notice: reported as stored, and stored only later.
             self._held += batch
             fields = ("at", "stream", "version", "type", "schema", "cause", "data")
             records = [Record(0, *(getattr(one, name) for name in fields)) for one in batch]

@@ -36,7 +36,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--die-under", metavar="PACKAGE==VERSION", default="", help="in the load, where that is installed"
     )
-    parser.add_argument("--health-503-when-dead", action="store_true", help="the load fails, 503 for ever")
+    parser.add_argument(
+        "--health-503-when-dead", action="store_true", help="the load fails, then 503 on every request"
+    )
     parser.add_argument("--die-after-requests", type=int, default=0)
     parser.add_argument("--die-after-tokens", type=int, default=0)
     parser.add_argument("--die-by", default="SIGKILL", help="a signal's name, or an exit code")
@@ -220,7 +222,7 @@ class Engine:
                 die(self.options.die_by)
 
     async def burn(self, seconds: float) -> None:
-        """A prefill: nothing comes out, and a processor is busy. Nobody else is served meanwhile."""
+        """A prefill: nothing comes out, and a processor is busy. No other request is served meanwhile."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             sum(range(100_000))

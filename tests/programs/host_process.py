@@ -1,4 +1,4 @@
-"""A stand-in for the daemon: hosts one engine, prints what it hears as JSON lines, waits to be killed.
+"""A stand-in for the daemon: hosts one engine, prints reports as JSON lines, waits to be killed.
 
 `python host_process.py ENGINES_DIR ENGINE_ID GRACE [--die-after-claim] -- ENGINE_FLAGS…`; a line `stop` or
 `leave SECONDS` on standard input ends it in order.

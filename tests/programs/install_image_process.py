@@ -1,4 +1,4 @@
-"""Installs vllm-metal from an image, as on a Mac, and tells how many bytes are here: to be killed meanwhile.
+"""Installs vllm-metal from an image, as on a Mac, and prints the bytes that have arrived; tests kill it.
 
 `install_image_process.py HOME USER_HOME REFERENCE`
 """

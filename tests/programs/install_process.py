@@ -1,6 +1,6 @@
 """Installs a toy backend, and stops dead at a phase, so that a test can kill it exactly there.
 
-Arguments: data directory, index URL, stem of the lock, phase at which to print its name and wait for ever,
+Arguments: data directory, index URL, stem of the lock, phase at which to print its name and stop,
 and optionally a uv to use.
 """
 

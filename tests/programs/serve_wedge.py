@@ -41,7 +41,7 @@ from toy import toy_backend
 ENGINE = Path(__file__).with_name("fake_engine.py")
 FLAGS = frozenset(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', ENGINE.read_text()))
 OVERHEAD = 64 * 2**20
-"""More than the program really needs, so that what is promised is what tests reckon with."""
+"""More than the program needs, so that the reservation is the number that tests expect."""
 
 
 class Killing:

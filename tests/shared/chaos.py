@@ -1,6 +1,6 @@
 """Faults drawn at random over a live daemon, four clients before it, and what must hold all the same.
 
-Each fault is taken back after a while. Whoever asks gets an answer or a reason; a connection may break off
+Each fault is taken back after a while. Every client gets an answer or a reason; a connection may break off
 only when the daemon was killed meanwhile.
 """
 
@@ -32,7 +32,7 @@ from greenroom.runner.testing import tiny_gguf
 PROGRAM = Path(__file__).parents[1] / "programs" / "chaos_daemon.py"
 CLIENTS = 4
 ANSWER_WITHIN = 60.0
-"""Seconds within which anybody has an answer: what a request may wait, and what the faults take."""
+"""Seconds within which every request is answered: its longest wait, and the time that faults take."""
 AT_REST_WITHIN = 60.0
 
 Undo = Callable[[], None]
@@ -76,7 +76,7 @@ class Chaos:
             self._over.set()
             for client in clients:
                 client.join(ANSWER_WITHIN + AT_REST_WITHIN)
-        assert not any(client.is_alive() for client in clients), f"some client waits for ever: {self.said()}"
+        assert not any(client.is_alive() for client in clients), f"some client waits forever: {self.said()}"
         self._look()
 
     def end(self) -> None:
@@ -227,7 +227,7 @@ class Chaos:
             except AssertionError as error:
                 self.wrong.append(str(error))
             except TimeoutError:
-                self.wrong.append(f"nobody answered {what.__name__} for {ANSWER_WITHIN:g} s")
+                self.wrong.append(f"{what.__name__} had no answer for {ANSWER_WITHIN:g} s")
             except (OSError, http.client.HTTPException) as error:
                 self.answers["broken off"] += 1
                 if not self._died_since(began):
@@ -236,7 +236,7 @@ class Chaos:
         self._asking_since.pop(number, None)
 
     def _died_since(self, began: float) -> bool:
-        time.sleep(0.2)  # whoever killed it may not have said so yet
+        time.sleep(0.2)  # the thread that killed it may not have recorded that yet
         return any(ready > began - 0.5 for _, ready in self._deaths)
 
     def _chat(self, chance: random.Random) -> str:
@@ -286,7 +286,7 @@ class Chaos:
         return path if status < 300 else self._reason(status, answer)
 
     def _reason(self, status: int, answer: Any) -> str:
-        """A refusal says why, in a way somebody has foreseen."""
+        """Check that a refusal has one of the expected reasons."""
         error = answer.get("error") if isinstance(answer, dict) else None
         said = error.get("message") if isinstance(error, dict) else answer
         code = error.get("code") if isinstance(error, dict) else ""

@@ -75,7 +75,7 @@ class Release(Command[Any], frozen=True, kw_only=True):
 
 
 class AddAndAwait(Command[Any], frozen=True, kw_only=True):
-    """Is told `Later` by the very decision whose event answers it."""
+    """Gets `Later` from the very decision whose event answers it."""
 
     by: float
 
@@ -188,7 +188,7 @@ class Counter:
 
 
 class Turnstile:
-    """Holds whoever comes until it is opened, and says when somebody has come."""
+    """Blocks each caller until it is opened, and shows that one has arrived."""
 
     def __init__(self) -> None:
         self.came = threading.Event()

@@ -1,7 +1,7 @@
 """A scripted life of a real daemon that is killed at one boundary of it, started again, and looked at.
 
-The driver knows only what a client knows: what it has asked, and what was acknowledged. Each step says how
-the world shall be, so that a step the kill interrupted is simply done again.
+The driver knows only what a client knows: what it has asked, and what was acknowledged. Each step says which
+state it leads to, so that a step interrupted by a kill is done again.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Life:
             self.in_doubt.clear()
             step()
 
-    # the steps: each says how the world shall be
+    # the steps: each says which state it leads to
 
     def start(self) -> None:
         if not self._pid:
@@ -232,11 +232,11 @@ class Life:
             assert status == 200 or (status == 404 and self.killed), answer
 
     def remove(self, name: str) -> None:
-        # What is configured for a model that is gone is nobody's concern.
+        # The configuration of a removed model no longer matters.
         self.acknowledged.pop("configured", None)
         with self._changing(f"model {name}", False):
             status, answer = self.ask_daemon("DELETE", f"/models/file:{self.models / name}.gguf")
-            # Whoever asks again after a kill may find that it has happened.
+            # Asked again after a kill, it may have happened already.
             assert status == 200 or (status == 404 and self.killed), answer
 
     def uninstall(self) -> None:

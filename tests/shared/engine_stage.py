@@ -94,7 +94,7 @@ def alive(pid: int) -> bool:
 
 class Lag:
     """How late this machine lets a thread run, at worst, while it is measured: bounds of a second hold for
-    machines that do what they are told at once."""
+    machines that run a thread at once."""
 
     def __init__(self) -> None:
         self.worst = 0.0

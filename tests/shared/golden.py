@@ -180,10 +180,10 @@ def cleaned(records: Iterator[Record], home: Path) -> Iterator[Entry]:
     folder = str(home.parent)
     for record in records:
         first = first or record.at
-        data = record.data.replace(str(home), "/home/somebody/greenroom").replace(folder, "/home/somebody")
+        data = record.data.replace(str(home), "/home/user/greenroom").replace(folder, "/home/user")
         data = re.sub(r'"platform":"[^"]*"', '"platform":"Linux-6.12-x86_64-with-glibc2.41"', data)
         data = re.sub(r'"boot_id":"[^"]*"', '"boot_id":"00000000-0000-4000-8000-000000000000"', data)
-        cause = record.cause.replace(folder, "/home/somebody")
+        cause = record.cause.replace(folder, "/home/user")
         at = round(AT + record.at - first, 6)
         yield Entry(
             stream=record.stream,

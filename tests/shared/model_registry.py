@@ -132,7 +132,7 @@ class Gate:
     def __init__(self, registry: RealRegistry) -> None:
         self.cut_after: int | None = None
         self.token = "t0k3n"
-        """What it wants; empty lets everybody in."""
+        """The token it requires; empty admits every client."""
         self.valid = True
         self.expires = False
         """The token runs out when the first blob is asked for."""

@@ -1,4 +1,4 @@
-"""File systems of a test's own: small ones, and folders that nobody can write to."""
+"""File systems of a test's own: small ones, and folders that cannot be written to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Mounts:
         self._made.remove(where)
 
     def close(self) -> None:
-        """Take all away, whoever still uses them."""
+        """Unmount all, even those in use."""
         while self._made:
             _run("umount", "--lazy", str(self._made.pop()))
 

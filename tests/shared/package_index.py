@@ -1,4 +1,4 @@
-"""A package index on 127.0.0.1 that misbehaves when it is told to, and wheels made on the spot."""
+"""A package index on 127.0.0.1 that misbehaves on request, and wheels made on the spot."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for wheels in index.wheels.values():
                 if parts[1] in wheels:
                     return self._file(parts[1], wheels[parts[1]])
-        return self._answer(404, b"not here")
+        return self._answer(404, b"not found")
 
     def _page(self, project: str) -> Any:
         wrong = self.index.wrong.get(project, Misbehaviour())

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Its handlers' own errors are told as ever."""
+    """Logs errors of its handlers, but not of connections."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):

@@ -103,7 +103,7 @@ def exited(at: float = 0.0, **more: Any) -> EngineExit:
 
 
 class Stage(Case[Any, Any]):
-    """A scheduler and what it is told. `gates` are real ones; the effects on them are carried out."""
+    """A scheduler and its inputs. `gates` are real ones; the effects on them are carried out."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Stage(Case[Any, Any]):
     # what others tell
 
     def begin(self, *models: Model, installed_ones: Sequence[str] = ("llama.cpp",)) -> Self:
-        """A new life in which everybody has told his list."""
+        """A new life in which every owner has sent its list."""
         self.when(Recovered()).rest()
         for name in installed_ones:
             self.statuses[name] = installed(name)
@@ -180,7 +180,7 @@ class Stage(Case[Any, Any]):
 
     @property
     def loads(self) -> list[EngineSpec]:
-        """Engines that shall run, oldest first."""
+        """Engines that are loading or loaded, oldest first."""
         return [load.spec for load in self.state.loads.values()]
 
     def spec_of(self, name: str) -> EngineSpec:
@@ -206,7 +206,7 @@ class Stage(Case[Any, Any]):
         return self.rest()
 
     def loaded(self, name: str, request_id: str = "", **more: Any) -> EngineSpec:
-        """Have a model loaded and nobody inside."""
+        """Have a model loaded and no request inside."""
         request = request_id or f"load-{name}"
         self.serve(request, name, **more)
         spec = self.spec_of(name)

@@ -27,7 +27,7 @@ class Trickle:
         self._interval = interval
         self._over = threading.Event()
         self.asked = threading.Event()
-        """Somebody waits for an answer."""
+        """A client waits for an answer."""
         self.left = threading.Semaphore(0)
         """Released for each client that has gone."""
         self._server = socket.create_server(("127.0.0.1", 0))

@@ -246,7 +246,7 @@ class Daemon:
         return found
 
     async def at_rest(self) -> None:
-        """Nobody is inside a gate and nobody waits."""
+        """Wait until no request is inside a gate or queued."""
 
         async def rests() -> bool:
             ledger = (await self.get("/engines/ledger")).json

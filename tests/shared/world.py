@@ -186,7 +186,7 @@ class World:
         return max(0, self.budget + self.budget // 2 - used - self.outside)
 
     def pass_time(self, seconds: float, *, busy: bool = False) -> None:
-        """Let time pass. Unless everybody is too busy, what is due is done on the way and mail is read."""
+        """Let time pass. Unless `busy`, what is due is done on the way and messages are handled."""
         if busy:
             self.clock.advance(seconds)
         else:
@@ -202,7 +202,7 @@ class World:
         reply.on_done(lambda: client.answers.append(outcome(reply)))
 
     def read_mail(self) -> None:
-        """Everybody reads everything there is."""
+        """Let every actor handle all its messages."""
         self.system.rest()
 
     # journal
@@ -256,7 +256,7 @@ class World:
                 self.chores.append(effect)
                 self.clock.call_at(self.monotonic + 20.0, partial(self.do_chore, effect))
             case _:
-                raise AssertionError(f"nobody does {effect!r}")
+                raise AssertionError(f"no effect handler for {effect!r}")
 
     def _end_engine(self, backend: str, one: str, reason: str) -> None:
         process = self.processes.get(one)

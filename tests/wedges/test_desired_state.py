@@ -1,4 +1,4 @@
-"""What was loaded and is still wanted comes back: adopted, at once, or on demand; and what shall be warm."""
+"""Models that were loaded and are still wanted come back: adopted, at once, or on demand; so do warm ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_pinned_models_come_back_at_once_and_others_on_demand(make_daemon:
     await daemon.start()
     await until_async(lambda: _loaded(daemon, "configured", "pinned"))
     rows = {row["model_name"]: row for row in await daemon.engines()}
-    # As pinned as before, whoever pinned them.
+    # They are pinned as before, by whatever client.
     assert {row["stays"] for row in rows.values()} == {"-1"}
     assert (await daemon.chat("plain")).status == 200
 
@@ -77,7 +77,7 @@ async def test_what_died_with_a_killed_daemon_comes_back_too(make_daemon: Any) -
 
 async def test_warm_models_are_loaded_at_every_start(make_daemon: Any) -> None:
     daemon = await make_daemon(warm="tiny,absent")
-    # Nothing is here yet, which is said and does no harm.
+    # The store is empty, which is logged and does no harm.
     assert "absent should be warm but is not in the store; run: greenroom pull absent" in daemon.log()
     await daemon.add("tiny", "other")
     await daemon.stop()

@@ -47,7 +47,7 @@ async def test_it_is_served_by_the_old_version_until_a_person_has_it_tried_again
     assert (await daemon.post("/engines/install-backend", newer)).status == 200
     await daemon.unload()
 
-    # The client whose request finds out hears of no failure.
+    # The client whose request reveals it sees no failure.
     assert (await daemon.chat("fragile")).status == 200
     assert await served_by(daemon, "fragile") == "1.0"
     # What runs under the new version stays with it.

@@ -7,7 +7,7 @@ from typing import Any
 
 
 async def test_two_models_that_drive_each_other_out_both_go_on_being_served(make_daemon: Any) -> None:
-    # They hold what is promised them: an engine that was measured to need less would leave room for both.
+    # They hold what is reserved for them: an engine measured to need less would leave room for both.
     daemon = await make_daemon("--tokens", "2", "--memory", "50", memory_budget="100MiB")
     await daemon.add("one", "two")
 
@@ -18,7 +18,7 @@ async def test_two_models_that_drive_each_other_out_both_go_on_being_served(make
         client(("one", "two") * 3), client(("two", "one") * 3), client(("one", "one", "two") * 2)
     )
     assert turns == [[200] * 6] * 3
-    # Nobody is inside an engine, nobody waits, and exactly what shall run does.
+    # No request is inside an engine or waiting, and exactly the expected engine runs.
     await daemon.at_rest()
     engines = await daemon.engines()
     assert len([one for one in engines if one["state"] == "ready"]) == 1

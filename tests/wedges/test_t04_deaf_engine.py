@@ -27,7 +27,7 @@ async def test_other_models_are_served_and_loaded_while_a_deaf_one_is_being_ende
     assert sorted(latencies)[len(latencies) // 2] < 1.0
     (ended,) = daemon.events("engine_exited")
     assert (ended["engine_id"], ended["exit"]["signal"]) == (engine["engine_id"], "SIGKILL")
-    # Its child goes with it, and it can be loaded anew.
+    # Its child ends with it, and the model can be loaded again.
     assert engine["pid"] not in daemon.engine_pids()
     assert len(daemon.engine_pids()) == 2
     assert (await daemon.chat("deaf")).status == 200

@@ -86,7 +86,7 @@ def _die(stage: Stage, how: str, moment: str) -> None:
     if how == "forgotten":
         # Its runner has lost its own memory of it: the list comes without.
         stage.engines["fake" if "fake" in stage.engines else spec.backend].pop(spec.engine_id, None)
-        # First it is told never to start it, and then says so.
+        # The runner first receives the order never to start it, and then reports that.
         stage.hear_runner(spec.backend).hear_runner(spec.backend)
     elif how == "given_up":
         stage.engine_is(spec, "stopping", fault="it sent nothing for 60s")

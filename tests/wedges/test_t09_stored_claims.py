@@ -1,4 +1,4 @@
-"""T9: what the journal says of an engine is a claim (GPUStack: UNREACHABLE for ever, or dead and Running)."""
+"""T9: what the journal says of an engine is a claim (GPUStack: UNREACHABLE forever, or dead and Running)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_breaker_of_yesterday_opens_by_itself(make_daemon: Any) -> None:
         assert (await daemon.chat("sick")).status == 500
     assert (await daemon.chat("sick")).error["code"] == "breaker_open"
     await daemon.stop()
-    # The cause has gone, and nobody has told the journal.
+    # The cause is gone, but the journal does not know.
     daemon.flags = ()
     await daemon.start()
 

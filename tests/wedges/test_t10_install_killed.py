@@ -1,4 +1,4 @@
-"""T10: killed while it installs anew; the old version still runs (lemonade: working binary deleted first)."""
+"""T10: killed during a reinstallation; the old one still runs (lemonade: working binary deleted first)."""
 
 from __future__ import annotations
 

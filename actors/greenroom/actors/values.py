@@ -179,6 +179,10 @@ class Reservation(Fact, frozen=True, kw_only=True):
         return self.claimable + self.compute + self.learned
 
 
+RESERVED_IN_JSON = {"reserved": "promised", "device_reserved": "device_promised"}
+"""The stored names of these fields, which clients know, too."""
+
+
 class EngineSpec(Fact, frozen=True, kw_only=True):
     """Everything needed to start one engine; fixed for its life."""
 
@@ -195,7 +199,7 @@ class EngineSpec(Fact, frozen=True, kw_only=True):
     """Requests that are inside at once, each with a context of its own; 0 leaves that to the engine."""
     prompt_cache: int | None = None
     """Bytes of memory for prompts that have left their slot; None leaves that to the engine."""
-    promises: tuple[Reservation, ...] = ()
+    reservations: tuple[Reservation, ...] = msgspec.field(name="promises", default=())
     """What `memory` and `device_memory` are made of."""
     flags: tuple[str, ...] = ()
     """User flags, already checked against the backend's allow-list."""

@@ -60,7 +60,7 @@ def limit(folder: Path) -> tuple[Filled, Callable[[], None]]:
 
 
 def disk(folder: Path) -> tuple[Filled, Callable[[], None]]:
-    """Somebody else fills the disk, but for a little."""
+    """Another program has filled the disk, but for a little."""
     filled = Filled(folder)
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:

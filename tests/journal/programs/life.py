@@ -74,24 +74,24 @@ def say(tell: int, what: object) -> None:
 def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
-        hear, tell = os.pipe()
+        read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(hear)
+            os.close(read_end)
             code = 1
             try:
                 shim.faults_arm(
                     order["kill_at"], order["tear"], order["fail_sync_at"], order["folder"].encode()
                 )
                 shim.faults_break_disk(order["break_at"])
-                live(Path(order["folder"]), tell)
+                live(Path(order["folder"]), write_end)
                 counts = {"syncs": shim.faults_syncs(), "writes": shim.faults_writes()}
-                say(tell, {"steps": shim.faults_steps(), **counts})
+                say(write_end, {"steps": shim.faults_steps(), **counts})
                 code = 0
             finally:
                 os._exit(code)
-        os.close(tell)
-        with os.fdopen(hear) as said:
+        os.close(write_end)
+        with os.fdopen(read_end) as said:
             heard = [json.loads(text) for text in said]
         _, status = os.waitpid(child, 0)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL

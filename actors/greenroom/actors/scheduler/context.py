@@ -208,7 +208,7 @@ def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> in
     """Weights and cache, in bytes; the whole reservation while the model is not known."""
     if spec.device and not device:
         return 0  # they are in the device
-    for reservation in spec.promises:
+    for reservation in spec.reservations:
         if reservation.device == device:
             return reservation.claimable
     model = (volatile.models or {}).get(spec.model_id)

@@ -168,7 +168,6 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
         f"{format_size(account.memory.budget)} in total.",
         advice=f"Configure a smaller context, choose a smaller model, or {setting}.",
         kind="exhausted",
-        # "promised" is a stored name: memory reserved for engines.
         numbers={
             "needed": float(need),
             "budget": float(account.memory.budget),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.values import Caller, EngineSpec, Failure, Mode
+from greenroom.actors.values import RESERVED_IN_JSON, Caller, EngineSpec, Failure, Mode
 
 
 class BackendChosen(Event, frozen=True, kw_only=True):
@@ -20,15 +20,15 @@ class BackendChosen(Event, frozen=True, kw_only=True):
     """A backend that is preferred to this one and not installed."""
 
 
-class LoadAdmitted(Event, frozen=True, kw_only=True):
+class LoadAdmitted(Event, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):
     """Memory is reserved for a load; its engine will be started."""
 
     TAG = "load_admitted"
     spec: EngineSpec
-    promised: int
+    reserved: int
     """Bytes reserved for all engines, this one included."""
     budget: int
-    device_promised: int = 0
+    device_reserved: int = 0
     """The same two for its device, if it has one."""
     device_budget: int = 0
     refused_before: int = 0

@@ -17,7 +17,7 @@ from greenroom.actors.limits import (
     Seconds,
     Slots,
 )
-from greenroom.actors.values import Caller, Fact, InstallPolicy, Mode
+from greenroom.actors.values import RESERVED_IN_JSON, Caller, Fact, InstallPolicy, Mode
 
 SCHEDULER = Address("scheduler")
 
@@ -147,11 +147,7 @@ class Keep(SchedulerCommand[None], frozen=True, kw_only=True):
     mode: Mode = "completion"
 
 
-_IN_JSON = {"reserved": "promised", "device_reserved": "device_promised"}
-"""Clients know these fields by their older names."""
-
-
-class LedgerReading(Fact, frozen=True, kw_only=True, rename=_IN_JSON):
+class LedgerReading(Fact, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):
     """The ledger at one moment, in bytes."""
 
     budget: int
@@ -170,7 +166,7 @@ class ReadLedger(SchedulerCommand[LedgerReading], frozen=True, kw_only=True):
     """Which engine holds how much memory, and until when."""
 
 
-class EngineAccount(Fact, frozen=True, kw_only=True, rename=_IN_JSON):
+class EngineAccount(Fact, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):
     """One engine in the ledger. Bytes and seconds."""
 
     engine_id: str
@@ -223,7 +219,7 @@ class QueueEntry(Fact, frozen=True, kw_only=True):
     """For people."""
 
 
-class DeviceAccount(Fact, frozen=True, kw_only=True, rename=_IN_JSON):
+class DeviceAccount(Fact, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):
     """The memory of one graphics device, in bytes."""
 
     id: str

@@ -122,7 +122,7 @@ class Placements:
         spec = _with(spec, capacity)
         reservation = self._learned(spec, reservation, account)
         need = Need(device="", name="", size=reservation.total, account=account)
-        placed = msgspec.structs.replace(spec, memory=reservation.total, promises=(reservation,))
+        placed = msgspec.structs.replace(spec, memory=reservation.total, reservations=(reservation,))
         return Placement(spec=placed, needs=(need,))
 
     def _on_device(
@@ -142,7 +142,7 @@ class Placements:
             Need(device="", name="", size=rest.total, account=beside),
         )
         placed = msgspec.structs.replace(
-            placed, memory=rest.total, device_memory=reservation.total, promises=(reservation, rest)
+            placed, memory=rest.total, device_memory=reservation.total, reservations=(reservation, rest)
         )
         return Placement(spec=placed, needs=needs)
 

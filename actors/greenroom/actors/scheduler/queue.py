@@ -391,9 +391,9 @@ class QueueStep:
         device = turn.account(spec.device) if spec.device else None
         admitted = LoadAdmitted(
             spec=spec,
-            promised=account.reserved + spec.memory,
+            reserved=account.reserved + spec.memory,
             budget=account.memory.budget,
-            device_promised=device.reserved + spec.device_memory if device is not None else 0,
+            device_reserved=device.reserved + spec.device_memory if device is not None else 0,
             device_budget=device.memory.budget if device is not None else 0,
             refused_before=turn.volatile.refused.get(key, 0),
             caller=waiting.caller,

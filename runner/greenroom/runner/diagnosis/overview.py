@@ -120,8 +120,8 @@ def _model(model: Model) -> str:
 
 def _scheduler(state: SchedulerState, at: float) -> Iterator[str]:
     if state.loads:
-        promised = sum(load.spec.memory for load in state.loads.values())
-        yield f"{format_size(promised)} reserved for {counted(len(state.loads), 'engine')}"
+        reserved = sum(load.spec.memory for load in state.loads.values())
+        yield f"{format_size(reserved)} reserved for {counted(len(state.loads), 'engine')}"
     for load in state.loads.values():
         spec = load.spec
         since = format_duration(round(at - load.admitted_at))

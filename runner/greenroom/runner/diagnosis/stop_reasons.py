@@ -199,7 +199,7 @@ def _budget(size: float) -> str:
 def _machine_lacked_it(event: EvictionDecided, steps: Sequence[Happening]) -> bool:
     """Whether the machine was short of memory, rather than the budget for engines."""
     admitted = [one.event for one in steps if isinstance(one.event, LoadAdmitted)]
-    return bool(admitted) and admitted[0].budget - admitted[0].promised >= event.memory
+    return bool(admitted) and admitted[0].budget - admitted[0].reserved >= event.memory
 
 
 def _machine_was_short(event: EvictionDecided, steps: Sequence[Happening]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def why_engine(engine_id: str, history: History, now: float) -> Explanation:
     if engine.spec is not None:
         found.numbers["memory"] = float(engine.spec.memory)
     if engine.admitted is not None:
-        found.numbers["promised"] = float(engine.admitted.promised)
+        found.numbers["promised"] = float(engine.admitted.reserved)
         found.numbers["budget"] = float(engine.admitted.budget)
     if engine.ready is not None:
         found.numbers["load_seconds"] = engine.ready.seconds

@@ -87,7 +87,7 @@ def _loaded(model: ModelHistory, loads: Sequence[LoadState]) -> Explanation:
     found.steps += tuple(one.step for one in (*engine.happenings, *model.done_for(engine)))
     found.numbers["memory"] = float(spec.memory)
     if engine.admitted is not None:
-        found.numbers["promised"] = float(engine.admitted.promised)
+        found.numbers["promised"] = float(engine.admitted.reserved)
         found.numbers["budget"] = float(engine.admitted.budget)
     return found
 

@@ -110,7 +110,7 @@ def _tell_load(found: Explanation, admitted: LoadAdmitted, history: History, now
     found.steps += tuple(one.step for one in events)
     found.numbers |= {
         "memory": float(spec.memory),
-        "promised": float(admitted.promised),
+        "promised": float(admitted.reserved),
         "budget": float(admitted.budget),
     }
     found.answer += f" It made Greenroom load {name} on {spec.backend} as engine {spec.engine_id}"

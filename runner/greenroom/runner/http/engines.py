@@ -199,7 +199,7 @@ def _row(
         ],
         "context_size": account.context_size if account is not None else spec.context_size,
         "prompt_cache": spec.prompt_cache,
-        "promises": [{**msgspec.to_builtins(one), "total": one.total} for one in spec.promises],
+        "promises": [{**msgspec.to_builtins(one), "total": one.total} for one in spec.reservations],
         "queue": account.queue if account is not None else 0,
         "served": reading.served if reading is not None else 0,
         "idle_seconds": account.idle_seconds if account is not None else None,

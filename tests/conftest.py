@@ -6,6 +6,7 @@ the first one needs the network. What is in it is made beside and renamed, so th
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -52,6 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, so that no process is left alone with one of them at the end."""
     places = {f"tests/{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.location[0], len(places)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Real engines need a library that slim containers lack."""
+    if sys.platform == "linux" and item.get_closest_marker("real") is not None:
+        try:
+            ctypes.CDLL("libgomp.so.1")
+        except OSError:
+            pytest.skip("llama.cpp's package needs libgomp.so.1: apt-get install libgomp1")
 
 
 @pytest.fixture(scope="session")

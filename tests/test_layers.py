@@ -207,6 +207,7 @@ def test_what_depends_on_the_system_is_asked_of_its_module() -> None:
     known = {
         "runner.systems": "chooses",
         "runner.systems.linux": "is one",
+        "runner.systems.packages": "which packages this system takes",
         "runner.backends.base": "the platform's name, a value of its own",
         "runner.engines.launchers.end_with_keeper": "runs in an installation's own Python",
         "runner.cli.first_process": "is the first process of a container or not",

@@ -20,6 +20,7 @@ from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.installed import discard, folder_of, python_of
 from greenroom.runner.installations.sources import PackageSources, Setting
+from greenroom.runner.systems import packages
 from package_index import Index, Misbehaviour
 from toys import Toy
 
@@ -194,11 +195,24 @@ def test_what_a_first_import_writes_is_no_part_of_what_was_installed(
 def test_a_backend_whose_import_fails_is_not_installed(
     environments: Environments, make_toy: Callable[..., Toy], home: Path
 ) -> None:
-    toy = make_toy("bad", body=b"raise ImportError('libmissing.so.7: cannot open shared object file')\n")
-    with pytest.raises(JobFailed, match="does not start here: ImportError: libmissing") as caught:
+    toy = make_toy("bad", body=b"raise ImportError('undefined symbol: ggml_init')\n")
+    with pytest.raises(JobFailed, match="does not start here: ImportError: undefined symbol") as caught:
         build(environments, toy)
     assert caught.value.failure.code == "probe_failed"
     assert "Traceback" in caught.value.failure.detail
+    assert left_behind(home) == []
+
+
+def test_a_backend_that_lacks_a_library_of_the_system_says_how_to_install_it(
+    environments: Environments, make_toy: Callable[..., Toy], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "family", lambda: "debian")
+    says = "libgomp.so.1: cannot open shared object file: No such file or directory"
+    with pytest.raises(JobFailed, match="does not start here: this system has no libgomp") as caught:
+        build(environments, make_toy("bad", body=f"raise ImportError({says!r})\n".encode()))
+    failure = caught.value.failure
+    assert (failure.code, failure.blame) == ("missing_library", "machine")
+    assert failure.advice == "Install it: sudo apt install libgomp1"
     assert left_behind(home) == []
 
 

@@ -15,6 +15,7 @@ from greenroom.actors.sizes import format_size
 from greenroom.actors.values import EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.keeper import write_atomically
 from greenroom.runner.errors import is_machines, refused_by_machine
+from greenroom.runner.systems.packages import missing_library
 
 _NO_TEMPLATE = "its chat template cannot be read"
 _OTHER_TEMPLATE = (
@@ -144,7 +145,9 @@ def _lacked(end: Mapping[str, Any], lines: Iterable[str] | None, summary: str) -
         return Failure(kind="transient", code="out_of_memory", message=summary, blame="machine")
     if end.get("keeper_died"):
         return Failure(kind="transient", code="keeper", message=summary, blame="machine")
-    found = next((one for line in reversed(list(lines or ())) if (one := _LACKED.search(line))), None)
+    if missing_library("\n".join(lines := tuple(lines or ()))) is not None:
+        return Failure(kind="transient", code="missing_library", message=summary, blame="machine")
+    found = next((one for line in reversed(lines) if (one := _LACKED.search(line))), None)
     if found is None:
         return None
     code = _LACKED_CODES.get(found[1].lower(), "no_process")
@@ -190,6 +193,8 @@ def cause_of(lines: Iterable[str]) -> str:
     one.
     """
     latest = list(lines)[::-1]
+    if (lacks := missing_library("\n".join(latest))) is not None:
+        return f"{lacks[0]}. {lacks[1].rstrip('.')}"
     for pattern, sentence in _CAUSES:
         for line in latest:
             if found := pattern.search(line):

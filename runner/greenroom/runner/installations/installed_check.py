@@ -21,6 +21,7 @@ from greenroom.actors.values import Failure
 from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
 from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.record import MARK, InstallationRecord, Unclear, interpreter
+from greenroom.runner.systems.packages import missing_library
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
 _IDENTITY_SECONDS = 20.0
@@ -158,6 +159,17 @@ def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> Non
     if outcome.passing:
         raise JobFailed(_not_probed(name, outcome))
     if outcome.code != 0:
+        if (lacks := missing_library(outcome.output)) is not None:
+            raise JobFailed(
+                Failure(
+                    kind="permanent",
+                    code="missing_library",
+                    message=f"{name} was installed but does not start here: {lacks[0]}.",
+                    advice=lacks[1],
+                    detail=outcome.output[-4_000:],
+                    blame="machine",
+                )
+            )
         reason = outcome.output.strip().splitlines()[-1:] or [outcome.ending]
         raise JobFailed.permanent(
             "probe_failed",

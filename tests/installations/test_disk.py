@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,15 @@ def test_a_daemon_killed_in_any_phase_leaves_nothing_that_is_believed(
     index: Index,
     misbehave: type[Misbehaviour],
 ) -> None:
-    index.wrong[toy.files[0].name] = misbehave(rate=400_000)
+    stuck = threading.Event()
+    if phase == "downloading":
+        index.wrong[toy.files[0].name] = misbehave(rate=2_000_000, hang=stuck, hang_after=100_000)
     process = start(phase)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == phase
     process.send_signal(signal.SIGKILL)
     process.wait()
+    stuck.set()
     assert environments.installed.look("toy") == []
     environments.installed.sweep()
     assert [path for path in (home / "backends").rglob("*") if path.is_file()] == []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,38 @@ def test_a_journal_is_written_by_the_process_that_opened_it(tmp_path: Path) -> N
     in_child(child)
     journal.append([entry(2)])
     assert len(list(journal.read())) == 2
+    journal.close()
+
+
+def test_a_journal_that_is_being_written_is_waited_for_by_a_fork(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite has locks of its own; in a child that is forked while one is held it never returns."""
+    inside, go_on, forked = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+            inside.set()
+            assert go_on.wait(20)
+            return super().executemany(*arguments)
+
+    def fork() -> None:
+        in_child(lambda: None)
+        forked.set()
+
+    SqliteJournal(tmp_path / "journal.db").close()
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Slow))
+    journal = SqliteJournal(tmp_path / "journal.db")
+    entry = Entry(stream="s", version=1, type="t", schema=1, cause="", data="{}", at=1.0)
+    threads = [threading.Thread(target=journal.append, args=([entry],)), threading.Thread(target=fork)]
+    threads[0].start()
+    assert inside.wait(20)
+    threads[1].start()
+    assert not forked.wait(0.2)
+    go_on.set()
+    assert forked.wait(20)
+    for thread in threads:
+        thread.join()
     journal.close()
 
 

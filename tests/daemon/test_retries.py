@@ -46,7 +46,7 @@ def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
 
     def far_enough() -> bool:
         failed = daemon.events("install_attempt_failed")
-        return bool(failed) and failed[-1][1]["retry_at"] > time.time() + 2.5
+        return bool(failed) and failed[-1][1]["retry_at"] > time.time() + 2.0
 
     # A wait that another daemon's start fits into; the second or third is.
     until(far_enough)

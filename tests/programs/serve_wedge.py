@@ -8,7 +8,7 @@ that is really installed, from the wheels and the lock beside the data directory
 
 Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_nvidia_smi.py` tells of.
 
-`GREENROOM_TEST_PROVEN=SECONDS` is how long an engine must be ready before deaths up to then are forgiven.
+`GREENROOM_TEST_COOL_DOWN=SECONDS` is how long a breaker stays open first.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
 before or after it is stored.
 """
@@ -28,7 +28,7 @@ import psutil
 
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.scheduler import reconcile as scheduler_turn
+from greenroom.actors.scheduler import breakers
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.config import ExternalBackend, load
 from greenroom.runner.daemon import Greenroom
@@ -92,8 +92,8 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     given = parser.parse_args(own)
     pretend(given.home.parent / "available")
-    if proven := os.environ.get("GREENROOM_TEST_PROVEN"):
-        scheduler_turn.PROVEN_AFTER = float(proven)
+    if cool_down := os.environ.get("GREENROOM_TEST_COOL_DOWN"):
+        breakers.FIRST_COOL_DOWN = float(cool_down)
     settings = load({"home": str(given.home), "port": given.port})
     fake = fake_backend(
         ENGINE,

@@ -40,11 +40,11 @@ async def test_a_stream_that_falls_silent_for_good_is_one_error_frame_with_the_r
 
 
 async def test_a_prefill_that_burns_a_processor_is_never_killed(make_daemon: Any) -> None:
-    daemon = await make_daemon("--burn-before-first-token", "7", stall_after="1.5")
+    daemon = await make_daemon("--burn-before-first-token", "4", stall_after="1.5")
     await daemon.add("tiny")
     answer = await daemon.chat("tiny")
     assert answer.status == 200
-    assert answer.seconds > 6.9
+    assert answer.seconds > 3.9
     assert len(daemon.spawned("tiny")) == 1
     assert daemon.events("engine_stop_requested") == []
 
@@ -53,7 +53,7 @@ async def test_an_engine_that_computes_elsewhere_but_answers_one_token_is_left_a
     make_daemon: Any,
 ) -> None:
     # No byte and no processor time, as where a graphics processor does it all; but others are answered.
-    daemon = await make_daemon("--first-token-delay", "6", stall_after="1.5")
+    daemon = await make_daemon("--first-token-delay", "4", stall_after="1.5")
     await daemon.add("tiny")
     answer = await daemon.chat("tiny", stream=True)
     assert answer.status == 200

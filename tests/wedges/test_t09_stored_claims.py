@@ -47,7 +47,9 @@ async def test_an_engine_that_died_without_a_daemon_is_not_believed_to_run(make_
 
 
 async def test_a_breaker_of_yesterday_opens_by_itself(make_daemon: Any) -> None:
-    daemon = await make_daemon("--for", "sick=--die-in-load,1")
+    daemon = await make_daemon("--for", "sick=--die-in-load,1", start=False)
+    daemon.env["GREENROOM_TEST_COOL_DOWN"] = "3"
+    await daemon.start()
     await daemon.add("sick")
     for _ in range(3):
         assert (await daemon.chat("sick")).status == 500

@@ -381,10 +381,13 @@ def _is_alive(state: RunnerState, engine_id: str) -> bool:
 
 
 def _measured(volatile: RunnerVolatile, report: EngineMeasured) -> RunnerVolatile:
-    """Note a measurement; a peak that has grown a lot is sent at once."""
+    """Note a measurement; the first one, and a peak that has grown a lot, are sent at once."""
     one, size = report.engine_id, report.size
-    before = volatile.measured[one].peak if one in volatile.measured else 0
-    told = -1 if size.peak - before >= _GROWN else volatile.told
+    before = volatile.measured.get(one)
+    is_news = before is None or (
+        max(size.peak - before.peak, size.device_peak - before.device_peak) >= _GROWN
+    )
+    told = -1 if is_news else volatile.told
     return replace(volatile, measured={**volatile.measured, one: size}, told=told)
 
 

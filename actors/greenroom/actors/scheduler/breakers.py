@@ -18,7 +18,7 @@ FAILURES_TO_OPEN = 3
 LONGEST_COOL_DOWN = 300.0
 SPARED = 2
 """Loads in a row that may be lost, through no fault of theirs, before the next one has to wait."""
-_FIRST_COOL_DOWN = 10.0
+FIRST_COOL_DOWN = 10.0
 _LONGEST_PAUSE = 60.0
 _FORGOTTEN_AFTER = 300.0
 _REMEMBERED = 64
@@ -26,7 +26,7 @@ _REMEMBERED = 64
 
 def cool_down(failures: int) -> float:
     """Seconds before the next try: doubling, bounded."""
-    return min(LONGEST_COOL_DOWN, _FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
+    return min(LONGEST_COOL_DOWN, FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
 
 
 def breaker_of(spec: EngineSpec) -> str:

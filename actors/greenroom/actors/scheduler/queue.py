@@ -51,6 +51,8 @@ from greenroom.actors.values import Engine, EngineSpec, Model
 
 AGAIN = 5.0
 """Seconds after which a command to another actor is repeated: that is harmless, and it may have been lost."""
+LOOK_FOR_MEMORY = 0.5
+"""Seconds between two looks at what is free while a request waits for memory: no message tells of it."""
 _CALLERS_REMEMBERED = 64
 _UNSTORED = frozenset({"stopping", "model_not_found", "journal_full"})
 """Refusals that say nothing about a model in the store."""
@@ -426,6 +428,7 @@ class QueueStep:
         where = f" on {need.name}" if need.device else ""
         needed, free = format_size(need.size), format_size(need.account.free)
         text = f"waiting for memory: it needs {needed}, {free} is free{where}"
+        turn.wakes.append(turn.now.monotonic + LOOK_FOR_MEMORY)
         self._wait_for(waiting, _Wait("waiting_for_memory", text))
 
     # h

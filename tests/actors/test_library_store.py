@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from greenroom.actors.kernel.core import Later, refuse
@@ -41,7 +42,7 @@ from greenroom.actors.library.messages import (
 from greenroom.actors.reports import EffectEnded
 from greenroom.actors.scheduler.messages import ForgetModel
 from greenroom.actors.testing import Case
-from greenroom.actors.values import Model, RequestSnapshot
+from greenroom.actors.values import Model, ModelLayers, RequestSnapshot
 from library_life import KEY, REF, SMOL, new_life, pull
 from reports import deleted, pulled, repackaged, tags_written
 from stage import NO_SPACE, OFFLINE
@@ -55,6 +56,13 @@ def test_the_store_is_looked_at_again_when_no_report_comes() -> None:
 
 def test_a_model_found_in_the_store_counts_although_the_journal_does_not_know_it() -> None:
     new_life(store=(SMOL,)).then(ModelCommitted(job="", model=SMOL))
+
+
+def test_layers_that_an_older_version_did_not_read_are_recorded() -> None:
+    divided = msgspec.structs.replace(SMOL, layers=ModelLayers(weights=(1, 2)))
+    case = new_life(ModelCommitted(job="", model=SMOL), store=(divided,))
+    case.then(ModelCommitted(job="", model=divided))
+    assert case.state.models == {SMOL.id: divided}
 
 
 def test_a_model_missing_in_the_store_is_missing_although_the_journal_knows_it() -> None:

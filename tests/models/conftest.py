@@ -148,11 +148,17 @@ def store(tmp_path: Path) -> ModelStore:
 
 @pytest.fixture
 def bring(tmp_path: Path) -> Callable[..., Model]:
-    """Stores a tiny GGUF model; `filler` makes its weights differ."""
+    """Stores a tiny GGUF model; `filler` makes its weights differ, and `data` is another one."""
 
-    def bring(store: ModelStore, tag: str = "", filler: bytes = b"\x01", name: str = "tiny.gguf") -> Model:
+    def bring(
+        store: ModelStore,
+        tag: str = "",
+        filler: bytes = b"\x01",
+        name: str = "tiny.gguf",
+        data: bytes | None = None,
+    ) -> Model:
         source = tmp_path / f"source-{filler.hex()}-{name}"
-        source.write_bytes(make_gguf(filler=filler))
+        source.write_bytes(make_gguf(filler=filler) if data is None else data)
         with store.arrival() as arrival:
             arrival.take(source, name, how="move", cancel=threading.Event())
             return store.commit(arrival, tag=tag)

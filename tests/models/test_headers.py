@@ -59,6 +59,37 @@ def test_layers_without_attention_need_no_cache(tmp_path: Path, gguf: Make) -> N
     assert metadata.kv_bytes_per_token == 4 * (8 + 16) * 2
 
 
+def _matrix(name: str, at: int) -> tuple[str, tuple[int, ...], int, int]:
+    return (name, (64, 2), 1, at * 256)
+
+
+def test_the_weights_and_the_cache_of_each_layer_are_read(tmp_path: Path, gguf: Make) -> None:
+    tensors = [
+        ("token_embd.weight", (64, 16), 1, 0),
+        *(_matrix(name, 8 + at) for at, name in enumerate(("blk.0.a", "blk.1.a", "blk.1.b", "output_norm"))),
+    ]
+    keys = {"llama.feed_forward_length": 256}
+    data = b"\1" * 12 * 256
+    layers = read_metadata([written(tmp_path, gguf(keys, tensors, data))]).layers
+    assert (layers.weights, layers.cache, layers.count) == ((256, 512), (128, 128), 3)
+    # There is no matrix for the output: the input's serves for it too.
+    assert (layers.input, layers.output, layers.largest) == (2048, 256 + 2048, 256)
+    assert (layers.activations, layers.logits) == (4 * (2 * 256 + 4 * 64), 4 * 16)
+    own = gguf(keys, [*tensors, _matrix("output.weight", 12)], data + b"\1" * 256)
+    assert read_metadata([written(tmp_path, own)]).layers.output == 512
+
+
+def test_layers_of_all_shards_count_and_only_those_that_the_header_has(tmp_path: Path, gguf: Make) -> None:
+    shards = [
+        written(tmp_path, gguf({"split.count": 2}, [_matrix(f"blk.{n}.a", 0)], b"\1" * 256), f"m{n}.gguf")
+        for n in (0, 1)
+    ]
+    assert read_metadata(shards).layers.weights == (256, 256)
+    for count in (1, 2**31):
+        odd = gguf({"llama.block_count": count}, [_matrix("blk.1.a", 0)], b"\1" * 256)
+        assert read_metadata([written(tmp_path, odd)]).layers.count == 0
+
+
 def test_a_model_without_a_vocabulary_of_heads_is_no_reason_to_fail(tmp_path: Path, gguf: Make) -> None:
     keys = {"llama.attention.head_count": None, "llama.attention.head_count_kv": None}
     assert read_metadata([written(tmp_path, gguf(keys))]).kv_bytes_per_token == 0

@@ -33,6 +33,14 @@ def test_the_gguf_says_what_it_is(smollm2_gguf: Path) -> None:
     # 2 (key and value) * 30 layers * 3 heads * 64 elements * 2 bytes
     assert metadata.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
     assert metadata.chat_template
+    layers = metadata.layers
+    assert (len(layers.weights), set(layers.cache)) == (30, {2 * 3 * 64 * 2})
+    # Its input is the output's matrix too.
+    assert layers.output - layers.input == 576 * 4
+    assert (
+        0.95 * smollm2_gguf.stat().st_size < sum(layers.weights) + layers.output < smollm2_gguf.stat().st_size
+    )
+    assert layers.logits == 49_152 * 4
 
 
 @pytest.mark.real

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from greenroom.actors.values import Model
@@ -73,6 +75,24 @@ def test_the_same_files_are_the_same_model_whenever_they_come(store: ModelStore,
     assert first.id == second.id
     assert second.tags == ("a", "b")
     assert len(blobs(store)) == 3
+
+
+def test_a_model_that_an_older_version_stored_is_divided_into_layers_at_the_next_start(
+    store: ModelStore, gguf: Callable[..., bytes], bring: Bring
+) -> None:
+    tensors = [(f"blk.{number}.a", (64, 2), 1, 256 * number) for number in range(2)]
+    model = bring(store, "a", data=gguf(tensors=tensors, data=b"\1" * 512))
+    index = store.root / "index.json"
+    text = index.read_text()
+    without = re.sub(r',\\"layers\\":\{[^}]*\}', "", text)
+    assert without != text
+    index.write_text(without)
+    assert store.look() == (msgspec.structs.replace(model, layers=None),)
+    again = ModelStore(store.root)
+    again.prepare()
+    assert again.look() == (model,)
+    assert model.layers is not None
+    assert model.layers.weights == (256, 256)
 
 
 def test_an_engine_gets_the_file_under_its_own_name(store: ModelStore, bring: Bring) -> None:

@@ -271,6 +271,33 @@ class Measured(Fact, frozen=True, kw_only=True):
     device_peak: int = 0
 
 
+class ModelLayers(Fact, frozen=True, kw_only=True):
+    """How a model is divided among its layers, each of which an engine can have on another device. Bytes.
+
+    The last weights, which turn the result into tokens, count as one layer more.
+    """
+
+    weights: tuple[int, ...] = ()
+    """Of each layer but the output, the first one first; empty if unknown."""
+    cache: tuple[int, ...] = ()
+    """Key/value cache a token of context needs in each of them."""
+    input: int = 0
+    """Weights that turn tokens into vectors; they stay in the machine's memory."""
+    output: int = 0
+    """Weights of the output, which may be those of the input again."""
+    largest: int = 0
+    """The largest matrix of a layer: a device has a copy of it while it computes what it does not hold."""
+    activations: int = 0
+    """What is computed for a token of a batch within a layer."""
+    logits: int = 0
+    """What the output computes for a token."""
+
+    @property
+    def count(self) -> int:
+        """All layers, the output included; 0 if unknown."""
+        return len(self.weights) + 1 if self.weights else 0
+
+
 class Model(Fact, frozen=True, kw_only=True):
     """A model that lies in the store, whole and verified."""
 
@@ -295,6 +322,8 @@ class Model(Fact, frozen=True, kw_only=True):
     """Tokens to load it with, as published or repackaged; 0 means unspecified."""
     kv_bytes_per_token: int = 0
     """Bytes of key/value cache a token of context needs; 0 when unknown."""
+    layers: ModelLayers | None = None
+    """None if an older version stored it, which did not look."""
     source: str = ""
     """Where it came from, redacted."""
     in_place: str = ""

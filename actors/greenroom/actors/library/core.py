@@ -160,8 +160,9 @@ class Library(SingleStream[LibraryState]):
     ) -> Decision[LibraryVolatile]:
         """Reconcile the journal with the contents of the store.
 
-        1. In the store but unknown, or known with other tags: recorded as it is. If the store's index was
-           lost, tags that the journal knows and no model in the store has are put back instead.
+        1. In the store but unknown, known with other tags, or with layers that an older version did not read:
+           recorded as it is. If the store's index was lost, tags that the journal knows and no model in the
+           store has are put back instead.
         2. Known but not in the store: removed.
         3. A pull from an earlier life goes on if a user requested it, and ends if only a request needed it.
            A pull that is running is left alone: this actor was rebuilt, and the puller will report its end.
@@ -179,6 +180,8 @@ class Library(SingleStream[LibraryState]):
                 pull = next((state.pulls[tag] for tag in model.tags if tag in state.pulls), None)
                 job = pull.job if pull is not None and pull.job not in fetched else ""
                 events.append(ModelCommitted(job=job, model=model))
+            elif known.layers is None and model.layers is not None:
+                events.append(ModelCommitted(job="", model=model))
             elif known.tags != model.tags and not any(tag.model_id == model.id for tag in lost):
                 events.append(ModelTagged(model_id=model.id, tags=model.tags))
         events += [

@@ -21,6 +21,12 @@ from typing import BinaryIO
 from greenroom.actors.limits import is_line
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error, not_a_model
+from greenroom.runner.models.gguf_layers import (
+    WeightsByLayer,
+    WeightsCounter,
+    cache_by_layer,
+    layers_of,
+)
 from greenroom.runner.models.metadata import Metadata, Readable
 
 _HEADER_LIMIT = 256 * 2**20
@@ -76,6 +82,7 @@ class Header:
     values: dict[str, Value] = field(default_factory=dict)
     parameters: int = 0
     tensors: int = 0
+    weights: WeightsByLayer = field(default_factory=WeightsByLayer)
 
 
 def read_shards(paths: Sequence[Readable]) -> Metadata:
@@ -97,13 +104,16 @@ def read_shards(paths: Sequence[Readable]) -> Metadata:
             f"{paths[0].name} is a GGUF file that names no architecture, so nothing can run it."
         )
     file_type = first.get("general.file_type")
+    kv_bytes, cache = cache_by_layer(architecture, first)
+    weights = sum((header.weights for header in headers), WeightsByLayer())
     return Metadata(
         format="gguf",
         architecture=architecture,
         parameter_count=sum(header.parameters for header in headers),
         quantization=_FILE_TYPES.get(_whole(file_type) & ~_GUESSED, "") if file_type is not None else "",
         context_length=_whole(first.get(f"{architecture}.context_length")),
-        kv_bytes_per_token=_kv_bytes(architecture, first),
+        kv_bytes_per_token=kv_bytes,
+        layers=layers_of(architecture, first, weights, cache),
         chat_template=bool(first.get("tokenizer.chat_template")),
         raw={k: _shown(v) for k, v in first.items() if v is not None and len(_shown(v)) <= _RAW_LIMIT},
     )
@@ -171,11 +181,12 @@ class _Reader:
 
     def _tensors(self, count: int, alignment: int, values: dict[str, Value]) -> Header:
         spans: list[tuple[int, int]] = []
+        weights = WeightsCounter()
         parameters = 0
         for number in range(count):
             if not number % 1_000:
                 _let_others_go_on()
-            self._string(_NAME_LIMIT)
+            name = self._string(_NAME_LIMIT)
             dimensions = self._number("I")
             if dimensions > 8:
                 raise self._bad(f"has a tensor of {dimensions} dimensions")
@@ -186,7 +197,9 @@ class _Reader:
             parameters += elements
             block, width = _TYPES.get(kind, (0, 0))
             # Newer types than this table have no known size and are left to the engine.
-            spans.append((offset, -(-elements // block) * width if block else 0))
+            size = -(-elements // block) * width if block else 0
+            weights.add(name, size, elements)
+            spans.append((offset, size))
         start = -(-self._file.tell() // alignment) * alignment
         end = 0
         for offset, length in sorted(spans):
@@ -195,7 +208,7 @@ class _Reader:
             end = offset + length
         if start + end > self._size:
             raise self._bad(f"is truncated: it has {self._size} bytes and its weights end at {start + end}")
-        return Header(values=values, parameters=parameters, tensors=count)
+        return Header(values, parameters, count, weights.total())
 
     def _value(self, kind: int) -> Value:
         if kind in _SCALARS:
@@ -279,27 +292,6 @@ class _Reader:
 def _let_others_go_on() -> None:
     """Release the interpreter to other threads, such as the event loop's."""
     time.sleep(0.0005)
-
-
-def _kv_bytes(architecture: str, values: dict[str, Value]) -> int:
-    """Two bytes for each key and value element of each layer that has attention."""
-
-    def of(key: str) -> Value:
-        return values.get(f"{architecture}.{key}")
-
-    layers = _whole(of("block_count"))
-    heads = of("attention.head_count")
-    kv_heads = of("attention.head_count_kv")
-    kv_heads = heads if kv_heads is None else kv_heads
-    # Hybrid models have one number per layer; zero for a layer without attention.
-    total = sum(_whole(n) for n in kv_heads) if isinstance(kv_heads, tuple) else layers * _whole(kv_heads)
-    query_heads = max((_whole(n) for n in heads), default=0) if isinstance(heads, tuple) else _whole(heads)
-    head = _whole(of("embedding_length")) // query_heads if query_heads else 0
-    key = _whole(of("attention.key_length")) or head
-    value = _whole(of("attention.value_length")) or head
-    size = total * (key + value) * 2
-    # A header may claim anything; more than any machine could hold counts as unknown.
-    return size if 0 <= size < 2**40 else 0
 
 
 def _whole(value: object) -> int:

@@ -21,7 +21,7 @@ import msgspec
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
-from greenroom.runner.models.bundle import open_bundle
+from greenroom.runner.models.bundle import ModelBundle, open_bundle
 from greenroom.runner.models.errors import from_os_error
 from greenroom.runner.models.files import TEMPORARY, children, write_atomically
 from greenroom.runner.models.manifest import CONFIGS, MANIFEST, Descriptor, Manifest
@@ -259,6 +259,25 @@ class IndexFile:
             spare.unlink(missing_ok=True)
         write_atomically(self.file, index.encode())
 
+    def with_layers(self, index: Index) -> Index:
+        """An older version's index, with how its models are divided, which that did not read."""
+        return replace(index, entries=tuple(map(self._with_layers, index.entries)))
+
+    def _with_layers(self, entry: IndexEntry) -> IndexEntry:
+        if entry.model.layers is not None or entry.model.format != "gguf":
+            return entry
+        try:
+            manifest = artifacts.decode(self._blob(entry.id).read_bytes(), entry.id)
+            bundle = open_bundle(self._bundles / blob_name(entry.id), manifest, self._blob)
+            metadata = read_metadata(_files_of(bundle))
+        except (OSError, ValueError, BadReference, JobFailed) as error:
+            # Its layers then count as equal.
+            log.warning("how the model %s is divided cannot be read: %s", entry.id[7:19], error)
+            return entry
+        return msgspec.structs.replace(
+            entry, model=msgspec.structs.replace(entry.model, layers=metadata.layers)
+        )
+
     def _recover(self) -> Index:
         """Rebuild the index from its predecessor and the blobs."""
         try:
@@ -324,6 +343,7 @@ def model_of(
         quantization=metadata.quantization,
         context_length=metadata.context_length,
         kv_bytes_per_token=metadata.kv_bytes_per_token,
+        layers=metadata.layers,
         source=source,
     )
 
@@ -354,8 +374,7 @@ def _entry(digest: str, blob: Callable[[str], Path], bundles: Path) -> IndexEntr
             return None
         origin = {one.digest: seal for one in manifest.blobs() if (seal := _seal(blob(one.digest), one))}
         bundle = open_bundle(bundles / path.name, manifest, blob)
-        folder = bundle.path if bundle.path.is_dir() else bundle.path.parent
-        metadata = read_metadata(sorted(one for one in folder.rglob("*") if one.is_file()))
+        metadata = read_metadata(_files_of(bundle))
         config = blob(manifest.config.digest).read_bytes()
         model = model_of(digest, manifest, metadata, config, created=path.stat().st_mtime)
     except (ValueError, FileNotFoundError, BadReference, JobFailed) as error:
@@ -365,6 +384,11 @@ def _entry(digest: str, blob: Callable[[str], Path], bundles: Path) -> IndexEntr
         log.debug("%s is not a complete model: %s", digest[:19], error)
         return None
     return IndexEntry(model, len(data), origin)
+
+
+def _files_of(bundle: ModelBundle) -> list[Path]:
+    folder = bundle.path if bundle.path.is_dir() else bundle.path.parent
+    return sorted(one for one in folder.rglob("*") if one.is_file())
 
 
 def _seal(file: Path, descriptor: Descriptor) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal, Protocol
 
-from greenroom.actors.values import ModelFormat
+from greenroom.actors.values import ModelFormat, ModelLayers
 
 _MOST_PARAMETERS = 2**50
 _LONGEST_CONTEXT = 2**27
@@ -39,6 +39,8 @@ class Metadata:
     """Tokens it was trained for."""
     kv_bytes_per_token: int = 0
     """Bytes of 16-bit key/value cache per token of context, all layers together."""
+    layers: ModelLayers = field(default_factory=ModelLayers)
+    """Without numbers for formats whose engines do not divide a model."""
     chat_template: bool = False
     raw: Mapping[str, str] = field(default_factory=dict)
     """Scalar header keys as text, for `inspect`."""

@@ -117,8 +117,8 @@ class Daemon:
             return bool(answer.status == 200)
 
     @property
-    def memory_mib(self) -> float:
-        return float(psutil.Process(self.process.pid).memory_info().rss / 2**20)
+    def memory_mb(self) -> float:
+        return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -137,7 +137,7 @@ def restarts(folder: Path, events: int, repeat: int) -> dict[str, Any]:
             daemon = Daemon(home)
             times.append(daemon.ready_s)
             processor.append(daemon.ready_cpu_s)
-            found[f"{name}_memory_mib"] = round(daemon.memory_mib, 1)
+            found[f"{name}_memory_mb"] = round(daemon.memory_mb, 1)
             daemon.stop()
         found[f"{name}_ready_s"] = round(min(times), 3)
         # What waiting for other processes does not touch.

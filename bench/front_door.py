@@ -276,7 +276,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     "passed": ratio >= THROUGHPUT,
                 }
             )
-        result["memory_mib"] = round(process.memory_info().rss / 2**20, 1)
+        result["memory_mb"] = round(process.memory_info().rss / 1e6, 1)
     finally:
         daemon.stop()
     result["passed"] = result["first_token_ms"]["passed"] and all(

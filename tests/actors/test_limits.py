@@ -132,7 +132,7 @@ def test_a_complaint_about_a_number_names_the_bound() -> None:
 def test_flags_are_bounded_together_too() -> None:
     assert not limits.flags_complaint(("--temp", "0.5"))
     assert "128 words" in limits.flags_complaint(("-v",) * 200)
-    assert "64 KiB" in limits.flags_complaint(("--grammar", "x" * 40_000, "--json-schema", "y" * 40_000))
+    assert "64 kB" in limits.flags_complaint(("--grammar", "x" * 40_000, "--json-schema", "y" * 40_000))
 
 
 def test_what_is_escaped_is_one_short_line() -> None:

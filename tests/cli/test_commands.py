@@ -419,14 +419,14 @@ def test_config_shows_values_and_origins(greenroom: Any, home: Path, monkeypatch
     assert shown["port"].split() == ["1234", "flag", "--port"]
     assert shown["bind"].split() == ["127.0.0.2", "environment", "GREENROOM_BIND"]
     assert shown["keep_alive"].split() == ["1m30s", f"{home}/config.toml"]
-    assert shown["max_body"].split() == ["10", "MiB", "default"]
+    assert shown["max_body"].split() == ["10", "MB", "default"]
     assert shown["max_queued"].split() == ["1h", "default"]
     assert shown["slots"].startswith("auto ")
     assert shown["prompt_cache"].startswith("auto ")
     assert shown["models.mine"].split() == ["file:/x.gguf", f"{home}/config.toml"]
     assert shown["backends.mlx.python"].split()[0] == "/p"
     assert shown["backends.mlx.gpu"].split()[0] == "true"
-    assert shown["gpu_headroom"].split()[:2] == ["512", "MiB"]
+    assert shown["gpu_headroom"].split()[:2] == ["500", "MB"]
     assert shown["registries.docker.io.mirrors"].split()[0] == "https://m"
     as_json = json.loads(greenroom("config", "--json").out)
     assert as_json["keep_alive"] == {"value": 90.0, "origin": f"{home}/config.toml"}

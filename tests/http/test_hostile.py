@@ -372,4 +372,4 @@ async def test_a_body_that_only_names_things_has_a_megabyte_at_most(open_house: 
     for header in (b"", b"Idempotency-Key: one"):
         answer = await ask(house, "POST", "/engines/verify-backend", body, header)
         assert answer.status == 413
-        assert "1 MiB" in answer.text
+        assert "1.00 MB" in answer.text

@@ -72,7 +72,7 @@ async def test_a_body_of_twenty_megabytes_is_413(open_house: Any, chunked: bool)
     asked = house.session.post(f"{house.base}/v1/chat/completions", data=in_pieces(body), headers=headers)
     status, error = await house.error(asked)
     assert status == 413
-    assert "10 MiB" in error["message"]
+    assert "10.0 MB" in error["message"]
     await house.nothing_is_held()
     assert house.greenroom.engines() == ()
 

@@ -29,7 +29,7 @@ REASON = 65_536
 """Characters of a sentence that our effect handlers report; they shorten the output of tools before."""
 FLAGS = 128
 """Flags of an engine, each value counted as one."""
-FLAGS_TOGETHER = 65_536
+FLAGS_TOGETHER = 64_000
 """Bytes of all flags: they travel in one frame to the engine's keeper."""
 CONTEXT = 2**27
 """Tokens of a context: a hundred times the largest that any model has."""
@@ -119,7 +119,7 @@ def flags_complaint(flags: Sequence[str]) -> str:
     if len(flags) > FLAGS:
         return f"There are too many flags: the limit is {FLAGS} words."
     if sum(len(flag.encode("utf-8", "replace")) for flag in flags) > FLAGS_TOGETHER:
-        return f"The flags are too long: the limit is {FLAGS_TOGETHER // 1024} KiB for all together."
+        return f"The flags are too long: the limit is {FLAGS_TOGETHER // 1000} kB for all together."
     return ""
 
 

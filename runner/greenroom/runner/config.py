@@ -29,7 +29,7 @@ _MOST = 10**6
 _SAID = 400
 """Characters of an error message about a value."""
 DEFAULT_PORT = 12400
-DEFAULT_HEADROOM = 512 * 2**20
+DEFAULT_HEADROOM = 500_000_000
 INSTALL_POLICIES = ("ask", "auto", "never")
 RESTORE = ("pinned", "all", "never")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -88,7 +88,7 @@ class Settings:
     """
     headroom: int = DEFAULT_HEADROOM
     """Memory left to the rest of the machine; by default at most an eighth of it."""
-    gpu_headroom: int = 512 * 2**20
+    gpu_headroom: int = 500_000_000
     """Memory of each graphics device left to others."""
     max_wait: float = 300.0
     """How long a request may wait for its engine."""
@@ -107,7 +107,7 @@ class Settings:
     fewer if memory is short."""
     prompt_cache: int | None = None
     """Memory an engine may use for prompts it has read before; None lets the ledger decide, 0 is none."""
-    max_body: int = 10 * 2**20
+    max_body: int = 10_000_000
     """The largest request body."""
     engine_grace: float = 120.0
     """How long engines outlive a daemon that was killed."""

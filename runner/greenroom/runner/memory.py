@@ -26,7 +26,7 @@ _V1_NAMES = {f"total_{name}": name for name in _RECLAIMABLE}
 _LOOK_AGAIN = 10.0
 """Seconds between two searches for our control groups."""
 _HEADROOM_SHARE = 8
-"""The default headroom is at most this fraction of the memory: 512 MiB may be all of a small container."""
+"""The default headroom is at most this fraction of the memory: 500 MB may be all of a small container."""
 
 
 class MachineMemory(NamedTuple):

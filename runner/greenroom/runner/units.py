@@ -74,12 +74,12 @@ def parse_size(text: str | int) -> int:
         match = _SIZE.fullmatch(str(text).strip()[:_SHOWN])
         unit = _SIZES.get(match[2].lower()) if match else None
         if match is None or unit is None or (unit == 1 and "." in match[1]):
-            raise ValueError(f"{_shown(text)} is not a size; write 512MiB, 8GB or a number of bytes")
+            raise ValueError(f"{_shown(text)} is not a size; write 500MB, 8GB or a number of bytes")
         size = int(float(match[1]) * unit)
     if size < 0:
         raise ValueError(f"{_shown(text)} is negative; sizes are not")
     if size > LARGEST:
-        raise ValueError(f"{_shown(text)} is too large; write 512MiB, 8GB or a smaller number of bytes")
+        raise ValueError(f"{_shown(text)} is too large; write 500MB, 8GB or a smaller number of bytes")
     return size
 
 
@@ -123,7 +123,7 @@ def _shown(text: object) -> str:
 
 
 def size_text(size: int) -> str:
-    """Bytes in powers of 1024: `93.81MiB`."""
+    """Bytes in powers of 1024, as Docker Model Runner sends them: `93.81MiB`."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -14,7 +14,7 @@ GROWTH = 0.25
 """More slots and a prompt cache take at most this share of the memory that an engine's first slot leaves
 free, so that two models that fit side by side do not evict each other for slots that no request needs."""
 _LEAST_PROMPT_CACHE = 64 * 2**20
-_MOST_PROMPT_CACHE = 2**30
+_MOST_PROMPT_CACHE = 1_000_000_000
 
 PROVEN_BY = 3
 """Requests an engine must have served before its measured peak may be less than what was reserved for it."""

@@ -21,7 +21,7 @@ _SIZES = frozenset(("memory_budget", "headroom", "gpu_headroom", "prompt_cache",
 _UNSET = {
     "memory_budget": "auto (90% of memory, minus the headroom)",
     "slots": "auto (the backend's default, fewer if memory is short)",
-    "prompt_cache": "auto (two contexts, at most 1 GiB, less if memory is short)",
+    "prompt_cache": "auto (two contexts, at most 1 GB, less if memory is short)",
 }
 
 
@@ -102,7 +102,7 @@ def _readable(name: str, value: Any) -> str:
 
 def _size(value: int) -> str:
     """As it was most likely written."""
-    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("GiB", 2**30), ("MiB", 2**20)):
         if value >= step and value % step == 0:
             return f"{value // step} {unit}"
     return format_size(value)

@@ -17,7 +17,7 @@ from greenroom.actors.characters import visible
 
 _ROOM = 5_000
 """Lines that wait at most, for each place they go to."""
-_LOG_BYTES = 4 * 2**20
+_LOG_BYTES = 4_000_000
 """Of `daemon.log`; as many are kept in `daemon.log.1`."""
 _CLOSE_WITHIN = 2.0
 """Seconds the last lines have to be written."""

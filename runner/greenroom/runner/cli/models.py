@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,7 +17,7 @@ from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, style, table, terminal_width
-from greenroom.runner.units import format_duration, format_size
+from greenroom.runner.units import format_duration, format_size, parse_size
 
 _LISTED = (
     "MODEL NAME",
@@ -83,9 +84,18 @@ def _model_rows(model: dict[str, Any]) -> list[tuple[str, ...]]:
         _short_id(model),
         f"{format_duration(max(0.0, time.time() - created))} ago" if created else "",
         str(context),
-        str(config.get("size") or ""),
+        _size(config),
     )
     return [(name, *more) for name in _names_of(model) or ["<none>"]]
+
+
+def _size(config: Mapping[str, Any]) -> str:
+    """Docker Model Runner's text is binary (`93.81MiB`); ours is decimal, as everywhere."""
+    text = str(config.get("size") or "")
+    try:
+        return format_size(parse_size(text)) if text else ""
+    except ValueError:
+        return text
 
 
 def _short_id(model: dict[str, Any]) -> str:

@@ -20,11 +20,12 @@ from greenroom.runner.http.fields import Dialogue, Wrong, cleaned, missing
 from greenroom.runner.http.go_duration import keep_alive_of
 from greenroom.runner.http.port import BodyBroken, Request
 from greenroom.runner.models.references import shown
+from greenroom.runner.units import format_size
 
 _BODY_TIMEOUT = 120.0
-"""Seconds for a whole body: generous for 10 MiB on a bad line, and still an end."""
+"""Seconds for a whole body: generous for 10 MB on a bad line, and still an end."""
 
-NAMING = 2**20
+NAMING = 1_000_000
 """Bytes of a body that only names things: what is larger is not worth the time to read it."""
 
 NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -267,11 +268,10 @@ def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
 
 
 def _too_large(limit: int) -> HttpRefusal:
-    mebibytes = limit / 2**20
     return HttpRefusal(
         413,
         "request_too_large",
-        f"request too large: the body is bigger than {mebibytes:g} MiB.",
+        f"request too large: the body is larger than {format_size(limit)}.",
         advice="Send less." if limit <= NAMING else "Send less, or raise max_body in the configuration.",
     )
 

@@ -54,6 +54,7 @@ from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import KeepAlive, sentence_of
 from greenroom.runner.http.upstream import Connection, Lost, Unreached, forwarded, returned
+from greenroom.runner.units import format_size
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ _TOLD = 64 * 1024
 """Bytes of an engine's error that are read."""
 _TOLD_WITHIN = 5.0
 """Seconds to wait for that."""
-_WHOLE = 256 * 2**20
+_WHOLE = 256_000_000
 """Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
@@ -325,7 +326,7 @@ class Exchange:
         if rename is not None:
             body = chunk + await upstream.rest(_WHOLE)
             if len(body) > _WHOLE or not upstream.complete:
-                message = f"The {place.backend} engine's answer is larger than {_WHOLE // 2**20} MiB."
+                message = f"The {place.backend} engine's answer is larger than {format_size(_WHOLE)}."
                 raise HttpRefusal(502, "engine_failed", message)
             self._request.served = upstream.status
             return Response(rename(body), status=upstream.status, headers=returned(upstream))

@@ -271,5 +271,5 @@ class TransferLines:
 
 
 def _megabytes(size: int) -> str:
-    """Bytes for people, as Docker Model Runner writes them."""
+    """Mebibytes, which Docker Model Runner calls MB."""
     return f"{size / 2**20:.2f} MB"

@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 from greenroom.actors.gates import LastByte
 from greenroom.runner.http.port import Request
 from greenroom.runner.systems import here
+from greenroom.runner.units import format_size
 
 _READ_AHEAD = 256 * 1024
 """Bytes that may lie unread before the engine is made to wait."""
@@ -29,7 +30,7 @@ _PIECE = 256 * 1024
 _SMALL = 64 * 1024
 """Bytes of a body that a socket takes at once, whether or not the engine reads."""
 _INFORMATIONAL = 200
-_OVERHEAD = 64 * 1024
+_OVERHEAD = 64_000
 """Bytes an engine may send without one that belongs to an answer's body: heads, chunk sizes, trailers."""
 _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than any engine keeps it, so that none is found closed."""
@@ -244,7 +245,7 @@ class Connection(asyncio.Protocol):
         if self._surplus:
             self._cut()
         elif self._overhead > _OVERHEAD and not self._complete:
-            self._fail(f"the engine sent more than {_OVERHEAD // 1024} KiB outside of an answer")
+            self._fail(f"the engine sent more than {format_size(_OVERHEAD)} outside of an answer")
         if self._size > _READ_AHEAD and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()

@@ -52,7 +52,7 @@ _RESUMES = 3
 """How often one attempt resumes a file whose connection broke, as long as each try brings new bytes."""
 
 _SILENCE = 300.0
-_LEAST = 16 * 1024
+_LEAST = 16_000
 """Bytes that must arrive within `_SILENCE` seconds, all files together; less would never finish."""
 _UNKNOWN_MOST = 16 * 2**30
 """Maximum bytes of a file of unknown size."""

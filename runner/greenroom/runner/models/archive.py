@@ -24,6 +24,7 @@ from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.manifest_checks import blobs_of, checked, complete
 from greenroom.runner.models.references import blob_name
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.units import format_size
 
 _CHUNK = 2**20
 _MANIFEST_LIMIT = 4 * 2**20
@@ -165,7 +166,7 @@ def _read(stream: IO[bytes], arrival: Arrival, cancel: Event) -> tuple[bytes, di
             found = _BLOB.fullmatch(entry.name)
             if entry.name.removeprefix("./") == "manifest.json":
                 if entry.size > _MANIFEST_LIMIT:
-                    raise not_a_model("The manifest is larger than 4 MiB.")
+                    raise not_a_model(f"The manifest is larger than {format_size(_MANIFEST_LIMIT)}.")
                 manifest = b"".join(tar.content())
             elif found is not None and len(blobs) < _BLOBS_LIMIT:
                 blobs[f"sha256:{found[1]}"] = _keep(tar, arrival, found[1])

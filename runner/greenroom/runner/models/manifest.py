@@ -16,7 +16,7 @@ from greenroom.actors.limits import CONTEXT
 from greenroom.runner.models.gguf import shard_of
 from greenroom.runner.models.metadata import Metadata
 from greenroom.runner.models.references import digest_of
-from greenroom.runner.units import size_text
+from greenroom.runner.units import format_size, size_text
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPED = "application/vnd.docker.ai.model.config.v0.1+json"
@@ -200,7 +200,7 @@ def decode(data: bytes, digest: str) -> Manifest:
     if digest_of(data) != digest:
         raise ValueError("Its manifest has changed.")
     if len(data) > _MANIFEST_LIMIT:
-        raise ValueError("The manifest is larger than 4 MiB.")
+        raise ValueError(f"The manifest is larger than {format_size(_MANIFEST_LIMIT)}.")
     try:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _CHUNK = 256 * 1024
 _AT_ONCE = 4
 _SILENCE = 60.0
-_LEAST = 16 * 1024
+_LEAST = 16_000
 """Bytes that must arrive within that time, since a slower server blocks other pulls."""
 _UNKNOWN_MOST = 2**40
 """Maximum bytes of a file of unknown size."""

@@ -29,14 +29,21 @@ from types import CodeType, FrameType
 TESTS = Path(__file__).parent
 SOURCES = tuple(f"{TESTS.parent / root / 'greenroom'}{os.sep}" for root in ("actors", "runner"))
 LIMITS = {"loaded": 12, "installing": 68}
-LIBRARIES = ("actors/kernel/", "actors/journal/", "runner/systems/")
+LIBRARIES = ("actors/kernel/", "actors/journal/", "runner/systems/", "runner/devices/")
 SKIPPED = {
     "a value": (
         *("actors/values.py", "actors/limits.py", "actors/characters.py", "actors/bounded_maps.py"),
-        *("/messages.py", "/events.py", "/effects.py", "runner/units.py", "runner/user_home.py"),
+        *(
+            "actors/graphics.py",
+            "/messages.py",
+            "/events.py",
+            "/effects.py",
+            "runner/units.py",
+            "runner/user_home.py",
+        ),
     ),
     "a watcher": (
-        *("runner/awake_clock.py", "runner/memory.py", "runner/engines/devices.py", "runner/daemon_lock.py"),
+        *("runner/awake_clock.py", "runner/memory.py", "runner/devices/", "runner/daemon_lock.py"),
         *("runner/engines/health_monitor.py", "runner/engines/liveness.py"),
         *("runner/engines/reachability.py", "runner/engines/processes.py"),
     ),

@@ -41,6 +41,7 @@ LAYERS = (
         "runner.progress_report",
         "runner.waits",
     ),
+    ("runner.devices",),
     ("runner.backends", "runner.installations", "runner.engines", "runner.models", "runner.registry"),
     ("runner",),
     ("runner.daemon", "runner.daemon_lock"),

@@ -22,7 +22,8 @@ def path_with_a_gpu(tmp_path: Path) -> str:
     """A PATH on which NVIDIA's program tells of one."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\n[ "$1" = -L ] || exit 64\necho "GPU 0: NVIDIA L4 (UUID: GPU-7c5a)"\n')
+    row = "0, GPU-7c5a, NVIDIA L4, 23034, 4, 580.65.06, 00000000:00:04.0, [N/A], 8.9"
+    program.write_text(f'#!/bin/sh\ncase "$1" in --query-gpu=*) echo "{row}";; *) exit 64;; esac\n')
     program.chmod(0o755)
     return f"{program.parent}:{os.environ['PATH']}"
 

@@ -15,7 +15,7 @@ import pytest
 from engine_stage import Stage
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Measured
-from greenroom.runner.engines import devices, processes
+from greenroom.runner.engines import gpu_time, processes
 from greenroom.runner.engines.health_monitor import ReportedMemory
 from waiting import until
 
@@ -61,7 +61,7 @@ def test_a_process_group_that_has_gone_uses_nothing() -> None:
 def test_files_of_one_drm_client_count_once_and_capacities_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "PROC", tmp_path)
+    monkeypatch.setattr(gpu_time, "PROC", tmp_path)
     folder = tmp_path / "7" / "fdinfo"
     folder.mkdir(parents=True)
     client = (
@@ -73,19 +73,19 @@ def test_files_of_one_drm_client_count_once_and_capacities_never(
     (folder / "4").write_text(client)
     (folder / "5").write_text(client.replace("39", "40"))
     (folder / "6").write_text("pos:\t0\nflags:\t02\n")
-    assert devices.drm_seconds([7, 8]) == 5.0
+    assert gpu_time.drm_seconds([7, 8]) == 5.0
 
 
 def test_cycles_of_a_graphics_processor_count_where_there_are_no_nanoseconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "PROC", tmp_path)
+    monkeypatch.setattr(gpu_time, "PROC", tmp_path)
     folder = tmp_path / "7" / "fdinfo"
     folder.mkdir(parents=True)
     (folder / "3").write_text(
         "drm-driver:\txe\ndrm-client-id:\t3\ndrm-cycles-ccs:\t28257900\ndrm-total-cycles-ccs:\t7655183225\n"
     )
-    assert devices.drm_seconds([7]) == pytest.approx(0.0282579)
+    assert gpu_time.drm_seconds([7]) == pytest.approx(0.0282579)
 
 
 def test_clients_in_the_io_registry_count_for_their_process() -> None:
@@ -106,8 +106,8 @@ def test_clients_in_the_io_registry_count_for_their_process() -> None:
           "IOUserClientCreator" = "pid 533, WindowServer"
         }
 """
-    assert devices.registry_seconds(told, {4242}) == 2.0
-    assert devices.registry_seconds(told, {1}) == 0.0
+    assert gpu_time.registry_seconds(told, {4242}) == 2.0
+    assert gpu_time.registry_seconds(told, {1}) == 0.0
 
 
 def test_nvidias_driver_is_asked_for_the_load_of_this_moment() -> None:
@@ -117,14 +117,14 @@ def test_nvidias_driver_is_asked_for_the_load_of_this_moment() -> None:
         "    0       4242     C    87    30     -     -   python\n"
         "    0        533     G     -     -     -     -   Xorg\n"
     )
-    assert devices.pmon_busy(told, {4242})
-    assert not devices.pmon_busy(told, {533, 1})
+    assert gpu_time.pmon_busy(told, {4242})
+    assert not gpu_time.pmon_busy(told, {533, 1})
 
 
 def test_the_graphics_processors_of_this_machine_can_be_asked() -> None:
-    used = devices.gpu_seconds([os.getpid()])
+    used = gpu_time.gpu_seconds([os.getpid()])
     assert used is None or used >= 0.0
-    assert devices.gpu_busy([os.getpid()]) in (True, False)
+    assert gpu_time.gpu_busy([os.getpid()]) in (True, False)
 
 
 def test_a_host_reports_the_memory_of_an_engine(stage: Stage) -> None:

@@ -16,7 +16,10 @@ from pathlib import Path
 def main() -> None:
     folder = Path(os.environ["NVIDIA_FAKE_FOLDER"])
     if (folder / "broken").exists():
-        sys.exit("Failed to initialize NVML: Driver/library version mismatch")
+        sys.exit("Unable to determine the device handle for GPU 0000:01:00.0: Unknown Error")
+    if len(sys.argv) == 1:
+        print("| NVIDIA-SMI 580.65.06    Driver Version: 580.65.06    CUDA Version: 13.0     |")
+        return
     (query,) = [word for word in sys.argv[1:] if word.startswith("--query")]
     if "--format=csv,noheader,nounits" not in sys.argv:
         sys.exit("only csv,noheader,nounits is known here")
@@ -29,7 +32,15 @@ def main() -> None:
         rows = []
         for device in devices:
             held = sum(one["size"] for one in users if one["device"] == str(device["index"]))
-            row = {**device, "memory.total": device["total"], "memory.used": device["others"] + held}
+            row = {
+                **device,
+                "memory.total": device["total"],
+                "memory.used": device["others"] + held,
+                "driver_version": "580.65.06",
+                "pci.bus_id": f"00000000:{device['index'] + 1:02}:00.0",
+                "mig.mode.current": "[N/A]",
+                "compute_cap": "8.9",
+            }
             rows.append(row)
     else:
         ids = {str(device["index"]): device["uuid"] for device in devices}

@@ -46,7 +46,7 @@ from greenroom.runner.backends.base import Backend, Environment, Image, Launch, 
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
-from greenroom.runner.engines.devices import Devices
+from greenroom.runner.devices.watch import DeviceWatch
 from greenroom.runner.engines.folders import prompt_speed
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
@@ -111,7 +111,8 @@ class Greenroom(Startable):
         self._awake = AwakeTime()
         self.gates = GateBoard(self._awake if clock is None else lambda: clock.now().monotonic)
         self.board = ProgressBoard()
-        self._platform = here or Platform.here()
+        self._devices = DeviceWatch(headroom=settings.gpu_headroom)
+        self._platform = here or Platform.here(self._devices.look())
         self._declared = backends
         self.backends = {name: backend.on(self._platform) for name, backend in backends.items()}
         self._journal = journal
@@ -124,7 +125,6 @@ class Greenroom(Startable):
         self._puller: Puller | None = None
         self._store = ModelStore(self.home / "models")
         self._memory = MemoryReader()
-        self._devices = Devices(headroom=settings.gpu_headroom)
         self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
         self.failure: BaseException | None = None
         """Why the system has stopped itself, if it has."""
@@ -376,7 +376,7 @@ class Greenroom(Startable):
 
     def budget_for(self, backend: str) -> int:
         """Bytes one engine of this backend may use at most; of a graphics device if it computes there."""
-        devices = self._devices.now()
+        devices = self._devices.now("cuda")
         if devices and any(one.name == backend and one.device for one in self.facts):
             return max(one.budget for one in devices)
         return self.memory_budget
@@ -426,7 +426,7 @@ class Greenroom(Startable):
         memory = Memory(
             budget=now.budget(left) if budget is None else budget,
             available=max(0, now.available - left),
-            devices=self._devices.now(),
+            devices=self._devices.now("cuda"),
         )
         return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=memory)
 
@@ -457,7 +457,7 @@ class Greenroom(Startable):
         )
         command = backend.command(launch)
         if spec.device:
-            variables = self._devices.variables(spec.device)
+            variables = self._devices.variables([spec.device])
             if variables is None:
                 raise JobFailed.permanent(
                     "device_gone",

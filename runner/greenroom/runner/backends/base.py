@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from greenroom.actors.graphics import Graphics
 from greenroom.actors.values import EngineSpec, Mode, ModelFormat
-from greenroom.runner.backends import nvidia
+from greenroom.runner.devices import inventory
 from greenroom.runner.engines.launchers import launcher
 
 if TYPE_CHECKING:
@@ -35,9 +36,13 @@ class Platform:
     macos: tuple[int, int] | None = None
     cuda: bool = False
     """Whether an NVIDIA graphics processor can be used."""
+    graphics: Graphics = field(default_factory=Graphics)
+    """Its graphics devices."""
 
     @classmethod
-    def here(cls) -> Platform:
+    def here(cls, graphics: Graphics | None = None) -> Platform:
+        """`graphics`: what is known of the devices already; else they are read, which may take seconds."""
+        graphics = inventory.read() if graphics is None else graphics
         machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(
             _platform.machine().lower(), _platform.machine().lower()
         )
@@ -51,7 +56,8 @@ class Platform:
             machine=machine,
             python=(sys.version_info.major, sys.version_info.minor),
             macos=macos,
-            cuda=_platform.system() == "Linux" and nvidia.answers(),
+            cuda=any(one.runtime("cuda") is not None for one in graphics.usable),
+            graphics=graphics,
         )
 
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Failure, Measured
-from greenroom.runner.engines import devices, liveness, processes, reachability
+from greenroom.runner.engines import gpu_time, liveness, processes, reachability
 from greenroom.runner.engines.handle import Handle, Ladder
 from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, EngineObservations
 from greenroom.runner.engines.reachability import Reachability
@@ -280,7 +280,7 @@ class HealthMonitor:
     def _ask_for_a_token(self, handle: Handle, watched: Watched, pids: Sequence[int]) -> None:
         """The last resort: an engine that neither answers nor does anything is given up."""
         life = watched.life
-        before, began = devices.gpu_seconds(pids), time.monotonic()
+        before, began = gpu_time.gpu_seconds(pids), time.monotonic()
         left = self._limit - life.still_for(self._reading(handle), began)
         said = handle.probe().canary(max(1.0, left))
         now = time.monotonic()
@@ -303,8 +303,8 @@ class HealthMonitor:
             return
         if still < self._limit:
             return
-        after = devices.gpu_seconds(pids)
-        if (after or 0.0) - (before or 0.0) > CPU_SHARE * (now - began) or devices.gpu_busy(pids):
+        after = gpu_time.gpu_seconds(pids)
+        if (after or 0.0) - (before or 0.0) > CPU_SHARE * (now - began) or gpu_time.gpu_busy(pids):
             life.worked_at = now
             return
         if after is None and still < life.patience_in_the_dark(self._limit):

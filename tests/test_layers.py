@@ -38,7 +38,6 @@ LAYERS = (
         "runner.home",
         "runner.config",
         "runner.threads",
-        "runner.progress_report",
         "runner.waits",
     ),
     ("runner.devices",),

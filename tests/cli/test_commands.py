@@ -455,7 +455,7 @@ def test_backends_are_listed_without_a_daemon(
 def test_what_lies_on_the_disk_is_listed_without_a_daemon(
     greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
-    from greenroom.runner.installations.record import InstallationRecord, Interpreter, write
+    from greenroom.runner.installations.verification import InstallationRecord, Interpreter, write_record
 
     monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
     for built_at, version in enumerate(("0.31.0", "0.32.0")):
@@ -475,7 +475,7 @@ def test_what_lies_on_the_disk_is_listed_without_a_daemon(
             links={},
             sums={},
         )
-        write(folder, record)
+        write_record(folder, record)
 
     listed = {line.split()[0]: line for line in greenroom("backends").out.splitlines()}
 

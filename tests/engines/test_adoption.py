@@ -19,7 +19,7 @@ from greenroom.actors.values import Engine, EngineSpec, Reservation
 from greenroom.runner.engines import adoption
 from greenroom.runner.engines.adoption import distrust, end_processes
 from greenroom.runner.engines.folders import EngineFolder
-from greenroom.runner.engines.identity import ProcessIdentity
+from greenroom.runner.systems.processes import ProcessIdentity
 from waiting import until
 
 

@@ -13,7 +13,7 @@ import pytest
 from greenroom.runner.backends.flags import LLAMA_CPP, refusal
 from greenroom.runner.engines import folders
 from greenroom.runner.engines.folders import SOCKET_BYTES, EngineFolder
-from greenroom.runner.engines.variables import cleaned
+from greenroom.runner.engines.keeper_watch import cleaned
 from greenroom.runner.errors import JobFailed
 
 

@@ -15,8 +15,9 @@ import pytest
 from engine_stage import Stage
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Measured
-from greenroom.runner.engines import gpu_time, processes
+from greenroom.runner.engines import gpu_time
 from greenroom.runner.engines.health_monitor import ReportedMemory
+from greenroom.runner.systems import processes
 from waiting import until
 
 MIB = 2**20

@@ -15,9 +15,9 @@ from engine_stage import Stage
 from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
 from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import CommandLine, Readiness
-from greenroom.runner.engines import adoption, channel, folders, host
-from greenroom.runner.engines.channel import Channel
+from greenroom.runner.engines import adoption, folders, host, keeper_watch
 from greenroom.runner.engines.handle import PreparedEngine
+from greenroom.runner.engines.keeper_watch import Channel
 
 
 def known(stage: Stage, spec: Any, state: Any = "ready") -> Engine:
@@ -164,13 +164,13 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
         left = [subprocess.Popen(["true"]) for _ in range(20)]
         for process in left:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # type: ignore[attr-defined, unused-ignore]
-        channel._DETACHED.extend(left)
+        keeper_watch._DETACHED.extend(left)
         barrier = threading.Barrier(4)
 
         def reap(barrier: threading.Barrier = barrier) -> None:
             barrier.wait()
             try:
-                channel._reap_detached()
+                keeper_watch._reap_detached()
             except ValueError as problem:
                 problems.append(problem)
 
@@ -180,7 +180,7 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
         for thread in threads:
             thread.join()
     assert problems == []
-    assert channel._DETACHED == []
+    assert keeper_watch._DETACHED == []
 
 
 def test_the_watch_over_keepers_never_blocks_who_wakes_it(stage: Stage) -> None:

@@ -18,8 +18,8 @@ import pytest
 from engine_stage import Stage
 from greenroom.runner.engines import host as host_module
 from greenroom.runner.engines import keeper, keeper_log
-from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.folders import EngineFolder
+from greenroom.runner.engines.keeper_watch import Channel, KeeperGone
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.systems import here
 from waiting import until

@@ -20,10 +20,11 @@ import pytest
 from engine_stage import Stage
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.base import CommandLine
-from greenroom.runner.engines import liveness, processes, reachability
+from greenroom.runner.engines import liveness, reachability
 from greenroom.runner.engines.handle import PreparedEngine, batch_of
 from greenroom.runner.engines.liveness import LIMIT, EngineObservations
 from greenroom.runner.engines.reachability import Reachability
+from greenroom.runner.systems import processes
 from waiting import until
 
 COUNTED = b"llamacpp:prompt_tokens_total 1000\nllamacpp:prompt_seconds_total 10\n"

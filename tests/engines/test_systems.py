@@ -22,10 +22,10 @@ import pytest
 
 from greenroom.actors.journal import fsync as disk
 from greenroom.runner.engines import keeper
-from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.readiness import take_pulse
 from greenroom.runner.systems import here, macos
 from greenroom.runner.systems import linux as linux_module
+from greenroom.runner.systems.processes import ProcessIdentity
 
 linux: Any = linux_module
 """To a type checker on another system it is empty."""

@@ -130,7 +130,7 @@ def test_an_installation_that_cannot_be_checked_is_reported_with_the_reason(
     builder.start(build("j1", "toy"))
     _, _, installation = heard.next()
     monkeypatch.setattr(
-        "greenroom.runner.installations.installed_check.os.lstat",
+        "greenroom.runner.installations.verification.os.lstat",
         lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
     )
     builder.look(["toy"])

@@ -16,7 +16,7 @@ import pytest
 
 from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations import record as records
+from greenroom.runner.installations import verification
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.installed import InstallationStore, discard, folder_of, segment, usage
 from package_index import Index, Misbehaviour
@@ -168,7 +168,7 @@ def test_a_base_interpreter_that_was_removed_is_named(
     environments: Environments, built: Installation, home: Path, tmp_path: Path
 ) -> None:
     folder = folder_of(home, built)
-    record = records.read(folder)
+    record = verification.read_record(folder)
     python = folder / "env" / "bin" / "python"
     gone = tmp_path / "python3.11"
     python.unlink()
@@ -178,7 +178,7 @@ def test_a_base_interpreter_that_was_removed_is_named(
     moved = msgspec.structs.replace(
         record, links=links, python=msgspec.structs.replace(record.python, base=str(gone))
     )
-    records.write(folder, moved)
+    verification.write_record(folder, moved)
     [found] = environments.installed.look("toy")
     assert found.broken == f"its Python is gone: {gone} no longer exists"
 
@@ -187,10 +187,10 @@ def test_another_python_than_it_was_built_for_is_named(
     environments: Environments, built: Installation, home: Path
 ) -> None:
     folder = folder_of(home, built)
-    record = records.read(folder)
+    record = verification.read_record(folder)
     assert record is not None
     older = msgspec.structs.replace(record.python, tag="cpython-27", version="2.7.18")
-    records.write(folder, msgspec.structs.replace(record, python=older))
+    verification.write_record(folder, msgspec.structs.replace(record, python=older))
     [found] = environments.installed.look("toy")
     assert "and was 2.7.18" in found.broken
 
@@ -199,10 +199,10 @@ def test_a_patch_release_of_the_same_python_is_the_same_python(
     environments: Environments, built: Installation, home: Path
 ) -> None:
     folder = folder_of(home, built)
-    record = records.read(folder)
+    record = verification.read_record(folder)
     assert record is not None
     other = msgspec.structs.replace(record.python, version="3.11.0")
-    records.write(folder, msgspec.structs.replace(record, python=other))
+    verification.write_record(folder, msgspec.structs.replace(record, python=other))
     assert environments.installed.look("toy") == [built]
 
 
@@ -247,7 +247,7 @@ def test_removing_what_is_gone_frees_nothing(
 def test_the_record_lists_every_file_and_a_sum_for_what_no_wheel_speaks_for(
     built: Installation, home: Path
 ) -> None:
-    record = records.read(folder_of(home, built))
+    record = verification.read_record(folder_of(home, built))
     assert record is not None
     assert record.python.tag == sys.implementation.cache_tag
     names = set(record.files)

@@ -9,8 +9,8 @@ import pytest
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.installed import python_of
-from greenroom.runner.installations.installed_check import run_python
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.verification import run_python
 
 pytestmark = pytest.mark.real
 

@@ -18,7 +18,7 @@ from greenroom.actors.installer.events import InstallationCommitted, InstallCanc
 from greenroom.actors.kernel.core import Address
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations import installed_check as verification
+from greenroom.runner.installations import verification
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.installed import InstallationStore
 from package_index import Index, Misbehaviour
@@ -170,7 +170,7 @@ def test_with_a_disk_that_hangs(
         one.start(build("j1", "toy"))
         until(lambda: deaf.heard == [InstallationCommitted])
         (installation,) = InstallationStore(one._home).look("toy")
-        monkeypatch.setattr("greenroom.runner.installations.installed.records.read", hang)
+        monkeypatch.setattr("greenroom.runner.installations.installed.read_record", hang)
         removal = RemoveInstallation(backend="toy", installation_id=installation.id)
         threading.Thread(
             target={

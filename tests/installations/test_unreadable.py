@@ -16,7 +16,7 @@ import pytest
 
 from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations import record
+from greenroom.runner.installations import verification
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.installed import folder_of
 from greenroom.runner.systems import linux, macos
@@ -83,7 +83,7 @@ def test_a_mark_that_cannot_be_looked_for_sweeps_nothing(
 def test_a_file_that_cannot_be_looked_at_now_is_not_missing(
     environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch, number: Any
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.installed_check.os.lstat", failing(number))
+    monkeypatch.setattr("greenroom.runner.installations.verification.os.lstat", failing(number))
     assert list(environments.installed.judged("toy")[1]) == [built.id]
 
 
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_looked_at_now_is_not_missing(
 def test_a_file_that_cannot_be_read_now_has_not_changed(
     environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch, number: Any
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.installed_check.sha256", failing(number))
+    monkeypatch.setattr("greenroom.runner.installations.verification.sha256", failing(number))
     with pytest.raises(JobFailed) as told:
         environments.installed.verify(built)
     assert told.value.failure.blame == "machine"
@@ -113,12 +113,12 @@ def test_silence_of_a_python_is_no_proof_that_it_is_broken(
     script: str,
     seconds: float,
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.installed_check._IDENTITY_SECONDS", seconds)
+    monkeypatch.setattr("greenroom.runner.installations.verification._IDENTITY_SECONDS", seconds)
     python = folder_of(home, built) / "env" / "bin" / "python"
     python.unlink()
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    monkeypatch.setattr("greenroom.runner.installations.installed_check.missing", lambda *_: "")
+    monkeypatch.setattr("greenroom.runner.installations.verification.missing", lambda *_: "")
     found, unclear = environments.installed.judged("toy")
     assert (found, list(unclear)) == ((), [built.id])
 
@@ -136,7 +136,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_look(
 ) -> None:
     gate = threading.Event()
     monkeypatch.setattr("greenroom.runner.installations.installed._LOOK_SECONDS", 0.3)
-    monkeypatch.setattr("greenroom.runner.installations.installed.records.read", lambda _: gate.wait(30))
+    monkeypatch.setattr("greenroom.runner.installations.installed.read_record", lambda _: gate.wait(30))
     assert "has not answered" in environments.installed.judged("toy")[1][built.id]
     gate.set()
 
@@ -184,7 +184,7 @@ def test_everything_is_on_the_disk_before_the_mark_is_there(
     environments: Environments, built: Installation, home: Path, monkeypatch: pytest.MonkeyPatch, system: Any
 ) -> None:
     folder = folder_of(home, built)
-    found = record.read(folder)
+    found = verification.read_record(folder)
     (folder / "installation.json").unlink()
     order = []
     real = os.fsync
@@ -194,8 +194,8 @@ def test_everything_is_on_the_disk_before_the_mark_is_there(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(record, "flush", partial(record.flush, system=system))
-    record.write(folder, found)  # type: ignore[arg-type]
+    monkeypatch.setattr(verification, "flush", partial(verification.flush, system=system))
+    verification.write_record(folder, found)  # type: ignore[arg-type]
     marks = [place for place, path in enumerate(order) if path.name.startswith(".tmp-")]
     assert len(marks) == 1
     before = set(order[: marks[0]])

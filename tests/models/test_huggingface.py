@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner import progress_report
+from greenroom.actors import progress
 from greenroom.runner.models.sources import transfer
 from greenroom.runner.models.store import ModelStore
 from hub import COMMIT, LocalHub, sha256_of
@@ -232,7 +232,7 @@ def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_
     store: ModelStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(progress_report, "STALL", 0.5)
+    monkeypatch.setattr(progress, "STALL", 0.5)
     monkeypatch.setattr(transfer, "_SILENCE", 2.5)
     hub.hold_after = 500_000
     what, failure = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")

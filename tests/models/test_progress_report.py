@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from greenroom.actors.progress import TICK, ProgressReport
 from greenroom.actors.values import Progress
-from greenroom.runner.progress_report import ProgressReport
+from greenroom.runner.threads import repeating
 
 MB = 1_000_000
 
@@ -76,7 +77,7 @@ def test_a_disk_that_stalls_is_reported_although_no_progress_comes() -> None:
 
     clock = Clock()
     attempt = ProgressReport("j", tell, clock)
-    with attempt.ticking():
+    with repeating(attempt.tick, TICK, "progress"):
         attempt.report("importing", 5 * MB, 10 * MB, "Importing")
         clock.now += 7.0
         with news:

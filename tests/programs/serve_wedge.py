@@ -28,7 +28,7 @@ import psutil
 
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.scheduler import breakers
+from greenroom.actors.scheduler import quarantine
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.config import ExternalBackend, load
 from greenroom.runner.daemon import Greenroom
@@ -93,7 +93,7 @@ def main() -> None:
     given = parser.parse_args(own)
     pretend(given.home.parent / "available")
     if cool_down := os.environ.get("GREENROOM_TEST_COOL_DOWN"):
-        breakers.FIRST_COOL_DOWN = float(cool_down)
+        quarantine.FIRST_COOL_DOWN = float(cool_down)
     settings = load({"home": str(given.home), "port": given.port})
     fake = fake_backend(
         ENGINE,

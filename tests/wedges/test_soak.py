@@ -21,7 +21,7 @@ import aiohttp
 import psutil
 import pytest
 
-from greenroom.actors.scheduler.breakers import LONGEST_COOL_DOWN
+from greenroom.actors.scheduler.quarantine import LONGEST_COOL_DOWN
 from waiting import until_async
 from wedge import MIB, Daemon
 

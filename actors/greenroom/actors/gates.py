@@ -19,7 +19,18 @@ from typing import NamedTuple
 
 from greenroom.actors.fork import on_fork
 from greenroom.actors.kernel.clock import Clock
-from greenroom.actors.values import Caller, Mode
+from greenroom.actors.kernel.core import Effect
+from greenroom.actors.progress import ProgressBoard, request_job
+from greenroom.actors.scheduler.effects import (
+    AdmitRequest,
+    CloseGate,
+    HoldGates,
+    LeaveGate,
+    OpenGate,
+    PublishRequestProgress,
+    RemoveGates,
+)
+from greenroom.actors.values import Caller, Mode, Progress
 
 _EMPTIED_PAUSE = 0.05
 _NAMED = 3
@@ -375,3 +386,40 @@ class Emptied:
             for engine_id in since:
                 self._tell(engine_id)
             self._clock.call_at(self._clock.now().monotonic + self._pause, self._go_on)
+
+
+class GateEffects:
+    """Opens and closes gates, admits granted requests, and publishes what the others wait for."""
+
+    def __init__(self, gates: GateBoard, board: ProgressBoard) -> None:
+        self._gates = gates
+        self._board = board
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        match effect:
+            case OpenGate() as e:
+                self._gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
+            case HoldGates(engine_ids=held):
+                self._gates.hold(held)
+            case CloseGate(engine_id=one):
+                self._gates.close(one)
+            case RemoveGates(keep=keep):
+                self._gates.keep(keep)
+            case AdmitRequest(engine_id=one, request_id=request) as e:
+                self._gates.reserve(one, request, e.caller, e.slots)
+                self._board.clear(request_job(request))
+            case LeaveGate(request_id=request):
+                self._gates.leave(request)
+                self._board.clear(request_job(request))
+            case PublishRequestProgress() as e:
+                self._board.publish(
+                    Progress(
+                        job=request_job(e.request_id),
+                        phase=e.phase,
+                        message=e.message,
+                        follows=e.follows,
+                        place=e.place,
+                    )
+                )
+            case _:
+                raise TypeError(f"no gate performs {type(effect).__name__} ({cause})")

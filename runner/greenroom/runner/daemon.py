@@ -18,7 +18,7 @@ from greenroom import __version__
 from greenroom.actors.daemon_log import DAEMON, DaemonLog, DaemonStarted, DaemonState, NoteStopped
 from greenroom.actors.engine_runner.core import Runner, RunnerState
 from greenroom.actors.engine_runner.messages import runner_address
-from greenroom.actors.gates import Emptied, GateBoard
+from greenroom.actors.gates import Emptied, GateBoard, GateEffects
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.messages import INSTALLER, BackendStatus
@@ -50,9 +50,7 @@ from greenroom.runner.devices.watch import DeviceWatch
 from greenroom.runner.engines.folders import prompt_speed
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
-from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.gate_effects import GateEffects
 from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of
@@ -68,6 +66,7 @@ from greenroom.runner.models.store import ModelStore
 from greenroom.runner.preload import Wanted, interrupted, preload
 from greenroom.runner.proof import keep_secret, prove, write_privately
 from greenroom.runner.shutdown import StopDeadline
+from greenroom.runner.systems.processes import boot_id
 
 _log = logging.getLogger(__name__)
 

@@ -1,14 +1,22 @@
-"""Threads whose start cannot hang.
+"""Threads whose start cannot hang, and calls on them that can be abandoned.
 
 `threading.Thread.start` waits without limit for the new thread to report that it runs. A thread that finds no
 memory for its first call ends before that, and its starter waits forever, with every lock it holds.
+
+Python cannot interrupt a thread that looks up a name, connects, or reads from a hung file system. A caller
+whose wait is over, or cancelled, abandons the thread; it ends when the call returns.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Generic, Protocol, TypeVar
+
+from greenroom.runner.errors import JobCancelled
 
 BEGINS_WITHIN = 10.0
 """Seconds within which a new thread must have begun, even on a busy machine."""
@@ -75,3 +83,145 @@ def start_thread(work: Callable[[], object], name: str) -> Thread:
     thread = Thread(work, name)
     thread.start()
     return thread
+
+
+T = TypeVar("T")
+
+_TICK = 0.1
+
+
+class Flag(Protocol):
+    """A cancel flag; `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+def stop_if(cancel: Flag | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise JobCancelled
+
+
+class TookTooLong(Exception):
+    """The call did not finish in time."""
+
+
+class _Work(Generic[T]):
+    """One call on a thread of its own. Its result goes to the waiting caller, or is dropped."""
+
+    def __init__(self, call: Callable[[], T], drop: Callable[[T], object] | None) -> None:
+        self._call = call
+        self._drop = drop
+        self._guard = threading.Lock()
+        self._left = False
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        try:
+            result = self._call()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._error = error
+        else:
+            with self._guard:
+                self._result.append(result)
+                left = self._left
+            if left and self._drop is not None:
+                self._drop(result)
+        finally:
+            self.ended.set()
+
+    def leave(self) -> None:
+        """The caller no longer waits: drop the result."""
+        with self._guard:
+            self._left = True
+            late = list(self._result)
+        for result in late:
+            if self._drop is not None:
+                self._drop(result)
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+
+def bounded(
+    call: Callable[[], T],
+    *,
+    name: str,
+    seconds: float | None,
+    cancel: Flag | None = None,
+    drop: Callable[[T], object] | None = None,
+    left: Callable[[], object] | None = None,
+) -> T:
+    """Run a call on a thread of its own and return or raise what it does.
+
+    Args:
+        call: May block indefinitely.
+        name: The thread's name.
+        seconds: How long to wait; None for no limit.
+        cancel: Stops the wait when set.
+        drop: Receives a result that arrives after the wait, on any thread.
+        left: Called when the wait ends before the call does, to wake the call where possible.
+
+    Raises:
+        TookTooLong: The time is over.
+        JobCancelled: `cancel` was set.
+    """
+    work = _Work(call, drop)
+    start_thread(work.run, name)
+    try:
+        _wait(work.ended, seconds, cancel)
+    except BaseException:
+        if left is not None:
+            left()
+        work.leave()
+        raise
+    return work.result()
+
+
+class Beside(Generic[T]):
+    """A call that runs beside other work and need not be waited for.
+
+    Unlike a pool's, its thread blocks neither the caller nor the program's exit.
+    """
+
+    def __init__(self, call: Callable[[], T], name: str) -> None:
+        self._work = _Work(call, None)
+        start_thread(self._work.run, name)
+
+    def result(self, *, cancel: Flag | None = None, seconds: float | None = None) -> T:
+        """Wait for the call and return or raise what it does.
+
+        Raises:
+            TookTooLong: The time is over.
+            JobCancelled: `cancel` was set.
+        """
+        _wait(self._work.ended, seconds, cancel)
+        return self._work.result()
+
+
+def _wait(ended: threading.Event, seconds: float | None, cancel: Flag | None) -> None:
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while not ended.wait(_TICK):
+        stop_if(cancel)
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TookTooLong
+
+
+@contextmanager
+def repeating(call: Callable[[], None], every: float, name: str) -> Iterator[None]:
+    """Meanwhile, make a call every so many seconds; not where the machine has no thread for it."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every):
+            call()
+
+    with suppress(RuntimeError):
+        start_thread(run, name)
+    try:
+        yield
+    finally:
+        over.set()

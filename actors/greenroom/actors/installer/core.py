@@ -55,9 +55,21 @@ from greenroom.actors.installer.messages import (
     Verified,
     VerifyBackend,
 )
-from greenroom.actors.installer.reconcile import InstallerTurn, between_attempts
+from greenroom.actors.installer.reconcile import InstallerTurn, answers, between_attempts, passed_over
 from greenroom.actors.installer.rehydration import seen_on_disk, unread
-from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile, apply
+from greenroom.actors.installer.state import (
+    BackendInstallState,
+    InstallerState,
+    InstallerVolatile,
+    apply,
+    ensure_key,
+    heard,
+    job_for,
+    keys_of,
+    stronger,
+    uninstall_key,
+    waits,
+)
 from greenroom.actors.installer.versions import (
     activate,
     fits,
@@ -66,16 +78,6 @@ from greenroom.actors.installer.versions import (
     verify,
     verify_key,
     whole_of,
-)
-from greenroom.actors.installer.waiters import (
-    answers,
-    ensure_key,
-    heard,
-    job_for,
-    keys_of,
-    stronger,
-    uninstall_key,
-    waits,
 )
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -434,7 +436,7 @@ class Installer:
         broken = [one.broken for one in backend.installations.values() if one.broken]
         if backend.usable is not None:
             word: BackendState = "installed"
-            failure = refusals.passed_over(backend) or failure
+            failure = passed_over(backend) or failure
         elif backend.unread:
             word, failure = "broken", _unread(name, backend.unread)
         elif job is not None:

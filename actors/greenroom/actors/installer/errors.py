@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from greenroom.actors.installer.state import BackendInstallState
-from greenroom.actors.kernel.core import refuse
+from msgspec.structs import replace
+
+from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile
+from greenroom.actors.kernel.core import Answer, Effect, refuse
 from greenroom.actors.kernel.errors import ErrorKind, Refusal
 from greenroom.actors.values import Failure, Installation
 
@@ -90,21 +92,6 @@ def unknown(backend: str, known: Iterable[str]) -> Refusal:
     )
 
 
-def passed_over(backend: BackendInstallState) -> Failure | None:
-    """Why the installation named in the config is not used, if one of ours serves instead."""
-    theirs, usable = backend.theirs, backend.usable
-    if theirs is None or not theirs.broken or usable is None or not usable.managed:
-        return None
-    return Failure(
-        kind="permanent",
-        code="configured_broken",
-        message=f"The {theirs.backend} configured in config.toml cannot be used ({theirs.broken}), so "
-        f"Greenroom uses its own {usable.version} instead.",
-        advice=f'Repair it, or remove [backends."{theirs.backend}"] from config.toml.',
-        blame="configuration",
-    )
-
-
 def not_ours(theirs: Installation) -> Refusal:
     name = theirs.backend
     broken = f" It cannot be used: {theirs.broken}" if theirs.broken else ""
@@ -115,3 +102,13 @@ def not_ours(theirs: Installation) -> Refusal:
         kind="conflict",
         subject=name,
     )
+
+
+def without_pending(
+    volatile: InstallerVolatile, backend: str, reason: str, key: str = ""
+) -> tuple[InstallerVolatile, tuple[Effect, ...]]:
+    """Cancel requests that wait for the inspection of the disk."""
+    gone = [one for one, ask in volatile.pending.items() if ask.backend == backend and key in ("", one)]
+    pending = {one: ask for one, ask in volatile.pending.items() if one not in gone}
+    told = tuple(Answer(key=one, outcome=cancelled(backend, reason)) for one in gone)
+    return replace(volatile, pending=pending), told

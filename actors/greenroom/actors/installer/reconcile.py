@@ -28,17 +28,25 @@ from greenroom.actors.installer.effects import (
 )
 from greenroom.actors.installer.events import (
     InstallationActivated,
+    InstallationCommitted,
     InstallationRetiring,
     InstallAttemptBegun,
     InstallAttemptFailed,
     InstallCancelled,
     InstallFailed,
+    InstallNotNeeded,
     InstallRequested,
 )
-from greenroom.actors.installer.messages import Ensure as Ensure_msg
-from greenroom.actors.installer.messages import InstallationList, Uninstalled
-from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile
-from greenroom.actors.installer.waiters import answers, ensure_key, uninstall_key
+from greenroom.actors.installer.messages import Ensure, Ensured, InstallationList, Uninstalled
+from greenroom.actors.installer.state import (
+    BackendInstallState,
+    InstallerState,
+    InstallerVolatile,
+    JobState,
+    ensure_key,
+    keys_of,
+    uninstall_key,
+)
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Answer,
@@ -60,7 +68,7 @@ _LOOK_AGAIN_AFTER = 30.0
 _PATIENCE = 90.0
 """Seconds after which a removal no longer waits for the scheduler and asks the runner itself."""
 
-Ensure = Callable[[InstallerState, Ensure_msg, InstallerVolatile], Decision[InstallerVolatile]]
+Ensuring = Callable[[InstallerState, Ensure, InstallerVolatile], Decision[InstallerVolatile]]
 ListOf = Callable[[InstallerState, float, frozenset[str]], InstallationList]
 
 
@@ -86,7 +94,7 @@ class InstallerTurn:
         self._faults: list[Fault] = []
         self._volatile = self._pruned(volatile)
 
-    def take(self, ensure: Ensure, list_of: ListOf) -> Decision[InstallerVolatile]:
+    def take(self, ensure: Ensuring, list_of: ListOf) -> Decision[InstallerVolatile]:
         unlooked = tuple(name for name in self._facts if name not in self._volatile.looked)
         for name, facts in self._facts.items():
             if name in unlooked:
@@ -119,7 +127,7 @@ class InstallerTurn:
         # The next round sees these events applied and sends the list; this one does if they cannot be stored.
         return replace(decision, if_not_stored=if_not_stored) if events else if_not_stored
 
-    def _settle(self, name: str, backend: BackendInstallState, facts: BackendFacts, ensure: Ensure) -> None:
+    def _settle(self, name: str, backend: BackendInstallState, facts: BackendFacts, ensure: Ensuring) -> None:
         if self._decide_pending(name, ensure):
             # The state is about to change; the next round goes on.
             return
@@ -174,7 +182,7 @@ class InstallerTurn:
 
     # the steps
 
-    def _decide_pending(self, name: str, ensure: Ensure) -> bool:  # 1
+    def _decide_pending(self, name: str, ensure: Ensuring) -> bool:  # 1
         """True if that made an event; the other requests wait for the next round."""
         for key, ask in self._volatile.pending.items():
             if ask.backend != name:
@@ -332,3 +340,40 @@ def between_attempts(state: InstallerState, event: Event) -> Sequence[Effect]:
         case InstallCancelled(backend=name) if state.of(name).job is None:
             return (PublishInstallProgress(backend=name),)
     return ()
+
+
+def answers(
+    jobs: Sequence[JobState], job: JobState, event: Event, here: Installation | None = None
+) -> tuple[Effect, ...]:
+    """The answers to the clients that wait for a job that has ended.
+
+    `here` is the existing installation that made building another one unnecessary.
+    """
+    match event:
+        case InstallationCommitted() as e:
+            outcome: Any = Ensured(installation=e.installation, fresh=True)
+        case InstallNotNeeded():
+            assert here is not None, "a job is unnecessary only if its installation exists"
+            outcome = Ensured(installation=here, fresh=False)
+        case InstallFailed() as e:
+            outcome = refusals.failed(e.failure, e.backend)
+        case InstallCancelled() as e:
+            outcome = refusals.cancelled(e.backend, e.reason)
+        case _:
+            return ()
+    return tuple(Answer(key=key, outcome=outcome) for key in keys_of(jobs, job))
+
+
+def passed_over(backend: BackendInstallState) -> Failure | None:
+    """Why the installation named in the config is not used, if one of ours serves instead."""
+    theirs, usable = backend.theirs, backend.usable
+    if theirs is None or not theirs.broken or usable is None or not usable.managed:
+        return None
+    return Failure(
+        kind="permanent",
+        code="configured_broken",
+        message=f"The {theirs.backend} configured in config.toml cannot be used ({theirs.broken}), so "
+        f"Greenroom uses its own {usable.version} instead.",
+        advice=f'Repair it, or remove [backends."{theirs.backend}"] from config.toml.',
+        blame="configuration",
+    )

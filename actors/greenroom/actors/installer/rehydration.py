@@ -20,8 +20,8 @@ from greenroom.actors.installer.events import (
     InstallFailed,
 )
 from greenroom.actors.installer.messages import InstallationsSeen
+from greenroom.actors.installer.reconcile import answers
 from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile, JobState
-from greenroom.actors.installer.waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event
 from greenroom.actors.values import Failure, Installation
 

@@ -1,8 +1,8 @@
-"""The installer's durable state, how events make it, and its volatile state."""
+"""The installer's durable state, how events make it, and its volatile state: the clients that wait."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -28,7 +28,7 @@ from greenroom.actors.installer.events import (
 from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.values import Failure, Installation, WantedBy
-from greenroom.actors.waiters import Waiters
+from greenroom.actors.waiters import Waiters, joined
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,3 +238,59 @@ def _apply_end(old: BackendInstallState, job: str) -> BackendInstallState:
         # Older journals, from before there was a queue, ended the only job.
         left = left[1:]
     return replace(old, job=left[0] if left else None, queue=tuple(left[1:]))
+
+
+# clients that wait for installations
+
+
+def ensure_key(backend: str, version: str = "", variant: str = "") -> str:
+    build = f"{variant}/{version}" if variant else version
+    return f"install/{backend}@{build}" if build else f"install/{backend}"
+
+
+def uninstall_key(backend: str) -> str:
+    return f"uninstall/{backend}"
+
+
+def waits(volatile: InstallerVolatile, key: str, ask: Ensure) -> InstallerVolatile:
+    """Count the waiter; not for the scheduler, which reports by itself which requests wait."""
+    if ask.token:
+        return volatile
+    return replace(volatile, waiting=joined(volatile.waiting, key, ask.waiter))
+
+
+def job_for(jobs: Sequence[JobState], version: str, variant: str = "") -> JobState | None:
+    """The job that a request joins; without a version, the one under way."""
+    if not (version or variant):
+        return jobs[0] if jobs else None
+    return next((one for one in jobs if (one.version, one.variant) == (version, variant)), None)
+
+
+def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
+    """The keys that the end of this job answers.
+
+    Requests without a version wait for the first job, whatever its version.
+    """
+    backend = job.id.rpartition(".")[0]
+    any_version = (ensure_key(backend),) if job == jobs[0] else ()
+    return tuple(dict.fromkeys((ensure_key(backend, job.version, job.variant), *any_version)))
+
+
+def heard(volatile: InstallerVolatile, ask: Ensure) -> InstallerVolatile:
+    """Note in the next list that this request was decided on, for a sender that awaits no reply."""
+    if not ask.token:
+        return volatile
+    return replace(volatile, heard={**volatile.heard, ask.backend: ask.token}, told=-1)
+
+
+def stronger(first: Ensure | None, ask: Ensure) -> Ensure:
+    """One request that stands for two for the same version."""
+    if first is None:
+        return ask
+    typed = "explicit" in (first.wanted_by, ask.wanted_by)
+    return replace(
+        first,
+        wanted_by="explicit" if typed else first.wanted_by,
+        repair=first.repair or ask.repair,
+        token=ask.token or first.token,
+    )

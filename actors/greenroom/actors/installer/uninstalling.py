@@ -8,19 +8,13 @@ from msgspec.structs import replace
 
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.effects import CancelBuild
+from greenroom.actors.installer.errors import without_pending
 from greenroom.actors.installer.events import InstallationRetiring, InstallCancelled
 from greenroom.actors.installer.messages import CancelInstall, LeaveInstall, Uninstall, Uninstalled
-from greenroom.actors.installer.state import BackendInstallState
+from greenroom.actors.installer.reconcile import answers
+from greenroom.actors.installer.state import BackendInstallState, ensure_key, job_for, keys_of, uninstall_key
 from greenroom.actors.installer.state import InstallerVolatile as Volatile
 from greenroom.actors.installer.versions import fits
-from greenroom.actors.installer.waiters import (
-    answers,
-    ensure_key,
-    job_for,
-    keys_of,
-    uninstall_key,
-    without_pending,
-)
 from greenroom.actors.kernel.core import Decision, Effect, Event, Later
 from greenroom.actors.values import Cancelled
 from greenroom.actors.waiters import count, left

@@ -14,8 +14,8 @@ from greenroom.actors.installer.events import (
     InstallNotNeeded,
 )
 from greenroom.actors.installer.messages import INSTALLER, Activate, Ensured, Verified
+from greenroom.actors.installer.reconcile import answers
 from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile
-from greenroom.actors.installer.waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.reports import Happened

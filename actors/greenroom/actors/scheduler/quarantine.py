@@ -1,4 +1,9 @@
-"""Models that a version of a backend broke: they go back to the version that served them.
+"""What follows from failed loads: pauses, breakers, and quarantine on a version of a backend.
+
+Failures that count against the model open a breaker, which is stored. A full disk or a full process table
+says nothing about a model, so it opens no breaker and quarantines nothing. But each try costs events, so
+there is a pause that grows from a second to a minute. It is not stored: the machine may be well again after
+a restart.
 
 A model is quarantined on an installation that cannot load it, if it has never run there but has run on
 another of the same backend, which is still installed. The older one then serves it; all other models stay on
@@ -18,11 +23,48 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from greenroom.actors.bounded_maps import remembered
 from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.scheduler.backend_choice import Use
 from greenroom.actors.scheduler.events import ModelQuarantined, QuarantineLifted
-from greenroom.actors.scheduler.state import Quarantine, SchedulerState, breaker_key, proven_key
+from greenroom.actors.scheduler.state import Quarantine, SchedulerState, Setback, breaker_key, proven_key
 from greenroom.actors.values import Engine, EngineSpec, Failure, Installation
+
+FAILURES_TO_OPEN = 3
+LONGEST_COOL_DOWN = 300.0
+SPARED = 2
+"""Loads in a row that may be lost, through no fault of theirs, before the next one has to wait."""
+FIRST_COOL_DOWN = 10.0
+_LONGEST_PAUSE = 60.0
+_FORGOTTEN_AFTER = 300.0
+_REMEMBERED = 64
+
+
+def cool_down(failures: int) -> float:
+    """Seconds before the next try: doubling, bounded."""
+    return min(LONGEST_COOL_DOWN, FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
+
+
+def breaker_of(spec: EngineSpec) -> str:
+    return breaker_key(spec.model_id, spec.backend, spec.installation_id)
+
+
+def setbacks_after(
+    before: Mapping[str, Setback], spec: EngineSpec, failure: Failure, now: float, *, spared: int = 0
+) -> dict[str, Setback]:
+    """With this failure; `now` is the monotonic second. The first `spared` in a row cost no pause."""
+    key = breaker_of(spec)
+    old = before.get(key)
+    count = old.count + 1 if old is not None and now - old.at < _FORGOTTEN_AFTER else 1
+    pause = min(_LONGEST_PAUSE, 2.0 ** (min(count - spared, 10) - 1)) if count > spared else 0.0
+    return remembered(before, key, Setback(failure=failure, count=count, pause=pause, at=now), _REMEMBERED)
+
+
+def pause_left(before: Mapping[str, Setback], key: str, now: float) -> float:
+    """Seconds until a load may be tried again; 0.0 when now."""
+    one = before.get(key)
+    return max(0.0, one.at + one.pause - now) if one is not None else 0.0
+
 
 Statuses = Mapping[str, BackendStatus]
 _FROM_OUTSIDE = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})

@@ -14,13 +14,6 @@ from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import install_job, load_job
 from greenroom.actors.scheduler.backend_choice import Install, NotInstalled, Use, choose
-from greenroom.actors.scheduler.breakers import (
-    FAILURES_TO_OPEN,
-    LONGEST_COOL_DOWN,
-    breaker_of,
-    cool_down,
-    pause_left,
-)
 from greenroom.actors.scheduler.context import TurnContext, fits
 from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
@@ -37,7 +30,14 @@ from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted, LoadR
 from greenroom.actors.scheduler.eviction import Evictions
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.scheduler.placement import Need, Placement, Placements
-from greenroom.actors.scheduler.quarantine import diverted
+from greenroom.actors.scheduler.quarantine import (
+    FAILURES_TO_OPEN,
+    LONGEST_COOL_DOWN,
+    breaker_of,
+    cool_down,
+    diverted,
+    pause_left,
+)
 from greenroom.actors.scheduler.state import (
     BreakerState,
     FailedInstalls,

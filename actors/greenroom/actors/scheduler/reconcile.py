@@ -34,21 +34,24 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.library.messages import LIBRARY, NoteDamage
 from greenroom.actors.progress import load_job
-from greenroom.actors.scheduler.breakers import (
-    FAILURES_TO_OPEN,
-    LONGEST_COOL_DOWN,
-    SPARED,
-    breaker_of,
-    cool_down,
-    setbacks_after,
-)
 from greenroom.actors.scheduler.context import Limits, TurnContext, footprint
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
 from greenroom.actors.scheduler.errors import failure_of, load_failed, never_started, undecided
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
 from greenroom.actors.scheduler.eviction import Evictions
 from greenroom.actors.scheduler.messages import Ready, Unloaded
-from greenroom.actors.scheduler.quarantine import broken_by_version, cleared_by, is_telling, outlived
+from greenroom.actors.scheduler.quarantine import (
+    FAILURES_TO_OPEN,
+    LONGEST_COOL_DOWN,
+    SPARED,
+    breaker_of,
+    broken_by_version,
+    cleared_by,
+    cool_down,
+    is_telling,
+    outlived,
+    setbacks_after,
+)
 from greenroom.actors.scheduler.queue import AGAIN, QueueStep
 from greenroom.actors.scheduler.state import (
     NOT_THE_MODELS_FAULT,

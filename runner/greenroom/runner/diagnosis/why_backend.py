@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from greenroom.actors.installer.errors import passed_over
 from greenroom.actors.installer.events import (
     InstallationActivated,
     InstallationBroken,
@@ -19,6 +18,7 @@ from greenroom.actors.installer.events import (
     InstallFailed,
     InstallRequested,
 )
+from greenroom.actors.installer.reconcile import passed_over
 from greenroom.actors.installer.state import JobState
 from greenroom.actors.scheduler.events import BackendChosen, LoadRefused
 from greenroom.actors.values import Failure, Installation

@@ -20,12 +20,12 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.values import Engine, EngineSpec
-from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.exit_report import read_end, write_end
 from greenroom.runner.engines.folders import EngineFolder, keeper_of, read_claim
 from greenroom.runner.engines.handle import Handle
-from greenroom.runner.engines.identity import ProcessIdentity, boot_id, of_folder
 from greenroom.runner.engines.keeper import create_claim
+from greenroom.runner.engines.keeper_watch import Channel, KeeperGone
+from greenroom.runner.systems.processes import ProcessIdentity, boot_id, of_folder
 
 _log = logging.getLogger(__name__)
 

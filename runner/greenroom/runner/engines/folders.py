@@ -21,8 +21,8 @@ from typing import Any
 
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.engines.exit_report import read_end
-from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.errors import JobFailed
+from greenroom.runner.systems.processes import ProcessIdentity
 
 _log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from greenroom.actors.progress import ProgressBoard, load_job
 from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Measured, Progress
 from greenroom.runner.backends.base import CommandLine, Readiness
-from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.folders import EngineFolder
+from greenroom.runner.engines.keeper_watch import Channel
 from greenroom.runner.engines.reachability import inode_of
 from greenroom.runner.engines.readiness import Probe
 from greenroom.runner.errors import blamed

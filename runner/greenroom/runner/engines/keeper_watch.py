@@ -1,20 +1,241 @@
-"""One thread that waits for messages from all keepers, for their end, and for deadlines."""
+"""The daemon's end of its keepers: the connection to each, and one thread that watches them all.
+
+The thread waits for messages, for a keeper's end, and for deadlines. While its connection is open, a keeper
+keeps its engine. Messages are JSON lines. A keeper's environment, and its engine's, has what a program needs
+here, and no secrets.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import selectors
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from greenroom.runner.engines.channel import KeeperGone
-from greenroom.runner.engines.handle import Handle
+from greenroom.actors.fork import lock_for_forks, on_fork
+from greenroom.runner.engines import keeper_main
+from greenroom.runner.engines.keeper import MESSAGE_LIMIT
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.systems import here
+
+if TYPE_CHECKING:
+    from greenroom.runner.engines.handle import Handle
+import os
+from collections.abc import Mapping
+
+_NAMES = frozenset(
+    """
+    HOME LANG LANGUAGE LOGNAME PATH SHELL TMPDIR TZ USER LD_LIBRARY_PATH DYLD_LIBRARY_PATH
+    DYLD_FALLBACK_LIBRARY_PATH SSL_CERT_FILE SSL_CERT_DIR __CF_USER_TEXT_ENCODING
+    XDG_CACHE_HOME XDG_CONFIG_DIRS XDG_CONFIG_HOME XDG_DATA_DIRS XDG_DATA_HOME XDG_RUNTIME_DIR XDG_STATE_HOME
+    MLX_BFS_MAX_WIDTH MLX_ENABLE_TF32 MLX_MAX_ACTIVE_TASKS MLX_MAX_MB_PER_BUFFER MLX_MAX_OPS_PER_BUFFER
+    MLX_METAL_FAST_SYNCH
+    VLLM_ALLOW_LONG_MAX_MODEL_LEN VLLM_ATTENTION_BACKEND VLLM_CACHE_ROOT VLLM_CONFIG_ROOT
+    VLLM_CPU_KVCACHE_SPACE VLLM_CPU_MOE_PREPACK VLLM_CPU_NUM_OF_RESERVED_CPU VLLM_CPU_OMP_THREADS_BIND
+    VLLM_CPU_SGL_KERNEL VLLM_ENABLE_V1_MULTIPROCESSING VLLM_ENGINE_ITERATION_TIMEOUT_S
+    VLLM_FLASH_ATTN_VERSION VLLM_FUSED_MOE_CHUNK_SIZE VLLM_HOST_IP VLLM_KV_CACHE_LAYOUT
+    VLLM_TARGET_DEVICE VLLM_USE_DEEP_GEMM VLLM_USE_FLASHINFER_SAMPLER VLLM_USE_TRITON_FLASH_ATTN VLLM_USE_V1
+    VLLM_WORKER_MULTIPROC_METHOD
+    """.split()
+)
+"""For mlx and vllm one by one: others of theirs are credentials, or log requests."""
+_PREFIXES = (
+    *("CUDA_", "GGML_", "GOMP_", "HIP_", "HSA_", "KMP_", "LC_", "MKL_", "MTL_", "NCCL_", "NVIDIA_"),
+    *("OMP_", "OPENBLAS_", "PYTORCH_", "ROCM_", "ROCR_", "TORCH_", "VECLIB_", "VK_"),
+)
+"""Switches of compute libraries."""
+_SECRET_WORDS = frozenset(
+    """
+    ACCESS AUTH AUTHORIZATION COOKIE CRED CREDENTIAL CREDENTIALS CREDS DSN KEY KEYS LOGIN PASS PASSPHRASE
+    PASSWD PASSWORD PRIVATE PWD SECRET SECRETS SESSION SIGNATURE TOKEN TOKENS
+    """.split()
+)
+"""A name with one of these between its underscores is never passed on, whatever its prefix."""
+
+
+def cleaned(extra: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The allowed part of our environment, then what the engine's command adds."""
+    source = os.environ if base is None else base
+    return {**{name: value for name, value in source.items() if _is_allowed(name, value)}, **extra}
+
+
+def _is_allowed(name: str, value: str) -> bool:
+    if name in _NAMES:
+        return True
+    if not name.startswith(_PREFIXES) or not _SECRET_WORDS.isdisjoint(name.upper().split("_")):
+        return False
+    return "://" not in value  # a URL may contain a password, and no switch is one
+
 
 _log = logging.getLogger(__name__)
+
+_RECEIVE_BYTES = 262_144
+_DETACHED: list[subprocess.Popen[bytes]] = []
+"""Keepers left running; polled so that a long-lived host program collects no zombies."""
+
+_DETACHED_LOCK = lock_for_forks()
+
+
+def _reap_detached() -> None:
+    with _DETACHED_LOCK:
+        _DETACHED[:] = [process for process in _DETACHED if process.poll() is None]
+
+
+class KeeperGone(Exception):
+    """The keeper closed the connection or refused it."""
+
+
+class Channel:
+    """One connection to a keeper. Sends from any thread; receives on one."""
+
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        self._socket = sock
+        self._process = process
+        self._sending = threading.Lock()
+        self._received = b""
+        self._closed = False
+        on_fork(self)
+
+    def forked(self) -> None:
+        """A child that kept this connection open would keep the engine alive after this process has ended."""
+        self._closed = True
+        self._socket.close()
+
+    @classmethod
+    def spawn(cls) -> Channel:
+        """Start a keeper that waits for its `start`; it exits if this process ends first."""
+        _reap_detached()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # -S: it imports only the standard library, and starts some milliseconds sooner.
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(keeper_main.__file__))],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=cleaned({}),  # it outlives us, and the user's other processes can read its variables
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(ours, process)
+
+    @classmethod
+    def connect(cls, path: str, keeper_pid: int) -> Channel:
+        """Connect to a running keeper.
+
+        Raises:
+            KeeperGone: Nothing, or another process, listens there.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(5.0)
+            sock.connect(path)
+            sock.setblocking(True)
+        except OSError as problem:
+            sock.close()
+            raise KeeperGone(str(problem)) from problem
+        if here.peer_pid(sock) not in (0, keeper_pid):
+            sock.close()
+            raise KeeperGone("another process listens on the keeper's socket")
+        return cls(sock)
+
+    @property
+    def pid(self) -> int:
+        """Of a keeper we spawned; 0 for one we connected to."""
+        return self._process.pid if self._process is not None else 0
+
+    def alive(self) -> bool:
+        """Whether a keeper we spawned still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """Kill a keeper we spawned: our own child, so its pid cannot have been reused."""
+        if self.alive() and self._process is not None:
+            self._process.kill()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, op: str, **fields: Any) -> None:
+        """Send one message.
+
+        Raises:
+            KeeperGone: The keeper has ended.
+            JobFailed: The command line is far too long.
+        """
+        data = json.dumps({"op": op, **fields}).encode() + b"\n"
+        if len(data) > MESSAGE_LIMIT:
+            raise JobFailed.permanent(
+                "command_line_too_long",
+                f"The engine's command line and environment take {len(data) / 1e6:.1f} MB, more than "
+                "the system can pass to a program.",
+                advice="Shorten the model's runtime flags.",
+            )
+        with self._sending:
+            try:
+                self._socket.sendall(data)
+            except OSError as problem:
+                raise KeeperGone(str(problem)) from problem
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Complete messages received so far, without waiting; raises `KeeperGone` at the end."""
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except OSError as problem:
+            raise KeeperGone(str(problem)) from problem
+        return self._messages(data)
+
+    def await_event(self, event: str, seconds: float) -> dict[str, Any]:
+        """Wait for one event, dropping earlier ones; raises `KeeperGone` if it does not come in time."""
+        self._socket.settimeout(seconds)
+        try:
+            while True:
+                for message in self._messages(self._socket.recv(_RECEIVE_BYTES)):
+                    if message.get("event") == event:
+                        return message
+        except OSError as problem:
+            raise KeeperGone(str(problem)) from problem
+        finally:
+            self._socket.setblocking(True)
+
+    def _messages(self, data: bytes) -> list[dict[str, Any]]:
+        if not data:
+            raise KeeperGone("the keeper has ended")
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [json.loads(line) for line in lines if line]
+
+    def close(self, *, reap: bool = True) -> None:
+        """Close the connection; with `reap`, wait for a keeper that ends now, or kill it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._socket.close()
+        if self._process is None:
+            return
+        if not reap:
+            with _DETACHED_LOCK:
+                _DETACHED.append(self._process)
+            return
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # our own child, not reaped: its pid cannot have been reused
+            self._process.wait(5.0)
 
 
 class KeeperWatch:

@@ -25,8 +25,8 @@ import psutil
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.limits import ID, escaped
 from greenroom.actors.values import Caller, Engine
-from greenroom.runner.engines.processes import groups, wants_to_work
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
+from greenroom.runner.systems.processes import groups, wants_to_work
 
 _log = logging.getLogger(__name__)
 

@@ -26,10 +26,9 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.installed import LOCK, InstallationStore, segment
 from greenroom.runner.installations.lock_file import Lock, LockedFile
-from greenroom.runner.installations.maker import FileStore
-from greenroom.runner.installations.record import InstallationRecord, Wheel
-from greenroom.runner.installations.space import need_space
+from greenroom.runner.installations.maker import FileStore, need_space
 from greenroom.runner.installations.tar_stream import BadTar, TarEntry, TarStream
+from greenroom.runner.installations.verification import InstallationRecord, Wheel
 
 MANIFEST = "backend.json"
 SUMS = "SHA256SUMS"

@@ -51,8 +51,8 @@ from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, no_exec
 from greenroom.runner.installations.lock_file import normalized
-from greenroom.runner.installations.record import Unclear
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.verification import Unclear
 from greenroom.runner.threads import Thread, start_thread
 
 _log = logging.getLogger(__name__)

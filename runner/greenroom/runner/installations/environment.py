@@ -16,13 +16,11 @@ from threading import Event
 
 import msgspec
 
+from greenroom.actors.progress import ProgressReport
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Environment, Platform
-from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations import record as records
 from greenroom.runner.installations.archive import kept_lock
-from greenroom.runner.installations.blocking_calls import Beside, stop_if
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.installed import (
     ATTEMPT,
@@ -34,27 +32,32 @@ from greenroom.runner.installations.installed import (
     usage,
     write_attempt,
 )
-from greenroom.runner.installations.installed_check import inventory, own_sums, probe
 from greenroom.runner.installations.lock_file import Lock, LockedFile, shipped
-from greenroom.runner.installations.maker import FileStore, Maker
-from greenroom.runner.installations.record import (
-    ENVIRONMENT,
-    InstallationRecord,
-    Interpreter,
-    Wheel,
-    base_python,
-)
-from greenroom.runner.installations.sources import PackageSources
-from greenroom.runner.installations.space import (
+from greenroom.runner.installations.maker import (
+    FileStore,
+    Maker,
     is_ample,
     keep_reserve,
     need_space,
     unpacked,
     unpacked_wheel,
 )
+from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import Uv
-from greenroom.runner.progress_report import ProgressReport
-from greenroom.runner.threads import start_thread
+from greenroom.runner.installations.verification import (
+    ENVIRONMENT,
+    InstallationRecord,
+    Interpreter,
+    Wheel,
+    base_python,
+    flush,
+    inventory,
+    own_sums,
+    probe,
+    write_record,
+)
+from greenroom.runner.systems.processes import ProcessIdentity
+from greenroom.runner.threads import Beside, start_thread, stop_if
 
 Contents = tuple[dict[str, int], dict[str, str], dict[str, str]]
 """Sizes of files, targets of links, and the sums of files that no `RECORD` lists."""
@@ -171,14 +174,14 @@ class Environments(Maker):
                 sizes.pop(ATTEMPT, None)
                 sums = Beside(partial(own_sums, folder, list(sizes)), f"sums-{job}")
                 # Most of what the commit waits for reaches the disk meanwhile.
-                flushed = Beside(partial(records.flush, folder), f"flush-{job}")
+                flushed = Beside(partial(flush, folder), f"flush-{job}")
                 probe(folder, source.distribution, source.probe, cancel)
                 flushed.result(cancel=cancel)
                 contents = (sizes, links, sums.result(cancel=cancel))
                 stop_if(cancel)  # the last moment at which cancelling leaves nothing: the commit comes next
                 found = self._record(folder, backend, variant, source, lock, files, contents)
                 (folder / ATTEMPT).unlink()
-                records.write(folder, found)
+                write_record(folder, found)
             except OSError as error:
                 discard(folder)
                 raise self._with_numbers(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from greenroom.actors.values import Installation
 from greenroom.runner.backends.base import Backend, Environment
-from greenroom.runner.installations.installed_check import run_python
+from greenroom.runner.installations.verification import run_python
 
 EXTERNAL = "external"
 """The id of every installation the user named; a backend has at most one."""

@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from greenroom.actors.journal.fsync import force
+from greenroom.actors.progress import ProgressReport
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations import record as records
-from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.installed import (
     ATTEMPT,
@@ -40,24 +39,23 @@ from greenroom.runner.installations.installed import (
     need_exec,
     usage,
 )
-from greenroom.runner.installations.installed_check import (
-    InterpreterFailed,
-    identity,
-    inventory,
-    probe,
-    sha256,
-)
-from greenroom.runner.installations.maker import FileStore, Maker
-from greenroom.runner.installations.record import (
+from greenroom.runner.installations.maker import FileStore, Maker, is_ample, keep_reserve, need_space
+from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.verification import (
     ENVIRONMENT,
     ImageOrigin,
     InstallationRecord,
     Interpreter,
+    InterpreterFailed,
     Wheel,
+    identity,
+    interpreter,
+    inventory,
+    probe,
+    sha256,
+    write_record,
 )
-from greenroom.runner.installations.sources import PackageSources
-from greenroom.runner.installations.space import is_ample, keep_reserve, need_space
-from greenroom.runner.progress_report import ProgressReport
+from greenroom.runner.threads import stop_if
 from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
@@ -129,7 +127,7 @@ class Images(Maker):
                 found = msgspec.structs.replace(found, variant=variant)
                 _place_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
                 (folder / ATTEMPT).unlink()
-                records.write(folder, found)
+                write_record(folder, found)
             except BaseException as error:
                 _withdraw_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
                 discard(folder)
@@ -220,7 +218,7 @@ class Images(Maker):
                 report.phase("unpacking", f"Unpacking layer {number} of {len(image.layers)}")
                 laid.lay(self.store.path(layer), diff_id)
             laid.finish(source.executables)
-        python = records.interpreter(folder)
+        python = interpreter(folder)
         if not python.exists():
             raise JobFailed.permanent(
                 "not_an_image",

@@ -26,8 +26,8 @@ from threading import Event
 from typing import IO, Protocol, Self
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.tar_stream import BadTar, TarEntry, TarStream
+from greenroom.runner.threads import stop_if
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"

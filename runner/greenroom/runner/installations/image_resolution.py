@@ -20,7 +20,6 @@ from urllib3.exceptions import HTTPError
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import TookTooLong, bounded, stop_if
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image_layers import GZIP
 from greenroom.runner.installations.installed import InstallationStore
@@ -31,6 +30,7 @@ from greenroom.runner.installations.web import Web
 from greenroom.runner.models.references import BadReference, Reference
 from greenroom.runner.registry import images
 from greenroom.runner.registry.client import Registry
+from greenroom.runner.threads import TookTooLong, bounded, stop_if
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse

@@ -25,14 +25,20 @@ from threading import Event
 import msgspec
 
 from greenroom.actors.values import Installation
-from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.errors import JobCancelled, JobFailed, blamed
-from greenroom.runner.installations import record as records
-from greenroom.runner.installations.blocking_calls import Beside, TookTooLong
 from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.installed_check import changed, complaint, walk
-from greenroom.runner.installations.record import MARK, InstallationRecord, Unclear
-from greenroom.runner.installations.space import existing
+from greenroom.runner.installations.verification import (
+    MARK,
+    InstallationRecord,
+    Unclear,
+    changed,
+    complaint,
+    interpreter,
+    read_record,
+    walk,
+)
+from greenroom.runner.systems.processes import ProcessIdentity
+from greenroom.runner.threads import Beside, TookTooLong
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +88,7 @@ def python_of(home: Path, installation: Installation) -> Path:
     """The interpreter an installation runs with; if the user named a program, that program."""
     folder = folder_of(home, installation)
     if installation.managed:
-        return records.interpreter(folder)
+        return interpreter(folder)
     return folder / "bin" / "python" if folder.is_dir() else folder
 
 
@@ -145,7 +151,7 @@ class InstallationStore:
             JobFailed: The installation is gone, or its mark is damaged or unreadable.
         """
         try:
-            found = records.read(folder_of(self.home, installation))
+            found = read_record(folder_of(self.home, installation))
         except ValueError as error:
             raise JobFailed.permanent(
                 "broken", f"{installation.id} of {installation.backend} is broken: {error}."
@@ -165,7 +171,7 @@ class InstallationStore:
             JobFailed: No installation can have that name.
         """
         with suppress(ValueError):
-            found = records.read(folder_of(self.home, installation))
+            found = read_record(folder_of(self.home, installation))
             return found is not None and found.image is not None
         return False
 
@@ -183,7 +189,7 @@ class InstallationStore:
         for backend in self.backends():
             for folder in self._folders(backend):
                 try:
-                    found = records.read(folder)
+                    found = read_record(folder)
                 except ValueError:
                     continue
                 except Unclear:
@@ -289,6 +295,13 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def existing(place: Path) -> Path:
+    """The nearest existing folder above a path."""
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
 def no_exec(home: Path) -> str:
     """A clause saying that the data directory's disk is mounted noexec; empty when it is not."""
     place = existing(home)
@@ -346,7 +359,7 @@ def blocks(places: Iterable[Path]) -> dict[tuple[int, int], int]:
 
 def _seen(backend: str, folder: Path) -> Installation | None:
     try:
-        found = records.read(folder)
+        found = read_record(folder)
     except ValueError as error:
         match = _ID.fullmatch(folder.name)
         # Without its mark, the name is all there is: it may begin with a variant.

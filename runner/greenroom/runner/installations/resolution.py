@@ -25,9 +25,9 @@ from greenroom.runner.installations.lock_file import (
     normalized,
     render,
 )
-from greenroom.runner.installations.record import base_python
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.uv import Uv
+from greenroom.runner.installations.verification import base_python
 from greenroom.runner.installations.web import Web
 
 _PYTHON = "3.11"

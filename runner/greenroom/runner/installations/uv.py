@@ -24,9 +24,9 @@ from typing import IO, Literal, NamedTuple
 import psutil
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.threads import stop_if
 
 # Filled now, under this module's import lock: in CPython up to 3.12 a second thread can find it half
 # filled (`EXE` is None), and several threads look for uv's program at once.

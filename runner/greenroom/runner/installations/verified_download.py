@@ -31,7 +31,6 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import Flag, stop_if
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.lock_file import LockedFile
 from greenroom.runner.installations.maker import FileStore, file_sha256
@@ -43,7 +42,7 @@ from greenroom.runner.installations.sources import (
     without_credentials,
 )
 from greenroom.runner.installations.web import NOT_HERE, Web
-from greenroom.runner.threads import start_thread
+from greenroom.runner.threads import Flag, start_thread, stop_if
 
 _CHUNK = 256 * 1024
 _WORKERS = 8

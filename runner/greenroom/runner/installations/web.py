@@ -29,8 +29,8 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import Flag, TookTooLong, bounded
 from greenroom.runner.installations.sources import PackageSources, redact, without_credentials
+from greenroom.runner.threads import Flag, TookTooLong, bounded
 from greenroom.runner.user_home import expanded
 
 _CONNECT_SECONDS = 10.0

@@ -17,13 +17,13 @@ from typing import IO
 
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.installations.tar_stream import BadTar, TarStream
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.manifest_checks import blobs_of, checked, complete
 from greenroom.runner.models.references import blob_name
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.threads import stop_if
 from greenroom.runner.units import format_size
 
 _CHUNK = 2**20

@@ -17,12 +17,12 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Literal
 
-from greenroom.runner.installations.blocking_calls import stop_if
+from greenroom.actors.journal.fsync import sync_file
 from greenroom.runner.models.errors import from_os_error, hash_mismatch, nearly_full, not_a_model
-from greenroom.runner.models.files import sync_file
 from greenroom.runner.models.manifest import Artifact, Layer
 from greenroom.runner.models.references import BadReference, blob_name, relative_name, shown
 from greenroom.runner.models.safe_open import HeldFile, hold
+from greenroom.runner.threads import stop_if
 
 _CHUNK = 2**20
 RESERVE = 64 * 2**20

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from greenroom.actors.journal.fsync import force
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error
 
@@ -116,44 +114,3 @@ def size_of(paths: Iterator[Path] | set[Path], seen: set[tuple[int, int]]) -> in
             seen.add((status.st_dev, status.st_ino))
             total += status.st_size
     return total
-
-
-# crash-safe writing
-
-TEMPORARY = ".tmp-"
-"""Prefix of files that only a crash leaves behind."""
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace a file's content atomically; it is on disk when this returns.
-
-    Raises:
-        OSError: Nothing has changed.
-    """
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            force(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        force(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk: a rename is durable only after this."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        force(descriptor)
-    finally:
-        os.close(descriptor)

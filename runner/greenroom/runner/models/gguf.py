@@ -10,7 +10,6 @@ sizes: `ggml.c`.
 
 from __future__ import annotations
 
-import re
 import struct
 import time
 from collections.abc import Sequence
@@ -69,7 +68,6 @@ _FILE_TYPES = {
 _GUESSED = 1024
 """llama.cpp's mark on a file type that was derived, not stored."""
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 Value = str | int | float | bool | tuple[int | float | bool, ...] | None
 """Only short arrays of numbers are kept; others are None."""
@@ -117,12 +115,6 @@ def read_shards(paths: Sequence[Readable]) -> Metadata:
         chat_template=bool(first.get("tokenizer.chat_template")),
         raw={k: _shown(v) for k, v in first.items() if v is not None and len(_shown(v)) <= _RAW_LIMIT},
     )
-
-
-def shard_of(name: str) -> tuple[str, int, int]:
-    """A shard's common stem, number and count; `("", 0, 0)` for other names."""
-    match = _SHARD.search(name)
-    return (name[: match.start()], int(match[1]), int(match[2])) if match else ("", 0, 0)
 
 
 def read_header(path: Readable) -> Header:

@@ -7,13 +7,13 @@ between two imports of the same files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from greenroom.actors.limits import CONTEXT
-from greenroom.runner.models.gguf import shard_of
 from greenroom.runner.models.metadata import Metadata
 from greenroom.runner.models.references import digest_of
 from greenroom.runner.units import format_size, size_text
@@ -46,6 +46,7 @@ _SYNONYMS = {
 FILEPATH = "org.cncf.model.filepath"
 _UNTESTED = "org.cncf.model.file.mediatype.untested"
 
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MANIFEST_LIMIT = 4 * 2**20
 
 
@@ -108,6 +109,12 @@ class Artifact:
     @property
     def id(self) -> str:
         return digest_of(self.manifest_bytes)
+
+
+def shard_of(name: str) -> tuple[str, int, int]:
+    """A shard's common stem, number and count; `("", 0, 0)` for other names."""
+    match = _SHARD.search(name)
+    return (name[: match.start()], int(match[1]), int(match[2])) if match else ("", 0, 0)
 
 
 def build(

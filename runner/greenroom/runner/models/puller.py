@@ -36,7 +36,7 @@ from greenroom.actors.library.events import (
     PullCancelled,
 )
 from greenroom.actors.library.messages import LIBRARY, ModelsSeen, Pruned
-from greenroom.actors.progress import ProgressBoard, pull_job
+from greenroom.actors.progress import TICK, ProgressBoard, ProgressReport, pull_job
 from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.config import RegistrySettings
@@ -50,8 +50,7 @@ from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Offer, Pins, Source, SourceContext
 from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import ModelStore
-from greenroom.runner.progress_report import ProgressReport
-from greenroom.runner.threads import start_thread
+from greenroom.runner.threads import repeating, start_thread
 from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding
 
 if TYPE_CHECKING:
@@ -205,7 +204,7 @@ class Puller:
         with self._lock:
             self._attempts[fetch.job] = attempt
         try:
-            with cancel.ends(attempt.end), attempt.ticking():
+            with cancel.ends(attempt.end), repeating(attempt.tick, TICK, "progress"):
                 reference = Reference.parse(fetch.reference)
                 model, fresh = self._pull(reference, fetch.token, fetch.force, attempt, cancel)
         except JobCancelled:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from greenroom.actors.library.effects import SendModel
 from greenroom.actors.library.events import ModelPushed, PushFailed
 from greenroom.actors.library.messages import LIBRARY
-from greenroom.actors.progress import ProgressBoard, push_job
+from greenroom.actors.progress import FileProgress, ProgressBoard, ProgressReport, push_job
 from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.retry import PUSH_RETRIES
 from greenroom.actors.values import Failure
@@ -23,7 +23,6 @@ from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, familiar
 from greenroom.runner.models.store import ModelStore
-from greenroom.runner.progress_report import FileProgress, ProgressReport
 from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding, side_by_side
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import msgspec
 
+from greenroom.actors.journal.fsync import TEMPORARY, sync_folder, write_atomically
 from greenroom.actors.values import Model
 from greenroom.runner.backends.base import ModelFiles
 from greenroom.runner.errors import JobFailed
@@ -36,7 +37,6 @@ from greenroom.runner.models.arrival import Arrival, Count, hash_file
 from greenroom.runner.models.bundle import open_bundle, remove_bundle
 from greenroom.runner.models.errors import check_pin, from_os_error, model_damaged, no_such_model, store_gone
 from greenroom.runner.models.files import (
-    TEMPORARY,
     check_no_other,
     check_writable,
     children,
@@ -44,10 +44,8 @@ from greenroom.runner.models.files import (
     locked,
     place_of,
     size_of,
-    sync_folder,
     unlink,
     walk,
-    write_atomically,
 )
 from greenroom.runner.models.index import LAYOUT_VERSION, Index, IndexEntry, IndexFile, model_of
 from greenroom.runner.models.manifest import Manifest

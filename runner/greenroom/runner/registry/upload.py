@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import TookTooLong, bounded
 from greenroom.runner.models.references import digest_of
 from greenroom.runner.registry.client import Endpoint, Registry
+from greenroom.runner.threads import TookTooLong, bounded
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse

@@ -9,11 +9,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from greenroom.actors.progress import FileProgress
 from greenroom.actors.values import ModelFormat
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.references import Reference
-from greenroom.runner.progress_report import FileProgress
 from greenroom.runner.waits import Cancel
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ from urllib.parse import quote
 import msgspec
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.blocking_calls import stop_if
 from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.bundle import choose_from_repository, quantisations_of
 from greenroom.runner.models.errors import NO_ANSWER, not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, is_id, relative_name
-from greenroom.runner.models.selection import choose_from_repository, quantisations_of
 from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
 from greenroom.runner.models.sources.transfer import FileToFetch, Transfer
+from greenroom.runner.threads import stop_if
 
 _SECONDS = 90.0
 _TICK = 0.1

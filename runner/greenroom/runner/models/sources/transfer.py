@@ -21,11 +21,11 @@ from pathlib import Path
 from threading import Event
 from typing import IO, TYPE_CHECKING, Any
 
+from greenroom.actors.progress import FileProgress
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, from_os_error, hash_mismatch
 from greenroom.runner.models.sources.base import Report
-from greenroom.runner.progress_report import FileProgress
 from greenroom.runner.units import format_size
 from greenroom.runner.waits import side_by_side
 

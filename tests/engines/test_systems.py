@@ -73,7 +73,7 @@ def test_a_process_that_cannot_be_looked_at_is_not_taken_for_dead(
     def fail(pid: int) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("greenroom.runner.engines.identity.start_time", fail)
+    monkeypatch.setattr("greenroom.runner.systems.processes.start_time", fail)
     assert identity is not None
     assert identity.alive()
     monkeypatch.setattr(linux, "start_time", fail)

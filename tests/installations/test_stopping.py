@@ -161,7 +161,7 @@ def test_with_a_disk_that_hangs(
     one = builder()
     if hangs in ("flush", "sums"):
         place = {
-            "flush": "greenroom.runner.installations.environment.records.flush",
+            "flush": "greenroom.runner.installations.environment.flush",
             "sums": "greenroom.runner.installations.environment.own_sums",
         }[hangs]
         monkeypatch.setattr(place, hang)

@@ -28,7 +28,7 @@ def test_a_daemon_with_the_pid_of_one_that_was_killed_has_started_too() -> None:
 def test_an_orderly_stop_differs_from_a_killed_daemon() -> None:
     case = given(DaemonLog(STARTED), STARTED)
     assert case.state.running_pid == 42
-    case.when(NoteStopped(pid=42, reason="asked to stop")).then(DaemonStopped)
+    case.when(NoteStopped(pid=42, reason="a stop was requested")).then(DaemonStopped)
     assert case.state.running_pid == 0
 
 

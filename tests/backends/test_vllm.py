@@ -46,13 +46,13 @@ def test_vllm_metal_runs_on_new_macs_whatever_python_we_run_with(here: Platform)
 @pytest.mark.parametrize(
     ("here", "named"),
     [
-        (replace(MAC, macos=(14, 7)), "this is macOS 14.7 on arm64."),
+        (replace(MAC, macos=(14, 7)), "this machine is macOS 14.7 on arm64."),
         (
             replace(MAC, machine="x86_64"),
-            "this is macOS 15.1 on x86_64 (or a Python for Intel on Apple silicon).",
+            "this machine is macOS 15.1 on x86_64 (or a Python for Intel on Apple silicon).",
         ),
-        (Platform(system="linux", machine="arm64", python=(3, 12)), "this is linux on arm64."),
-        (Platform(system="windows", machine="x86_64", python=(3, 12)), "this is windows on x86_64."),
+        (Platform(system="linux", machine="arm64", python=(3, 12)), "this machine is linux on arm64."),
+        (Platform(system="windows", machine="x86_64", python=(3, 12)), "this machine is windows on x86_64."),
     ],
 )
 def test_elsewhere_vllm_metal_says_what_it_needs_and_what_this_is(here: Platform, named: str) -> None:

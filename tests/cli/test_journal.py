@@ -157,5 +157,5 @@ def test_a_text_that_is_no_export_is_not_imported(greenroom: Any, home: Path, tm
     text.write_text("nothing of ours\n")
     outcome = greenroom("journal", "import", str(text))
     assert outcome.code == exit_codes.JOURNAL
-    assert "not an export" in outcome.err
+    assert "not a journal export" in outcome.err
     assert not (home / "journal.db").exists()

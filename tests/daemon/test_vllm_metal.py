@@ -219,7 +219,7 @@ def vanished(mac: Mac, whole: Layer, _: Layer) -> str:
 
 def hostile(mac: Mac, whole: Layer, evil: Layer) -> str:
     mac.push(whole, evil)
-    return f"The image {mac.reference} cannot be used: it has an entry called"
+    return f"The image {mac.reference} cannot be used: it has an entry with an invalid name"
 
 
 @pytest.mark.parametrize("prepare", [tampered, for_another_machine, vanished, hostile])
@@ -255,4 +255,4 @@ def test_a_machine_that_cannot_run_it_says_what_it_would_need(make_daemon: Calla
     assert failed.returncode == 1
     assert "vllm-metal needs macOS 15 or newer on Apple silicon" in failed.stderr
     assert "Python 3.12" in failed.stderr
-    assert "this is linux" in failed.stderr
+    assert "this machine is linux" in failed.stderr

@@ -101,7 +101,7 @@ class Script:
 
     def stopped(self, pid: int = 100) -> None:
         """It stops in order."""
-        self.add(DaemonStopped(pid=pid, reason="asked to stop"))
+        self.add(DaemonStopped(pid=pid, reason="a stop was requested"))
 
     def install(
         self, backend: str = "llama.cpp", version: str = "1.0", *, cause: str = "", wanted_by: Any = "default"

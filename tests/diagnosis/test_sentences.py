@@ -114,7 +114,7 @@ def test_a_start_without_a_stop_before_it_says_so() -> None:
         narrator, msgspec.structs.replace(start, pid=12)
     )
 
-    tell(narrator, DaemonStopped(pid=12, reason="asked to stop"))
+    tell(narrator, DaemonStopped(pid=12, reason="a stop was requested"))
     assert "cleanly" not in tell(narrator, msgspec.structs.replace(start, pid=13))
 
 

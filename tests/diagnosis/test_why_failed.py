@@ -19,7 +19,7 @@ def test_an_engine_the_system_killed_for_its_memory(script: Any) -> None:
     script.die(
         engine,
         "The llama.cpp engine for smollm2 was killed by SIGKILL while it loaded: the system ran out of "
-        "memory (it had used 7654 MiB).",
+        "memory (it had used 8.03 GB).",
         was_ready=False,
         signal="SIGKILL",
         memory=7654 * 2**20,

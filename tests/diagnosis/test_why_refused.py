@@ -13,7 +13,7 @@ def test_a_model_that_does_not_fit(script: Any) -> None:
     script.refuse(
         "smollm2",
         "does_not_fit",
-        "smollm2 needs 20.0 GiB of memory; engines may use 8.0 GiB in all.",
+        "smollm2 needs 21.5 GB of memory; engines may use 8.59 GB in total.",
         **numbers,
     )
 
@@ -21,7 +21,7 @@ def test_a_model_that_does_not_fit(script: Any) -> None:
 
     assert (found.state, found.cause) == ("refused", "does_not_fit")
     assert found.numbers == numbers
-    assert "smollm2 needs 20.0 GiB of memory; engines may use 8.0 GiB in all." in found.answer
+    assert "smollm2 needs 21.5 GB of memory; engines may use 8.59 GB in total." in found.answer
     assert commands(found) == ["greenroom stop && GREENROOM_MEMORY_BUDGET=22GB greenroom serve"]
 
 

@@ -169,7 +169,7 @@ def test_a_journal_is_written_by_the_process_that_opened_it(tmp_path: Path) -> N
     journal.append([entry(1)])
 
     def child() -> None:
-        with pytest.raises(NotWritten, match="of which this is a fork"):
+        with pytest.raises(NotWritten, match="this is a fork of it"):
             journal.append([entry(2)])
         journal.close()
 

@@ -131,7 +131,7 @@ def test_the_end_of_a_traceback_is_preferred_to_a_line_that_mentions_an_error() 
 
 
 def test_a_stop_that_was_asked_for_is_no_failure() -> None:
-    end = {"code": 0, "stop_reason": "asked to stop", "last_lines": ["error: something old"]}
+    end = {"code": 0, "stop_reason": "a stop was requested", "last_lines": ["error: something old"]}
     assert sentence(end, expected=True) == "The mlx engine for ai/smollm2 was stopped."
     assert sentence(end, expected=True, reason="idle for 5 min").endswith("was stopped (idle for 5 min).")
 

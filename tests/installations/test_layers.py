@@ -211,8 +211,8 @@ def outside(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        pytest.param([file("opt/../../../outside", b"x")], "an entry called", id="dots"),
-        pytest.param([file("../outside", b"x")], "an entry called", id="dots outside the tree"),
+        pytest.param([file("opt/../../../outside", b"x")], "an entry with an invalid name", id="dots"),
+        pytest.param([file("../outside", b"x")], "an entry with an invalid name", id="dots outside the tree"),
         pytest.param([link("opt/l", "/etc/passwd")], "leads out of the tree", id="absolute link"),
         pytest.param([link("opt/l", "/opt/../etc")], "leads out of the tree", id="absolute link with dots"),
         pytest.param([link("opt/l", "../../etc")], "leads out of the tree", id="relative link"),
@@ -235,12 +235,12 @@ def outside(tmp_path: Path) -> list[str]:
         ),
         pytest.param([link("opt/h", "etc/passwd", tarfile.LNKTYPE)], "outside the tree", id="hard link out"),
         pytest.param(
-            [link("opt/h", "opt/none", tarfile.LNKTYPE)], "is no file in it", id="hard link to nothing"
+            [link("opt/h", "opt/none", tarfile.LNKTYPE)], "is not a file in it", id="hard link to nothing"
         ),
         pytest.param([link("opt/h", "opt/h", tarfile.LNKTYPE)], "itself", id="hard link to itself"),
         pytest.param(
             [link("opt/s", "x"), link("opt/h", "opt/s", tarfile.LNKTYPE)],
-            "is no file in it",
+            "is not a file in it",
             id="hard link to a link",
         ),
         pytest.param([special("opt/null", tarfile.CHRTYPE)], "not a file, folder or link", id="device"),
@@ -248,10 +248,10 @@ def outside(tmp_path: Path) -> list[str]:
         pytest.param([special("opt/pipe", tarfile.FIFOTYPE)], "not a file, folder or link", id="pipe"),
         pytest.param([file("opt", b"x")], "is not a folder", id="the tree is a file"),
         pytest.param([link("opt", "/etc")], "is not a folder", id="the tree is a link"),
-        pytest.param([file("opt/a\nb", b"x")], "an entry called", id="control characters"),
-        pytest.param([file("opt/" + "d/" * 100 + "x")], "an entry called", id="deep"),
-        pytest.param([file("opt/d/.wh...")], "it hides", id="whiteout of the parent"),
-        pytest.param([file("opt/d/.wh.")], "it hides", id="whiteout of nothing"),
+        pytest.param([file("opt/a\nb", b"x")], "an entry with an invalid name", id="control characters"),
+        pytest.param([file("opt/" + "d/" * 100 + "x")], "an entry with an invalid name", id="deep"),
+        pytest.param([file("opt/d/.wh...")], "an invalid whiteout", id="whiteout of the parent"),
+        pytest.param([file("opt/d/.wh.")], "an invalid whiteout", id="whiteout of nothing"),
         pytest.param([link("opt/l", "x" * 5_000)], "leads out of the tree", id="endless link"),
     ],
 )

@@ -326,7 +326,7 @@ def test_an_older_copy_that_was_restored_is_detected(spoil: Iterator[Spoiled]) -
     journal.append([entry("later", 1)])
     journal.close()
     copy.db.write_bytes(older)
-    with pytest.raises(JournalDamaged, match=r"older copy put back on purpose, remove journal\.db-tail"):
+    with pytest.raises(JournalDamaged, match=r"restored an older copy on purpose, remove journal\.db-tail"):
         SqliteJournal(copy.db)
     (copy.folder / "journal.db-tail").unlink()
     journal = SqliteJournal(copy.db)

@@ -176,7 +176,7 @@ def test_a_damaged_export_is_refused_with_the_number_and_nothing_is_made(
 
 def test_an_import_of_what_is_no_export_is_refused(path: Path) -> None:
     for lines in ([], [b"hello\n"], [b'{"a":1}\n'], [b"\xff\xfe\n"]):
-        with pytest.raises(NotAJournal, match="not an export"):
+        with pytest.raises(NotAJournal, match="not a journal export"):
             maintenance.import_(path, lines)
     assert not path.exists()
 

@@ -118,6 +118,6 @@ def test_counts_never_fall(clock: Clock) -> None:
     report.bytes("Downloading", 50, 100)
     clock.now += 1
     report.bytes("Downloading", 0, 100)
-    report.phase("verifying", "Starting it once")
+    report.phase("verifying", "Testing whether it starts")
     assert [progress.done for progress in sent] == [50, 50, 50]
     assert {progress.total for progress in sent} == {100}

@@ -21,7 +21,7 @@ def hash_mismatch() -> Failure:
     return Failure(
         kind="permanent",
         code="hash_mismatch",
-        message="A downloaded file is not the one that was locked: mlx_lm-0.32.2-py3-none-any.whl.",
+        message="mlx_lm-0.32.2-py3-none-any.whl is not the file that this release was tested with.",
         advice="Check the package index, or a proxy that changes files.",
         detail="error: Hash mismatch\n  Expected: sha256:aa\n  Computed: sha256:bb",
     )

@@ -219,7 +219,7 @@ class Case(Generic[S, V]):
 
     def _follow(self, decision: Decision[V]) -> None:
         if decision.reply is not None:
-            raise AssertionError(f"settle replies to nothing: {decision.reply!r}")
+            raise AssertionError(f"settle must not reply, but replied {decision.reply!r}")
         self.wake_at = decision.wake_at
         self._carry_out(decision, "")
 

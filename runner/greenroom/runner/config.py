@@ -305,7 +305,7 @@ def _url(raw: Any) -> str:
     try:
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"{raw!r} has no usable port") from error
+        raise ValueError(f"{raw!r} has no valid port") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{raw!r} is not an address; write http://127.0.0.1:{DEFAULT_PORT}")
     if parts.username or parts.query or parts.fragment:

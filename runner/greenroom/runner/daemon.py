@@ -294,7 +294,7 @@ class Greenroom(Startable):
             life=uuid.uuid4().hex,
         )
 
-    def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:
+    def stop(self, keep_engines: float | None = None, *, reason: str = "a stop was requested") -> None:
         """End in order: engines, jobs, actors, journal. Idempotent; takes `STOP_BOUND` seconds at most.
 
         `keep_engines` leaves the engines running for so many seconds (`math.inf`: forever), for the next

@@ -291,7 +291,7 @@ def _read_head(lines: Iterator[bytes]) -> _Head:
     try:
         head = msgspec.json.decode(next(lines, b""), type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotAJournal("this is not an export of a journal: its first line does not say so") from error
+        raise NotAJournal("this is not a journal export: its first line is not a journal's header") from error
     if head.greenroom_journal > schema.FORMAT:
         raise JournalTooNew(
             f"this export was written by a newer Greenroom (log format {head.greenroom_journal}, "

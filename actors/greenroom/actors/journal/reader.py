@@ -216,7 +216,7 @@ class JournalReader:
         if tail is not None and tail.seq > last:
             raise JournalDamaged(
                 f"{self._name} ends at event {last}, but {tail.seq} were written: "
-                f"{tail.seq - last} are missing{self._whereabouts()}. If this is an older copy put back on "
+                f"{tail.seq - last} are missing{self._whereabouts()}. If you restored an older copy on "
                 f"purpose, remove {self.files.tail.name} and start again",
                 last + 1,
             )
@@ -227,7 +227,7 @@ class JournalReader:
         if self._is_lone and tail is None:
             raise JournalDamaged(
                 f"{self._name} was in use when it was copied, but {self.files.wal.name} was not copied: "
-                f"what came after event {last} is missing. Copy both, or copy after it was closed",
+                f"the events after {last} are missing. Copy both, or copy after the daemon has stopped",
                 last + 1,
             )
 

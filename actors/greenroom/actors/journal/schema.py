@@ -178,7 +178,7 @@ def read_meta(connection: sqlite3.Connection, name: str) -> Meta:
             raise NotAJournal(f"{name} is not an SQLite database; it was not touched") from error
         raise unreadable(error, name, 1) from error
     except ValueError as error:
-        raise JournalDamaged(f"{name} is damaged: what it says about itself cannot be read", 1) from error
+        raise JournalDamaged(f"{name} is damaged: its header cannot be read", 1) from error
 
 
 def unreadable(error: sqlite3.Error, name: str, seq: int) -> JournalError:

@@ -117,7 +117,7 @@ class SqliteJournal:
 
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         if self._is_forked:
-            raise NotWritten(f"{self.files.db} belongs to process {self._pid}, of which this is a fork")
+            raise NotWritten(f"{self.files.db} belongs to process {self._pid}; this is a fork of it")
         try:
             job = _Job(checked(batch), urgent)
         except MemoryError as error:
@@ -140,7 +140,7 @@ class SqliteJournal:
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         if self._is_forked:
-            raise JournalError(f"{self.files.db} is open in process {self._pid}, of which this is a fork")
+            raise JournalError(f"{self.files.db} is open in process {self._pid}; this is a fork of it")
         is_first = self._thread is None and not self._closed
         if is_first and after == 0 and stream is None:
             for rows in self._checked_rows():

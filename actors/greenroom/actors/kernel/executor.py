@@ -359,7 +359,7 @@ class Executor:
         """Do what needs no event, such as refusing asks that would need one."""
         if decision.if_not_stored is not None:
             if decision.if_not_stored.events:
-                raise ValueError(f"{self.address} offers events in place of events")
+                raise ValueError(f"{self.address} stores events in `if_not_stored`, which must not")
             prepared = self._steps.prepare(decision.if_not_stored, "")
             self._commit(prepared)
             self._perform(prepared.effects)

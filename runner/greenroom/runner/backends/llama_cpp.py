@@ -72,7 +72,7 @@ class LlamaCpp(Backend):
 
     def verdict(self, platform: Platform) -> str:
         if platform.system not in ("darwin", "linux"):
-            return f"llama.cpp is packaged for Linux and macOS; this is {platform.system}."
+            return f"llama.cpp is packaged for Linux and macOS; this machine is {platform.system}."
         return ""
 
     def prompt_speed(self, log: str) -> float:

@@ -84,7 +84,7 @@ class Mlx(Backend):
         if platform.system == "darwin" and platform.machine != "arm64":
             return "mlx needs a Mac with Apple silicon; this Mac has an Intel processor."
         if platform.system not in ("darwin", "linux"):
-            return f"mlx runs on macOS (Apple silicon) and Linux; this is {platform.system}."
+            return f"mlx runs on macOS (Apple silicon) and Linux; this machine is {platform.system}."
         return ""
 
     def command(self, launch: Launch) -> CommandLine:

@@ -127,7 +127,7 @@ def _unfit(one: Variant, graphics: Graphics, platform: Platform) -> str:
     """Why it cannot run on this machine, whatever its devices."""
     if not one.runs_on(platform):  # 1
         built = " and ".join(machine for system, machine in one.machines if system == platform.system)
-        return f"It is built for {built}; this is {platform.machine}."
+        return f"It is built for {built}; this machine is {platform.machine}."
     if one.glibc and platform.system == "linux":  # 2
         if not graphics.glibc:
             return f"It needs glibc {one.glibc} or newer; this system has another C library."

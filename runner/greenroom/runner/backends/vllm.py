@@ -92,7 +92,7 @@ class Vllm(_VllmServer):
 
     def verdict(self, platform: Platform) -> str:
         if platform.system != "linux" or platform.machine not in ("x86_64", "arm64"):
-            return f"vllm runs on Linux on x86_64 or arm64; this is {_named(platform)}."
+            return f"vllm runs on Linux on x86_64 or arm64; this machine is {_named(platform)}."
         return ""
 
     def command(self, launch: Launch) -> CommandLine:
@@ -174,7 +174,7 @@ class VllmMetal(_VllmServer):
         if platform.system != "darwin" or platform.machine != "arm64" or old_mac:
             return (
                 f"vllm-metal needs macOS {_MIN_MACOS} or newer on Apple silicon, and brings its own "
-                f"Python 3.12; this is {_named(platform)}."
+                f"Python 3.12; this machine is {_named(platform)}."
             )
         return ""
 

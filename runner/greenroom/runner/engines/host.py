@@ -294,7 +294,7 @@ class EngineHost:
         if handle.may_finish and not self._closing:
             self._thread(f"engine-{engine_id}", partial(self._stop_when_left, handle, reason))
         else:
-            self._send_stop(handle, reason or "asked to stop")
+            self._send_stop(handle, reason or "a stop was requested")
         return True
 
     def _stop_when_left(self, handle: Handle, reason: str) -> None:
@@ -308,7 +308,7 @@ class EngineHost:
                 break
             if handle.over.wait(_FINISH_EVERY):
                 return
-        self._send_stop(handle, reason or "asked to stop")
+        self._send_stop(handle, reason or "a stop was requested")
 
     def _send_stop(self, handle: Handle, reason: str) -> None:
         channel = handle.channel
@@ -341,7 +341,7 @@ class EngineHost:
             handle.pid, handle.started = int(str(message["pid"])), float(str(message["started"]))
             handle.tell_spawned()
             if handle.stop_requested:
-                self._send_stop(handle, handle.stop_reason or "asked to stop")
+                self._send_stop(handle, handle.stop_reason or "a stop was requested")
         elif event == "failed":
             text = str(message.get("message"))
             self._failed(handle, not_spawned(str(message.get("code")), int(message.get("errno") or 0), text))
@@ -453,7 +453,7 @@ class EngineHost:
                 handle.tell_lost(found.reason)
             elif handle.stop_requested:
                 self._watch.add(handle)
-                self._send_stop(handle, handle.distrust or "asked to stop before the restart")
+                self._send_stop(handle, handle.distrust or "a stop was requested before the restart")
                 handle.over.wait(self._stop_bound + 10.0)
             else:
                 self._keep(handle)

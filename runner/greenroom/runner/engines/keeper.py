@@ -273,7 +273,9 @@ class Keeper:
             # The daemon exits cleanly and leaves the engine: from now on this grace counts.
             self._grace = seconds_of(message.get("grace"))
         elif op == "stop":
-            self._begin_stop(str(message.get("reason", ""))[:1000] or "asked to stop", ladder_of(message))
+            self._begin_stop(
+                str(message.get("reason", ""))[:1000] or "a stop was requested", ladder_of(message)
+            )
         else:
             raise ValueError(f"{op!r} cannot be done now")
 

@@ -305,7 +305,7 @@ def check_now(body: bytes, dialogue: Dialogue) -> Checked:
         # Engines answer text in another encoding each in a way of its own, and some not at all.
         body.decode()
     except UnicodeDecodeError as error:
-        raise invalid(f"the body is not UTF-8: see byte {error.start}") from None
+        raise invalid(f"the body is not UTF-8 at byte {error.start}") from None
     try:
         given = _fields.decode(body)
         absent = [name for name, raw in given.items() if _stands_for_nothing(name, bytes(raw))]

@@ -211,7 +211,7 @@ class Configuring:
             507,
             "does_not_fit",
             f"{shown_name(model)} with a context of {context} tokens{slots} needs {format_size(needed)} of "
-            f"memory; engines may use {format_size(budget)} in all.",
+            f"memory; engines may use {format_size(budget)} in total.",
             advice=f"{advice} Nothing has changed.",
             param="slots" if slots else "context-size",
             numbers={"needed": float(needed), "budget": float(budget)},

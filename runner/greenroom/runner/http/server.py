@@ -174,7 +174,7 @@ class _Serving:
 
     def _asked_to_stop(self, keep_engines: float | None) -> None:
         self._keep_engines = keep_engines
-        self._reason = self._reason or "asked to stop"
+        self._reason = self._reason or "a stop was requested"
         self._stop.set()
 
     def _signalled(self, number: signal.Signals) -> None:

@@ -137,7 +137,7 @@ def _read(home: Path, archive: TarStream, wheels: FileStore, kept: list[LockedFi
     if manifest.machine != here():
         raise JobFailed.permanent(
             "unsupported_platform",
-            f"The archive was exported for {manifest.machine}; this is {here()}.",
+            f"The archive was exported for {manifest.machine}; this machine is {here()}.",
             advice="Export it on a machine of the same kind, with the same Python.",
         )
     first[LOCK] = _small(archive, next(members, None), LOCK)
@@ -153,7 +153,7 @@ def _read(home: Path, archive: TarStream, wheels: FileStore, kept: list[LockedFi
         sha256, _, name = rest.partition("/")
         file = files.get(sha256)
         if file is None or (file.name, file.size, "file") != (name, member.size, member.kind):
-            raise _damaged(f"{member.name[:200]!r} does not belong there")
+            raise _damaged(f"{member.name[:200]!r} does not belong in this archive")
         if _keep(wheels, file, archive.content()):
             kept.append(file)
     if absent := wheels.missing(files.values()):

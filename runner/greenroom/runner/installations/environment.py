@@ -168,7 +168,7 @@ class Environments(Maker):
             folder = self.installed.new_folder(backend, plan.version, lock.digest, job, variant=variant)
             try:
                 self._fill(folder, source, lock, files, cancel, report)
-                report.phase("verifying", f"Starting {source.distribution} once")
+                report.phase("verifying", f"Testing whether {source.distribution} starts")
                 # Before the first import, which writes byte code through temporary files.
                 sizes, links = inventory(folder)
                 sizes.pop(ATTEMPT, None)

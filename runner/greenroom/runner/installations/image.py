@@ -225,7 +225,7 @@ class Images(Maker):
                 f"The image {image.name} has no {source.tree.rstrip('/')}/bin/python3.",
                 advice=f'Name another one in the config: [backends."{backend}"] image = "…".',
             )
-        report.phase("verifying", f"Starting {backend} once")
+        report.phase("verifying", f"Testing whether {backend} starts")
         tag, version = _identity(python, image.name, cancel)
         probe(folder, f"{backend} {image.version}", source.probe, cancel)
         stop_if(cancel)

@@ -115,7 +115,7 @@ class Tree:
                 while stream.read(_CHUNK):
                     self._go_on()
         except (BadTar, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
-            raise self._unsafe("damaged_layer", f"one of its layers is no archive: {error}") from error
+            raise self._unsafe("damaged_layer", f"one of its layers is not an archive: {error}") from error
         except OSError as error:
             if error.errno in _REFUSED:
                 raise self._unsafe(
@@ -206,7 +206,7 @@ class Tree:
         if source == path:
             raise self._unsafe("unsafe_image", f"its {path} is a link to itself")
         if source not in self.sums:
-            raise self._unsafe("unsafe_image", f"its {path} is a link to {source}, which is no file in it")
+            raise self._unsafe("unsafe_image", f"its {path} is a link to {source}, which is not a file in it")
         with _folder(self._parent(below, make=False)) as place:
             self._remove(folder, name, path)
             os.link(below[-1], name, src_dir_fd=place, dst_dir_fd=folder, follow_symlinks=False)
@@ -233,7 +233,7 @@ class Tree:
         """Hide what lower layers created, in the tree or all of it."""
         hidden = parts[:-1] if parts[-1] == _OPAQUE else (*parts[:-1], parts[-1].removeprefix(_WHITEOUT))
         if hidden[-1:] in (("",), (".",), ("..",)):
-            raise self._unsafe("unsafe_image", f"it hides {'/'.join(parts)}")
+            raise self._unsafe("unsafe_image", f"it has an invalid whiteout: {'/'.join(parts)}")
         below = hidden[len(self._inside) :]
         if hidden == self._inside[: len(hidden)] and (parts[-1] == _OPAQUE or hidden):
             for name in os.listdir(self._root):
@@ -301,7 +301,7 @@ class Tree:
                     inner = _entered(here, part)
             except NotADirectoryError:
                 raise self._unsafe(
-                    "unsafe_image", f"its {'/'.join(parts)} lies below a file or a link"
+                    "unsafe_image", f"its {'/'.join(parts)} is below a file or a link"
                 ) from None
             finally:
                 os.close(here)
@@ -311,13 +311,13 @@ class Tree:
     def _parts(self, name: str) -> Parts:
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
         if ".." in parts:
-            raise self._unsafe("unsafe_image", f"it has an entry called {name[:200]!r}")
+            raise self._unsafe("unsafe_image", f"it has an entry with an invalid name, {name[:200]!r}")
         if (
             len(parts) > _DEPTH
             or _length(name) > _PATH
             or any(_length(part) > _NAME or not _plain(part) for part in parts)
         ):
-            raise self._unsafe("unsafe_image", f"it has an entry called {name[:80]!r}")
+            raise self._unsafe("unsafe_image", f"it has an entry with an invalid name, {name[:80]!r}")
         return parts
 
     def _see_that_there_is_room(self, size: int) -> None:

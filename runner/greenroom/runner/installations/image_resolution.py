@@ -144,7 +144,7 @@ class ImageResolver:
         except BadReference as error:
             raise _bad_name(str(error)) from error
         if reference.scheme != "oci":
-            raise _bad_name(f'"{source.reference}" names no image in a registry.')
+            raise _bad_name(f'"{source.reference}" does not name an image in a registry.')
         web = Web(self._sources, advice=_ADVICE, cancel=cancel)
         registry = Registry(web, reference, settings=self._registries, thing="image")
         if version == "latest":

@@ -120,10 +120,10 @@ class TarStream:
             elif info.type == tarfile.XGLTYPE:
                 # Comments on the archive. No writer uses these to change every following entry.
                 if told_of_all := _records(self._extended(info.size)):
-                    raise BadTar(f"a header for all entries says their {min(told_of_all)}")
+                    raise BadTar(f"a global header sets {min(told_of_all)} for every entry")
             else:
                 return self._entry(info, told)
-        raise BadTar(f"more than {_HEADERS} headers speak of one entry")
+        raise BadTar(f"more than {_HEADERS} headers describe one entry")
 
     def _entry(self, info: tarfile.TarInfo, told: dict[str, str]) -> TarEntry:
         sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in told)

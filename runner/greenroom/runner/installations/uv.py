@@ -248,7 +248,7 @@ _FAILURES = (
         r"hash mismatch|no hashes? (?:matched|that match)|does not match .*hash",
         "permanent",
         "hash_mismatch",
-        "A package's bytes are not the ones this release of Greenroom was tested with.",
+        "A package is not the one that this release of Greenroom was tested with.",
         "Check the package index or proxy that served it; it may rewrite or rebuild packages.",
     ),
     _Known(

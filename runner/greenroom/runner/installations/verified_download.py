@@ -166,7 +166,7 @@ class PackageOrigin:
     def strange(self, file: LockedFile, detail: str) -> JobFailed:
         return JobFailed.permanent(
             "hash_mismatch",
-            f"The bytes of {file.name} are not the ones this release of Greenroom was tested with.",
+            f"{file.name} is not the file that this release was tested with.",
             advice="Check the package index or proxy that served it; it may rewrite or rebuild packages.",
             detail=detail,
         )
@@ -359,7 +359,7 @@ class _Transfer:
         if response.status == 416 or (file.size and length.isdigit() and int(length) != expected):
             response.close()
             self._store.part(file).unlink(missing_ok=True)
-            raise self._origin.strange(file, f"{length or 'fewer'} bytes where {expected} are expected")
+            raise self._origin.strange(file, f"expected {expected} bytes, not {length or 'fewer'}")
         with self._guard:
             self._open.add(response)
         return response

@@ -156,7 +156,7 @@ def _read(stream: IO[bytes], arrival: Arrival, cancel: Event) -> tuple[bytes, di
     try:
         for number, entry in enumerate(tar):
             if number >= _ENTRIES_LIMIT:
-                raise not_a_model("The archive has more entries than any model.")
+                raise not_a_model("The archive has too many entries for a model.")
             if ".." in entry.name.split("/"):
                 raise not_a_model(f"The archive names a file outside of it: {entry.name[:80]!r}.")
             if entry.kind == "other":

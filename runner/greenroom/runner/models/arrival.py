@@ -86,7 +86,7 @@ class Arrival:
             size = target.stat().st_size
             sync_file(target)
         except OSError as error:
-            raise from_os_error(error, f"bringing in {path.name}") from error
+            raise from_os_error(error, f"importing {path.name}") from error
         if expected and digest != expected:
             raise hash_mismatch(name, expected, digest)
         return self._add(Layer(name=name, digest=digest, size=size))
@@ -115,7 +115,7 @@ class Arrival:
             path.replace(target)
             return self._add(Layer(name=name, digest=digest, size=target.stat().st_size))
         except OSError as error:
-            raise from_os_error(error, f"bringing in {name}") from error
+            raise from_os_error(error, f"importing {name}") from error
 
     def partial(self, digest: str) -> Path:
         """Where a download lies until it is complete; a broken-off one there is resumed."""

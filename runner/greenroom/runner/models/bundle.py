@@ -59,7 +59,7 @@ def choose_files(names: Sequence[str], where: str) -> list[str]:
     safetensors = [name for name in names if _suffix(name) == ".safetensors"]
     if ggufs and safetensors:
         raise not_a_model(
-            f"{where} holds both GGUF and safetensors files. Name the GGUF file, or remove one kind."
+            f"{where} holds both GGUF and safetensors files. Name the GGUF file, or keep only one format."
         )
     if ggufs:
         return _one_gguf(ggufs, where)

@@ -160,7 +160,7 @@ class _Reader:
             key = self._string(_NAME_LIMIT)
             names += len(key)
             if names > _NAMES_LIMIT:
-                raise self._bad("has keys longer than those of any model")
+                raise self._bad("has keys that are too long")
             if key in values:
                 raise self._bad(f"has the key {key[:60]!r} twice")
             values[key] = self._value(self._number("I"))
@@ -184,7 +184,7 @@ class _Reader:
                 raise self._bad(f"has a tensor of {dimensions} dimensions")
             elements = prod(self._number("Q") for _ in range(dimensions))
             if elements >= 2**63:
-                raise self._bad("has a tensor larger than any memory")
+                raise self._bad("has a tensor that is too large for any memory")
             kind, offset = self._number("I"), self._number("Q")
             parameters += elements
             block, width = _TYPES.get(kind, (0, 0))
@@ -254,7 +254,7 @@ class _Reader:
     def _string(self, limit: int) -> str:
         length = self._number("Q")
         if length > limit:
-            raise self._bad(f"has a text of {length} bytes where {limit} are allowed")
+            raise self._bad(f"has a string of {length} bytes; the limit is {limit}")
         return self._take(length).decode("utf-8", "replace")
 
     def _number(self, code: str) -> int:

@@ -48,7 +48,7 @@ def checked(data: bytes, name: str) -> Manifest:
     if any(
         artifacts.kind_of(layer) in ARCHIVES and layer.size > 2 * ARCHIVE_LIMIT for layer in manifest.layers
     ):
-        raise not_a_model(f"{name} is not a model: an archive in it is larger than any configuration.")
+        raise not_a_model(f"{name} is not a model: an archive in it is too large for a configuration.")
     return manifest
 
 

@@ -139,7 +139,7 @@ def read_header(path: Readable) -> dict[str, _Tensor]:
 def _read_config(path: Readable) -> dict[str, Any]:
     try:
         if path.stat().st_size > _CONFIG_LIMIT:
-            raise not_a_model(f"{path.name} is larger than any model's configuration.")
+            raise not_a_model(f"{path.name} is too large for a model's configuration.")
         config = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise from_os_error(error, "reading the model") from error

@@ -494,7 +494,7 @@ class ModelStore:
                 self._check_place()
                 return f"{name} is missing."
             except OSError as error:
-                raise from_os_error(error, "looking at the model") from error
+                raise from_os_error(error, "reading the model") from error
             if status.st_size != layer.size:
                 return f"{name} has {status.st_size} bytes and should have {layer.size}."
             sealed = entry.origin.get(layer.digest)

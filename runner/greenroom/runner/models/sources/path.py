@@ -82,7 +82,7 @@ def _files(path: Path) -> tuple[HeldFolder, list[str]]:
         raise not_a_model(f"{path} is neither a file nor a folder.")
     if path.suffix.lower() == ".safetensors":
         raise not_a_model(
-            f"{path.name} holds weights only. Name its folder, which has the tokenizer and config.json too."
+            f"{path.name} holds only weights. Name its folder, which has the tokenizer and config.json."
         )
     if path.suffix.lower() != ".gguf":
         # Its first bytes decide what it is; but engines go by the name.

@@ -19,7 +19,6 @@ def remembered(mapping: Mapping[str, T], key: str, value: T, limit: int) -> dict
 
 
 def without(mapping: Mapping[str, T], key: str) -> Mapping[str, T]:
-    """The map without that key."""
     if key not in mapping:
         return mapping
     new = dict(mapping)

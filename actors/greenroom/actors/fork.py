@@ -22,7 +22,6 @@ class Forkable(Protocol):
 
     def forked(self) -> None:
         """This is a copy in a child: replace locks, close what is the parent's. Must not raise."""
-        ...
 
 
 _known: WeakSet[Forkable] = WeakSet()

@@ -39,8 +39,6 @@ _NOBODY = Caller()
 
 
 class Place(NamedTuple):
-    """A request's place inside an engine."""
-
     engine_id: str
     backend: str
     endpoint: str
@@ -91,8 +89,6 @@ class Slot(NamedTuple):
 
 
 class GateReading(NamedTuple):
-    """One gate at one moment."""
-
     open: bool
     inside: int
     idle_since: float

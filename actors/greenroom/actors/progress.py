@@ -94,8 +94,6 @@ STALL = 5.0
 
 
 class FileProgress:
-    """Progress of one file."""
-
     def __init__(self, digest: str, name: str, size: int) -> None:
         """`digest` may be empty: then the name identifies the file."""
         self._id = digest or f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
@@ -129,7 +127,6 @@ class ProgressReport:
 
     @property
     def last(self) -> Progress:
-        """The last report."""
         return self._last
 
     def report(

@@ -107,7 +107,6 @@ class Case(Generic[S, V]):
         return self
 
     def settle(self) -> Self:
-        """Ask once what follows from the state."""
         self._follow(next(self._steps.following(lambda: self.now, self.look)))
         return self
 
@@ -362,8 +361,6 @@ class ManualSystem(ActorSystem):
 
 
 class _NotingStore(Store):
-    """Notes what fails."""
-
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.faults: list[Fault] = []

@@ -49,7 +49,6 @@ class Caller(Fact, frozen=True, kw_only=True):
         return f"{self.kind}:{self.id}"
 
     def __str__(self) -> str:
-        """The name for people."""
         return self.name or self.id or "unknown"
 
 
@@ -70,7 +69,6 @@ class Failure(Fact, frozen=True, kw_only=True):
     """Whose failure it was: only the engine's own and the model's count against a model."""
 
     def sentence(self) -> str:
-        """Message and advice as one text."""
         return f"{self.message} {self.advice}".strip()
 
 
@@ -114,8 +112,6 @@ class Progress(Fact, frozen=True, kw_only=True):
 
 
 class Plan(Fact, frozen=True, kw_only=True):
-    """What an installation would fetch."""
-
     backend: str
     variant: str = ""
     version: str
@@ -175,7 +171,6 @@ class Reservation(Fact, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """All of it."""
         return self.claimable + self.compute + self.learned
 
 

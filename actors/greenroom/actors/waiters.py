@@ -9,7 +9,6 @@ Waiters = Mapping[str, Mapping[str, int]]
 
 
 def joined(waiters: Waiters, key: str, name: str) -> Waiters:
-    """With one more request under this key."""
     names = waiters.get(key, {})
     return {**waiters, key: {**names, name: names.get(name, 0) + 1}}
 
@@ -24,5 +23,4 @@ def left(waiters: Waiters, key: str, name: str) -> Waiters:
 
 
 def count(waiters: Waiters, *keys: str) -> int:
-    """The requests that wait under these keys."""
     return sum(sum(waiters.get(key, {}).values()) for key in keys)

@@ -57,8 +57,6 @@ class ExternalBackend:
 
 @dataclass(frozen=True)
 class RegistrySettings:
-    """How a container registry is reached."""
-
     mirrors: tuple[str, ...] = ()
     """`[scheme://]host[:port][/path]`, asked before the registry itself, in this order."""
     insecure: bool = False
@@ -139,7 +137,6 @@ class Settings:
 
     @property
     def url(self) -> str:
-        """Where clients find the daemon."""
         if self.host:
             return self.host
         # A wildcard is an address to listen on, not to connect to.

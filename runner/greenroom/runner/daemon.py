@@ -260,7 +260,6 @@ class Greenroom(Startable):
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
 
     def _wanted(self) -> Iterator[Wanted]:
-        """Models to load at once."""
         daemon: DaemonState = self.system.state(DAEMON)
         state: SchedulerState = self.system.state(SCHEDULER)
         yield from interrupted(
@@ -350,7 +349,6 @@ class Greenroom(Startable):
 
     @property
     def store(self) -> ModelStore:
-        """The models on disk, for reading."""
         return self._store
 
     @property
@@ -513,7 +511,6 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
 
 
 def _pinned(source: Environment | Image, here: Platform) -> str:
-    """The version installed by default."""
     return source.version if isinstance(source, Image) else shipped_version(source, here)
 
 

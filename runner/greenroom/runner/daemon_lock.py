@@ -29,8 +29,6 @@ class HomeLocked(Exception):
 
 @dataclass(frozen=True)
 class DaemonHolder:
-    """The process that holds a data directory."""
-
     pid: int
     """0 if not recorded yet, or not visible from here."""
     command: str = ""

@@ -99,8 +99,6 @@ class MemoryReader:
 
 
 class Group(NamedTuple):
-    """A control group that may limit memory."""
-
     folder: Path
     version: int
 

@@ -25,8 +25,6 @@ _GRACE = 15.0
 
 
 class Wanted(NamedTuple):
-    """A model to load."""
-
     model_id: str
     model_ref: str
     mode: Mode = "completion"

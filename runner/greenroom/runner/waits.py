@@ -70,8 +70,6 @@ class Cancel(threading.Event):
 
 @dataclass(frozen=True)
 class JobEnding:
-    """How a job has ended."""
-
     tell: Callable[[], None]
     late: bool = False
     """Reported even if the job was abandoned: it has changed something."""
@@ -126,11 +124,9 @@ class Crew:
         return True
 
     def has(self, key: str) -> bool:
-        """Whether a job runs or is queued."""
         return key in self.keys()
 
     def keys(self) -> tuple[str, ...]:
-        """The running and queued jobs."""
         with self._changed:
             return (*self._running, *(job.key for job in self._waiting))
 

@@ -77,8 +77,6 @@ BackendState = Literal[
 
 
 class BackendStatus(Fact, frozen=True, kw_only=True):
-    """The installer's view of one backend."""
-
     name: str
     state: BackendState
     current: Installation | None = None

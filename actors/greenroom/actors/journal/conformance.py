@@ -30,7 +30,6 @@ def entry(stream: str, version: int, *, data: str = '{"n":1}', at: float = 1_790
 
 
 def entries(stream: str, first: int, last: int) -> list[Entry]:
-    """Events `first` to `last` of a stream."""
     return [entry(stream, version) for version in range(first, last + 1)]
 
 

@@ -93,7 +93,6 @@ def why_no_write(files: JournalFiles, length: int = 65_536) -> OSError | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make created, renamed and removed names durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         force(descriptor)

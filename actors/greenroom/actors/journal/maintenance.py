@@ -29,8 +29,6 @@ Target = str | os.PathLike[str]
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """What `verify` found."""
-
     events: int
     """Good events, counted from the first to the first bad one."""
     streams: int
@@ -46,8 +44,6 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A journal in numbers."""
-
     id: str
     created: float
     format: int
@@ -64,8 +60,6 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True):
-    """What `set_aside` did."""
-
     path: Path
     """Where the journal is now."""
     events: int
@@ -77,8 +71,6 @@ class SetAside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
-    """First line of an export."""
-
     greenroom_journal: int
     id: str
     created: float

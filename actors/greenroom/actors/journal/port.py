@@ -57,8 +57,6 @@ class NotAJournal(JournalError):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One event to be stored."""
-
     stream: str
     """Whose event it is, such as `runner/mlx`; no control characters."""
     version: int
@@ -98,7 +96,6 @@ class Journal(Protocol):
 
         Raises NotWritten or JournalFailed.
         """
-        ...
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         """Every record with `seq > after` in order, checked; with `stream` only those of that stream.
@@ -106,8 +103,6 @@ class Journal(Protocol):
         What was appended before the call is included; what is appended meanwhile may be.
         Raises JournalDamaged, after the records before the damage.
         """
-        ...
 
     def close(self) -> None:
         """Finish what was accepted and let go of the files. Idempotent; what comes later is NotWritten."""
-        ...

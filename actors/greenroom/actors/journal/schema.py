@@ -55,8 +55,6 @@ _OLDEST_SQLITE = (3, 37, 0)
 
 
 class Meta(msgspec.Struct, frozen=True, array_like=True):
-    """What a journal says about itself."""
-
     id: str
     """Made with the journal; tells it from every other."""
     created: float

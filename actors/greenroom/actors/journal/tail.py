@@ -24,8 +24,6 @@ _TRIES = 4
 
 
 class Tail(msgspec.Struct, frozen=True):
-    """What the tail says."""
-
     journal: str
     """Id of the journal it belongs to."""
     seq: int

@@ -24,8 +24,6 @@ from greenroom.actors.kernel.supervision import in_one_line
 
 
 class Actor(pykka.ThreadingActor):
-    """One actor of a system."""
-
     use_daemon_thread = True
 
     actor_inbox: Inbox  # pyright: ignore[reportIncompatibleVariableOverride] - ours has a lane for reports

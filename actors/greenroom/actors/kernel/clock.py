@@ -27,30 +27,22 @@ class Moment(NamedTuple):
 
 
 class Timer(Protocol):
-    """A call that has not happened yet."""
-
     def cancel(self) -> None:
         """Make it not happen. Idempotent; harmless when it has."""
-        ...
 
 
 class Clock(Protocol):
-    """Where time comes from."""
-
     def now(self) -> Moment:
         """Read both clocks."""
-        ...
 
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
         """Run `call` once the monotonic clock has reached that second; at infinity, never.
 
         It must be quick and not raise. Raises ValueError for what is no number.
         """
-        ...
 
     def close(self) -> None:
         """Drop all timers. Idempotent."""
-        ...
 
 
 class _Call:

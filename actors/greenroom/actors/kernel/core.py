@@ -28,7 +28,6 @@ class Upcast(Protocol):
 
     def __call__(self, fields: dict[str, Any], /) -> dict[str, Any]:
         """Return the fields as the next version has them."""
-        ...
 
 
 Upcasters = Mapping[int, Upcast]
@@ -175,8 +174,6 @@ S = TypeVar("S")
 
 
 class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
-    """What a core has decided."""
-
     events: tuple[Event, ...] = ()
     """Stored as one batch, all or none."""
     reply: Any = None
@@ -203,44 +200,34 @@ class Core(Protocol[S, V]):
     @property
     def address(self) -> Address:
         """Where commands for it go."""
-        ...
 
     @property
     def event_types(self) -> Sequence[type[Event]]:
         """Every event it stores or has ever stored."""
-        ...
 
     def claims(self, stream: str, /) -> bool:
         """True for the streams it owns."""
-        ...
 
     def stream_of(self, event: Event, /) -> str:
         """The stream an event of its own belongs to."""
-        ...
 
     def initial(self) -> S:
         """The durable state before the first event."""
-        ...
 
     def initial_volatile(self) -> V:
         """The volatile state at the start of each life."""
-        ...
 
     def decide(self, state: S, command: Command[Any], now: Moment, volatile: V, /) -> Decision[V]:
         """Turn a command into events, a reply and effects."""
-        ...
 
     def apply(self, state: S, stored: Stored[Any], /) -> S:
         """Fold one event into the state."""
-        ...
 
     def react(self, state: S, stored: Stored[Any], /) -> Sequence[Effect]:
         """What a new event makes necessary; `state` has it already."""
-        ...
 
     def settle(self, state: S, now: Moment, volatile: V, /) -> Decision[V]:
         """What follows from state, desired against observed."""
-        ...
 
 
 class SingleStream(Generic[S]):
@@ -279,7 +266,6 @@ class EffectHandler(Protocol):
 
     def perform(self, effect: Effect, cause: str) -> None:
         """Begin. `cause` is the id of the event that made it necessary, or of the message's own cause."""
-        ...
 
 
 class NoEffectHandler:

@@ -36,7 +36,6 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What it is about."""
 
     def sentence(self) -> str:
-        """Message and advice as one text."""
         return f"{self.message} {self.advice}".strip()
 
 

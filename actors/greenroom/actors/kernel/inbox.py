@@ -45,16 +45,13 @@ class Inbox:
             return self._taken
 
     def qsize(self) -> int:
-        """How many messages wait."""
         return len(self._messages)
 
     def messages(self) -> list[Any]:
-        """The messages that wait, oldest first."""
         with self._ready:
             return [envelope.message for envelope in self._messages]
 
     def empty(self) -> bool:
-        """True when none waits."""
         return not self._messages
 
     def close(self, refuse: Callable[[Any], None]) -> None:

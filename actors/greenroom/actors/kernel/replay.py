@@ -22,8 +22,6 @@ class LeftOut(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """What the journal says of one actor."""
-
     state: Any
     versions: dict[str, int]
     """The last version of each of its streams."""

@@ -31,8 +31,6 @@ _FORGOTTEN = 600.0
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
-    """How recent pulls of one reference ended."""
-
     times: int
     at: float
     """Monotonic second of the last."""

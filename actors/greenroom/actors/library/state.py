@@ -53,13 +53,10 @@ class LibraryState(msgspec.Struct, frozen=True, kw_only=True):
         return next((model for model in self.models.values() if tag in model.tags), None)
 
     def pull_of(self, job: str) -> PullState | None:
-        """The pull with this job id."""
         return next((pull for pull in self.pulls.values() if pull.job == job), None)
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is being removed."""
-
     force: bool
     asked_at: float
     """Monotonic second at which the scheduler was last asked to release it."""

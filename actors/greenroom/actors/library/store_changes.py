@@ -56,7 +56,6 @@ V = TypeVar("V")
 
 
 def tag(state: LibraryState, ask: TagModel) -> Decision[LibraryVolatile]:
-    """Give a model one more name."""
     model = state.models.get(ask.model_id)
     if model is None:
         return _unknown(ask.model_id)

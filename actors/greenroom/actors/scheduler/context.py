@@ -251,6 +251,5 @@ def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolat
 
 
 def fits(spec: EngineSpec, waiting: Waiting) -> bool:
-    """Whether this engine could serve that request."""
     same = spec.model_id == waiting.model_id and spec.mode == waiting.mode
     return same and waiting.backend in ("", spec.backend)

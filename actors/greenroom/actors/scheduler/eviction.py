@@ -70,8 +70,6 @@ def fewest_victims(needed: int, idle: Sequence[Holding]) -> tuple[Holding, ...]:
 
 
 class Evictions:
-    """The evictions of one turn."""
-
     def __init__(self, turn: TurnContext) -> None:
         self._turn = turn
 

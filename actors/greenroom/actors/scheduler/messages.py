@@ -199,8 +199,6 @@ class EngineAccount(Fact, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):
 
 
 class QueueEntry(Fact, frozen=True, kw_only=True):
-    """One request that has no engine yet."""
-
     request_id: str
     model_ref: str
     mode: Mode

@@ -59,8 +59,6 @@ def _with(spec: EngineSpec, capacity: Capacity) -> EngineSpec:
 
 
 class Placements:
-    """The places of one turn."""
-
     def __init__(self, turn: TurnContext) -> None:
         self._turn = turn
 

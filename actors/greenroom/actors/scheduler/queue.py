@@ -59,8 +59,6 @@ _UNSTORED = frozenset({"stopping", "model_not_found", "journal_full"})
 
 
 class _Wait(NamedTuple):
-    """What a request waits for."""
-
     phase: str
     text: str
     follows: str = ""

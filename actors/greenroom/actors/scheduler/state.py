@@ -109,8 +109,6 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
-    """The durable state."""
-
     loads: Mapping[str, LoadState] = msgspec.field(default_factory=dict)
     """By engine id: every engine that should run. Any other engine is to end."""
     configs: Mapping[str, ModelConfigState] = msgspec.field(default_factory=dict)

@@ -24,8 +24,6 @@ _DRIVERS = {"12.0": "525", "12.4": "550", "12.8": "570", "13.0": "580", "13.2": 
 
 @dataclass(frozen=True)
 class Variant:
-    """A build of a backend."""
-
     name: str
     title: str
     runtime: Runtime | None = None

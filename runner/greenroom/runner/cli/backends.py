@@ -54,7 +54,6 @@ def report(backend: str, installed: Installed) -> None:
 
 
 def planned(backend: str, plan: dict[str, object]) -> str:
-    """A plan in words."""
     packages = [str(package) for package in plan.get("packages") or ()]  # type: ignore[attr-defined]
     fetch, whole = (float(str(plan.get(name) or 0)) for name in ("download_bytes", "total_bytes"))
     count = f"{len(packages)} package{'s' if len(packages) != 1 else ''}"

@@ -265,8 +265,6 @@ class Gone(Problem):
 
 
 class DaemonResponse:
-    """An answer that is still being read."""
-
     def __init__(self, url: str, exchange: DaemonRequest) -> None:
         self.status = exchange.status
         self.headers = exchange.headers

@@ -188,7 +188,6 @@ def is_ours(settings: Settings, daemon: Daemon) -> bool:
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Whether an address is a loopback one."""
     host = urlsplit(url).hostname or ""
     return host in _LOOPBACK or host.startswith("127.")
 
@@ -367,7 +366,6 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
 
 
 def log_of(home: Path) -> Path:
-    """The daemon's log."""
     return home / "daemon.log"
 
 

@@ -106,8 +106,6 @@ class Handed(logging.Handler):
 
 
 class _Place(ABC):
-    """Something lines are written to."""
-
     @abstractmethod
     def write(self, line: str) -> bool:
         """Write one; whether it was possible. Blocks as long as the system does."""

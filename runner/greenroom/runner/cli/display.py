@@ -121,11 +121,9 @@ class ProgressLines:
         self.note(f"  {title}: {text}" if title else f"  {text}")
 
     def finish(self, job: str) -> None:
-        """Nothing to take away."""
         self._shown.pop(job, None)
 
     def note(self, text: str) -> None:
-        """Print it."""
         print(text, file=self._stream, flush=True)
 
     def __enter__(self) -> Self:
@@ -148,7 +146,6 @@ class Bars:
         self._lock = threading.Lock()
 
     def update(self, job: Mapping[str, Any]) -> None:
-        """Move its bar."""
         name = str(job.get("job", ""))
         # Without a total the bar pulses.
         total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
@@ -157,7 +154,6 @@ class Bars:
             self._draw_parts(name, job.get("parts") or ())
 
     def finish(self, job: str) -> None:
-        """Take its bar away."""
         with self._lock:
             self._draw_parts(job, ())
             self._take_away(job)
@@ -188,7 +184,6 @@ class Bars:
             self._progress.remove_task(task)
 
     def note(self, text: str) -> None:
-        """Print it above the bars."""
         text = visible(text, lines=True)
         with self._lock:
             if self._progress is None:

@@ -114,7 +114,6 @@ class Printer:
         self._day = ""
 
     def line(self, record: Record, sentence: str) -> str:
-        """One event."""
         moment = time.localtime(record.at)
         day = time.strftime("%A, %Y-%m-%d", moment)
         heading = "" if day == self._day else f"{self._dim(f'-- {day} --')}\n"
@@ -333,7 +332,6 @@ class _Told:
         self._sentences: dict[int, str] = {}
 
     def read(self) -> Iterator[Record]:
-        """The journal from its beginning."""
         for record in self._reader.read():
             if record.seq not in self._sentences:
                 self._sentences[record.seq] = self._narrator.tell(record)

@@ -26,8 +26,6 @@ NDJSON = "application/x-ndjson"
 
 @dataclass(frozen=True)
 class Installed:
-    """How an installation ended."""
-
     message: str
     already: bool
     version: str

@@ -37,7 +37,6 @@ journal_option = click.option(
 
 
 def journal_path(ctx: click.Context, given: Path | None) -> Path:
-    """The journal that is meant."""
     if given is None:
         return settings_of(ctx).home / "journal.db"
     return given / "journal.db" if given.is_dir() else given

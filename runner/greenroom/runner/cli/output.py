@@ -61,7 +61,6 @@ class Filtered:
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write each."""
         for line in lines:
             self.write(line)
 

@@ -60,8 +60,6 @@ _ALSO = (
 
 
 class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a bundle."""
-
     name: str
     about: str
     """For people, in a few words."""
@@ -289,7 +287,6 @@ def write(parts: list[BundleFile], target: Path, stem: str) -> int:
 
 
 def taken_out(redactor: Redactor) -> str:
-    """What was taken out, in a sentence."""
     if not redactor.taken:
         return "It contained no secrets or prompts."
     kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(redactor.taken.items()))

@@ -20,8 +20,6 @@ _WIDTH = 110
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event of the chain."""
-
     seq: int
     at: float
     event: str
@@ -33,8 +31,6 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Words(msgspec.Struct, frozen=True, kw_only=True):
-    """A program's own output."""
-
     of: str
     """Heading: which program's output."""
     lines: tuple[str, ...]

@@ -60,7 +60,6 @@ class Filter:
         self._has_met_model = self._has_met_cause = False
 
     def takes(self, record: Record) -> bool:
-        """Whether the next record is wanted."""
         about = self._subjects.of(record)
         caused = record.cause in self._led_to or record.id == self._cause
         self._meet(record, about, caused)

@@ -219,8 +219,6 @@ def _remember(into: OrderedDict[str, Any], key: str, value: Any) -> None:
 
 
 class Happening(NamedTuple):
-    """One event, with what it is about."""
-
     record: Record
     event: Event | None
     """None for what this version does not know."""
@@ -228,7 +226,6 @@ class Happening(NamedTuple):
 
     @property
     def at(self) -> float:
-        """Wall-clock second."""
         return self.record.at
 
     @property
@@ -403,5 +400,4 @@ def of_type(happenings: Iterable[Happening], kind: type[E]) -> Iterator[tuple[Ha
 
 
 def latest(happenings: Iterable[Happening], kind: type[E]) -> tuple[Happening, E] | None:
-    """The last one of a type."""
     return max(of_type(happenings, kind), key=lambda one: one[0].record.seq, default=None)

@@ -34,8 +34,6 @@ class UnknownName(LookupError):
 
 
 class Meaning(NamedTuple):
-    """What a question is about."""
-
     kind: Kind
     id: str
     """Of a model that was never stored: its reference."""

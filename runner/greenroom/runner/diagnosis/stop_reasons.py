@@ -32,14 +32,12 @@ def run(name: str) -> str:
 
 
 def install(backend: str) -> str:
-    """The command that installs a backend."""
     return f"greenroom install-runner --backend {backend}"
 
 
 def of_eviction(
     event: EvictionDecided, at: float, history: History, now: float, *, subject: str = "it"
 ) -> Explanation:
-    """Why the scheduler ended an engine."""
     idle, when = format_duration(event.idle_seconds), moment(at, now)
     found = Explanation(
         cause=event.reason,
@@ -131,7 +129,6 @@ def of_failure(
 
 
 def log_of(engine_id: str) -> Remedy:
-    """How to read an engine's log."""
     return Remedy(aim="To read its log", command=f"greenroom logs {engine_id}")
 
 

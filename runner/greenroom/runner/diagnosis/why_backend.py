@@ -49,8 +49,6 @@ _GONE = (InstallationRemoved, InstallationMissing, InstallCancelled)
 
 
 class WhyBackend:
-    """One question about one backend."""
-
     def __init__(self, name: str, history: History, now: float, verdicts: Mapping[str, str]) -> None:
         """`verdicts`: the backends that are known, with why this machine cannot run them."""
         self._name = name

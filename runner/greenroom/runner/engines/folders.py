@@ -214,8 +214,6 @@ def keeper_of(claim: dict[str, Any]) -> ProcessIdentity:
 
 
 class Folders:
-    """All engine folders of one data directory."""
-
     def __init__(self, engines_dir: Path, ours: Callable[[str], bool]) -> None:
         """`ours` says whether this host keeps an engine."""
         self._dir = engines_dir

@@ -158,7 +158,6 @@ class Channel:
         return self._process.pid if self._process is not None else 0
 
     def alive(self) -> bool:
-        """Whether a keeper we spawned still runs."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:

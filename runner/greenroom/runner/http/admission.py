@@ -315,7 +315,6 @@ def too_long(asked: RequestTarget, tokens: int, context: int, *, at_least: bool 
 
 
 def fingerprint(model_id: str, path: str, body: bytes) -> bytes:
-    """What one request is known by."""
     digest = hashlib.blake2b(f"{model_id}\n{path}\n".encode(), digest_size=16)
     digest.update(body)
     return digest.digest()

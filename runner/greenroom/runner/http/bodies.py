@@ -285,8 +285,6 @@ _value = msgspec.json.Decoder()
 
 
 class Checked(NamedTuple):
-    """A body that has passed the checks."""
-
     body: bytes
     fields: dict[str, Any]
     """What of it is known to its family, decoded."""

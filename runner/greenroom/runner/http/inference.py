@@ -81,8 +81,6 @@ _PIECE = 64 * 1024
 
 @dataclass(frozen=True)
 class Kind:
-    """What a route asks of an engine."""
-
     mode: Mode
     path: str
     """Where the engine has it."""

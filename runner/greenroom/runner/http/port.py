@@ -32,8 +32,6 @@ class BodyBroken(Exception):
 
 
 class Response:
-    """A whole answer."""
-
     __slots__ = ("body", "close", "headers", "status")
 
     def __init__(
@@ -87,8 +85,6 @@ AnyResponse = Response | Stream
 
 
 class Request(ABC):
-    """One request and its client."""
-
     method: str
     path: str
     """Decoded, without the query; with the prefix under which the front door is mounted."""
@@ -197,8 +193,6 @@ Handler = Callable[[Request], Awaitable[AnyResponse]]
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path."""
-
     method: str
     pattern: str
     """`{name}` stands for one segment of the path, `{name:.+}` for one or more."""

@@ -326,8 +326,6 @@ class Connection(asyncio.Protocol):
 
 
 class _Spare:
-    """A second descriptor of a connection."""
-
     def __init__(self, transport: asyncio.Transport) -> None:
         own = transport.get_extra_info("socket")
         self._socket = socket.fromfd(own.fileno(), own.family, own.type)

@@ -198,7 +198,6 @@ class Environments(Maker):
         return found.installation()
 
     def close(self) -> None:
-        """Cancel a clean-up in progress."""
         self._closing.set()
 
     def _caches(self) -> list[Path]:

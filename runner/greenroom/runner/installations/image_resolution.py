@@ -47,8 +47,6 @@ _ADVICE = "Check the network; a mirror can be named in the config, under `[regis
 
 @dataclass(frozen=True)
 class ResolvedImage:
-    """An image, identified to the byte."""
-
     name: str
     """The reference as requested."""
     version: str

@@ -93,8 +93,6 @@ def python_of(home: Path, installation: Installation) -> Path:
 
 
 class InstallationStore:
-    """All installations in one data directory."""
-
     def __init__(self, home: Path) -> None:
         self.home = home
         self.root = home / "backends"

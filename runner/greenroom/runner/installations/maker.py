@@ -58,7 +58,6 @@ class FileStore:
         """The files of running builds."""
 
     def path(self, file: LockedFile) -> Path:
-        """Where the file is, or would be."""
         return self.root / file.sha256 / file.name
 
     def part(self, file: LockedFile) -> Path:

@@ -52,8 +52,6 @@ class BadTar(Exception):
 
 @dataclass(frozen=True)
 class TarEntry:
-    """The metadata of one entry."""
-
     name: str
     kind: Kind
     """Sparse files are `other`."""

@@ -75,8 +75,6 @@ class Wheel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageOrigin(msgspec.Struct, frozen=True, kw_only=True):
-    """The image a tree was unpacked from."""
-
     name: str
     """The reference it was asked for by, such as `docker.io/docker/model-runner:TAG`."""
     digest: str
@@ -86,8 +84,6 @@ class ImageOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstallationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The contents of `installation.json`."""
-
     schema: int = SCHEMA
     id: str
     backend: str

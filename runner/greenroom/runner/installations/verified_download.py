@@ -85,7 +85,6 @@ class Origin(Protocol):
         Raises:
             JobFailed: The file is not available.
         """
-        ...
 
     def broken(self, file: LockedFile, error: Exception) -> JobFailed: ...
 
@@ -407,8 +406,6 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+h
 
 @dataclass(frozen=True)
 class Link:
-    """A file offered by a source."""
-
     name: str
     target: str
     """As written on the page."""

@@ -24,8 +24,6 @@ _SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Found:
-    """A model that can be pulled."""
-
     name: str
     """The name to pull."""
     source: str

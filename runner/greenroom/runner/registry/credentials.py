@@ -41,7 +41,6 @@ class Credentials:
         return bool(self.identity_token or (self.user and self.password))
 
     def basic(self) -> str:
-        """The value of an `Authorization` header."""
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 

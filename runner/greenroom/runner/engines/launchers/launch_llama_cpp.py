@@ -415,7 +415,6 @@ def _split(word: str) -> list[str]:
 
 
 def main() -> int:
-    """Load, then wait for a signal."""
     end_with_keeper()
     die_at_once_when_told()
     import xllamacpp  # type: ignore[import-not-found,unused-ignore]

@@ -27,7 +27,6 @@ class Report(Protocol):
         self, phase: str, done: int, total: int, message: str = "", moving: Iterable[FileProgress] = (), /
     ) -> None:
         """Bytes done, bytes in all (0 if unknown), and the files being transferred."""
-        ...
 
 
 @dataclass(frozen=True)

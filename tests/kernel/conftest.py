@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def make_bench(kind: str) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(journal: Journal | None = None, **options: object) -> Bench:
+    def make(journal: Journal | None = None, **options: Any) -> Bench:
         bench = Bench(kind, journal, **options)
         made.append(bench)
         return bench

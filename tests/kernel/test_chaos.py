@@ -37,10 +37,8 @@ def test_acknowledged_commands_are_stored_once_and_every_caller_is_answered(
     make_bench: Callable[..., Bench], seed: Any
 ) -> None:
     chance = random.Random(seed)
-    bench = make_bench(FaultyJournal(MemoryJournal()))
     core = Moody(chance)
-    bench.system._registered.clear()
-    bench.system.register(core, effect_handler=bench.effect_handler)
+    bench = make_bench(FaultyJournal(MemoryJournal()), counter=core)
 
     def effect_handler(effect: object, cause: str) -> None:
         if core.moody and chance.random() < 0.02:

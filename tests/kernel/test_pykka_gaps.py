@@ -54,8 +54,9 @@ def eager_switching() -> Iterator[None]:
 
 
 def test_pykka_takes_the_mailbox_that_its_actor_makes(bench: Bench) -> None:
-    actor = bench.system._actors[COUNTER]
-    assert pykka.ThreadingActor._create_actor_inbox is not Actor._create_actor_inbox
+    actor = bench.system._actors[COUNTER]  # noqa: SLF001 - what Pykka made
+    makes = Actor._create_actor_inbox  # noqa: SLF001 - a private name of Pykka that we use
+    assert pykka.ThreadingActor._create_actor_inbox is not makes  # noqa: SLF001 - the same
     assert isinstance(actor.actor_inbox, Inbox)
     assert actor.actor_ref.actor_inbox is actor.actor_inbox
 
@@ -68,7 +69,7 @@ def test_pykka_starts_an_actor_that_is_not_in_its_registry() -> None:
             return message
 
     actor = Unregistered()
-    actor._start_actor_loop()
+    actor._start_actor_loop()  # noqa: SLF001 - a private name of Pykka that we use
     assert actor.actor_ref.ask("heard", timeout=5) == "heard"
     assert actor.actor_ref not in pykka.ActorRegistry.get_all()
     actor.stop()

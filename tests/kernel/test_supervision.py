@@ -406,10 +406,10 @@ def test_one_actors_failure_does_not_touch_another(make_bench: Callable[..., Ben
 
 
 def test_an_address_outlives_a_rebuild(bench: Bench) -> None:
-    actor = bench.system._actors[COUNTER]
+    thread = bench.counter.thread
     with pytest.raises(Refused):
         bench.system.ask(Run(what=fail), to=COUNTER).get(timeout=5)
-    assert bench.system._actors[COUNTER] is actor
+    assert bench.counter.thread is thread
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from counting import Counter
@@ -29,20 +30,26 @@ class ImmediateSystem(ManualSystem):
 class Bench:
     """One counter in a system of its own."""
 
-    def __init__(self, kind: str, journal: Journal | None = None, **options: object) -> None:
+    def __init__(
+        self, kind: str, journal: Journal | None = None, counter: Counter | None = None, **options: Any
+    ) -> None:
         self.clock = ManualClock()
         self.effect_handler = RecordingEffectHandler()
-        self.counter = Counter()
+        self.counter = counter or Counter()
         self.journal: Any = journal if journal is not None else MemoryJournal()
         self.failures: list[BaseException] = []
+        self.on_failure: Callable[[BaseException], object] = self.failures.append
         self.system: ActorSystem
         if kind == "manual":
             self.system = ImmediateSystem(
-                self.journal, clock=self.clock, faults_allowed=True, on_failure=self.failures.append
+                self.journal, clock=self.clock, faults_allowed=True, on_failure=self._failed
             )
         else:
-            self.system = ActorSystem(self.journal, clock=self.clock, on_failure=self.failures.append)
-        self.system.register(self.counter, effect_handler=self.effect_handler, **options)  # type: ignore[arg-type]
+            self.system = ActorSystem(self.journal, clock=self.clock, on_failure=self._failed)
+        self.system.register(self.counter, effect_handler=self.effect_handler, **options)
+
+    def _failed(self, error: BaseException) -> None:
+        self.on_failure(error)
 
     def start(self) -> Bench:
         self.system.start()

@@ -117,6 +117,8 @@ class Counter:
         self.faults: dict[str, list[BaseException]] = {}
         self.calls: list[str] = []
         self.recovers = True
+        self.thread = threading.current_thread()
+        """In which it was called last."""
         self.on_settle: Callable[[Sum, Moment, int], Decision[int] | None] = lambda *_: None
 
     def claims(self, stream: str) -> bool:
@@ -181,6 +183,7 @@ class Counter:
         return self.on_settle(state, now, volatile) or Decision()
 
     def _called(self, name: str, what: object) -> None:
+        self.thread = threading.current_thread()
         self.calls.append(f"{name} {type(what).__name__}" if what is not None else name)
         waiting = self.faults.get(name)
         if waiting:

@@ -301,9 +301,6 @@ class ManualSystem(ActorSystem):
         """The reports that an actor will handle again once the journal takes something."""
         return [one.command for one in self._manual(of).executor.postponed]
 
-    def volatile(self, of: Address | str) -> Any:
-        return self._manual(of).executor.volatile
-
     def step(self, of: Address | str) -> None:
         """Let an actor handle the next message in its mailbox."""
         self._step(self._manual(of).step)

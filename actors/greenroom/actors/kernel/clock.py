@@ -153,6 +153,11 @@ class ManualClock:
             self._heap.clear()
 
     @property
+    def waiting(self) -> int:
+        """Timers that have not been run or dropped, cancelled ones included."""
+        return len(self._heap)
+
+    @property
     def due(self) -> float:
         """The monotonic second of the next timer; infinite when there is none."""
         with self._lock:

@@ -273,10 +273,11 @@ class ActorSystem(Startable):
     def state(self, of: Address | str) -> Any:
         """The durable state of an actor as of its last event: an immutable value."""
         address = Address(of) if isinstance(of, str) else of
-        actor = self._actors.get(address)
-        if actor is None:
-            raise self._unreachable(address)
-        return actor.executor.state
+        return self._found(address).executor.state
+
+    def volatile(self, of: Address | str) -> Any:
+        """What an actor knows but does not store, as of its last message: an immutable value."""
+        return self._found(Address(of) if isinstance(of, str) else of).executor.volatile
 
     @property
     def addresses(self) -> Mapping[Address, Core[Any, Any]]:
@@ -346,10 +347,13 @@ class ActorSystem(Startable):
         return Address(to) if isinstance(to, str) else to
 
     def _deliver(self, address: Address, command: Command[Any], cause: str) -> None:
+        self._found(address).post(Asked(command=command, cause=cause))
+
+    def _found(self, address: Address) -> Actor:
         actor = self._actors.get(address)
         if actor is None:
             raise self._unreachable(address)
-        actor.post(Asked(command=command, cause=cause))
+        return actor
 
     def _expire(self, actor: Actor, command: Command[Any], cause: str, reply: Reply[Any], late: str) -> None:
         """The caller has gone: what the actor does for it is taken back, if the command can be."""

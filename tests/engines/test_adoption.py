@@ -109,14 +109,14 @@ def test_an_engine_that_cannot_be_looked_at_is_looked_at_again(
 ) -> None:
     pid, started = killed_daemon(stage, "e-1")
     expected = expected_of(stage.spec("e-1"), pid=pid, started=started)
-    read, refused = adoption._claim_of, iter([True])
+    read, refused = adoption.claim_of, iter([True])
 
     def sometimes(folder: EngineFolder) -> Any:
         if next(refused, False):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return read(folder)
 
-    monkeypatch.setattr(adoption, "_claim_of", sometimes)
+    monkeypatch.setattr(adoption, "claim_of", sometimes)
     stage.host().recover([expected]).result(20)
     stage.heard.wait("adopted")
     assert stage.alive(pid)
@@ -128,7 +128,7 @@ def test_a_sweep_leaves_alone_what_it_cannot_look_at(stage: Stage, monkeypatch: 
     def unreadable(_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(adoption, "_claim_of", unreadable)
+    monkeypatch.setattr(adoption, "claim_of", unreadable)
     assert stage.host().sweep([]).result(20) == []
     assert stage.alive(pid)
 
@@ -212,7 +212,7 @@ def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage: Stage) -> Non
     assert not stage.pids()
 
 
-def test_a_claim_of_an_earlier_boot_is_lost_and_no_process_is_signalled(stage: Stage) -> None:
+def test_aclaim_of_an_earlier_boot_is_lost_and_no_process_is_signalled(stage: Stage) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     folder = EngineFolder.of(stage.folder, "e-1")
     folder.create()

@@ -41,14 +41,14 @@ def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage: Stage)
 
 def test_a_spare_keeper_serves_the_next_start_and_ends_with_the_host(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = until(lambda: host._spare)
+    spare = until(lambda: host.spare_pid)
     host.start(spec)
     stage.heard.wait("ready")
-    assert stage.claim(spec.engine_id)["keeper_pid"] == spare.pid
-    other = until(lambda: host._spare)
+    assert stage.claim(spec.engine_id)["keeper_pid"] == spare
+    other = until(lambda: host.spare_pid)
     host.shutdown()
-    assert not stage.alive(spare.pid)
-    assert not stage.alive(other.pid)
+    assert not stage.alive(spare)
+    assert not stage.alive(other)
 
 
 def test_the_folder_and_everything_in_it_is_private(stage: Stage) -> None:
@@ -240,7 +240,7 @@ def test_many_engines_come_and_go_and_nothing_is_left(stage: Stage) -> None:
     here = psutil.Process()
     before = set(here.children())
     host = stage.host(spare_keeper=True)
-    until(lambda: host._spare)
+    until(lambda: host.spare_pid)
     threads, descriptors = threading.active_count(), here.num_fds()
     specs = [stage.spec() for _ in range(12)]
     for spec in specs:
@@ -251,9 +251,9 @@ def test_many_engines_come_and_go_and_nothing_is_left(stage: Stage) -> None:
     for spec in specs[6:]:
         os.kill(stage.claim(spec.engine_id)["pid"], signal.SIGKILL)
     until(lambda: stage.heard.names().count("exited") == len(specs))
-    until(lambda: host._spare and len(set(here.children()) - before) == 1)
+    until(lambda: host.spare_pid and len(set(here.children()) - before) == 1)
     until(lambda: (threading.active_count(), here.num_fds()) == (threads, descriptors))
-    assert not host._handles
+    assert not host.engine_ids
 
 
 def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(

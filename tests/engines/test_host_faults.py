@@ -17,7 +17,7 @@ from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines import adoption, folders, host, keeper_watch
 from greenroom.runner.engines.handle import PreparedEngine
-from greenroom.runner.engines.keeper_watch import Channel
+from greenroom.runner.engines.keeper_watch import Channel, KeeperWatch
 
 
 def known(stage: Stage, spec: Any, state: Any = "ready") -> Engine:
@@ -42,7 +42,7 @@ def test_a_runner_rebuilt_while_an_engine_is_prepared_learns_that_it_is_starting
 ) -> None:
     go = threading.Event()
     spec = stage.spec()
-    plain = stage.host()._prepare
+    plain = stage.prepares()
 
     def prepare(*given: Any) -> PreparedEngine:
         assert go.wait(20)
@@ -58,9 +58,11 @@ def test_a_runner_rebuilt_while_an_engine_is_prepared_learns_that_it_is_starting
 
 
 @pytest.mark.parametrize("keep", [None, 30.0], ids=["stops", "leaves its engines"])
-def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(stage: Stage, keep: Any) -> None:
+def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, keep: Any
+) -> None:
     go, prepared = threading.Event(), threading.Event()
-    plain = stage.host()._prepare
+    plain = stage.prepares()
 
     def prepare(*given: Any) -> PreparedEngine:
         assert go.wait(60)
@@ -68,8 +70,8 @@ def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(stage: S
         prepared.set()
         return made
 
+    monkeypatch.setattr(host, "KEEPER_SECONDS", 0.1)
     engines = stage.host(prepare=prepare, ladder=(("SIGKILL", 0.0),))
-    engines._stop_bound = 0.1
     engines.start(stage.spec())
     engines.shutdown(keep=keep)
     go.set()
@@ -145,14 +147,13 @@ def test_a_start_whose_keeper_dies_on_a_full_disk_fails_and_wedges_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(adoption, "create_claim", full)
-    begun = stage.host()._begin
+    send = Channel.send
 
-    def begin(**config: Any) -> Channel:
-        made: Channel = begun(**{**config, "folder": "/nowhere"})
-        return made
+    def astray(self: Channel, op: str, **fields: Any) -> None:
+        send(self, op, **(fields | {"folder": "/nowhere"} if op == "start" else fields))
 
+    monkeypatch.setattr(Channel, "send", astray)
     engines = stage.host()
-    monkeypatch.setattr(engines, "_begin", begin)
     engines.start(stage.spec())
     (failure,) = stage.heard.wait("failed")
     assert (failure.code, failure.blame) == ("no_space", "machine")
@@ -164,13 +165,13 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
         left = [subprocess.Popen(["true"]) for _ in range(20)]
         for process in left:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # type: ignore[attr-defined, unused-ignore]
-        keeper_watch._DETACHED.extend(left)
+        keeper_watch.DETACHED.extend(left)
         barrier = threading.Barrier(4)
 
         def reap(barrier: threading.Barrier = barrier) -> None:
             barrier.wait()
             try:
-                keeper_watch._reap_detached()
+                keeper_watch.reap_detached()
             except ValueError as problem:
                 problems.append(problem)
 
@@ -180,14 +181,16 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
         for thread in threads:
             thread.join()
     assert problems == []
-    assert keeper_watch._DETACHED == []
+    assert keeper_watch.DETACHED == []
 
 
-def test_the_watch_over_keepers_never_blocks_who_wakes_it(stage: Stage) -> None:
-    watch = stage.host()._watch
-    assert not watch._wakeup_write.getblocking()
+def test_the_watch_over_keepers_never_blocks_who_wakes_it() -> None:
+    watch = KeeperWatch(lambda *_: None, lambda _: None, lambda _: None)
+    # A watch that is quick enough would hide it.
+    assert not watch._wakeup_write.getblocking()  # noqa: SLF001
     for _ in range(100_000):
         watch.wake()
+    watch.close()
 
 
 def test_folders_of_starts_that_came_to_nothing_are_removed_too_and_those_of_living_engines_are_not(

@@ -142,8 +142,9 @@ def test_mlxs_queue_drops_requests_whose_clients_have_left() -> None:
     left.leave()
     generator.requests.put((left, "a", "b"))
     generator.requests.put((waits, "c", "d"))
-    assert generator._next_request() is None
-    assert generator._next_request() == (waits, "c", "d")
+    next_request = generator._next_request  # noqa: SLF001 - mlx-lm's own
+    assert next_request() is None
+    assert next_request() == (waits, "c", "d")
 
 
 def test_mlxs_batches_take_the_pace_that_was_measured() -> None:
@@ -157,7 +158,8 @@ def test_mlxs_batches_take_the_pace_that_was_measured() -> None:
     pace = Pace()
     generator = mlx_launcher().paced(Generator, pace)()
     generator.next()
-    assert (generator.prefill_step_size, generator._prompt_batch.prefill_step_size) == (32, 32)
+    batch = generator._prompt_batch  # noqa: SLF001 - mlx-lm's own
+    assert (generator.prefill_step_size, batch.prefill_step_size) == (32, 32)
     assert pace.step == 64
 
 
@@ -173,7 +175,7 @@ def test_an_answer_is_read_by_one_thread_while_another_gives_it() -> None:
     giver.start()
     said = replies.follow(lambda: True)
     assert next(said) is context
-    assert list(mlx_launcher()._tokens(said, None)) == ["a", "b"]
+    assert list(mlx_launcher().tokens(said, None)) == ["a", "b"]
     giver.join()
 
 

@@ -257,7 +257,7 @@ class Odd:
 
 @pytest.fixture
 def odd(stage: Stage, tmp_path: Path) -> Odd:
-    return Odd(stage, tmp_path, 2.0)
+    return Odd(stage, tmp_path, 3.0)
 
 
 def test_a_stopped_engine_is_found_within_a_second_with_no_request_inside(odd: Odd) -> None:
@@ -363,7 +363,7 @@ def test_one_whose_answers_are_none_is_asked_as_soon_as_the_front_door_says_so(o
 
 def test_one_that_is_doubted_and_answers_is_left_alone(odd: Odd) -> None:
     odd.gates.doubt(odd.spec.engine_id)
-    odd.is_left_alone_for(3.0)
+    odd.is_left_alone_for(3.5)
 
 
 def test_without_a_descriptor_to_ask_with_nothing_is_said_of_an_engine(
@@ -375,9 +375,9 @@ def test_without_a_descriptor_to_ask_with_nothing_is_said_of_an_engine(
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(reachability, "listeners", frozenset)
     odd.enter()
-    odd.is_left_alone_for(3.0)
+    odd.is_left_alone_for(4.0)
     odd.gates.leave("r")
-    odd.is_left_alone_for(3.0)
+    odd.is_left_alone_for(4.0)
     monkeypatch.undo()
 
 
@@ -388,7 +388,7 @@ def test_one_that_computes_is_left_alone_for_long(odd: Odd) -> None:
         client = stack.enter_context(socket.socket(socket.AF_UNIX))
         client.connect(odd.endpoint)
         client.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
-        odd.is_left_alone_for(4.0)
+        odd.is_left_alone_for(5.0)
     odd.goes("well")
 
 
@@ -401,7 +401,7 @@ def test_one_that_computes_a_long_answer_and_answers_others_is_left_alone(
         client = stack.enter_context(socket.socket(socket.AF_UNIX))
         client.connect(odd.endpoint)
         client.sendall(b"POST /long HTTP/1.1\r\n\r\n")
-        odd.is_left_alone_for(5.0)
+        odd.is_left_alone_for(6.0)
         odd.goes("hollow")
 
 
@@ -409,7 +409,7 @@ def test_one_in_a_debuggers_hands_is_left_alone(odd: Odd, monkeypatch: pytest.Mo
     monkeypatch.setattr(processes, "traced", lambda pids: odd.pid in pids)
     os.kill(odd.pid, signal.SIGSTOP)
     odd.enter()
-    odd.is_left_alone_for(3.5)
+    odd.is_left_alone_for(4.0)
     monkeypatch.undo()
     assert odd.found_out().code == "engine_halted", "the debugger has gone and left it stopped"
 
@@ -421,11 +421,11 @@ def test_after_the_daemon_itself_was_suspended_an_engine_gets_its_full_time_agai
 
     odd.goes("hollow")
     odd.enter()
-    threading.Event().wait(1.0)
+    threading.Event().wait(1.5)
     slept = time.monotonic() + 1000.0
     monkeypatch.setattr(vitals, "_since_boot", lambda: slept)
     threading.Event().wait(0.7)
     monkeypatch.undo()
     woke = time.monotonic()
     odd.found_out()
-    assert odd.stage.heard.moment("stalled") - woke > 1.0
+    assert odd.stage.heard.moment("stalled") - woke > 1.5

@@ -169,7 +169,7 @@ def test_a_kill_by_hand_is_none_for_memory_although_another_was(
 ) -> None:
     monkeypatch.setattr(linux, "_kernel_log", lambda: LOG)
     (tmp_path / "self/ns").mkdir(parents=True)
-    (tmp_path / "self/ns/pid").symlink_to(linux._FIRST_PID_NAMESPACE)
+    (tmp_path / "self/ns/pid").symlink_to(linux.FIRST_PID_NAMESPACE)
     monkeypatch.setattr(linux, "PROC", tmp_path)
     monkeypatch.setattr(linux, "memory_kills", lambda: 9)
     assert not linux.was_killed_for_memory(1234, kills_before=8)

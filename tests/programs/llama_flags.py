@@ -33,7 +33,7 @@ spec.loader.exec_module(launcher)
 refused = {}
 for flag in json.load(sys.stdin):
     arguments = launcher.Arguments(xllamacpp)
-    kind = arguments._values.get(flag, ("", "", ""))[0]
+    kind = arguments.values.get(flag, ("", "", ""))[0]
     words = [flag]
     if kind:
         words.append(SAMPLES.get(kind, "none" if kind.startswith("enum") else "1"))

@@ -133,17 +133,22 @@ class Stage:
         self.alive, self.programs, self.lag = alive, PROGRAMS, Lag
 
     def host(self, *flags: str, heard: Heard | None = None, **options: Any) -> EngineHost:
+        options = {"spare_keeper": False, "prepare": self.prepares(*flags), "grace": 30.0, **options}
+        heard = heard or self.heard
+        host = EngineHost(self.folder, tell=heard.tell, board=heard.board, **options)
+        self.hosts.append(host)
+        return host
+
+    def prepares(self, *flags: str) -> Callable[[EngineSpec, Path], PreparedEngine]:
+        """What gives a host the command line of the fake engine."""
+
         def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
             argv = (sys.executable, "-I", str(PROGRAMS / "fake_engine.py"), "--socket", str(socket))
             return PreparedEngine(
                 command=CommandLine(argv=(*argv, *flags, *spec.flags)), readiness=self.readiness
             )
 
-        options = {"spare_keeper": False, "prepare": prepare, "grace": 30.0, **options}
-        heard = heard or self.heard
-        host = EngineHost(self.folder, tell=heard.tell, board=heard.board, **options)
-        self.hosts.append(host)
-        return host
+        return prepare
 
     def spec(self, engine_id: str = "", **fields: Any) -> EngineSpec:
         fields = {"backend": "fake", "installation_id": "i", "model_id": "m", "model_ref": "m", **fields}

@@ -136,10 +136,10 @@ def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running
         return Ended(end)
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Read first: on a full disk an existing claim could not be found by creating one.
-    if not (claim := _claim_of(folder)):
+    if not (claim := claim_of(folder)):
         if claim_for_daemon(folder):
             return Missing("it was never started before the daemon ended")
-        claim = _claim_of(folder)
+        claim = claim_of(folder)
     if "keeper_pid" not in claim:
         return Missing("another daemon had already cancelled its start")
     if claim.get("boot_id") != boot_id():
@@ -212,7 +212,7 @@ def end_processes(leader: ProcessIdentity, folder: EngineFolder) -> None:
         process.reap()
 
 
-def _claim_of(folder: EngineFolder) -> dict[str, Any]:
+def claim_of(folder: EngineFolder) -> dict[str, Any]:
     """The same; raises OSError if it exists but cannot be read."""
     if claim := read_claim(folder):
         return claim

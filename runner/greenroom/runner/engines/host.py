@@ -58,6 +58,8 @@ from greenroom.runner.threads import start_thread
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+KEEPER_SECONDS = 5.0
+"""Seconds beyond those of its ladder that a keeper has to end its engine."""
 _PULSE_SECONDS = 1.0
 _SPAWN_SECONDS = 60.0
 """How long a keeper may take to claim and spawn; it takes milliseconds."""
@@ -100,7 +102,7 @@ class EngineHost:
         self._grace = grace
         self._stall_after = stall_after
         self._ladder = [(name, bound) for name, bound in ladder]
-        self._stop_bound = sum(bound for _, bound in self._ladder) + 5.0
+        self._stop_bound = sum(bound for _, bound in self._ladder) + KEEPER_SECONDS
         self._handles: dict[str, Handle] = {}
         self._lock = threading.Lock()
         self._closing = False
@@ -125,6 +127,18 @@ class EngineHost:
     def _living(self) -> list[Handle]:
         with self._lock:
             return list(self._handles.values())
+
+    @property
+    def spare_pid(self) -> int:
+        """Of the keeper that waits for the next start; 0 while there is none."""
+        with self._lock:
+            return self._spare.pid if self._spare is not None else 0
+
+    @property
+    def engine_ids(self) -> frozenset[str]:
+        """The engines that it starts, watches or ends."""
+        with self._lock:
+            return frozenset(self._handles)
 
     def perform(self, effect: Effect, cause: str) -> None:
         """Begin one effect. Raises where no report would say that it could not be begun."""
@@ -489,7 +503,7 @@ class EngineHost:
             spare, self._spare = self._spare, None
         if spare is not None:
             spare.close()
-        deadline = time.monotonic() + self._stop_bound + 5.0
+        deadline = time.monotonic() + self._stop_bound + KEEPER_SECONDS
         for handle in handles:
             if keep is None:
                 self.stop(handle.engine_id, reason="the daemon is stopping")

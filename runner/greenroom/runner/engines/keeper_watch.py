@@ -78,15 +78,15 @@ def _is_allowed(name: str, value: str) -> bool:
 _log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 262_144
-_DETACHED: list[subprocess.Popen[bytes]] = []
+DETACHED: list[subprocess.Popen[bytes]] = []
 """Keepers left running; polled so that a long-lived host program collects no zombies."""
 
 _DETACHED_LOCK = lock_for_forks()
 
 
-def _reap_detached() -> None:
+def reap_detached() -> None:
     with _DETACHED_LOCK:
-        _DETACHED[:] = [process for process in _DETACHED if process.poll() is None]
+        DETACHED[:] = [process for process in DETACHED if process.poll() is None]
 
 
 class KeeperGone(Exception):
@@ -112,7 +112,7 @@ class Channel:
     @classmethod
     def spawn(cls) -> Channel:
         """Start a keeper that waits for its `start`; it exits if this process ends first."""
-        _reap_detached()
+        reap_detached()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # -S: it imports only the standard library, and starts some milliseconds sooner.
@@ -228,7 +228,7 @@ class Channel:
             return
         if not reap:
             with _DETACHED_LOCK:
-                _DETACHED.append(self._process)
+                DETACHED.append(self._process)
             return
         try:
             self._process.wait(2.0)

@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _RECENT = 600.0
 """Seconds; older lines are about another process with the same pid. The log's clock drifts a little."""
-_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+FIRST_PID_NAMESPACE = "pid:[4026531836]"
 """That of the whole machine: only there are our pids those in the kernel's log."""
 
 
@@ -231,7 +231,7 @@ def was_killed_for_memory(pid: int, kills_before: int) -> bool:
     counts.
     """
     with contextlib.suppress(OSError):
-        if os.readlink(PROC / "self/ns/pid") == _FIRST_PID_NAMESPACE:
+        if os.readlink(PROC / "self/ns/pid") == FIRST_PID_NAMESPACE:
             return names_victim(_kernel_log(), pid, time.clock_gettime(time.CLOCK_BOOTTIME))
     return memory_kills() > kills_before
 

@@ -208,12 +208,12 @@ class Arguments:
         self.params.port = 0
         self._optional("ui", False)
         self._optional("cors_origins", "")
-        self._values: dict[str, tuple[str, str, str]] = {}
+        self.values: dict[str, tuple[str, str, str]] = {}
         for line in _OPTIONS.strip().splitlines():
             names, _, rest = line.partition(" : ")
             kind, place, *configures = rest.split()
             for name in names.split():
-                self._values[name] = (kind, place, configures[0] if configures else "")
+                self.values[name] = (kind, place, configures[0] if configures else "")
         self._switches: dict[str, tuple[str, bool]] = {}
         for line in _SWITCHES.strip().splitlines():
             names, _, rest = line.partition(" : ")
@@ -228,9 +228,9 @@ class Arguments:
             name = rest.pop()
             if name in self._switches:
                 self._set(name, *self._switches[name])
-            elif name in self._values:
+            elif name in self.values:
                 if not rest:
-                    raise Unusable(f"{name} needs a value; it takes {self._wanted(self._values[name][0])}")
+                    raise Unusable(f"{name} needs a value; it takes {self._wanted(self.values[name][0])}")
                 self._take_value(name, rest.pop())
             else:
                 self._take_special(name, rest)
@@ -245,7 +245,7 @@ class Arguments:
         return self.params
 
     def _take_value(self, name: str, text: str) -> None:
-        kind, place, configures = self._values[name]
+        kind, place, configures = self.values[name]
         try:
             value = self._convert(kind, text)
         except (KeyError, ValueError, OSError, OverflowError, ZeroDivisionError) as problem:

@@ -113,7 +113,7 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
             context = next(said)
             if isinstance(context, Exception):
                 raise context
-            return context, _tokens(said, progress_callback)
+            return context, tokens(said, progress_callback)
 
         def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> Any:
             found = super()._tokenize(tokenizer, request, args)
@@ -150,7 +150,7 @@ def keep_in_vocabulary(args: Any, vocabulary: int) -> None:
         raise ValueError("logit_bias must be for tokens that the model has")
 
 
-def _tokens(said: Iterator[Any], progress: Any) -> Iterator[Any]:
+def tokens(said: Iterator[Any], progress: Any) -> Iterator[Any]:
     for item in said:
         if item is None:
             return

@@ -168,10 +168,12 @@ class ProgressReport:
             self._said, self._moving = said, moved
             self._listener(self._last)
 
-    def phase(self, phase: str, message: str) -> None:
+    def phase(self, phase: str, message: str, percent: int | None = None) -> None:
         """Report a phase of an installation, which keeps the bytes counted so far."""
         with self._lock:
-            self._last = msgspec.structs.replace(self._last, phase=phase, message=message, rate=0.0)
+            self._last = msgspec.structs.replace(
+                self._last, phase=phase, message=message, rate=0.0, percent=percent
+            )
             self._listener(self._last)
 
     def bytes(self, message: str, done: int, total: int) -> None:

@@ -6,6 +6,7 @@ events, so a change of a field is a change of the journal's schema.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -102,6 +103,8 @@ class Progress(Fact, frozen=True, kw_only=True):
     """The board's key of another job that this one waits for: its progress says more."""
     place: int = 0
     """Of a request that waits: its place in the queue, the first is 1."""
+    percent: int | None = None
+    """Of a phase that moves no bytes, such as compiling; it says more than `done` and `total`."""
     parts: tuple[Part, ...] = ()
     """Of a transfer: each file that moves. What needs no moving is none of them, but is in `total`."""
 
@@ -144,6 +147,8 @@ class Installation(Fact, frozen=True, kw_only=True):
     """Absolute path for unmanaged ones; managed ones lie in the data directory under their id."""
     broken: str = ""
     """Why it cannot be used; empty when whole."""
+    built_with: str = ""
+    """Compilers and options, if it was compiled on this machine."""
 
 
 class Reservation(Fact, frozen=True, kw_only=True):
@@ -348,6 +353,8 @@ class BackendFacts(Fact, frozen=True, kw_only=True):
     """It keeps prompts in memory after their requests, and can be told how many bytes of them."""
     version: str = ""
     """What is installed when no version is named, where known."""
+    versions: Mapping[str, str] = {}
+    """The same for variants that have a version of their own."""
     download_bytes: int = 0
     """What installing it would fetch, where known."""
 

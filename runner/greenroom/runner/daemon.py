@@ -44,6 +44,7 @@ from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backends.base import Backend, Environment, Image, Launch, Platform
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
+from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
@@ -210,6 +211,7 @@ class Greenroom(Startable):
             platform=self._platform,
             external=self.settings.backends,
             registries=self.settings.registries,
+            free_memory=lambda: self._memory.now().available,
         )
         self._host = EngineHost(
             self.home / "engines",
@@ -450,6 +452,7 @@ class Greenroom(Startable):
             model=files,
             socket=socket,
             binary=external.binary if external is not None and not installation.managed else None,
+            built=self.builder.program(installation) if installation.managed else None,
             prompt_speed=prompt_speed(self.home / "engines", spec, backend.prompt_speed),
         )
         command = backend.command(launch)
@@ -507,11 +510,12 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         prompt_cache=backend.keeps_prompts,
         device=backend.uses_devices or (named is not None and named.gpu),
         version=_pinned(source_of(backend, named), here),
+        versions={name: build.version for name, build in backend.builds.items()},
     )
 
 
-def _pinned(source: Environment | Image, here: Platform) -> str:
-    return source.version if isinstance(source, Image) else shipped_version(source, here)
+def _pinned(source: Environment | Image | SourceBuild, here: Platform) -> str:
+    return shipped_version(source, here) if isinstance(source, Environment) else source.version
 
 
 def _instance_id(home: Path) -> str:

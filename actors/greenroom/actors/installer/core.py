@@ -260,9 +260,10 @@ class Installer:
     def _named(self, ask: N) -> N:
         """The same with the pinned version in place of the word `pinned`."""
         facts = self._facts.get(ask.backend)
-        if ask.version != "pinned" or facts is None or not facts.version:
+        if ask.version != "pinned" or facts is None:
             return ask
-        return replace(ask, version=facts.version)
+        pinned = facts.versions.get(ask.variant, facts.version)
+        return replace(ask, version=pinned) if pinned else ask
 
     def _uninstall(self, state: InstallerState, ask: Uninstall, volatile: Volatile) -> Decision[Volatile]:
         if ask.backend not in self._facts:

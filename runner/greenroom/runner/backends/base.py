@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenroom.actors.graphics import Graphics
 from greenroom.actors.values import EngineSpec, Mode, ModelFormat
+from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.devices import inventory
 from greenroom.runner.engines.launchers import launcher
 
@@ -191,8 +192,15 @@ class Launch:
     """Where the engine must listen; at most 100 bytes."""
     binary: Path | None = None
     """The user's own program, to run instead of ours."""
+    built: Path | None = None
+    """The installation's program, if it was compiled on this machine."""
     prompt_speed: float = 0.0
     """Tokens of a prompt per second, as read by the last engine of this model; 0 if unknown."""
+
+    @property
+    def program(self) -> Path | None:
+        """The server itself, where it is a program; None if our launcher runs it."""
+        return self.binary or self.built
 
     def launched(self, name: str, *args: str) -> tuple[str, ...]:
         """The argv of one of our launchers, run by the installation's own interpreter."""
@@ -224,6 +232,8 @@ class Backend(ABC):
     source: ClassVar[Environment | Image]
     variants: ClassVar[tuple[Variant, ...]] = ()
     """Its builds for different devices; `source` is the one that says no other."""
+    builds: ClassVar[Mapping[str, SourceBuild]] = {}
+    """What can be compiled on the machine instead, by variant."""
     readiness: ClassVar[Readiness] = Readiness()
     dialect: ClassVar[Dialect] = Dialect()
     allowed_flags: ClassVar[frozenset[str]] = frozenset()

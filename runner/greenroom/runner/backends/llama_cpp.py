@@ -17,6 +17,7 @@ from greenroom.runner.backends.base import (
     Readiness,
 )
 from greenroom.runner.backends.flags import LLAMA_CPP, without_sizes
+from greenroom.runner.backends.llama_cpp_builds import LLAMA_CPP_BUILDS
 from greenroom.runner.backends.variants import LLAMA_CPP as VARIANTS
 
 _CANNOT = (
@@ -63,6 +64,7 @@ class LlamaCpp(Backend):
         distribution="xllamacpp", lock="llama.cpp", probe=("xllamacpp",), requirements=("xllamacpp",)
     )
     variants = VARIANTS
+    builds = LLAMA_CPP_BUILDS
     readiness = Readiness(path="/health", loading=frozenset({503}), counters=("/slots", "/metrics"))
     dialect = Dialect(cannot=_CANNOT, pools_by_header=True)
     allowed_flags = LLAMA_CPP
@@ -109,10 +111,10 @@ class LlamaCpp(Backend):
         if launch.model.mmproj is not None:
             args += ["--mmproj", str(launch.model.mmproj)]
         args += ["--jinja"]
-        if launch.binary is not None:
-            return CommandLine(argv=(str(launch.binary), *args), env=_ENVIRONMENT)
-        # A user's older server may not know this one.
-        args += ["--ctx-checkpoints", str(_CHECKPOINTS)]
+        if launch.binary is None:  # a user's older server may not know this one
+            args += ["--ctx-checkpoints", str(_CHECKPOINTS)]
+        if launch.program is not None:
+            return CommandLine(argv=(str(launch.program), *args), env=_ENVIRONMENT)
         return CommandLine(argv=launch.launched("llama_cpp", *args), env=_ENVIRONMENT)
 
 
@@ -123,7 +125,7 @@ def _batch(launch: Launch) -> int:
     if launch.spec.mode != "completion":
         return 0  # an input to embed must fit into one batch
     if not launch.prompt_speed:
-        return 0 if launch.binary is None else _UBATCH
+        return 0 if launch.program is None else _UBATCH
     # All parts of an image may have to fit into one batch.
     least = _LEAST_BATCH if launch.model.mmproj is None else _UBATCH
     fitting = max(least, min(_MOST_BATCH, int(launch.prompt_speed * _BATCH_SECONDS)))

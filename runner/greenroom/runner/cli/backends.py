@@ -20,6 +20,8 @@ from greenroom.runner.units import format_size
 
 DEFAULT_BACKEND = "llama.cpp"
 
+_BUILDS = ("native", "cuda", "rocm", "vulkan")
+
 backend_option = click.option(
     "--backend", default=DEFAULT_BACKEND, show_default=True, metavar="NAME", help="The backend."
 )
@@ -29,19 +31,31 @@ backend_option = click.option(
 @backend_option
 @click.option("--version", default="", metavar="VERSION", help="A version other than the default one.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be downloaded.")
+@click.option(
+    "--build",
+    type=click.Choice(_BUILDS),
+    is_flag=False,
+    flag_value="native",
+    default="",
+    metavar="FOR",
+    help="Compile it on this machine, for its processor (native, if nothing is named) or also for graphics "
+    "devices (cuda, rocm, vulkan).",
+)
 @click.pass_context
-def install_runner_command(ctx: click.Context, backend: str, version: str, dry_run: bool) -> None:
+def install_runner_command(ctx: click.Context, backend: str, version: str, build: str, dry_run: bool) -> None:
     """Install a backend, unless it is already installed.
 
+    --build takes minutes to hours and needs a compiler; missing tools are named.
     Ctrl-C cancels the installation, unless another client is waiting for it.
     """
     client = ensure_daemon(settings_of(ctx), announce)
     if dry_run:
-        body = {"backend": backend, "dry_run": True} | ({"version": version} if version else {})
+        body: dict[str, object] = {"backend": backend, "dry_run": True}
+        body |= ({"version": version} if version else {}) | ({"build": build} if build else {})
         plan = client.post("/engines/install-backend", body, timeout=None) or {}
         click.echo(planned(backend, plan))
         return
-    report(backend, install(client, backend, version=version, announce=click.echo))
+    report(backend, install(client, backend, version=version, build=build, announce=click.echo))
 
 
 def report(backend: str, installed: Installed) -> None:

@@ -33,6 +33,7 @@ _PHASES = {
     "importing": "importing",
     "waiting": "waiting",
     "unpacking": "unpacking",
+    "compiling": "compiling",
     "installing": "installing",
     "verifying": "verifying",
     "loading": "loading",
@@ -89,7 +90,9 @@ def describe(job: Mapping[str, Any]) -> str:
         word, _, message = message.partition(": ")
         word += ","
     done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
-    if total:
+    if (percent := job.get("percent")) is not None:
+        word += f" {percent}%"
+    elif total:
         # Rounded down: what is not all here is not 100%.
         word += f" {format_size(done)} of {format_size(total)} ({100 * min(done, total) // total:.0f}%)"
     elif done:
@@ -149,6 +152,8 @@ class Bars:
         name = str(job.get("job", ""))
         # Without a total the bar pulses.
         total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
+        if (percent := job.get("percent")) is not None:
+            total, done = 100, int(percent)
         with self._lock:
             self._draw(name, visible(describe(job)), total, done, visible(title_of(name)))
             self._draw_parts(name, job.get("parts") or ())

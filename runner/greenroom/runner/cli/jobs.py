@@ -36,6 +36,7 @@ def install(
     backend: str,
     *,
     version: str = "",
+    build: str = "",
     reinstall: bool = False,
     announce: Callable[[str], None],
     shown: Display | None = None,
@@ -46,6 +47,7 @@ def install(
         client: the daemon.
         backend: its name.
         version: one other than the default.
+        build: what to compile it for on this machine; empty to install what is published.
         reinstall: rebuild it even if it looks intact.
         announce: called with `Installing X backend...` once there is something to do.
         shown: where progress goes, when that is shared.
@@ -56,6 +58,8 @@ def install(
     body: dict[str, Any] = {"backend": backend, "waiter": uuid.uuid4().hex}
     if version:
         body["version"] = version
+    if build:
+        body["build"] = build
     if reinstall:
         body["reinstall"] = True
     job = f"install/{backend}"
@@ -85,7 +89,7 @@ def install(
                 if kind == "progress":
                     bars.update({**event, "job": job})
     except KeyboardInterrupt:
-        left = {"backend": backend, "version": version, "waiter": body["waiter"]}
+        left = {name: value for name, value in body.items() if name != "reinstall"}
         _leave(client, "/engines/cancel-install", left)
         raise
     raise Gone(client.url, f"closed the connection while installing {backend}")

@@ -114,7 +114,10 @@ class Narrator:
 
     def _installation_committed(self, fields: Fields) -> str:
         made: Fields = fields["installation"]
-        return f"Installed {_versioned(made)}{_took(fields)} and verified it ({_installation(made)})."
+        compiled = f" Compiled with {made['built_with']}." if made.get("built_with") else ""
+        return (
+            f"Installed {_versioned(made)}{_took(fields)} and verified it ({_installation(made)}).{compiled}"
+        )
 
     def _install_not_needed(self, fields: Fields) -> str:
         return (

@@ -121,6 +121,8 @@ class WhyBackend:
             found.steps = _steps(episode)
         else:
             found.answer += " It was found on disk, complete and verified."
+        if usable.built_with:
+            found.answer += f" It was compiled on this machine with {usable.built_with}."
         self._tell_chosen(found, usable, born)
         if (passed := passed_over(self._state)) is not None:
             found.cause = passed.code

@@ -9,7 +9,7 @@ progress. A client that leaves ends nothing; `/engines/cancel-install` does.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -30,6 +30,7 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import BackendName, Id, Version
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import BackendFacts, Installation, Progress
+from greenroom.runner.backends.source_build import PREFIX
 from greenroom.runner.http.bodies import checked, invalid, is_true, read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import encoded, json_response, wants_json
@@ -44,12 +45,17 @@ NDJSON = "application/x-ndjson"
 _encode = msgspec.json.Encoder().encode
 
 
+Build = Literal["", "native", "cuda", "rocm", "vulkan"]
+
+
 class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /engines`. With a mistyped `version` the pinned one would be installed."""
 
     name: BackendName = ""
     version: Version = ""
     """Empty means any that is installed, else the pinned one; `pinned`, `latest`, or a version."""
+    build: Build = ""
+    """Compile it on this machine: for its processor alone, or for graphics devices too."""
     reinstall: bool = False
 
 
@@ -66,6 +72,8 @@ class InstallBody(msgspec.Struct):
     backend: BackendName = ""
     version: Version = ""
     reinstall: bool = False
+    build: Build = ""
+    """Compile it on this machine."""
     dry_run: bool = False
     waiter: Id = ""
     """A name that no other client has, for `leave`."""
@@ -86,6 +94,7 @@ class CancelInstallBody(msgspec.Struct, forbid_unknown_fields=True):
 
     backend: BackendName = ""
     version: Version = ""
+    build: Build = ""
     job: Id = ""
     """This one and no other."""
     leave: bool = False
@@ -170,6 +179,7 @@ class Backends:
         wish = Ensure(
             backend=name,
             version=body.version,
+            variant=_variant(body.build),
             wanted_by="explicit",
             repair=body.reinstall,
             caller=await self._context.callers.looked_up(request),
@@ -208,13 +218,16 @@ class Backends:
     async def install_and_wait(self, request: Request) -> AnyResponse:
         body = await read_json(request, InstallBody, "backend")
         backend = self._context.backend(body.backend)
+        variant = _variant(body.build)
         greenroom = self._context.greenroom
         if body.dry_run:
-            return encoded(await greenroom.system.ask(PlanInstall(backend=backend, version=body.version)))
+            plan = PlanInstall(backend=backend, variant=variant, version=body.version)
+            return encoded(await greenroom.system.ask(plan))
         waiter = body.waiter or request.id
         ensure = Ensure(
             backend=backend,
             version=body.version,
+            variant=variant,
             wanted_by="explicit",
             repair=body.reinstall,
             waiter=waiter,
@@ -222,9 +235,8 @@ class Backends:
         )
         reply = greenroom.system.ask(ensure, cause=request.id)
         lines = _lines(request, backend)
-        with counted(
-            greenroom.system, reply, LeaveInstall(backend=backend, version=body.version, waiter=waiter)
-        ):
+        leave = LeaveInstall(backend=backend, variant=variant, version=body.version, waiter=waiter)
+        with counted(greenroom.system, reply, leave):
             if lines is None:
                 return await answered(request, reply, lambda _: Response())
             return await stream_job(request, greenroom.board, install_job(backend), reply, lines)
@@ -245,6 +257,7 @@ class Backends:
         cancel = CancelInstall(
             backend=self._context.backend(body.backend),
             version=body.version,
+            variant=_variant(body.build),
             job=body.job,
             reason="every client waiting for it disconnected" if body.leave else "requested by the user",
             leave=body.leave,
@@ -310,6 +323,10 @@ class Backends:
             "retry_at": status.retry_at,
             "queue": status.queue,
         }
+
+
+def _variant(build: Build) -> str:
+    return f"{PREFIX}{build}" if build else ""
 
 
 def _forced(request: Request) -> bool:

@@ -201,7 +201,9 @@ def sentence_of(progress: Progress, board: ProgressBoard | None = None) -> str:
         text = f"number {progress.place} in the queue, {text}"
     if followed is not None:
         return f"{text}: {sentence_of(followed)}"
-    if progress.total:
+    if progress.percent is not None:
+        text += f" ({progress.percent}%)"
+    elif progress.total:
         text += f" ({format_size(progress.done)} of {format_size(progress.total)})"
     elif progress.done:
         text += f" ({format_size(progress.done)})"

@@ -69,6 +69,12 @@ def write(home: Path, found: InstallationRecord, distribution: str, out: IO[byte
         JobFailed: The installation comes from an image, or a wheel is no longer in the cache.
         OSError: `out` cannot be written.
     """
+    if found.program:
+        raise JobFailed.permanent(
+            "not_exportable",
+            f"{found.backend} {found.version} was compiled for this machine.",
+            advice=f"Compile it there too: greenroom install-runner {found.backend} --build",
+        )
     if found.image is not None:
         raise JobFailed.permanent(
             "not_exportable",

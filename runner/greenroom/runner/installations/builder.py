@@ -43,14 +43,16 @@ from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Installation, Plan, Progress
 from greenroom.runner.backends.base import Backend, Environment, Image, Platform
 from greenroom.runner.backends.discovery import BACKENDS
+from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.config import ExternalBackend, RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.installations import external
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image import Images
-from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, no_exec
+from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, folder_of, no_exec
 from greenroom.runner.installations.lock_file import normalized
+from greenroom.runner.installations.source_builds import SourceBuilds
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import Unclear
 from greenroom.runner.threads import Thread, start_thread
@@ -61,8 +63,12 @@ _CLOSE_SECONDS = 10.0
 _REASON = 400
 
 
-def source_of(backend: Backend, named: ExternalBackend | None = None) -> Environment | Image:
+def source_of(
+    backend: Backend, named: ExternalBackend | None = None, variant: str = ""
+) -> Environment | Image | SourceBuild:
     """What a backend is installed from: as it declares, or out of what the user has named instead."""
+    if variant in backend.builds:
+        return backend.builds[variant]
     source = backend.source
     if named is None:
         return source
@@ -99,6 +105,7 @@ class _Makers:
         registries: Mapping[str, RegistrySettings],
         uv_binary: Path | None,
         user_home: Path | None,
+        free_memory: Callable[[], int] | None,
     ) -> None:
         self.installed = InstallationStore(home)
         self.environments = Environments(
@@ -112,6 +119,10 @@ class _Makers:
             registries=registries,
             user_home=user_home,
         )
+        self.builds = SourceBuilds(
+            home, sources, installed=self.installed, platform=platform, free_memory=free_memory
+        )
+        self.all: tuple[Environments, Images, SourceBuilds] = (self.environments, self.images, self.builds)
 
 
 class Builder:
@@ -130,6 +141,7 @@ class Builder:
         registries: Mapping[str, RegistrySettings] | None = None,
         uv_binary: Path | None = None,
         user_home: Path | None = None,
+        free_memory: Callable[[], int] | None = None,
     ) -> None:
         """Touch nothing yet.
 
@@ -139,6 +151,7 @@ class Builder:
             registries: Mirrors and insecure registries.
             uv_binary: A uv to use instead of the one we depend on.
             user_home: Where backends look for what is prebuilt; the user's when not given.
+            free_memory: Bytes that compilers may use; what the system has available when not given.
         """
         self._home = home
         self._tell = tell
@@ -150,6 +163,7 @@ class Builder:
         self._registries = registries or {}
         self._uv_binary = uv_binary
         self._user_home = user_home
+        self._free_memory = free_memory
         self._guard = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._made: _Makers | None = None
@@ -249,7 +263,9 @@ class Builder:
         """
         source, makers = self._source(backend, variant), self._makers_with_settings()
         cancel = cancel or self._closing
-        if isinstance(source, Image):
+        if isinstance(source, SourceBuild):
+            plan = makers.builds.plan(backend, source, version, cancel)
+        elif isinstance(source, Image):
             plan = makers.images.plan(backend, source, version, cancel)
         else:
             plan = makers.environments.plan(backend, source, version, cancel)
@@ -273,7 +289,7 @@ class Builder:
             if self._jobs:
                 return 0
         makers = self._makers()
-        return makers.environments.drop_fetched() + makers.images.drop_fetched()
+        return sum(maker.drop_fetched() for maker in makers.all)
 
     def prepare(self, installation: Installation) -> None:
         """Restore the files that an engine needs outside its installation, just before it starts.
@@ -284,6 +300,16 @@ class Builder:
         if installation.managed and isinstance(self._backends[installation.backend].source, Image):
             for file in self._makers().images.place(installation):
                 _log.info("%s was restored for %s", file, installation.backend)
+
+    def program(self, installation: Installation) -> Path | None:
+        """The program compiled for an installation; None if its Python runs the engine.
+
+        Raises:
+            JobFailed: The installation is gone.
+        """
+        if not installation.built_with:
+            return None
+        return folder_of(self._home, installation) / self._makers().installed.record(installation).program
 
     def close(self) -> None:
         """Cancel every job and wait, for a bounded time, until their processes are gone."""
@@ -343,11 +369,13 @@ class Builder:
             # Under the backend's key: clients know the backend, not the job.
             self._board.publish(msgspec.structs.replace(progress, job=key))
 
-        make: Callable[..., Installation] = (
-            partial(makers.images.build, build.backend, source)
-            if isinstance(source, Image)
-            else partial(makers.environments.build, build.backend, source)
-        )
+        make: Callable[..., Installation]
+        if isinstance(source, SourceBuild):
+            make = partial(makers.builds.build, build.backend, source)
+        elif isinstance(source, Image):
+            make = partial(makers.images.build, build.backend, source)
+        else:
+            make = partial(makers.environments.build, build.backend, source)
         return make(
             job=build.job,
             variant=build.variant,
@@ -357,7 +385,7 @@ class Builder:
             progress=progress,
         )
 
-    def _source(self, backend: str, variant: str) -> Environment | Image:
+    def _source(self, backend: str, variant: str) -> Environment | Image | SourceBuild:
         declared = self._backends.get(backend)
         if declared is None:
             raise JobFailed.permanent(
@@ -367,9 +395,9 @@ class Builder:
             )
         if sentence := declared.verdict(self._platform):
             raise JobFailed.permanent("unsupported_platform", sentence)
-        if variant:
+        if variant and variant not in declared.builds:
             raise JobFailed.permanent("no_such_variant", f"{backend} has no variant {variant!r}.")
-        return source_of(declared, self._external.get(backend))
+        return source_of(declared, self._external.get(backend), variant)
 
     def _look(self, names: tuple[str, ...]) -> None:
         makers = self._makers()
@@ -379,8 +407,8 @@ class Builder:
         try:
             swept = makers.installed.sweep()
             if not building:
-                makers.environments.sweep()
-                makers.images.sweep()
+                for maker in makers.all:
+                    maker.sweep()
             for folder in swept:
                 _log.info("removed %s: its installation was never finished", folder)
         except OSError as error:
@@ -434,9 +462,9 @@ class Builder:
             )
         makers, named = self._makers(), Installation(id=installation_id, backend=backend, version="")
         # By what it is, not by what is declared today: another release may have installed it otherwise.
-        if makers.installed.is_image(named):
-            return makers.images.remove(named)
-        return makers.environments.remove(named)
+        kind = makers.installed.kind(named)
+        maker = {"image": makers.images, "program": makers.builds}.get(kind, makers.environments)
+        return maker.remove(named)
 
     def _makers(self) -> _Makers:
         # Made on first use: loading what fetching needs costs a start.
@@ -444,7 +472,13 @@ class Builder:
             if self._made is None:
                 sources = self._sources or PackageSources()
                 self._made = _Makers(
-                    self._home, sources, self._platform, self._registries, self._uv_binary, self._user_home
+                    self._home,
+                    sources,
+                    self._platform,
+                    self._registries,
+                    self._uv_binary,
+                    self._user_home,
+                    self._free_memory,
                 )
             return self._made
 
@@ -455,8 +489,8 @@ class Builder:
             sources = PackageSources.discover()
             for problem in (*sources.unreadable, *sources.senseless):
                 _log.warning("%s", problem)
-            makers.environments.use(sources)
-            makers.images.use(sources)
+            for maker in makers.all:
+                maker.use(sources)
         return makers
 
     def _aside(self, name: str, work: Callable[[], None]) -> None:
@@ -477,7 +511,7 @@ def _failed(build: BuildInstallation, failure: Failure, *, reached: bool = True)
 
 def _fitting(one: Installation, source: Environment, installed: InstallationStore) -> Installation:
     """Broken when it was made for other processors: a machine may gain a GPU, or lose its driver."""
-    if one.broken:
+    if one.broken or one.built_with:
         return one
     projects = {wheel.locked().project for wheel in installed.record(one).wheels}
     if not projects or normalized(source.distribution) in projects:

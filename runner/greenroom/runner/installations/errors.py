@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Literal
 
 import msgspec
 
@@ -32,6 +33,15 @@ _KNOWN: dict[int, tuple[str, str] | tuple[str, str, str]] = {
     ),
 }
 _OTHERWISE = ("os_error", "`greenroom why` with the backend's name shows more.")
+
+
+def machine_failed(
+    kind: Literal["transient", "permanent"], code: str, message: str, advice: str, detail: str = ""
+) -> JobFailed:
+    """A failure that is blamed on the machine."""
+    make = JobFailed.transient if kind == "transient" else JobFailed.permanent
+    failed = make(code, message, advice=advice, detail=detail)
+    return JobFailed(msgspec.structs.replace(failed.failure, blame="machine"))
 
 
 def os_failure(error: OSError, what: str) -> JobFailed:

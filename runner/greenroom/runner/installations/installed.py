@@ -15,12 +15,12 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Literal
 
 import msgspec
 
@@ -37,17 +37,19 @@ from greenroom.runner.installations.verification import (
     read_record,
     walk,
 )
-from greenroom.runner.systems.processes import ProcessIdentity
+from greenroom.runner.systems.processes import ProcessIdentity, of_folder
+from greenroom.runner.systems.programs import kill_all
 from greenroom.runner.threads import Beside, TookTooLong
 
 _log = logging.getLogger(__name__)
 
 ATTEMPT = "attempt.json"
 LOCK = "lock.txt"
+BUILD_FOLDER = "GREENROOM_BUILD_FOLDER"
+"""The variable that names an attempt's folder to every process of a build from source."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<build>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
-_END_SECONDS = 2.0
 _LOOK_SECONDS = 60.0
 UNREADABLE = "Check the disk and the owner of the data directory. Greenroom keeps checking."
 
@@ -162,16 +164,16 @@ class InstallationStore:
             )
         return found
 
-    def is_image(self, installation: Installation) -> bool:
-        """True for an image's tree; False for an environment, and where there is no record.
+    def kind(self, installation: Installation) -> Literal["environment", "image", "program"]:
+        """What was installed; an environment where there is no record.
 
         Raises:
             JobFailed: No installation can have that name.
         """
         with suppress(ValueError):
-            found = read_record(folder_of(self.home, installation))
-            return found is not None and found.image is not None
-        return False
+            if (found := read_record(folder_of(self.home, installation))) is not None:
+                return "program" if found.program else "image" if found.image is not None else "environment"
+        return "environment"
 
     def records(self, *, all_of_them: bool = False) -> Iterator[InstallationRecord]:
         """The readable records of all backends' committed installations.
@@ -398,9 +400,8 @@ def _end_builder(folder: Path) -> None:
         return
     builder = ProcessIdentity(attempt.pid, attempt.started, attempt.boot)
     builder.send_group(signal.SIGKILL)
-    deadline = time.monotonic() + _END_SECONDS
-    while builder.alive() and time.monotonic() < deadline:
-        time.sleep(0.01)  # not our child, so its end can only be polled
+    # A compiler runs in a group of its own.
+    kill_all([builder, *of_folder(folder.absolute(), BUILD_FOLDER)])
 
 
 def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int]) -> int:

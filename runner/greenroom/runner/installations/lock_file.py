@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from packaging.tags import Tag
 
 LOCKS = Path(__file__).parent / "locks"
+BUILD_TOOLS = Environment(
+    distribution="cmake",
+    lock="build-tools",
+    probe=(),
+    requirements=("cmake>=3.28", "ninja>=1.11"),
+)
+"""For builds from source on machines without them."""
 
 _REQUIREMENT = re.compile(
     r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;]+)(?:\s*;\s*(?P<marker>.+))?$"
@@ -219,14 +226,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from greenroom.runner.installations.resolution import write_lock
 
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
-    parser.add_argument("backend", nargs="+", choices=list(BACKENDS))
+    parser.add_argument("backend", nargs="+", choices=[*BACKENDS, BUILD_TOOLS.lock])
     parser.add_argument("--cuda", action="store_true", help="as if this machine had an NVIDIA GPU")
     parser.add_argument("--own-sources", action="store_true", help="without the indexes of the declaration")
     args = parser.parse_args(argv)
     here = Platform.here()
     here = replace(here, cuda=here.cuda or args.cuda)
     for name in args.backend:
-        source = BACKENDS[name].on(here).source
+        source = BUILD_TOOLS if name == BUILD_TOOLS.lock else BACKENDS[name].on(here).source
         if not isinstance(source, Environment):
             parser.error(f"{name} is installed from an image and needs no lock.")
         source = replace(source, indexes=()) if args.own_sources else source

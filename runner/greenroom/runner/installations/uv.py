@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-import selectors
 import signal
-import subprocess
 import sysconfig
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import IO, Literal, NamedTuple
-
-import psutil
+from typing import Literal, NamedTuple
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.systems.programs import ProgramTimeout, run_program
 from greenroom.runner.threads import stop_if
 
 # Filled now, under this module's import lock: in CPython up to 3.12 a second thread can find it half
@@ -35,9 +31,6 @@ sysconfig.get_config_vars()
 _KEPT_VARIABLES = frozenset(
     "PATH HOME USER LOGNAME TMPDIR LANG LC_ALL LC_CTYPE TZ SSL_CERT_FILE SSL_CERT_DIR".split()
 )
-_OUTPUT_LIMIT = 256 * 1024
-_POLL = 0.1
-_TERM_GRACE = 2.0
 
 
 @dataclass(frozen=True)
@@ -104,21 +97,6 @@ class Uv:
                 return self.run(
                     args, cwd=Path(folder), cancel=cancel, on_start=on_start, deadline=deadline, idle=idle
                 )
-        began = time.monotonic()
-        process = self._spawn(args, cwd)
-        try:
-            if on_start is not None:
-                on_start(process.pid)
-            stdout, stderr = self._drain(process, cancel, began + deadline, idle)
-        finally:
-            _end(process)
-        if process.returncode != 0:
-            raise classify(self.sources.redact(stderr or stdout), process.returncode)
-        return UvResult(stdout=stdout, stderr=self.sources.redact(stderr), seconds=time.monotonic() - began)
-
-    def _spawn(self, args: Sequence[str], cwd: Path) -> subprocess.Popen[bytes]:
-        binary = self.binary
-        argv = [str(binary), *args, "--no-config", "--no-progress", "--color", "never"]
         variables = {name: value for name, value in os.environ.items() if name in _KEPT_VARIABLES}
         variables |= self.sources.uv_environment()
         variables |= {
@@ -131,106 +109,25 @@ class Uv:
         }
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            return subprocess.Popen(
-                argv,
+            ended = run_program(
+                [str(self.binary), *args, "--no-config", "--no-progress", "--color", "never"],
                 cwd=cwd,
                 env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
+                check=partial(stop_if, cancel),
+                on_start=on_start,
+                deadline=deadline,
+                idle=idle,
+                name="uv",
             )
         except OSError as error:
             raise os_failure(error, "The uv program could not be started") from error
-
-    def _drain(
-        self,
-        process: subprocess.Popen[bytes],
-        cancel: Event | None,
-        deadline: float,
-        idle: float,
-    ) -> tuple[str, str]:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        out, err = _Tail(), _Tail()
-        seen: object = None
-        last_sign = time.monotonic()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ, out)
-            selector.register(process.stderr, selectors.EVENT_READ, err)
-            while selector.get_map():
-                stop_if(cancel)
-                for key, _ in selector.select(_POLL):
-                    stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
-                    chunk = os.read(stream.fileno(), 65536)
-                    if chunk:
-                        key.data.add(chunk)
-                        last_sign = time.monotonic()
-                    else:
-                        selector.unregister(stream)
-                now = time.monotonic()
-                if now - last_sign > 1.0 and (value := _work_of(process.pid)) != seen:
-                    seen, last_sign = value, now
-                if now > deadline or now - last_sign > idle:
-                    raise JobFailed.transient(
-                        "timed_out",
-                        f"uv showed no activity for {idle:.0f}s."
-                        if now <= deadline
-                        else "uv exceeded its time limit.",
-                        advice="Look at the network and try again.",
-                        detail=err.text(),
-                    )
-                if process.poll() is not None and not selector.select(0):
-                    break  # a process that uv started holds the pipes open; uv's own output is complete
-        remaining = max(0.1, deadline - time.monotonic())
-        try:
-            process.wait(timeout=min(remaining, idle))
-        except subprocess.TimeoutExpired as error:
-            raise JobFailed.transient("timed_out", "uv did not exit.", detail=err.text()) from error
-        return out.text(), err.text()
-
-
-def _work_of(pid: int) -> tuple[float, int]:
-    """What a process and its children have computed, read and written; rises while they work."""
-    seconds, moved = 0.0, 0
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error):
-                used = one.cpu_times()
-                seconds += used.user + used.system
-                # Not available on every system.
-                counters = getattr(one, "io_counters", None)
-                moved += sum(counters()[:4]) if counters is not None else 0
-    return seconds, moved
-
-
-class _Tail:
-    def __init__(self) -> None:
-        self._kept = bytearray()
-
-    def add(self, chunk: bytes) -> None:
-        self._kept += chunk
-        if len(self._kept) > 16 * _OUTPUT_LIMIT:
-            del self._kept[:-_OUTPUT_LIMIT]
-
-    def text(self) -> str:
-        return self._kept.decode("utf-8", "replace")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave no process of the group behind, whatever happened."""
-    for sent in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            break
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, sent)
-            os.killpg(process.pid, signal.SIGCONT)  # a stopped one would not see the signal
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_TERM_GRACE)
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+        except ProgramTimeout as late:
+            raise JobFailed.transient(
+                "timed_out", str(late), advice="Look at the network and try again.", detail=late.stderr
+            ) from late
+        if ended.code != 0:
+            raise classify(self.sources.redact(ended.stderr or ended.stdout), ended.code)
+        return UvResult(stdout=ended.stdout, stderr=self.sources.redact(ended.stderr), seconds=ended.seconds)
 
 
 class _Known(NamedTuple):

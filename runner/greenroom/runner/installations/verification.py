@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import msgspec
 
 from greenroom.actors.journal.fsync import sync_folder, write_atomically
 from greenroom.actors.values import Failure, Installation
+from greenroom.runner.engines.keeper_watch import cleaned
 from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
 from greenroom.runner.installations.lock_file import LockedFile
 from greenroom.runner.systems import System, here
@@ -36,6 +37,8 @@ MARK = "installation.json"
 ENVIRONMENT = "env"
 """The folder inside an installation's that holds its Python: an environment, or a tree out of an image."""
 SCHEMA = 1
+WITH_PROGRAM = 2
+"""The schema of records with a program, which earlier releases leave alone."""
 
 
 class Unclear(Exception):
@@ -107,6 +110,10 @@ class InstallationRecord(msgspec.Struct, frozen=True, kw_only=True):
     an image."""
     image: ImageOrigin | None = None
     """None for an environment."""
+    program: str = ""
+    """Path of the program compiled on this machine; empty if a Python runs the engine."""
+    built_with: str = ""
+    """Compilers and options of that program."""
 
     def installation(self, broken: str = "") -> Installation:
         """The fact others see."""
@@ -118,6 +125,7 @@ class InstallationRecord(msgspec.Struct, frozen=True, kw_only=True):
             digest=self.digest,
             size=self.size,
             built_at=self.built_at,
+            built_with=self.built_with,
             broken=broken,
         )
 
@@ -156,7 +164,7 @@ def read_record(folder: Path) -> InstallationRecord | None:
         record = msgspec.json.decode(data, type=InstallationRecord)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{MARK} is damaged: {error}") from error
-    if record.schema != SCHEMA:
+    if record.schema not in (SCHEMA, WITH_PROGRAM):
         # Of a newer one, which will find it as it left it.
         raise Unclear(f"{MARK} was written by another release of Greenroom (schema {record.schema})")
     return record
@@ -222,7 +230,11 @@ def complaint(folder: Path, record: InstallationRecord, *, run: bool = True) -> 
     Raises:
         Unclear: It cannot be told now.
     """
-    return missing(folder, record) or (strange_python(folder, record) if run else "")
+    if found := missing(folder, record):
+        return found
+    if not run:
+        return ""
+    return strange_program(folder / record.program) if record.program else strange_python(folder, record)
 
 
 def missing(folder: Path, record: InstallationRecord) -> str:
@@ -275,6 +287,22 @@ def strange_python(folder: Path, record: InstallationRecord) -> str:
         return f"its Python does not run ({error})"
     if tag != record.python.tag:
         return f"its Python is now {version} and was {record.python.version}"
+    return ""
+
+
+def strange_program(program: Path) -> str:
+    """Why a compiled program does not run any more, as without a library that is gone; empty if it runs.
+
+    Raises:
+        Unclear: It cannot be told now.
+    """
+    outcome = run_briefly([str(program), "--version"], env=cleaned({}), seconds=_IDENTITY_SECONDS, both=True)
+    if outcome.passing:
+        raise Unclear(f"{program.name} did not answer ({outcome.ending})")
+    if outcome.code != 0:
+        last = outcome.output.strip().splitlines()[-1:] or [outcome.ending]
+        lacks = missing_library(outcome.output)
+        return f"{program.name} does not run ({lacks[0] if lacks else last[0][:200]})"
     return ""
 
 
@@ -451,9 +479,26 @@ def run_python(
     """
     env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     env |= {"HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"}
+    return run_briefly([str(python), "-I", *args], env=env, seconds=seconds, cancel=cancel, cwd=cwd)
+
+
+def run_briefly(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    seconds: float,
+    cancel: Event | None = None,
+    cwd: Path | None = None,
+    both: bool = False,
+) -> InterpreterRun:
+    """Run a program in a process group that ends with it; with `both`, its output is that of both streams.
+
+    Raises:
+        JobCancelled: `cancel` was set.
+    """
     try:
         process = subprocess.Popen(
-            [str(python), "-I", *args],
+            argv,
             cwd=cwd or "/",
             env=env,
             stdin=subprocess.DEVNULL,
@@ -481,5 +526,5 @@ def run_python(
             # Processes in a session of their own may hold the pipes, and hung storage may hold it.
             with suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_END_SECONDS)
-    text = out if process.returncode == 0 else err + out
+    text = out if process.returncode == 0 and not both else err + out
     return InterpreterRun(code=process.returncode, output=text[-_OUTPUT_LIMIT:].decode("utf-8", "replace"))

@@ -401,6 +401,7 @@ def _too_slow(came: int) -> JobFailed:
     )
 
 
+_FILES = (".whl", ".tar.gz")
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
@@ -479,6 +480,23 @@ class Finder:
             advice=f"Asked: {', '.join(asked) or 'none'}. These are pip's and uv's own settings.",
         )
 
+    def links(self, project: str) -> list[Link]:
+        """All files of a project, of all sources.
+
+        Raises:
+            JobFailed: A source did not answer, and no other has any.
+        """
+        found: list[Link] = []
+        unanswered: JobFailed | None = None
+        for place in (*self._sources.find_links, *self._sources.indexes):
+            try:
+                found += self._links(place, project)
+            except JobFailed as failed:
+                unanswered = unanswered or failed
+        if unanswered is not None and not found:
+            raise unanswered
+        return found
+
     def _links(self, place: Setting, project: str) -> list[Link]:
         in_index = place not in self._sources.find_links
         base = place.value.rstrip("/") + "/"
@@ -541,7 +559,7 @@ def _html_links(text: str, base: str) -> Iterator[Link]:
     for target in parser.links:
         url, fragment = urldefrag(urljoin(base, target))
         name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
-        if name.endswith(".whl"):
+        if name.endswith(_FILES):
             found = re.search(r"sha256=([0-9a-f]{64})", fragment)
             yield Link(name, url, found[1] if found else "")
 
@@ -565,5 +583,5 @@ def _local_links(place: Path) -> Iterator[Link]:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     for entry in entries:
-        if entry.name.endswith(".whl"):
+        if entry.name.endswith(_FILES):
             yield Link(entry.name, entry.absolute().as_uri())

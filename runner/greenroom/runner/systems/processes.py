@@ -72,17 +72,17 @@ class ProcessIdentity:
         return True
 
 
-def of_folder(folder: Path) -> list[ProcessIdentity]:
-    """This user's living processes that were started for an engine folder, found by their environment.
+def of_folder(folder: Path, variable: str = "GREENROOM_ENGINE_FOLDER") -> list[ProcessIdentity]:
+    """This user's living processes that were started for a folder, found by a variable in their environment.
 
-    Finds what is left of an engine whose keeper and leader are dead, and whose pids are otherwise unknown.
+    Finds what is left of an engine or a build whose leader is dead, and whose pids are otherwise unknown.
     """
     import psutil
 
     found = []
     for process in psutil.process_iter(["pid"]):
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("GREENROOM_ENGINE_FOLDER") == str(folder):
+            if process.environ().get(variable) == str(folder):
                 identity = ProcessIdentity.of(process.pid)
                 if identity is not None and process.pid != os.getpid():
                     found.append(identity)

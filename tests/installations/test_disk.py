@@ -227,14 +227,32 @@ def test_removing_takes_the_mark_first(
     with pytest.raises(JobFailed, match="could not be removed"):
         environments.remove(built)
     monkeypatch.undo()
-    assert folder.exists()
     assert environments.installed.look("toy") == []
-    assert environments.installed.sweep() == [folder]
+    (left,) = environments.installed.sweep()
+    assert left.name.startswith(folder.name)
+    assert list(folder.parent.iterdir()) == []
 
 
 def _refuse(path: Path, ignore_errors: bool = False) -> None:
     if not ignore_errors:
         raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_an_attempt_that_takes_the_name_of_what_is_being_removed_keeps_its_folder(
+    environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+    attempts: list[Path] = []
+
+    def interrupted(path: Path, ignore_errors: bool = False) -> None:
+        remove(path, ignore_errors=ignore_errors)
+        if not attempts:
+            attempts.append(environments.installed.new_folder("toy", built.version, built.digest, "toy.2"))
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    discard(folder_of(environments.installed.home, built))
+    assert attempts[0].name == built.id
+    assert (attempts[0] / "attempt.json").exists()
 
 
 def test_removing_what_is_gone_frees_nothing(

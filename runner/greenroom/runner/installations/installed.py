@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Literal
+from uuid import uuid4
 
 import msgspec
 
@@ -282,17 +283,25 @@ def write_attempt(folder: Path, attempt: BuildAttempt) -> None:
 def discard(folder: Path) -> None:
     """Remove an installation's folder, the mark first, so that a half-removed one never counts.
 
+    The folder is renamed before its contents go: its name may be taken again by the next attempt at once.
+
     Raises:
         OSError: Something in it cannot be removed.
     """
     (folder / MARK).unlink(missing_ok=True)
+    going = folder.with_name(f"{folder.name}.going-{uuid4().hex[:8]}")
+    try:
+        folder.rename(going)
+    except FileNotFoundError:
+        return
+    except OSError:
+        going = folder  # a mount point, for example: what is in it can go
     for _ in range(3):
         # A program that just ended may have created a file after its folder was listed.
-        with suppress(FileNotFoundError):
-            shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
+        shutil.rmtree(going, ignore_errors=True)
+        if not going.exists():
             return
-    shutil.rmtree(folder)
+    shutil.rmtree(going)
 
 
 def existing(place: Path) -> Path:

@@ -15,7 +15,8 @@ import pytest
 
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.memory import MachineMemory, MemoryReader, metal_limit
+from greenroom.runner.devices.apple import metal_limit
+from greenroom.runner.memory import MachineMemory, MemoryReader
 
 MIB = 2**20
 MACHINE = 16 * 1024 * MIB

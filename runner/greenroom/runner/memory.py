@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import psutil
 
+from greenroom.runner.devices.apple import metal_limit
 from greenroom.runner.systems import here, macos
 
 _log = logging.getLogger(__name__)
@@ -197,16 +198,6 @@ def _text(file: Path) -> str:
         return file.read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return ""
-
-
-def metal_limit(total: int, configured_mib: int) -> int:
-    """Bytes Metal lets programs keep resident, by `iogpu.wired_limit_mb`; 0 there means the default rule:
-
-    two thirds of up to 36 GiB of memory, and three quarters of more.
-    """
-    if configured_mib > 0:
-        return configured_mib * 2**20
-    return total * 2 // 3 if total <= 36 * 2**30 else total * 3 // 4
 
 
 def _metal(total: int) -> int | None:

@@ -7,11 +7,12 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from greenroom.runner.devices.children import Children, Told
+from greenroom.runner.systems import macos
 
 Run = Callable[[Sequence[str], Mapping[str, str] | None], Told]
 
@@ -33,15 +34,12 @@ def glibc_version() -> str:
     return told.removeprefix("glibc ").strip()
 
 
-def own_groups() -> frozenset[str]:
-    def named() -> Iterator[str]:
-        for number in {*os.getgroups(), os.getegid()}:
-            try:
-                yield grp.getgrgid(number).gr_name
-            except KeyError:
-                yield str(number)
-
-    return frozenset(named())
+def access(name: str) -> tuple[bool, str]:
+    try:
+        group = grp.getgrgid(os.stat(name).st_gid).gr_name
+    except (OSError, KeyError):
+        group = ""
+    return os.access(name, os.R_OK | os.W_OK), group
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,10 @@ class HostView:
     processor: str = field(default_factory=platform.machine)
     """As the system names it: `x86_64`, `aarch64`, `arm64`."""
     glibc: str = field(default_factory=glibc_version)
-    groups: frozenset[str] = field(default_factory=own_groups)
-    """Names of the groups of this process."""
-    is_root: bool = field(default_factory=lambda: os.geteuid() == 0)
+    access: Callable[[str], tuple[bool, str]] = access
+    """Whether this process may read and write a file, and the name of its group."""
+    sysctl: Callable[[str], bytes] = macos.sysctl_by_name
+    """A value of macOS's kernel; empty if there is none of that name."""
 
     def path(self, name: str) -> Path:
         """A file of the machine, by its absolute name."""
@@ -109,10 +108,10 @@ class HostView:
                 return f"{folder}/{name}"
         return ""
 
-    def script(self, name: str, *arguments: str) -> Told:
+    def script(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Told:
         """Run a script beside this module in a Python of its own, with nothing but the standard library."""
         script = Path(__file__).with_name(name)
-        return self.run([sys.executable, "-I", "-S", str(script), *arguments], None)
+        return self.run([sys.executable, "-I", "-S", str(script), *arguments], env)
 
     def _placed(self, name: str | Path) -> Path:
         return name if isinstance(name, Path) else self.path(name)

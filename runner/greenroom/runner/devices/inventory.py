@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 from greenroom.actors.graphics import Graphics
-from greenroom.runner.devices import nvidia
-from greenroom.runner.devices.found import Look
+from greenroom.runner.devices import amd, apple, intel, jetson, nvidia, problems, vulkan
+from greenroom.runner.devices.found import Look, Probed
 from greenroom.runner.devices.host_view import HostView
-from greenroom.runner.devices.pci import controllers
-from greenroom.runner.devices.visible import allowed
+from greenroom.runner.devices.pci import Controller, controllers
+from greenroom.runner.devices.visible import VULKAN, allowed
+from greenroom.runner.devices.vulkan import VulkanLook
+
+_SIGNS = ("/dev/dri", "/dev/dxg", "/dev/nvidiactl", "/dev/nvmap")
 
 
-def read(view: HostView | None = None) -> Graphics:
+def read(view: HostView | None = None, *, software: bool = False) -> Graphics:
     """What is there and can compute, or why it cannot. Raises nothing.
 
-    It may take seconds: a driver that hangs costs ten.
+    It may take seconds: a driver that hangs costs ten. `software`: list drivers that are the processor under
+    another name even if there is nothing else.
     """
-    return look(view or HostView()).graphics
+    return look(view or HostView(), software=software).graphics
 
 
-def look(view: HostView) -> Look:
+def look(view: HostView, *, software: bool = False) -> Look:
     """The same, with what this process needs to limit engines to devices."""
+    if view.system == "darwin":
+        return Look(apple.look(view))
     listed = controllers(view)
-    found, problems = nvidia.look(view, listed)
-    return Look(allowed(found, view.env), problems, view.glibc)
+    with ThreadPoolExecutor(1, "vulkan") as beside:
+        is_asked = software or _may_have_vulkan(view, listed)
+        asked = beside.submit(vulkan.look, view) if is_asked else None
+        boards = jetson.look(view)
+        cards, troubles = ((), ()) if boards else nvidia.look(view, listed)
+        radeons, compute_troubles = amd.look(view, listed)
+        found = (*boards, *cards, *radeons, *intel.look(view, listed))
+        offered = asked.result() if asked is not None else VulkanLook()
+    merged = vulkan.merged(found, offered, view)
+    explained = tuple(_explained(one, offered) for one in merged)
+    passing = (offered.problem,) if offered.problem is not None else ()
+    return Look(allowed(explained, view.env), (*troubles, *compute_troubles, *passing), view.glibc)
+
+
+def _may_have_vulkan(view: HostView, listed: Sequence[Controller]) -> bool:
+    """Without a device there is nothing to gain but software, and loading all drivers costs time."""
+    return VULKAN in view.env or bool(listed) or any(view.exists(sign) for sign in _SIGNS)
+
+
+def _explained(one: Probed, offered: VulkanLook) -> Probed:
+    """A device that no runtime reaches has a problem, even if its kernel driver has none."""
+    device = one.device
+    if device.problem is not None or device.runtimes:
+        return one
+    return one.with_problem(offered.problem or problems.no_runtime(device.maker, offered.has_loader))

@@ -58,6 +58,52 @@ def wrong_driver(driver: str) -> Failure:
     )
 
 
+def too_old_for_driver(driver: str) -> Failure:
+    """AMD's cards of before 2012."""
+    return _problem(
+        "wrong_driver",
+        f"It runs with the driver {driver}, which supports neither ROCm nor Vulkan.",
+        "Cards from 2012 on may use amdgpu: add amdgpu.si_support=1 amdgpu.cik_support=1 radeon.si_support=0 "
+        "radeon.cik_support=0 to the kernel's command line. Older ones cannot be used.",
+    )
+
+
+def no_runtime(maker: str, has_loader: bool) -> Failure:
+    """Its kernel driver works, but nothing that programs compute through is installed."""
+    missing = "its Vulkan driver is" if has_loader else "Vulkan is"
+    rocm = "; for ROCm see https://rocm.docs.amd.com" if maker == "amd" else ""
+    return _problem(
+        "no_runtime",
+        f"Its kernel driver is loaded, but {missing} not installed{' and ROCm neither' if rocm else ''}.",
+        f"Debian and Ubuntu: sudo apt install libvulkan1 mesa-vulkan-drivers; Fedora: sudo dnf install "
+        f"vulkan-loader mesa-vulkan-drivers{rocm}.",
+    )
+
+
+def no_render_node(driver: str) -> Failure:
+    return _problem(
+        "no_render_node",
+        f"The driver {driver} is loaded, but there is no file of its below /dev/dri.",
+        "Restart the computer. If that does not help, look for its messages: sudo dmesg",
+    )
+
+
+def no_compute_driver() -> Failure:
+    return _problem(
+        "no_compute_driver",
+        "There is no /dev/kfd, so ROCm cannot be used: the kernel is built without AMD's compute driver.",
+        "Use a kernel with CONFIG_HSA_AMD, as distributions have it. Vulkan needs none.",
+    )
+
+
+def software(index: int) -> Failure:
+    return _problem(
+        "software",
+        "It is the processor under another name, and slower than the backends that use the processor itself.",
+        f"To use it in spite of that, for tests: GGML_VK_VISIBLE_DEVICES={index}",
+    )
+
+
 def device_reserved(driver: str) -> Failure:
     return _problem(
         "device_reserved",

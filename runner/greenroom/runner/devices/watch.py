@@ -4,43 +4,64 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+
+from msgspec.structs import replace as changed
 
 from greenroom.actors.graphics import Graphics, Runtime
 from greenroom.actors.scheduler.ledger import Device
-from greenroom.runner.devices import inventory
+from greenroom.runner.devices import amd, drm, inventory, nvidia
 from greenroom.runner.devices.children import Children
 from greenroom.runner.devices.continuity import settled
 from greenroom.runner.devices.found import Look, Probed, used_by
 from greenroom.runner.devices.host_view import HostView
+from greenroom.runner.devices.pci import Controller, controllers
 from greenroom.runner.devices.visible import variables
 
 _log = logging.getLogger(__name__)
 
 EVERY = 2.0
 """Seconds between two readings."""
-_NONE_EVERY = 60.0
-"""The same without a device."""
+_NONE_EVERY = 10.0
+"""The same without a device: then only files are read."""
+_WHOLE_EVERY = 600.0
+"""Seconds after which everything is asked again: a driver may have been installed, or hang no longer."""
+_TROUBLED_EVERY = 60.0
+"""The same while something is wrong."""
 _FIRST_LOOK_SECONDS = 3.0
+_MODULE = "/proc/driver/nvidia/version"
+_SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/dxg", _MODULE)
+"""What appears or goes away with a driver; with the list of the PCI bus it costs less than a millisecond."""
 
 
 class DeviceWatch:
-    """All methods but `start` return the latest reading without waiting."""
+    """All methods but `start` and `look` return the latest reading without waiting."""
 
     def __init__(self, *, headroom: int, every: float = EVERY, view: HostView | None = None) -> None:
         """`headroom`: bytes of each device that engines leave free."""
         self._headroom = headroom
         self._every = every
-        self._children = Children()
-        self._view = view or HostView(run=self._children.run)
+        self._view = view or HostView(run=Children().run)
+        self.on_look: Callable[[Graphics], None] | None = None
+        """Called after everything has been asked, mostly on the watch's own thread."""
         self._look = Look()
+        self._signs: object = None
+        self._looked_at = 0.0
         self._closed, self._looked = threading.Event(), threading.Event()
+        self._looking = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def look(self) -> Graphics:
-        """Look now, which may take seconds."""
-        self._look = settled(self._look, inventory.look(self._view))
+    def look(self, *, software: bool = False) -> Graphics:
+        """Ask everything now, which may take seconds. `software`: as in `inventory.read`."""
+        with self._looking:
+            self._signs = self._read_signs()
+            self._look = settled(self._look, inventory.look(self._view, software=software))
+            self._looked_at = time.monotonic()
         self._looked.set()
+        if self.on_look is not None:
+            self.on_look(self._look.graphics)
         return self._look.graphics
 
     def start(self) -> None:
@@ -73,9 +94,14 @@ class DeviceWatch:
             if not one.is_shared and (runtime is None or one.runtime(runtime) is not None)
         )
 
-    def used_by(self, pids: Iterable[int]) -> int | None:
-        """Bytes of device memory these processes hold together; None if not reported."""
-        return used_by(self._look.found, pids)
+    def used_by(self, pids: Collection[int]) -> int | None:
+        """Bytes of devices' own memory that these processes hold together; None if not reported."""
+        found = self._look.found
+        buses = {one.device.bus for one in found if one.device.maker != "nvidia" and not one.device.is_shared}
+        told = used_by(found, pids)
+        if not buses:
+            return told
+        return (told or 0) + sum(size for bus, size in drm.held_by(pids).items() if bus in buses)
 
     def variables(self, devices: Sequence[str]) -> dict[str, str] | None:
         """The variables that limit a process to these devices; None if one does not exist (any more)."""
@@ -90,7 +116,50 @@ class DeviceWatch:
             if self._closed.is_set():
                 return
             try:
-                self.look()
+                if self._is_new():
+                    self.look()
+                else:
+                    self._measure()
             except Exception:  # noqa: BLE001 - one odd answer must not end the watch
                 _log.exception("the graphics devices could not be read")
                 self._looked.set()
+
+    def _is_new(self) -> bool:
+        """Whether something appeared or went away, or it is time to ask everything again."""
+        graphics = self._look.graphics
+        is_troubled = bool(graphics.problems) or len(graphics.usable) < len(graphics.devices)
+        is_due = time.monotonic() - self._looked_at > (_TROUBLED_EVERY if is_troubled else _WHOLE_EVERY)
+        return not self._looked.is_set() or is_due or self._read_signs() != self._signs
+
+    def _read_signs(self) -> object:
+        listed = [replace(one, asleep=False) for one in controllers(self._view)]
+        return listed, [sign for sign in _SIGNS if self._view.exists(sign)], self._view.text(_MODULE)
+
+    def _measure(self) -> None:
+        """What is free now. A card that sleeps is left alone: nothing uses it."""
+        look, fresh = self._look, dict[str, Probed]()
+        listed = {one.bus: one for one in controllers(self._view)}
+        cards = [one for one in look.found if one.device.maker == "nvidia" and one.device.problem is None]
+        if any(not one.device.is_shared and not _sleeps(one, listed) for one in cards):
+            asked = nvidia.ask_again(self._view)
+            if asked is None or {one.device.id for one in cards} - {one.device.id for one in asked}:
+                self.look()  # why, and whether that is for good
+                return
+            fresh = {one.device.id: one for one in asked}
+        self._look = replace(look, found=tuple(self._measured(one, fresh, listed) for one in look.found))
+
+    def _measured(self, one: Probed, fresh: Mapping[str, Probed], listed: Mapping[str, Controller]) -> Probed:
+        device = one.device
+        if (new := fresh.get(device.id)) is not None:
+            return replace(one, device=changed(device, free=new.device.free), users=new.users)
+        if device.maker == "nvidia" and _sleeps(one, listed):
+            return replace(one, device=changed(device, free=device.total), users={})
+        if device.maker == "amd" and device.total:
+            free = amd.memory(self._view, device.bus, is_shared=device.is_shared)[1]
+            return replace(one, device=changed(device, free=free))
+        return one
+
+
+def _sleeps(one: Probed, listed: Mapping[str, Controller]) -> bool:
+    controller = listed.get(one.device.bus)
+    return controller is not None and controller.asleep

@@ -38,7 +38,7 @@ _TOOL_SECONDS = 5.0
 
 @functools.cache
 def boot_id() -> str:
-    return _sysctl_by_name("kern.bootsessionuuid").rstrip(b"\0").decode("ascii", "replace")
+    return sysctl_by_name("kern.bootsessionuuid").rstrip(b"\0").decode("ascii", "replace")
 
 
 def start_time(pid: int) -> float:
@@ -258,9 +258,17 @@ def was_killed_for_memory(pid: int, kills_before: int) -> bool:  # noqa: ARG001 
     return False
 
 
+def sysctl_by_name(name: str) -> bytes:
+    """A value of the kernel's; empty if there is none of that name."""
+    buffer, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    if _libc().sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, ctypes.c_size_t(0)) != 0:
+        return b""
+    return buffer.raw[: size.value]
+
+
 def sysctl_number(name: str) -> int:
     """A number of the kernel's; 0 if there is none of that name."""
-    return number_of(_sysctl_by_name(name))
+    return number_of(sysctl_by_name(name))
 
 
 def number_of(told: bytes) -> int:
@@ -269,13 +277,6 @@ def number_of(told: bytes) -> int:
 
 
 # system calls
-
-
-def _sysctl_by_name(name: str) -> bytes:
-    buffer, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
-    if _libc().sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, ctypes.c_size_t(0)) != 0:
-        return b""
-    return buffer.raw[: size.value]
 
 
 def _sysctl(place: tuple[int, ...], most: int) -> bytes:

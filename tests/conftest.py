@@ -40,10 +40,11 @@ LONGEST = (
     "daemon/test_real_engines daemon/test_real_mistakes daemon/test_real_scheduling "
     "engines/test_real_engines cli/test_lifecycle engines/test_liveness "
     "models/test_huggingface engines/test_real_liveness daemon/test_run_from_hub http/test_keep_alive "
-    "daemon/test_no_room daemon/test_restart http/test_server installations/test_environment "
+    "daemon/test_installing_full_disk daemon/test_restart http/test_server installations/test_environment "
     "crash/test_boundaries daemon/test_vllm_metal models/test_crash "
-    "http/test_verbs http/test_leaving installations/test_unreadable examples/test_another_backend "
-    "daemon/test_installing daemon/test_retries models/test_puller daemon/test_many_at_once journal/test_kill"
+    "http/test_management_routes http/test_disconnects installations/test_unreadable "
+    "examples/test_another_backend daemon/test_installing daemon/test_retries models/test_puller "
+    "daemon/test_concurrent_commands journal/test_kill"
 ).split()
 """Files that take longest, longest first."""
 

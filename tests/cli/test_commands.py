@@ -187,7 +187,7 @@ def test_status_says_why_the_daemon_is_not_ready_and_what_it_does(greenroom: Any
     out = greenroom("status").out
 
     assert "It is not ready: It looks around." in out
-    assert "mlx: downloading 5.00 MB of 10.0 MB (50%)" in out
+    assert "mlx: Downloading 5.00 MB of 10.0 MB (50%)" in out
 
 
 def test_status_as_json_says_that_nothing_runs_without_failing(
@@ -254,7 +254,7 @@ def test_installing_announces_shows_progress_and_says_that_it_is_done(
 
     assert outcome.code == 0
     assert outcome.out == "Installing mlx backend...\nmlx backend installed successfully\n"
-    assert "  mlx: looking up\n  mlx: downloading 5 B of 10 B (50%)\n" in outcome.err
+    assert "  mlx: Looking up\n  mlx: Downloading 5 B of 10 B (50%)\n" in outcome.err
     assert our_daemon.seen[-1].headers["Accept"] == "application/x-ndjson"
 
 
@@ -370,7 +370,7 @@ def test_pulling_shows_progress_and_the_daemons_last_word(greenroom: Any, our_da
     outcome = greenroom("pull", "smollm2")
 
     assert outcome.out == "Model pulled successfully\n"
-    assert "smollm2: downloading 4 B of 10 B (40%)" in outcome.err
+    assert "smollm2: Downloading 4 B of 10 B (40%)" in outcome.err
     assert "Warning: slow" in outcome.err
     assert our_daemon.bodies("/models/create") == [{"from": "smollm2"}]
 

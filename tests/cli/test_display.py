@@ -23,23 +23,24 @@ def job(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({}, "downloading"),
-        ({"done": 5_000_000}, "downloading 5.00 MB"),
-        ({"done": 5_000_000, "total": 10_000_000}, "downloading 5.00 MB of 10.0 MB (50%)"),
+        ({}, "Downloading"),
+        ({"done": 5_000_000}, "Downloading 5.00 MB"),
+        ({"done": 5_000_000, "total": 10_000_000}, "Downloading 5.00 MB of 10.0 MB (50%)"),
         (
             {"done": 5_000_000, "total": 10_000_000, "rate": 2e6},
-            "downloading 5.00 MB of 10.0 MB (50%), 2.00 MB/s, 3s left",
+            "Downloading 5.00 MB of 10.0 MB (50%), 2.00 MB/s, 3s left",
         ),
-        ({"done": 9_999_999, "total": 10_000_000}, "downloading 10.0 MB of 10.0 MB (99%)"),
+        ({"done": 9_999_999, "total": 10_000_000}, "Downloading 10.0 MB of 10.0 MB (99%)"),
         (
             {"message": "Downloading mlx-lm 0.32.0: nothing received for 6s", "done": 5, "total": 10},
             "Downloading mlx-lm 0.32.0, 5 B of 10 B (50%): nothing received for 6s",
         ),
-        ({"done": 10, "total": 10, "rate": 2e6}, "downloading 10 B of 10 B (100%)"),
-        ({"message": "mlx-lm"}, "downloading: mlx-lm"),
+        ({"done": 10, "total": 10, "rate": 2e6}, "Downloading 10 B of 10 B (100%)"),
+        ({"message": "mlx-lm"}, "Downloading: mlx-lm"),
+        ({"message": "Testing whether it starts", "done": 10, "total": 10}, "Testing whether it starts"),
         ({"message": "Downloading mlx-lm", "done": 3}, "Downloading mlx-lm, 3 B"),
-        ({"phase": "waiting_to_retry", "message": "no index"}, "waiting to try again: no index"),
-        ({"phase": "never_heard_of"}, "never heard of"),
+        ({"phase": "waiting_to_retry", "message": "no index"}, "Waiting to try again: no index"),
+        ({"phase": "never_heard_of"}, "Never heard of"),
         ({"phase": "", "message": "hm"}, "hm"),
     ],
 )
@@ -68,8 +69,8 @@ def test_a_pipe_gets_a_line_for_a_phase_not_one_for_each_step() -> None:
         shown.note("Done.")
 
     assert stream.getvalue().splitlines() == [
-        "  mlx: downloading 0 B of 100 B (0%)",
-        "  mlx: verifying",
+        "  mlx: Downloading 0 B of 100 B (0%)",
+        "  mlx: Verifying",
         "Done.",
     ]
 

@@ -131,7 +131,7 @@ def test_a_backend_that_is_not_installed_is_announced_and_installed(greenroom: A
     assert outcome.out == "Hi.\n"
     assert outcome.err.splitlines() == [
         "Installing mlx backend...",
-        "  mlx: downloading",
+        "  mlx: Downloading",
         "mlx backend installed successfully",
         "waiting",
     ]

@@ -61,7 +61,7 @@ def test_installed_backends_come_back_without_a_download_and_without_a_network(
         assert daemon.get("/engines/status").json["mlx"].startswith("Running")
 
 
-@pytest.mark.slow  # the quick one is crash/test_set_aside.py, with a small backend
+@pytest.mark.slow  # the quick one is crash/test_damaged_journal.py, with a small backend
 def test_with_the_journal_deleted_installations_and_models_are_found_on_disk(
     furnished: Path, make_daemon: Callable[..., Any], no_uv: str, tmp_path: Path, smollm2_mlx: Path
 ) -> None:

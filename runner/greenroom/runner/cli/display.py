@@ -26,19 +26,19 @@ _TITLE = 36
 """Characters of a file's name."""
 
 _PHASES = {
-    "resolving": "looking up",
-    "downloading": "downloading",
-    "uploading": "uploading",
-    "committing": "storing",
-    "importing": "importing",
-    "waiting": "waiting",
-    "unpacking": "unpacking",
-    "compiling": "compiling",
-    "installing": "installing",
-    "verifying": "verifying",
-    "loading": "loading",
-    "queued": "waiting for its turn",
-    "waiting_to_retry": "waiting to try again",
+    "resolving": "Looking up",
+    "downloading": "Downloading",
+    "uploading": "Uploading",
+    "committing": "Storing",
+    "importing": "Importing",
+    "waiting": "Waiting",
+    "unpacking": "Unpacking",
+    "compiling": "Compiling",
+    "installing": "Installing",
+    "verifying": "Verifying",
+    "loading": "Loading",
+    "queued": "Waiting for its turn",
+    "waiting_to_retry": "Waiting to try again",
 }
 
 
@@ -82,14 +82,16 @@ def title_of(job: str) -> str:
 
 
 def describe(job: Mapping[str, Any]) -> str:
-    """One line: `downloading 45.1 MB of 93.2 MB (48%), 12.3 MB/s, 4s left`."""
+    """One line: `Downloading 45.1 MB of 93.2 MB (48%), 12.3 MB/s, 4s left`."""
     phase = str(job.get("phase") or "")
-    word, message = _PHASES.get(phase, phase.replace("_", " ")), str(job.get("message") or "")
-    if message.lower().startswith(word):
+    word, message = _PHASES.get(phase, phase.replace("_", " ").capitalize()), str(job.get("message") or "")
+    done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
+    if message.lower().startswith(word.lower()):
         # It says the phase itself, and of what; a name that ends in a version needs a comma before a number.
         word, _, message = message.partition(": ")
         word += ","
-    done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
+    elif message and done >= total > 0:
+        return message  # all of it is there: what is done with it is the news
     if (percent := job.get("percent")) is not None:
         word += f" {percent}%"
     elif total:

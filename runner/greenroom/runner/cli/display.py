@@ -90,7 +90,7 @@ def describe(job: Mapping[str, Any]) -> str:
         # It says the phase itself, and of what; a name that ends in a version needs a comma before a number.
         word, _, message = message.partition(": ")
         word += ","
-    elif message and done >= total > 0:
+    elif message and done >= total > 0 and job.get("percent") is None:
         return message  # all of it is there: what is done with it is the news
     if (percent := job.get("percent")) is not None:
         word += f" {percent}%"

@@ -180,7 +180,9 @@ def test_an_event_that_is_gone_is_noticed() -> None:
 
 
 def test_shapes_reach_every_struct_inside() -> None:
-    assert set(whole("engine_start_requested", shapes(event_types()))) == {"", "EngineSpec", "Reservation"}
+    assert set(whole("engine_start_requested", shapes(event_types()))) == {
+        *("", "EngineSpec", "LayersOn", "Reservation")
+    }
     assert set(whole("engine_exited", shapes(event_types()))) == {"", "EngineExit", "Failure"}
 
 

@@ -183,6 +183,13 @@ RESERVED_IN_JSON = {"reserved": "promised", "device_reserved": "device_promised"
 """The stored names of these fields, which clients know, too."""
 
 
+class LayersOn(Fact, frozen=True, kw_only=True):
+    """Layers of a model that lie on one device."""
+
+    device: str
+    layers: int
+
+
 class EngineSpec(Fact, frozen=True, kw_only=True):
     """Everything needed to start one engine; fixed for its life."""
 
@@ -206,11 +213,21 @@ class EngineSpec(Fact, frozen=True, kw_only=True):
     memory: int = 0
     """Bytes of the machine's memory reserved for it."""
     device: str = ""
-    """Id of the graphics device it computes on; empty where the machine's memory is all there is."""
+    """Id of the graphics device it computes on, the first of several; empty for the processor alone."""
     device_memory: int = 0
     """Bytes of that device's memory reserved for it."""
     device_total: int = 0
     """Bytes that device has."""
+    layers: int = 0
+    """Layers of its model, the output included; 0 where the engine itself decides what lies where."""
+    placement: tuple[LayersOn, ...] = ()
+    """What of them lies on devices, the first layers first; the rest is in memory. `device` is the one with
+    the most."""
+
+    @property
+    def on_devices(self) -> int:
+        """How many layers lie on devices."""
+        return sum(one.layers for one in self.placement)
 
 
 class EngineExit(Fact, frozen=True, kw_only=True):
@@ -345,6 +362,14 @@ class BackendFacts(Fact, frozen=True, kw_only=True):
     """Bytes an engine needs beyond weights and key/value cache."""
     device: bool = False
     """Its engines compute on a graphics device with memory of its own, where there is one."""
+    runtimes: tuple[tuple[str, str], ...] = ()
+    """Variant → what its engines compute through, if not the processor; an empty name is the usual one's."""
+    divides: bool = False
+    """Its engines can have some layers of a model on devices and the rest in memory."""
+    device_overhead: int = 0
+    """Bytes an engine needs on each device beyond weights, cache and what it computes there."""
+    layer_flags: tuple[str, ...] = ()
+    """Its flags for the number of layers on devices."""
     slots: int = 0
     """Requests an engine takes at once by default; 0 means no limit."""
     shares_cache: bool = False

@@ -17,7 +17,7 @@ from greenroom.actors.scheduler.state import (
     Waiting,
     config_key,
 )
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Mode
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Measured, Mode
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Requests an engine takes at once; None leaves that to its backend."""
     prompt_cache: int | None = None
     """Bytes of prompts an engine keeps after their requests; None lets the ledger decide."""
+    require_device: bool = False
+    """Load no model that does not lie on graphics devices as a whole."""
 
 
 class TurnContext:
@@ -151,6 +153,30 @@ class TurnContext:
             if reading is not None and not reading.inside and engine.spec.engine_id not in self.granted:
                 yield engine, reading
 
+    def requires_device(self, spec: EngineSpec) -> bool:
+        """Whether the model may be loaded only if it lies on graphics devices as a whole."""
+        configured = self.state.configs.get(config_key(spec.model_id, spec.mode), ModelConfigState())
+        required = configured.require_device
+        return self.limits.require_device if required is None else required
+
+    def evictable(self, device: str) -> Iterator[tuple[Engine, GateReading, int]]:
+        """Engines that may make room there, with the bytes they hold: ready, empty, neither pinned nor waited
+        for.
+        """
+        for engine, reading in self.empty():
+            held = holding(engine.spec, self.volatile, device)
+            pinned = self.keep_alive(engine.spec.model_id, engine.spec.mode) < 0
+            if held and not pinned and not self.wanted(engine.spec):
+                yield engine, reading, held
+
+    def leaving(self) -> list[Engine]:
+        """Engines that are ending and not gone yet."""
+        return [one for one in self.volatile.alive() if one.spec.engine_id not in self.state.loads]
+
+    def coming(self, device: str) -> int:
+        """Bytes that these still hold there."""
+        return sum(holding(one.spec, self.volatile, device) for one in self.leaving())
+
     def keep_alive(self, model_id: str, mode: Mode) -> float:
         """Seconds a model stays after its last request: the last request's, the configured, the default."""
         key = config_key(model_id, mode)
@@ -184,10 +210,30 @@ class TurnContext:
         )
 
 
+def devices_of(spec: EngineSpec) -> tuple[str, ...]:
+    """Ids of the devices whose memory an engine uses."""
+    if spec.placement:
+        return tuple(one.device for one in spec.reservations if one.device)
+    return (spec.device,) if spec.device else ()
+
+
 def share(spec: EngineSpec, device: str = "") -> int:
+    """Bytes reserved for an engine there."""
     if not device:
         return spec.memory
+    if spec.placement:
+        return sum(one.total for one in spec.reservations if one.device == device)
     return spec.device_memory if spec.device == device else 0
+
+
+def _peak(spec: EngineSpec, measured: Measured, device: str) -> int:
+    """The most that an engine was measured to hold there."""
+    if device:
+        # Drivers tell what it holds on all devices together.
+        reserved = sum(share(spec, one) for one in devices_of(spec))
+        return measured.device_peak * share(spec, device) // reserved if reserved else 0
+    # While it loads, it has all of the file in memory that it copies to devices.
+    return measured.now if spec.placement else measured.peak
 
 
 def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
@@ -199,14 +245,14 @@ def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> 
     return reckoned(
         reservation,
         least(spec, volatile, device),
-        measured.device_peak if device else measured.peak,
+        _peak(spec, measured, device),
         reading.served if reading is not None else 0,
     )
 
 
 def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
     """Weights and cache, in bytes; the whole reservation while the model is not known."""
-    if spec.device and not device:
+    if spec.device and not device and not spec.placement:
         return 0  # they are in the device
     for reservation in spec.reservations:
         if reservation.device == device:
@@ -223,8 +269,13 @@ def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -
     if measured is None or (device and measured.device is None):
         return 0
     proven = reading is not None and reading.served >= PROVEN_BY
-    peak = measured.device_peak if device else measured.peak
+    peak = _peak(spec, measured, device)
     return holding(spec, volatile, device) if proven or peak > share(spec, device) else 0
+
+
+def device_footprint(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
+    """The same of all its devices together."""
+    return sum(footprint(spec, volatile, one) for one in devices_of(spec))
 
 
 def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolatile:

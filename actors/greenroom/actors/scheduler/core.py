@@ -293,6 +293,7 @@ class Scheduler(SingleStream[SchedulerState]):
                 (spec.context_size, spec.flags) != (context, new.flags or ())
                 or (new.slots and spec.slots != new.slots)
                 or (new.prompt_cache is not None and new.prompt_cache not in (-1, spec.prompt_cache))
+                or (new.require_device and spec.on_devices < spec.layers)
             )
         ]
         engines = idle_only(unlike if reload else (), volatile, advice="Wait for them, or unload it first.")
@@ -332,4 +333,10 @@ def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:
 
 
 def _shape(config: ModelConfigState) -> tuple[object, ...]:
-    return (config.context_size, config.flags, config.slots, config.prompt_cache)
+    return (
+        config.context_size,
+        config.flags,
+        config.slots,
+        config.prompt_cache,
+        config.require_device,
+    )

@@ -159,6 +159,17 @@ def pinned(waiting: Waiting, need: int, held: int, account: Account, device: str
     )
 
 
+def no_device_for(model_ref: str, backend: str) -> Refusal:
+    """It must lie on graphics devices, and none can be used."""
+    return refuse(
+        "device_required",
+        f"{model_ref} may be loaded only on a graphics device (require_device), and {backend} has none here.",
+        advice="See the devices, and why they are not used: greenroom devices",
+        kind="exhausted",
+        subject=model_ref,
+    )
+
+
 def never_fits(model_ref: str, need: int, account: Account, device: str = "") -> Refusal:
     """The model needs more than engines may ever use; `device` is a name for people."""
     setting = "lower gpu_headroom" if device else "raise memory_budget"

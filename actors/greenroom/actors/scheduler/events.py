@@ -35,6 +35,8 @@ class LoadAdmitted(Event, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):
     """Requests for the model that were refused since it was last loaded."""
     caller: Caller = Caller()
     """Who made the request."""
+    placed: str = ""
+    """Why the layers lie where they do, as a sentence."""
 
 
 class LoadRefused(Event, frozen=True, kw_only=True):
@@ -185,6 +187,8 @@ class ConfigChanged(Event, frozen=True, kw_only=True):
     """Requests at once; 0 lets the ledger decide."""
     prompt_cache: int | None = None
     """Bytes; negative lets the ledger decide."""
+    require_device: bool | None = None
+    """Load it only if it lies on graphics devices as a whole."""
     reset: tuple[str, ...] = ()
     """Fields that go back to their defaults, unless this event sets them."""
     caller: Caller = Caller()

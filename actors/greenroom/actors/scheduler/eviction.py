@@ -20,7 +20,7 @@ from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.scheduler.context import TurnContext, fits, footprint, holding
+from greenroom.actors.scheduler.context import TurnContext, device_footprint, fits, footprint, holding
 from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.messages import Unload
 from greenroom.actors.scheduler.placement import Need, Placement
@@ -142,7 +142,7 @@ class Evictions:
                 for one in victims
                 if (engine := volatile.engine(one)) is not None
             )
-            lacking = need.size - need.account.free - self._coming(need.device) - freed
+            lacking = need.size - need.account.free - self._turn.coming(need.device) - freed
             if lacking <= 0:
                 continue
             more = fewest_victims(
@@ -154,34 +154,20 @@ class Evictions:
         return Room(place=place, victims=tuple(victims.items()))
 
     def _idle(self, device: str) -> list[Holding]:
-        """Engines that may be evicted: ready, empty, not pinned, not waited for, and holding memory there."""
-        turn = self._turn
         return [
             Holding(engine_id=one.spec.engine_id, memory=held, idle_since=reading.idle_since)
-            for one, reading in turn.empty()
-            if (held := holding(one.spec, turn.volatile, device))
-            and turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
-            and not turn.wanted(one.spec)
+            for one, reading, held in self._turn.evictable(device)
         ]
-
-    def _coming(self, device: str) -> int:
-        """Bytes of engines that are ending and not gone yet."""
-        turn = self._turn
-        return sum(holding(one.spec, turn.volatile, device) for one in self._leaving())
 
     def yielding(self, device: str) -> int:
         """Bytes that will be free in time: of engines that are ending, and of those that are not pinned."""
         turn = self._turn
-        leaving = {one.spec.engine_id for one in self._leaving()}
+        leaving = {one.spec.engine_id for one in turn.leaving()}
         return sum(
             holding(one.spec, turn.volatile, device)
             for one in turn.volatile.alive()
             if one.spec.engine_id in leaving or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
         )
-
-    def _leaving(self) -> list[Engine]:
-        turn = self._turn
-        return [one for one in turn.volatile.alive() if one.spec.engine_id not in turn.state.loads]
 
     def pinned(self, device: str) -> int:
         """Bytes that no load can get there."""
@@ -273,6 +259,6 @@ def eviction(
         free=free,
         device=device,
         footprint=footprint(engine.spec, volatile),
-        device_footprint=footprint(engine.spec, volatile, engine.spec.device) if engine.spec.device else 0,
+        device_footprint=device_footprint(engine.spec, volatile),
         installation_id=engine.spec.installation_id if engine.spec.engine_id in volatile.gates else "",
     )

@@ -32,6 +32,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """What engines may use of it in all."""
     available: int | None = None
     """What is free right now, by measurement, less the head-room; None where it cannot be measured."""
+    runtimes: tuple[str, ...] = ()
+    """Through what programs can compute on it; empty if that is not known, and then anything can."""
+    is_shared: bool = False
+    """It computes in the machine's memory, which alone counts then; `budget` is the part it can reach."""
 
     @property
     def memory(self) -> Memory:

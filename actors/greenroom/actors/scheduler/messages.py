@@ -98,7 +98,7 @@ class Unload(SchedulerCommand[Unloaded], frozen=True, kw_only=True):
     model_ids: Ids = ()
 
 
-ConfigField = Literal["context_size", "flags", "keep_alive", "slots", "prompt_cache"]
+ConfigField = Literal["context_size", "flags", "keep_alive", "slots", "prompt_cache", "require_device"]
 CONFIG_FIELDS: tuple[ConfigField, ...] = get_args(ConfigField)
 
 
@@ -119,6 +119,8 @@ class Configure(SchedulerCommand[Configured], frozen=True, kw_only=True):
     """Requests at once, each with the whole context; 0 lets the ledger decide."""
     prompt_cache: PromptCache | None = None
     """Bytes of prompts kept after their requests; negative lets the ledger decide."""
+    require_device: bool | None = None
+    """Load it only if it lies on graphics devices as a whole."""
     caller: Caller = Caller()
     """Who asks."""
     reset: Annotated[tuple[ConfigField, ...], Many] = ()

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 from greenroom.actors.bounded_maps import remembered
@@ -20,6 +21,7 @@ from greenroom.actors.scheduler.errors import (
     breaker_open,
     load_failed,
     never_fits,
+    no_device_for,
     not_installable,
     not_ready_yet,
     not_stored,
@@ -317,29 +319,46 @@ class QueueStep:
             return
         facts = next(one for one in turn.facts if one.name == choice.backend)
         places = self._places.of(spec, model, facts)
+        if not places:  # g
+            self._refuse(waiting, no_device_for(waiting.model_ref, choice.backend))
+            return
         able = [one for one in places if all(need.size <= need.account.memory.budget for need in one.needs)]
         if not able:  # g
             self._refuse_for_good(waiting, places)
             return
         open_ones = [one for one in able if not self._pins_before(one)]
         unclaimed = [one for one in open_ones if not any(need.device in self._behind for need in one.needs)]
+        best = self._best(unclaimed)
         if not open_ones:
-            need, held = self._pins_before(able[0])[0]
+            # The last places are those that ask least of devices.
+            last = next(one for one in able if one.rank == able[-1].rank)
+            need, held = self._pins_before(last)[0]
             self._refuse(waiting, pinned(waiting, need.size, held, need.account, need.name))
         elif not unclaimed:
             pools = [need.device for need in open_ones[0].needs if need.device in self._behind]
             text = f"waiting for memory, behind {self._behind[pools[0]].model_ref}"
             self._wait_for(waiting, _Wait("waiting_for_memory", text))
-        elif not (fitting := [one for one in unclaimed if one.fits]):
-            self._make_room(waiting, unclaimed)
+        elif not (fitting := [one for one in best if one.fits]):
+            self._make_room(waiting, best)
         elif not turn.storing:
             self._refuse(waiting, not_stored())
         else:
             place = max(fitting, key=lambda one: one.room)
             self._admit(waiting, self._places.grown(place, model, facts), choice)
 
+    def _best(self, places: Sequence[Placement]) -> Sequence[Placement]:
+        """The preferred ones of those that fit, or for which enough engines are idle or ending; else all."""
+        ranks = [list(some) for _, some in groupby(places, key=lambda one: one.rank)]
+        able = (
+            some
+            for some in ranks
+            if any(one.fits for one in some) or self._evictions.room_for(some) is not None
+        )
+        return next(able, places)
+
     def _refuse_for_good(self, waiting: Waiting, places: Sequence[Placement]) -> None:
-        """No place is large enough: name the largest."""
+        """No place is large enough: name the largest of those that ask least of devices."""
+        places = [one for one in places if one.rank == places[-1].rank]
         needs = [need for one in places for need in one.needs if need.size > need.account.memory.budget]
         need = max(needs, key=lambda need: need.account.memory.budget)
         self._refuse(waiting, never_fits(waiting.model_ref, need.size, need.account, need.name))
@@ -397,6 +416,7 @@ class QueueStep:
             device_budget=device.memory.budget if device is not None else 0,
             refused_before=turn.volatile.refused.get(key, 0),
             caller=waiting.caller,
+            placed=place.reason,
         )
         turn.record(chosen, admitted, cause=waiting.request_id)
         turn.update(

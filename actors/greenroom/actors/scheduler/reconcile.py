@@ -34,7 +34,7 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.library.messages import LIBRARY, NoteDamage
 from greenroom.actors.progress import load_job
-from greenroom.actors.scheduler.context import Limits, TurnContext, footprint
+from greenroom.actors.scheduler.context import Limits, TurnContext, device_footprint, footprint
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
 from greenroom.actors.scheduler.errors import failure_of, load_failed, never_started, undecided
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
@@ -183,7 +183,7 @@ class Turn(TurnContext):
             failure,
             was_ready=spec.engine_id in self.volatile.gates,
             footprint=footprint(spec, self.volatile),
-            device_footprint=footprint(spec, self.volatile, spec.device) if spec.device else 0,
+            device_footprint=device_footprint(spec, self.volatile),
         )
         self.record(failed, cause=load.cause)
         if failure.code == "model_damaged":

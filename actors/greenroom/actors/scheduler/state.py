@@ -43,6 +43,10 @@ NOT_THE_MODELS_FAULT = frozenset(
     {"engine_lost", "engine_ended", "daemon_restarted", "engine_halted", "engine_unreachable"}
 )
 """Failure codes that say nothing about the model: requests that waited for the load get another engine."""
+NO_DEVICE_MEMORY = "no_device_memory"
+"""Failure code of an engine that did not get memory of its device while it loaded."""
+NO_MEMORY_STEP = 512 * 2**20
+"""Bytes of each device that are left free after that, doubled with each further failure."""
 _COUNTED = frozenset({"", "engine", "model"})
 """Blame that counts against a model; events of older versions do not say, and counted."""
 
@@ -78,6 +82,8 @@ class ModelConfigState(msgspec.Struct, frozen=True, kw_only=True):
     """0 lets the ledger decide."""
     prompt_cache: int | None = None
     """Bytes; negative lets the ledger decide."""
+    require_device: bool | None = None
+    """Load it only if it lies on graphics devices as a whole."""
 
 
 class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,6 +282,12 @@ def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
     return "|".join((*words, where) if where else words)
 
 
+def excess_key(spec: EngineSpec, *, on_device: bool) -> str:
+    """For what engines hold beyond their parts, however many of their layers lie where."""
+    where = "beyond its parts on a device" if on_device else "beyond its parts beside a device"
+    return "|".join((spec.model_id, spec.mode, spec.backend, str(spec.context_size), *spec.flags, where))
+
+
 def counts_against_model(failure: Failure) -> bool:
     """Whether a load failed because of the engine or the model. Faults of the machine, the settings or
     Greenroom open no breaker and quarantine nothing."""
@@ -360,10 +372,29 @@ def _apply_footprints(state: SchedulerState, e: LoadFailed | EvictionDecided) ->
     if load is None:
         return state.footprints
     found = state.footprints
+    if load.spec.placement:
+        return _apply_excess(load.spec, found, e)
     for size, on_device in ((e.footprint, False), (e.device_footprint, True)):
         if size:
             key = footprint_key(load.spec, on_device=on_device)
             found = remembered(found, key, size, _FOOTPRINTS_REMEMBERED)
+    return found
+
+
+def _apply_excess(
+    spec: EngineSpec, found: Mapping[str, int], e: LoadFailed | EvictionDecided
+) -> Mapping[str, int]:
+    devices = [one for one in spec.reservations if one.device]
+    machine = [one for one in spec.reservations if not one.device]
+    if isinstance(e, LoadFailed) and e.failure.code == NO_DEVICE_MEMORY:
+        # It did not get what was reserved for it, so next time that much more is left free.
+        key = excess_key(spec, on_device=True)
+        more = max(NO_MEMORY_STEP, 2 * max(0, found.get(key, 0)))
+        return remembered(found, key, more, _FOOTPRINTS_REMEMBERED)
+    for size, parts, on_device in ((e.footprint, machine, False), (e.device_footprint, devices, True)):
+        if size and parts:
+            excess = (size - sum(one.claimable + one.compute for one in parts)) // len(parts)
+            found = remembered(found, excess_key(spec, on_device=on_device), excess, _FOOTPRINTS_REMEMBERED)
     return found
 
 
@@ -406,6 +437,7 @@ def _apply_config(state: SchedulerState, e: ConfigChanged) -> SchedulerState:
         keep_alive=e.keep_alive if lasting else left.keep_alive,
         slots=left.slots if e.slots is None else e.slots,
         prompt_cache=left.prompt_cache if e.prompt_cache is None else e.prompt_cache,
+        require_device=left.require_device if e.require_device is None else e.require_device,
     )
     configs = dict(without(state.configs, key))
     if new != ModelConfigState():

@@ -1,0 +1,226 @@
+"""Where the scheduler puts the layers of a model: on devices, beside other engines, and in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
+from greenroom.actors.scheduler.ledger import Device, Memory
+from greenroom.actors.scheduler.messages import Configure, ReadLedger
+from greenroom.actors.values import EngineSpec, LayersOn, Model, ModelLayers
+from stage import FACTS, GIB, LLAMA, Stage, installation, installed, model
+
+MIB = 2**20
+FACTS_HERE = msgspec.structs.replace(
+    LLAMA,
+    divides=True,
+    overhead=100 * MIB,
+    device_overhead=100 * MIB,
+    runtimes=(("", "cuda"), ("vulkan", "vulkan")),
+    layer_flags=("-ngl",),
+)
+
+
+def divided(name: str, layers: int, each: int = 100 * MIB) -> Model:
+    """So many layers and an output, all of the same size."""
+    parts = ModelLayers(weights=(each,) * layers, cache=(0,) * layers, output=each, input=MIB, largest=MIB)
+    return model(name, each * (layers + 1) + MIB, layers=parts)
+
+
+SMALL, LARGE, OTHER = divided("small", 9), divided("large", 39), divided("other", 9)
+
+
+def card(number: int, size: int, available: int | None = None, **more: Any) -> Device:
+    size, free = size * MIB, available if available is None else available * MIB
+    return Device(id=f"GPU-{number}", name=f"card {number}", total=size, budget=size, available=free, **more)
+
+
+def stage(*devices: Device, budget: int = 8 * GIB, variant: str = "", **limits: Any) -> Stage:
+    facts = [FACTS_HERE, *FACTS[1:]]
+    memory = Memory(budget=budget, available=budget, devices=devices)
+    made = Stage(facts=facts, memory=memory, limits=Limits(**limits)).begin(SMALL, LARGE, OTHER)
+    one = installation("llama.cpp", variant=variant)
+    status = msgspec.structs.replace(installed("llama.cpp"), current=one, installations=(one,))
+    return made.hear_installer(status)
+
+
+def where(spec: EngineSpec) -> dict[str, int]:
+    return {one.device: one.layers for one in spec.placement}
+
+
+def told(at: Stage) -> str:
+    placed: str = at.stored(LoadAdmitted)[-1].placed
+    return placed
+
+
+def test_a_model_goes_whole_to_the_device_with_the_most_room() -> None:
+    at = stage(card(0, 2000), card(1, 3000))
+    spec = at.loaded("small")
+    assert (where(spec), spec.layers, spec.device) == ({"GPU-1": 10}, 10, "GPU-1")
+    there, here = spec.reservations
+    assert (there.device, there.weights, here.weights) == ("GPU-1", 1000 * MIB, MIB)
+    assert (spec.device_memory, spec.memory) == (there.total, here.total)
+    assert told(at) == "All 10 layers lie on card 1."
+
+
+def test_a_model_too_large_for_one_device_goes_to_several() -> None:
+    at = stage(card(0, 3000), card(1, 2500))
+    spec = at.loaded("large")
+    assert spec.on_devices == 40
+    assert set(where(spec)) == {"GPU-0", "GPU-1"}
+    assert told(at).startswith("All 40 layers lie on several devices, since none has room for all (")
+    reading = at.when(ReadLedger()).reply
+    for device, account in zip(reading.devices, at.memory.devices, strict=True):
+        assert 0 < device.reserved <= account.budget
+
+
+def test_the_rest_of_a_model_lies_in_memory_and_both_are_reserved() -> None:
+    at = stage(card(0, 2200, available=2200))
+    spec = at.loaded("large")
+    assert where(spec) == {"GPU-0": 20}
+    there, here = spec.reservations
+    assert there.weights == 20 * 100 * MIB
+    assert here.weights == 20 * 100 * MIB + MIB
+    assert told(at) == (
+        "20 of 40 layers lie on card 0, the other 20 in memory: 2.31 GB of 2.31 GB is free on card 0."
+    )
+
+
+def test_memory_that_other_programs_hold_means_fewer_layers_and_is_told() -> None:
+    at = stage(card(0, 2200, available=1200))
+    assert where(at.loaded("large")) == {"GPU-0": 10}
+    assert "1.26 GB of 2.31 GB is free on card 0, where other programs hold 1.05 GB" in told(at)
+
+
+def test_without_room_on_any_device_the_processor_computes_and_the_reason_is_stored() -> None:
+    at = stage(card(0, 2200, available=50))
+    spec = at.loaded("small")
+    assert (spec.placement, spec.layers, spec.device, spec.device_memory) == ((), 10, "", 0)
+    assert told(at) == (
+        "No layer lies on a device, so the processor computes: 52.4 MB of 2.31 GB is free on card 0, where "
+        "other programs hold 2.25 GB."
+    )
+
+
+def test_an_installation_for_the_processor_uses_no_device() -> None:
+    at = stage(card(0, 2200), variant="cpu")
+    spec = at.loaded("small")
+    assert (spec.placement, spec.layers, spec.memory) == ((), 10, SMALL.size + 100 * MIB)
+
+
+def test_an_installation_uses_only_devices_that_its_runtime_can_reach() -> None:
+    devices = (card(0, 3000, runtimes=("vulkan",)), card(1, 2000, runtimes=("cuda", "vulkan")))
+    assert where(stage(*devices).loaded("small")) == {"GPU-1": 10}
+    assert where(stage(*devices, variant="vulkan").loaded("small")) == {"GPU-0": 10}
+    at = stage(devices[0])
+    assert not where(at.loaded("small"))
+    assert told(at) == "No device was found that cuda can use, so the processor computes."
+
+
+def test_memory_that_a_device_shares_with_the_machine_counts_once() -> None:
+    shared = card(0, 3000, is_shared=True)
+    at = stage(shared)
+    spec = at.loaded("small")
+    assert (where(spec), spec.device_memory, len(spec.reservations)) == ({"GPU-0": 10}, 0, 1)
+    assert spec.memory == SMALL.size + 100 * MIB
+    assert where(stage(shared, card(1, 2000)).loaded("small")) == {"GPU-1": 10}
+
+
+def test_idle_engines_end_for_a_model_that_then_fits_whole_and_only_on_that_device() -> None:
+    at = stage(card(0, 1300), card(1, 1300))
+    first = at.loaded("small")
+    at.pass_time(1)
+    second = at.loaded("other")
+    assert {first.device, second.device} == {"GPU-0", "GPU-1"}
+    third = divided("third", 9)
+    at.hear_library(third).serve("r", "third")
+    (evicted,) = at.stored(EvictionDecided)
+    assert (evicted.engine_id, evicted.device) == (first.engine_id, first.device)
+    at.engine_is(first, "gone")
+    assert where(at.spec_of("third")) == {first.device: 10}
+
+
+def test_while_engines_on_the_device_are_in_use_a_model_takes_what_is_left() -> None:
+    at = stage(card(0, 2000))
+    at.serve("busy", "small")
+    at.engine_is(at.spec_of("small"), "ready")
+    spec = at.loaded("other")
+    assert where(spec) == {"GPU-0": 7}
+    assert not at.stored(EvictionDecided)
+
+
+def test_no_engine_ends_for_a_few_layers_more() -> None:
+    at = stage(card(0, 4000))
+    few = divided("few", 4)
+    at.hear_library(few).loaded("few")
+    assert where(at.loaded("large")) == {"GPU-0": 32}
+    assert not at.stored(EvictionDecided)
+
+
+def test_a_model_waits_only_if_neither_devices_nor_memory_have_room() -> None:
+    at = stage(card(0, 2000), budget=1500 * MIB)
+    at.serve("busy", "small")
+    at.engine_is(at.spec_of("small"), "ready")
+    at.serve("r", "large")
+    assert at.refused("r").code == "does_not_fit"
+    at.serve("s", "other")
+    assert at.spec_of("other").on_devices == 7
+
+
+def test_a_user_can_limit_the_layers_on_devices() -> None:
+    at = stage(card(0, 2000))
+    at.when(Configure(model_id="sha256:small", model_ref="small", flags=("-ngl", "4"))).rest()
+    assert where(at.loaded("small")) == {"GPU-0": 4}
+
+
+def test_more_slots_leave_the_layers_where_they_are() -> None:
+    facts = msgspec.structs.replace(FACTS_HERE, slots=4)
+    memory = Memory(budget=8 * GIB, available=8 * GIB, devices=(card(0, 2000),))
+    at = Stage(facts=[facts, *FACTS[1:]], memory=memory).begin(SMALL)
+    spec = at.loaded("small")
+    assert (spec.slots, where(spec)) == (4, {"GPU-0": 10})
+    assert [one.slots for one in spec.reservations] == [4, 4]
+
+
+def test_a_model_that_must_lie_on_devices_is_refused_rather_than_served_by_the_processor() -> None:
+    at = stage(card(0, 2000), require_device=True)
+    assert at.loaded("small").on_devices == 10
+    at.serve("r", "large")
+    refusal = at.refused("r")
+    assert (refusal.code, refusal.kind) == ("does_not_fit", "exhausted")
+    assert refusal.message.startswith("large needs 4.")
+    assert "of the memory of card 0" in refusal.message
+    none = stage(require_device=True).serve("r", "small").refused("r")
+    assert none.message == (
+        "small may be loaded only on a graphics device (require_device), and llama.cpp has none here."
+    )
+
+
+def test_a_model_can_be_configured_to_lie_on_devices_or_not() -> None:
+    at = stage(card(0, 2000))
+    configured = Configure(model_id="sha256:large", model_ref="large", require_device=True)
+    at.when(configured).rest().serve("r", "large")
+    assert at.refused("r").code == "does_not_fit"
+    strict = stage(require_device=True)
+    strict.when(msgspec.structs.replace(configured, require_device=False)).rest()
+    assert strict.loaded("large").on_devices == 0
+
+
+def test_an_engine_that_is_partly_in_memory_ends_when_its_model_must_lie_on_devices() -> None:
+    at = stage(card(0, 2200))
+    spec = at.loaded("large")
+    at.when(Configure(model_id="sha256:large", model_ref="large", require_device=True)).rest()
+    assert [one.engine_id for one in at.stored(EvictionDecided)] == [spec.engine_id]
+
+
+def test_a_placement_of_an_older_journal_has_no_layers() -> None:
+    old = msgspec.json.decode(
+        b'{"engine_id":"e","backend":"b","installation_id":"i","model_id":"m","model_ref":"m","device":"GPU-0",'
+        b'"device_memory":5}',
+        type=EngineSpec,
+    )
+    assert (old.placement, old.layers, old.on_devices) == ((), 0, 0)
+    assert LayersOn(device="GPU-0", layers=1) not in old.placement

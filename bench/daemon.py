@@ -33,7 +33,7 @@ from greenroom.actors.engine_runner.events import (
     EngineStopRequested,
 )
 from greenroom.actors.journal.port import Entry
-from greenroom.actors.kernel.codec import Codec
+from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.values import EngineExit, EngineSpec
 from greenroom.runner import Greenroom, Settings

@@ -357,8 +357,8 @@ def test_an_actor_takes_its_state_from_apply_alone() -> None:
     }
     # A replay folds; the steps take over what they have folded and stored.
     assert places == {
-        ("replay", "__init__"),
-        ("replay", "replay"),
+        ("event_store", "__init__"),
+        ("event_store", "replay"),
         ("steps", "__init__"),
         ("steps", "commit"),
     }

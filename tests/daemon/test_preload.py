@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-from greenroom.actors.kernel.reply import Reply
+from greenroom.actors.kernel.answers import Reply
 from greenroom.actors.scheduler.messages import Abandon, Granted, Serve
 from greenroom.runner.preload import Wanted, preload
 

@@ -22,8 +22,8 @@ from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.port import JournalTooNew, Record
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import Event
+from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState

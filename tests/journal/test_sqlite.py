@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.journal import reserve
+from greenroom.actors.journal import files
 from greenroom.actors.journal import sqlite as module
 from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.port import JournalError, JournalFailed, JournalFull, NotWritten
@@ -206,8 +206,8 @@ def test_a_reserve_that_can_never_be_laid_in_does_not_starve_the_journal_for_goo
     def cannot(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
-    monkeypatch.setattr(reserve.os, "write", cannot)  # type: ignore[attr-defined]
+    monkeypatch.setattr(files.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
+    monkeypatch.setattr(files.os, "write", cannot)  # type: ignore[attr-defined]
     journal._connection.execute("PRAGMA max_page_count=1000000")
     if goes_on:
         journal.append([entry("a", 2, data=long)])
@@ -223,7 +223,7 @@ def test_a_file_system_without_allocation_still_keeps_space_back(
     def cannot(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
+    monkeypatch.setattr(files.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
     journal = SqliteJournal(path)
     journal.append([entry("a", 1)])
     assert path.with_name("journal.db-reserve").stat().st_size == module.RESERVE

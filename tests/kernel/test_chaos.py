@@ -14,7 +14,7 @@ from counting import COUNTER, Add, Await, Counter, Do, Done, Release, Run, Total
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.errors import ActorStopped, Refused
-from greenroom.actors.kernel.replay import replay
+from greenroom.actors.kernel.event_store import replay
 from greenroom.actors.kernel.supervision import REBUILD_WINDOW
 from greenroom.actors.testing import FaultyJournal
 

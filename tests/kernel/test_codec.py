@@ -12,7 +12,6 @@ from counting import COUNTER, Add, Counted, Counter, Sum
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, EventChanged, JournalTooNew
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import (
     Address,
     Command,
@@ -24,6 +23,7 @@ from greenroom.actors.kernel.core import (
     Upcasters,
 )
 from greenroom.actors.kernel.errors import StartFailed
+from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.testing import RecordingEffectHandler, given
 

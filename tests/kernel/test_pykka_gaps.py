@@ -18,9 +18,8 @@ from counter_bench import Bench
 from counting import COUNTER, Add, Counter, Done, Run, Total, Turnstile
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed
-from greenroom.actors.kernel.actor import Actor
+from greenroom.actors.kernel.actor import Actor, Inbox
 from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed, SystemFailed
-from greenroom.actors.kernel.inbox import Inbox
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.testing import FaultyJournal, RecordingEffectHandler
 

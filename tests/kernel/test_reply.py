@@ -12,8 +12,8 @@ from blockbuster import blockbuster_ctx
 
 from counter_bench import Bench
 from counting import COUNTER, Add, Await, Forward, Never, Release, Run, Total, Turnstile
+from greenroom.actors.kernel.answers import Reply
 from greenroom.actors.kernel.errors import AskExpired, Refused
-from greenroom.actors.kernel.reply import Reply
 
 
 async def test_awaiting_an_answer_does_not_block_the_loop(bench: Bench) -> None:

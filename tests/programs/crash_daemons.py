@@ -35,8 +35,8 @@ from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, R
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.core import Address, Command, Effect, EffectHandler, Event
+from greenroom.actors.kernel.event_store import replay
 from greenroom.actors.kernel.executor import Executor
-from greenroom.actors.kernel.replay import replay
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.effects import AddTag, DeleteModel, FetchModel, RemoveTag
 from greenroom.actors.reports import EffectEnded, Happened

@@ -8,8 +8,8 @@ from typing import Any
 from counting import Counter
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Journal
+from greenroom.actors.kernel.answers import Reply
 from greenroom.actors.kernel.core import Command
-from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.testing import ManualClock, ManualSystem, RecordingEffectHandler
 

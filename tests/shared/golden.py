@@ -31,8 +31,8 @@ from greenroom.actors.journal.maintenance import export
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import Core, Event
+from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.core import Library
 from greenroom.actors.scheduler.core import Scheduler

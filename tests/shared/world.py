@@ -39,10 +39,10 @@ from greenroom.actors.installer.messages import (
 )
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull, Record
+from greenroom.actors.kernel.answers import Reply
 from greenroom.actors.kernel.clock import ManualClock
 from greenroom.actors.kernel.core import Address, Command, Core, Effect, Event, Stored
 from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
-from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import InspectModels
 from greenroom.actors.library.messages import LIBRARY, ModelsSeen

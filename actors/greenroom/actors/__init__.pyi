@@ -20,6 +20,8 @@ from greenroom.actors.journal.port import Record as Record
 from greenroom.actors.journal.reader import JournalReader as JournalReader
 from greenroom.actors.journal.reader import read_journal as read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal as SqliteJournal
+from greenroom.actors.kernel.answers import NoAnswerYet as NoAnswerYet
+from greenroom.actors.kernel.answers import Reply as Reply
 from greenroom.actors.kernel.clock import Clock as Clock
 from greenroom.actors.kernel.clock import ManualClock as ManualClock
 from greenroom.actors.kernel.clock import Moment as Moment
@@ -52,8 +54,6 @@ from greenroom.actors.kernel.errors import Refused as Refused
 from greenroom.actors.kernel.errors import StartFailed as StartFailed
 from greenroom.actors.kernel.errors import SystemFailed as SystemFailed
 from greenroom.actors.kernel.errors import UnknownActor as UnknownActor
-from greenroom.actors.kernel.reply import NoAnswerYet as NoAnswerYet
-from greenroom.actors.kernel.reply import Reply as Reply
 from greenroom.actors.kernel.system import ActorSystem as ActorSystem
 from greenroom.actors.library.messages import CancelPull as CancelPull
 from greenroom.actors.library.messages import Pull as Pull

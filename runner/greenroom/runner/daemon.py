@@ -27,9 +27,8 @@ from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Clock
 from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler
-from greenroom.actors.kernel.embedding import Startable
 from greenroom.actors.kernel.errors import KernelError, StartFailed
-from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.kernel.system import ActorSystem, Startable
 from greenroom.actors.library.core import Library
 from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState

@@ -5,8 +5,8 @@ journal.db           the events
 journal.db-wal       what is committed and not yet in journal.db: SQLite's; one is nothing without the other
 journal.db-shm       SQLite's index of it; made again when it is missing
 journal.db-lock      held by the writer, names its pid
-journal.db-tail      how far the journal goes (see `tail`)
-journal.db-reserve   space kept back for a full disk (see `reserve`)
+journal.db-tail      how far the journal goes (see `chain`)
+journal.db-reserve   space kept back for a full disk (see `Reserve`)
 ```
 """
 
@@ -18,8 +18,6 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from greenroom.actors.journal.fsync import force
 
 Clock = Callable[[], float]
 """Wall clock, seconds since the epoch."""
@@ -92,9 +90,49 @@ def why_no_write(files: JournalFiles, length: int = 65_536) -> OSError | None:
     return None
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        force(descriptor)
-    finally:
-        os.close(descriptor)
+class Reserve:
+    """A file of nothing, given up when space is needed and laid in again when there is some.
+
+    The space goes back to the disk, where another program may take it first; urgent batches are small and are
+    appended at once.
+    """
+
+    def __init__(self, path: Path, wanted: int) -> None:
+        self._path = path
+        self._wanted = wanted
+
+    @property
+    def is_whole(self) -> bool:
+        return (size(self._path) or 0) >= self._wanted
+
+    def lay_in(self) -> None:
+        """Make the reserve whole; OSError when there is no space for it, and then takes none."""
+        if self.is_whole:
+            return
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            _allocate(descriptor, self._wanted)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def give_up(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _allocate(descriptor: int, length: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, length)
+        except OSError as error:
+            # Some C libraries do not make up for a file system that cannot (ZFS, NFS, 9p).
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        else:
+            return
+    # Random bytes, since a file system that compresses would store zeros in no space at all.
+    remaining = memoryview(os.urandom(length))
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]

@@ -13,7 +13,8 @@ import msgspec
 
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import Chain, Draft, Row, checked
-from greenroom.actors.journal.files import Clock, JournalFiles, size, sync_folder
+from greenroom.actors.journal.files import Clock, JournalFiles, size
+from greenroom.actors.journal.fsync import sync_folder
 from greenroom.actors.journal.port import (
     Entry,
     JournalDamaged,

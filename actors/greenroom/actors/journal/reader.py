@@ -11,10 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from greenroom.actors.journal import schema
-from greenroom.actors.journal.chain import Row, broken_link, checksum, intact, records
+from greenroom.actors.journal.chain import Row, Tail, broken_link, checksum, intact, read_tail, records
 from greenroom.actors.journal.files import JournalFiles, size
 from greenroom.actors.journal.port import JournalDamaged, JournalError, NotAJournal, Record
-from greenroom.actors.journal.tail import Tail, read_tail
 
 CHUNK = 256
 """Rows a query. Each query is a transaction of its own, so a slow reader never holds up a checkpoint; and

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import msgspec
 
 from greenroom.actors.journal.chain import Row
-from greenroom.actors.journal.files import Clock, JournalFiles, sync_folder
+from greenroom.actors.journal.files import Clock, JournalFiles
+from greenroom.actors.journal.fsync import sync_folder
 from greenroom.actors.journal.port import JournalDamaged, JournalError, JournalTooNew, NotAJournal
 
 APPLICATION_ID = 0x47524A4C

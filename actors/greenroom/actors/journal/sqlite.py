@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 
 from greenroom.actors.fork import lock_for_forks
 from greenroom.actors.journal import schema
-from greenroom.actors.journal.chain import Chain, Draft, Row, checked, records
-from greenroom.actors.journal.files import NO_SPACE, Clock, JournalFiles, size, why_no_write
+from greenroom.actors.journal.chain import Chain, Draft, Row, Tail, TailWriter, checked, read_tail, records
+from greenroom.actors.journal.files import NO_SPACE, Clock, JournalFiles, Reserve, size, why_no_write
 from greenroom.actors.journal.port import (
     Entry,
     JournalDamaged,
@@ -31,8 +31,6 @@ from greenroom.actors.journal.port import (
     Record,
 )
 from greenroom.actors.journal.reader import JournalReader
-from greenroom.actors.journal.reserve import Reserve
-from greenroom.actors.journal.tail import Tail, TailWriter, read_tail
 from greenroom.actors.journal.writer_lock import WriterLock
 
 RESERVE = 1024 * 1024

@@ -6,22 +6,141 @@ can no longer be used, because its deadline has passed, its actor is stuck or th
 answer is gone, is withdrawn: its command's `withdrawn()` is sent after it.
 
 So a caller that has an answer finds that every other actor has been told what the answer says.
+
+`Reply` is Pykka's future, but awaiting it does not block the loop: Pykka's own `await future` yields once and
+then blocks in `get()` (jodal/pykka, `_future.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import logging
 import os
+import queue
+import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import pykka
 
-from greenroom.actors.kernel.core import Command
-from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
-from greenroom.actors.kernel.reply import Reply
+from greenroom.actors.journal.port import JournalFull, NotWritten
+from greenroom.actors.kernel.core import Address, Command, NotUnderstood
+from greenroom.actors.kernel.errors import Forked, KernelError, Refusal, Refused
+from greenroom.actors.kernel.event_store import CannotEncode
+from greenroom.actors.kernel.supervision import in_one_line
+
+_log = logging.getLogger(__name__)
+_thread = threading.local()
+
+
+def never_wait_here() -> None:
+    """Declare that the running thread belongs to an actor, which must not wait for another's answer."""
+    _thread.is_actor = True
+
+
+class NoAnswerYet(pykka.Timeout, TimeoutError):
+    """The timeout of `Reply.get` has passed; the answer may still come."""
+
+
+R = TypeVar("R")
+
+
+class Reply(pykka.ThreadingFuture[R]):
+    """A slot for one answer, readable from threads (`get`) and loops (`await`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks_lock = threading.Lock()
+        self._done = False
+        self._pid = os.getpid()
+
+    def done(self) -> bool:
+        """True once there is an answer or an error."""
+        return self._done
+
+    def get(self, *, timeout: float | None = None) -> R:
+        """Wait for the answer and return or raise it. Raises NoAnswerYet after `timeout` seconds."""
+        if not self._done and getattr(_thread, "is_actor", False):
+            # Two actors that wait for each other never return; neither does one that waits for itself.
+            raise RuntimeError(
+                "an actor must not wait for an answer inside a handler: use `tell` and a report"
+            )
+        self._expect_an_answer()
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)
+        try:
+            answer: R = super().get(timeout=timeout)
+        except pykka.Timeout:
+            raise NoAnswerYet(f"no answer within {timeout:g} seconds") from None
+        return answer
+
+    def set_get_hook(self, func: Any) -> None:  # noqa: ARG002 - Pykka's signature
+        """Not offered: Pykka's `map` and its kin compute inside `get`, so the result could not be awaited."""
+        raise TypeError("`map` and similar methods cannot be awaited: await the answer, then map it")
+
+    def set(self, value: Any = None) -> None:
+        """Give the answer. A second answer is ignored."""
+        # queue.Full is how Pykka says that there is one already; an expiry and the real answer may race.
+        try:
+            super().set(value)
+        except queue.Full:
+            return
+        self._fire()
+
+    def fail(self, error: BaseException) -> bool:
+        """Give an error instead of an answer; False when there is one already."""
+        try:
+            super().set_exception((type(error), error, error.__traceback__))
+        except queue.Full:
+            return False
+        self._fire()
+        return True
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Call back once, from whichever thread answers, or at once when there is an answer already."""
+        with self._callbacks_lock:
+            if not self._done:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def __await__(self) -> Generator[Any, None, R]:
+        self._expect_an_answer()
+        loop = asyncio.get_running_loop()
+        answered = loop.create_future()
+
+        def settle() -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        def wake() -> None:
+            # The loop may have been closed meanwhile; then nothing waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle)
+
+        self.on_done(wake)
+        yield from answered.__await__()
+        return self.get(timeout=0)
+
+    def _expect_an_answer(self) -> None:
+        if not self._done and os.getpid() != self._pid:
+            raise Forked("this was asked before the fork, so only the parent process gets the answer")
+
+    def _fire(self) -> None:
+        with self._callbacks_lock:
+            self._done = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:  # noqa: BLE001 - the caller failed, not the actor that answers
+                _log.exception("a callback of an answer failed")
+
 
 _log = logging.getLogger(__name__)
 
@@ -148,3 +267,54 @@ class Leases:
 
 def _has_answer(asked: Asked) -> bool:
     return asked.reply is None or asked.reply.done()
+
+
+_WHERE = "The journal has it as command_parked, with the place of the failure."
+
+
+def failed_twice(address: Address, error: BaseException) -> Refusal:
+    """The command itself cannot be decided on."""
+    message = f"{address} failed on this twice ({in_one_line(error)})."
+    return Refusal(code="internal_error", message=message, advice=_WHERE, kind="internal")
+
+
+def stuck(address: Address) -> Refusal:
+    """What follows from the actor's state cannot be decided on, whatever was asked."""
+    message = f"{address} cannot decide what to do next."
+    advice = f"It retries automatically; try again later. {_WHERE}"
+    return Refusal(code="internal_error", message=message, advice=advice, kind="unavailable", retry_after=5.0)
+
+
+def not_understood(error: NotUnderstood) -> Refusal:
+    return Refusal(
+        code="not_understood",
+        message=f"{error}.",
+        advice="Send it to the actor that handles it.",
+        kind="invalid",
+    )
+
+
+def bad_fields(command: str, problem: str) -> Refusal:
+    return Refusal(code="bad_field", message=f"{command}: {problem}.", advice="Nothing was done.")
+
+
+def not_taken(error: NotWritten) -> Refusal:
+    """What was decided could not be stored, so nothing has happened."""
+    code, advice = "journal_refused", "Try again; if it fails again, verify the journal."
+    if isinstance(error, JournalFull):
+        code, advice = "journal_full", "Make room on its disk. What needs nothing stored still works."
+    elif isinstance(error, CannotEncode):
+        code, advice = "not_storable", "This is a bug; please report it."
+    return Refusal(
+        code=code, message=f"The journal cannot store this: {error}.", advice=advice, kind="exhausted"
+    )
+
+
+def unrecorded(error: NotWritten) -> Refusal:
+    """What someone waits for has been done and cannot be recorded."""
+    return Refusal(
+        code="journal_full" if isinstance(error, JournalFull) else "journal_refused",
+        message=f"This was done, but the journal cannot store it: {error}.",
+        advice="It will be stored as soon as there is room; until then, it may not be visible.",
+        kind="exhausted",
+    )

@@ -1,16 +1,28 @@
-"""What all actors of a system share in the journal: storing their events, and what they have failed on."""
+"""What all actors of a system share in the journal: events to text and back, storing, and replay.
+
+Stored text has tags, schema versions, upcasters and tombstones; what an actor has failed on is stored, too.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
+import msgspec
+
+from greenroom.actors.journal.port import (
+    Entry,
+    EventChanged,
+    Journal,
+    JournalFailed,
+    JournalTooNew,
+    NotWritten,
+    Record,
+)
 from greenroom.actors.kernel.clock import Clock
-from greenroom.actors.kernel.codec import Batch, Codec
-from greenroom.actors.kernel.core import Command, Core, Event, Fault, Stored
-from greenroom.actors.kernel.replay import PARKED
+from greenroom.actors.kernel.core import Address, Command, Core, Event, Fault, Stored, Upcasters, fault
+from greenroom.actors.kernel.errors import StartFailed
 from greenroom.actors.kernel.supervision import (
     CommandParked,
     Complaints,
@@ -18,6 +30,132 @@ from greenroom.actors.kernel.supervision import (
     in_one_line,
     without_secrets,
 )
+
+
+class CannotEncode(NotWritten):
+    """The event itself is at fault: it will not be stored however often one tries."""
+
+
+class Batch(NamedTuple):
+    """The events of one decision, ready to be stored together."""
+
+    entries: tuple[Entry, ...]
+    stored: tuple[Stored[Event], ...]
+    """The same, as they will be read from the journal."""
+    versions: dict[str, int]
+    """The versions of the actor's streams once they are stored."""
+    urgent: bool
+
+
+class Codec:
+    """The event types of one system, by tag. Each actor registers its own, a host's actor too."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, type[Event]] = {}
+        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
+        # By tag and schema, what is stored as it is written today: nearly all there ever is.
+        self._current: dict[tuple[str, int], Callable[[str], Any]] = {}
+        self._upcasters: dict[str, Upcasters] = {}
+        self._retired: set[str] = set()
+        self._encoder = msgspec.json.Encoder()
+
+    def register(self, types: Iterable[type[Event]]) -> None:
+        """Make types known. The same type twice is harmless; two types with one tag are not."""
+        for kind in types:
+            tag = getattr(kind, "TAG", "")
+            if not tag:
+                raise ValueError(f"{kind} has no TAG to be stored under")
+            known = self._types.setdefault(tag, kind)
+            if known is not kind:
+                raise ValueError(f"two event types have the tag {tag!r}: {known} and {kind}")
+            decoder = self._decoders[tag] = msgspec.json.Decoder(kind)
+            self._current[tag, kind.SCHEMA] = decoder.decode
+            upcasters = kind.UPCASTERS
+            missing = [schema for schema in range(1, kind.SCHEMA) if schema not in upcasters]
+            if missing:
+                raise ValueError(f"{tag!r} has schema {kind.SCHEMA} and no upcaster from {missing}")
+            self._upcasters[tag] = upcasters
+
+    def retire(self, *tags: str) -> None:
+        """Tombstones: events of these tags are still in old journals and mean nothing any more."""
+        self._retired.update(tags)
+
+    def encode(self, event: Event) -> str:
+        """The event's fields as JSON text. Raises CannotEncode."""
+        if self._types.get(type(event).TAG) is not type(event):
+            raise CannotEncode(f"{type(event).__name__} is not an event type of this system")
+        try:
+            return self._encoder.encode(event).decode()
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise CannotEncode(f"{type(event).__name__} cannot be encoded: {error}") from error
+
+    def entry(
+        self, event: Event, *, stream: str, version: int, cause: str, at: float
+    ) -> tuple[Entry, Stored[Event]]:
+        """The event as it will lie in the journal, and as it will be read from there.
+
+        The state is folded from the latter, so that it cannot differ from what a replay makes: a NaN, a
+        list in a tuple's place or an unknown key would be found out only years later. Raises CannotEncode.
+        """
+        kind = type(event)
+        data = self.encode(event)
+        try:
+            read = self._decoders[kind.TAG].decode(data)
+        except msgspec.MsgspecError as error:
+            raise CannotEncode(f"{kind.__name__} could not be read back: {error}") from error
+        entry = Entry(
+            stream=stream, version=version, type=kind.TAG, schema=kind.SCHEMA, cause=cause, data=data, at=at
+        )
+        return entry, Stored(read, f"{stream}/{version}", at, cause)
+
+    def decode(self, record: Record) -> Stored[Event] | None:
+        """The stored event, or None for a retired one.
+
+        Raises JournalTooNew for what is not known here, EventChanged for what does not fit its class: what
+        a journal returns is what was written, so the class has changed.
+        """
+        decode = self._current.get((record.type, record.schema))
+        try:
+            event = decode(record.data) if decode is not None else self._old(record)
+        except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+            raise EventChanged(self._how_changed(record, error), record.seq) from error
+        return None if event is None else Stored(event, record.id, record.at, record.cause)
+
+    def _how_changed(self, record: Record, error: Exception) -> str:
+        kind = self._types[record.type]
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        what = f"event {record.seq} ({record.id}, {record.type}, schema {record.schema})"
+        if record.schema < kind.SCHEMA:
+            return (
+                f"{what} cannot be raised to schema {kind.SCHEMA} of {name}: {error!r}. The journal is "
+                "whole; the upcasters of that class do not fit what was stored"
+            )
+        return (
+            f"{what} does not fit {name}: {error}. The journal is whole, but the class has changed since the "
+            f"event was stored. Give it SCHEMA = {kind.SCHEMA + 1} and an upcaster from {kind.SCHEMA}, make "
+            "the new field optional, or run the version that wrote it"
+        )
+
+    def _old(self, record: Record) -> Event | None:
+        """An event of an older schema, raised to today's; None for a retired one."""
+        kind = self._types.get(record.type)
+        if kind is None:
+            if record.type in self._retired:
+                return None
+            raise JournalTooNew(
+                f"event {record.seq} ({record.id}) is of type {record.type!r}, which this version does "
+                "not know. A newer version probably wrote it"
+            )
+        if record.schema > kind.SCHEMA:
+            raise JournalTooNew(
+                f"event {record.seq} ({record.id}, {record.type}) has schema {record.schema}; this version "
+                f"knows up to {kind.SCHEMA}. A newer version wrote it"
+            )
+        fields: dict[str, Any] = msgspec.json.decode(record.data)
+        for schema in range(record.schema, kind.SCHEMA):
+            fields = self._upcasters[record.type][schema](fields)
+        return msgspec.convert(fields, kind)
+
 
 _log = logging.getLogger(__name__)
 
@@ -112,3 +250,79 @@ class Store:
         known = text if command is None else without_secrets(command, text)
         # Text that cannot be encoded could not be stored, and may be why something failed.
         return self.redact(known).encode("utf-8", "replace").decode()
+
+
+PARKED = "parked/"
+"""Streams of `command_parked`, one for each actor; they are the kernel's own and are not folded."""
+
+
+class LeftOut(NamedTuple):
+    """A stored event that cannot be folded: the state is as if it were not there."""
+
+    event_id: str
+    fault: Fault
+
+
+class Replayed(NamedTuple):
+    state: Any
+    versions: dict[str, int]
+    """The last version of each of its streams."""
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def replay(
+    records: Iterable[Record], codec: Codec, cores: Sequence[Core[Any, Any]]
+) -> tuple[dict[Address, Replayed], dict[str, int]]:
+    """Fold all records; the second value is the last version of each stream that no core claims.
+
+    A stream that no core claims is dormant: a host's or a plug-in's that is gone. It is not decoded.
+    An event that `apply` raises on is left out, and named in the result: one event must not keep the rest
+    from starting. Raises JournalError for what cannot be read.
+    """
+    folds = {core.address: _Fold(core) for core in cores}
+    dormant: dict[str, int] = {}
+    owners: dict[str, _Fold | None] = {}
+    decode = codec.decode
+    for record in records:
+        stream = record.stream
+        try:
+            fold = owners[stream]
+        except KeyError:
+            owner = _owner(stream, cores)
+            fold = owners[stream] = folds[owner.address] if owner is not None else None
+        if fold is None:
+            dormant[stream] = record.version
+            continue
+        fold.versions[stream] = record.version
+        stored = decode(record)
+        if stored is None:
+            continue
+        try:
+            fold.state = fold.apply(fold.state, stored)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's
+            fold.left_out.append(LeftOut(record.id, fault(error, doing="replay an event", about=record.id)))
+    replayed = {
+        address: Replayed(fold.state, fold.versions, tuple(fold.left_out)) for address, fold in folds.items()
+    }
+    return replayed, dormant
+
+
+class _Fold:
+    """One actor's state on its way through the journal."""
+
+    __slots__ = ("apply", "left_out", "state", "versions")
+
+    def __init__(self, core: Core[Any, Any]) -> None:
+        self.apply = core.apply
+        self.state: Any = core.initial()
+        self.versions: dict[str, int] = {}
+        self.left_out: list[LeftOut] = []
+
+
+def _owner(stream: str, cores: Sequence[Core[Any, Any]]) -> Core[Any, Any] | None:
+    if stream.startswith(PARKED):
+        return None
+    owners = [core for core in cores if core.claims(stream)]
+    if len(owners) > 1:
+        raise StartFailed(f"{owners[0].address} and {owners[1].address} both claim the stream {stream!r}")
+    return owners[0] if owners else None

@@ -21,10 +21,18 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
-from greenroom.actors.kernel import refusals
-from greenroom.actors.kernel.answers import Answers, Asked, Leases, Waiter
+from greenroom.actors.kernel.answers import (
+    Answers,
+    Asked,
+    Leases,
+    Waiter,
+    failed_twice,
+    not_taken,
+    not_understood,
+    stuck,
+    unrecorded,
+)
 from greenroom.actors.kernel.clock import Clock, Moment, Timer
-from greenroom.actors.kernel.codec import CannotEncode
 from greenroom.actors.kernel.core import (
     Answer,
     Command,
@@ -46,7 +54,7 @@ from greenroom.actors.kernel.errors import (
     Refused,
     SystemFailed,
 )
-from greenroom.actors.kernel.event_store import Store
+from greenroom.actors.kernel.event_store import CannotEncode, Store
 from greenroom.actors.kernel.steps import SETTLE_ROUNDS, Prepared, Restless, Steps
 from greenroom.actors.kernel.supervision import BackOff, Intensity, in_one_line
 
@@ -163,7 +171,7 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - see above
             _log.critical("%s: the kernel itself failed", self.address, exc_info=error)
             if asked is not None:
-                asked.fail(Refused(refusals.failed_twice(self.address, error)))
+                asked.fail(Refused(failed_twice(self.address, error)))
 
     def refuse(self, message: object) -> None:
         if isinstance(message, Asked):
@@ -233,7 +241,7 @@ class Executor:
                 self._steps.volatile = before
                 self.answers.forget(asked)
                 self._park(culprit, type(asked.command).__name__, asked)
-                asked.fail(Refused(refusals.failed_twice(self.address, culprit)))
+                asked.fail(Refused(failed_twice(self.address, culprit)))
                 self._go_on(now)
         finally:
             # Whatever failed: these answers were decided and stored before.
@@ -256,7 +264,7 @@ class Executor:
                 return None
             except NotUnderstood as mistake:
                 _log.warning("%s (caused by %s)", mistake, asked.cause or "the host")
-                asked.fail(Refused(refusals.not_understood(mistake)))
+                asked.fail(Refused(not_understood(mistake)))
                 return None
             except BaseException as problem:  # noqa: BLE001 - whatever it is, it costs this command only
                 error = problem
@@ -394,7 +402,7 @@ class Executor:
             self._unrecovered = asked
             self._retry_later(self._clock.now())
         else:
-            asked.fail(Refused(refusals.failed_twice(self.address, error)))
+            asked.fail(Refused(failed_twice(self.address, error)))
         self._failures += 1
         if self._failures >= _FAILURES_IN_A_ROW and self._is_volatile_to_blame(asked.command):
             self._rebuild_due = True
@@ -417,14 +425,14 @@ class Executor:
 
     def _refuse_if_hopeless(self) -> None:
         for one in self.answers.take() if self._stuck.failures >= _HOPELESS else ():
-            one.asked.fail(Refused(refusals.stuck(self.address)))
+            one.asked.fail(Refused(stuck(self.address)))
             # An actor that recovers must not do what was refused.
             self.withdraw(one.asked.command, one.asked.cause)
 
     def _not_written(self, asked: Asked, error: NotWritten, prepared: Prepared | None) -> bool:
         """Refuse an ask, or keep a report for later; False if it can never be stored."""
         if asked.reply is not None:
-            asked.fail(Refused(refusals.not_taken(error)))
+            asked.fail(Refused(not_taken(error)))
             return True
         if isinstance(error, CannotEncode) or (not isinstance(error, JournalFull) and asked.tries >= _TRIES):
             return False
@@ -439,9 +447,7 @@ class Executor:
             for effect, _ in prepared.effects:
                 if isinstance(effect, Answer):
                     refused = isinstance(effect.outcome, Refusal)
-                    self.answers.hold_for(
-                        effect.key, effect.outcome if refused else refusals.unrecorded(error)
-                    )
+                    self.answers.hold_for(effect.key, effect.outcome if refused else unrecorded(error))
         self.answers.release()
         return True
 

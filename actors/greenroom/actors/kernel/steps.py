@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.codec import Batch
 from greenroom.actors.kernel.core import Core, Decision, Effect
-from greenroom.actors.kernel.event_store import Store
+from greenroom.actors.kernel.event_store import Batch, Store
 
 S = TypeVar("S")
 V = TypeVar("V")

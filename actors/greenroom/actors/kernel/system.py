@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 import pykka
 
 from greenroom.actors.journal.port import Journal, Record
 from greenroom.actors.kernel.actor import Actor
-from greenroom.actors.kernel.answers import Asked, Leases
+from greenroom.actors.kernel.answers import Asked, Leases, Reply, bad_fields
 from greenroom.actors.kernel.checks import Explain, complaint, no_words
 from greenroom.actors.kernel.clock import Clock, SystemClock
 from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler, NoEffectHandler, Tell
-from greenroom.actors.kernel.embedding import Startable
 from greenroom.actors.kernel.errors import (
     ActorStopped,
     AskExpired,
@@ -31,11 +32,8 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
     UnknownActor,
 )
-from greenroom.actors.kernel.event_store import Store
+from greenroom.actors.kernel.event_store import PARKED, Replayed, Store, replay
 from greenroom.actors.kernel.executor import Executor
-from greenroom.actors.kernel.refusals import bad_fields
-from greenroom.actors.kernel.replay import PARKED, Replayed, replay
-from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.supervision import in_one_line
 
 _log = logging.getLogger(__name__)
@@ -48,6 +46,58 @@ class _Registered(msgspec.Struct):
     effect_handler: EffectHandler
     observe: Callable[[Any], Any] | None
     mailbox: int
+
+
+class Startable(ABC):
+    """A context manager, plain and asynchronous: starts on entry, stops on exit.
+
+    `async with` blocks no loop, and what a cancelled caller had started is stopped again.
+    """
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await start_in_thread(self.start, self.stop)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await stop_in_thread(self.stop)
+
+
+async def start_in_thread(start: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run `start` in a thread; if the caller is cancelled meanwhile, wait for it and run `stop`.
+
+    A thread cannot be cancelled: left alone it would leave something running.
+    """
+    starting = asyncio.ensure_future(asyncio.to_thread(start))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            await stop_in_thread(stop)
+        raise
+
+
+async def stop_in_thread(stop: Callable[[], None]) -> None:
+    """Run `stop` in a thread to its end, also when the caller is cancelled."""
+    stopping = asyncio.ensure_future(asyncio.to_thread(stop))
+    try:
+        await asyncio.shield(stopping)
+    except asyncio.CancelledError:
+        await asyncio.wait([stopping])
+        raise
 
 
 class ActorSystem(Startable):

@@ -20,9 +20,8 @@ from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.journal.port import Record
-from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import Address, Core, Stored
-from greenroom.actors.kernel.replay import PARKED
+from greenroom.actors.kernel.event_store import PARKED, Codec
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.core import Library
 from greenroom.actors.scheduler.core import Scheduler

@@ -23,9 +23,9 @@ from greenroom.actors.idempotency import (
     Outcome,
     UnderWay,
 )
+from greenroom.actors.kernel.answers import Reply
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
-from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.limits import escaped
 from greenroom.runner.http.bodies import read_body

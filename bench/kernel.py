@@ -70,9 +70,9 @@ class Counter:
         match command:
             case Add(by=by):
                 event = Counted(by=by, why="a client has asked for it, and gave a reason of a usual length")
-                return Decision(events=(event,), reply=state.total + by)
+                return Decision(events=(event,), reply=command.replied(state.total + by))
             case Total():
-                return Decision(reply=state.total)
+                return Decision(reply=command.replied(state.total))
             case _:
                 return Decision()
 

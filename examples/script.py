@@ -46,7 +46,7 @@ class Allowance(SingleStream[int]):
             case Spend(tokens=tokens) if tokens > left:
                 return Decision(reply=refuse("spent", f"Only {left} tokens are left.", kind="exhausted"))
             case Spend(tokens=tokens):
-                return Decision(events=(Spent(tokens=tokens),), reply=left - tokens)
+                return Decision(events=(Spent(tokens=tokens),), reply=command.replied(left - tokens))
             case _:
                 return Decision()
 

@@ -72,7 +72,7 @@ class Scales:
     def decide(self, state: int, command: Command[Any], now: Moment, volatile: None) -> Decision[None]:
         if isinstance(command, Recovered):
             return Decision()
-        return Decision(events=(Weighed(grams=5),), reply=state + 5)
+        return Decision(events=(Weighed(grams=5),), reply=command.replied(state + 5))
 
     def apply(self, state: int, stored: Stored[Any]) -> int:
         return state + int(stored.event.grams)

@@ -90,7 +90,9 @@ class Cistern:
             case Fill(by=by) if by < 0:
                 return Decision(reply=refuse("negative", "A cistern is not filled by less than nothing."))
             case Fill(by=by):
-                return Decision(events=(Filled(by=by, at=now.monotonic),), reply=state.litres + by)
+                return Decision(
+                    events=(Filled(by=by, at=now.monotonic),), reply=command.replied(state.litres + by)
+                )
             case Watch():
                 return Decision(reply=Later("flush"), volatile=volatile + 1)
             case _:

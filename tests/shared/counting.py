@@ -138,14 +138,16 @@ class Counter:
         match command:
             case Add(by=by, times=times):
                 return Decision(
-                    events=(Counted(by=by),) * times, reply=state.total + by * times, volatile=volatile + 1
+                    events=(Counted(by=by),) * times,
+                    reply=command.replied(state.total + by * times),
+                    volatile=volatile + 1,
                 )
             case Store(event=event):
                 return Decision(events=(event,))
             case End():
-                return Decision(events=(Ended(),), reply="ended")
+                return Decision(events=(Ended(),), reply=command.replied("ended"))
             case Total():
-                return Decision(reply=state.total)
+                return Decision(reply=command.replied(state.total))
             case Never():
                 return Decision(
                     reply=refuse("never", "Never.", advice="Ask for something else.", kind="conflict")
@@ -157,11 +159,11 @@ class Counter:
             case AddAndAwait(by=by):
                 return Decision(events=(Counted(by=by),), reply=Later("counted"))
             case Forward(to=to, command=inner):
-                return Decision(effects=(Tell(to=Address(to), command=inner),), reply="sent")
+                return Decision(effects=(Tell(to=Address(to), command=inner),), reply=command.replied("sent"))
             case Run(what=what):
                 return Decision(reply=what())
             case Do(what=what):
-                return Decision(effects=(Done(what=what),), reply="begun")
+                return Decision(effects=(Done(what=what),), reply=command.replied("begun"))
             case Recovered():
                 if not self.recovers:
                     raise LookupError("where am I?")

@@ -231,13 +231,13 @@ class Idempotency(SingleStream[IdempotencyState]):
                 )
             )
         if known is not None and known.outcome is not None:  # 2
-            return Decision(reply=known.outcome)
+            return Decision(reply=ask.replied(known.outcome))
         if ask.key in volatile.under_way:  # 3
-            return Decision(reply=UnderWay())
+            return Decision(reply=ask.replied(UnderWay()))
         keyed = CommandKeyed(key=ask.key, command=ask.command, name=ask.name)
         return Decision(  # 4
             events=() if known is not None else (keyed,),
-            reply=Begun(),
+            reply=ask.replied(Begun()),
             volatile=IdempotencyVolatile(under_way=volatile.under_way | {ask.key}),
         )
 
@@ -247,14 +247,19 @@ class Idempotency(SingleStream[IdempotencyState]):
         if ask.key in volatile.under_way:
             return Decision(reply=Later(ask.key))
         known = state.get(ask.key)
-        return Decision(reply=known.outcome if known is not None and known.outcome is not None else _NOTHING)
+        outcome = known.outcome if known is not None else None
+        return Decision(reply=ask.replied(outcome) if outcome is not None else _NOTHING)
 
     def _end(
         self, state: IdempotencyState, report: EndKeyed, volatile: IdempotencyVolatile
     ) -> Decision[IdempotencyVolatile]:
         left = IdempotencyVolatile(under_way=volatile.under_way - {report.key})
         if report.outcome is None:
-            return Decision(effects=(Answer(key=report.key, outcome=_NOTHING),), reply=Noted(), volatile=left)
+            return Decision(
+                effects=(Answer(key=report.key, outcome=_NOTHING),),
+                reply=report.replied(Noted()),
+                volatile=left,
+            )
         outcome = report.outcome
         events: tuple[Event, ...] = ()
         if state.get(report.key) is not None and not outcome.passing:
@@ -267,4 +272,4 @@ class Idempotency(SingleStream[IdempotencyState]):
             )
             events = (answered,)
         answer = Answer(key=report.key, outcome=outcome)
-        return Decision(events=events, effects=(answer,), reply=Noted(), volatile=left)
+        return Decision(events=events, effects=(answer,), reply=report.replied(Noted()), volatile=left)

@@ -164,7 +164,7 @@ class Installer:
             case Activate() | VerifyBackend():
                 return self._installed(state, command, volatile)
             case DropFetched():
-                return self._drop_fetched(state)
+                return self._drop_fetched(state, command)
             case PlanInstall():
                 return self._plan(command)
             case Happened(event=event):
@@ -237,7 +237,7 @@ class Installer:
             again = (ask.version or ask.variant) and ask.wanted_by == "explicit"
             lift = Tell(command=LiftQuarantines(backend=ask.backend))
             reply = Ensured(installation=usable, fresh=False)
-            return Decision(reply=reply, effects=(lift,) if again else (), volatile=volatile)
+            return Decision(reply=ask.replied(reply), effects=(lift,) if again else (), volatile=volatile)
         if backend.theirs is not None:  # 4
             return Decision(reply=refusals.not_ours(backend.theirs), volatile=volatile)
         here = whole_of(backend, ask.version, ask.variant) if ask.version or ask.variant else None
@@ -246,7 +246,7 @@ class Installer:
                 backend=ask.backend, installation_id=here.id, reason="this version was requested"
             )
             reply = Ensured(installation=here, fresh=False)
-            return Decision(events=(activated,), reply=reply, volatile=volatile)
+            return Decision(events=(activated,), reply=ask.replied(reply), volatile=volatile)
         events: tuple[Event, ...] = ()
         job = job_for(backend.jobs_open, ask.version, ask.variant)
         if job is None:  # 7
@@ -281,16 +281,16 @@ class Installer:
             return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
         backend = state.of(ask.backend)
         if isinstance(ask, VerifyBackend):
-            return verify(ask.backend, backend)
+            return verify(ask, backend)
         if backend.theirs is not None:
             return Decision(reply=refusals.not_ours(backend.theirs))
         return activate(backend, ask)
 
-    def _drop_fetched(self, state: InstallerState) -> Decision[Volatile]:
+    def _drop_fetched(self, state: InstallerState, ask: DropFetched) -> Decision[Volatile]:
         """Drop unneeded downloads, unless jobs are under way: a retry continues with what was fetched."""
         at_work = tuple(name for name, backend in state.backends.items() if backend.jobs_open)
         if at_work:
-            return Decision(reply=FetchedDropped(kept_for=at_work))
+            return Decision(reply=ask.replied(FetchedDropped(kept_for=at_work)))
         return Decision(effects=(DropUnneeded(),), reply=Later(_DROP_KEY))
 
     def _plan(self, ask: PlanInstall) -> Decision[Volatile]:

@@ -75,24 +75,24 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile)
     else:
         job = job_for(backend.jobs_open, ask.version, ask.variant)
     if job is None and key not in volatile.pending:
-        return Decision(reply=Cancelled(ended=False))
+        return Decision(reply=ask.replied(Cancelled(ended=False)))
     if ask.leave:
         waiting = left(volatile.waiting, key, ask.waiter)
         volatile = replace(volatile, waiting=waiting)
         keys = (key,) if job is None else keys_of(backend.jobs_open, job)
         awaited = ask.backend in volatile.awaited and job in (None, backend.job)
         if count(waiting, *keys) or awaited or (job is not None and job.wanted_by == "default"):
-            return Decision(reply=Cancelled(ended=False), volatile=volatile)
+            return Decision(reply=ask.replied(Cancelled(ended=False)), volatile=volatile)
     if job is None:
         volatile, unasked = without_pending(volatile, ask.backend, ask.reason, key)
-        return Decision(effects=unasked, reply=Cancelled(ended=True), volatile=volatile)
+        return Decision(effects=unasked, reply=ask.replied(Cancelled(ended=True)), volatile=volatile)
     # If it were still wanted, a default backend would be installed again at once.
     unwanted = backend.usable is None and len(backend.jobs_open) == 1
     cancelled = InstallCancelled(job=job.id, backend=ask.backend, reason=ask.reason, unwanted=unwanted)
     return Decision(
         events=(cancelled,),
         effects=(CancelBuild(job=job.id), *answers(backend.jobs_open, job, cancelled)),
-        reply=Cancelled(ended=True),
+        reply=ask.replied(Cancelled(ended=True)),
         volatile=volatile,
     )
 

@@ -13,7 +13,7 @@ from greenroom.actors.installer.events import (
     InstallAttemptFailed,
     InstallNotNeeded,
 )
-from greenroom.actors.installer.messages import INSTALLER, Activate, Ensured, Verified
+from greenroom.actors.installer.messages import INSTALLER, Activate, Ensured, Verified, VerifyBackend
 from greenroom.actors.installer.reconcile import answers
 from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
@@ -48,10 +48,10 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerV
     if current is not None and current.id == chosen.id:
         # Nothing to switch, but naming it means: try models on it again.
         lift = Tell(command=LiftQuarantines(backend=ask.backend))
-        return Decision(reply=reply, effects=(lift,))
+        return Decision(reply=ask.replied(reply), effects=(lift,))
     reason = "this version was requested" if ask.version or ask.variant else "a rollback was requested"
     activated = InstallationActivated(backend=ask.backend, installation_id=chosen.id, reason=reason)
-    return Decision(events=(activated,), reply=reply)
+    return Decision(events=(activated,), reply=ask.replied(reply))
 
 
 def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> Decision[InstallerVolatile]:
@@ -109,13 +109,14 @@ def whole_of(backend: BackendInstallState, version: str, variant: str = "") -> I
     return max(named, key=lambda one: one.built_at, default=None)
 
 
-def verify(name: str, backend: BackendInstallState) -> Decision[InstallerVolatile]:
+def verify(ask: VerifyBackend, backend: BackendInstallState) -> Decision[InstallerVolatile]:
     """Verify all of a backend's managed installations that are not retiring."""
+    name = ask.backend
     ours = tuple(
         one.id for one in backend.installations.values() if one.managed and one.id not in backend.retiring
     )
     if not ours:
-        return Decision(reply=Verified(backend=name, checked=(), damaged={}))
+        return Decision(reply=ask.replied(Verified(backend=name, checked=(), damaged={})))
     reading = VerifyInstallations(backend=name, installations=ours)
     return Decision(reply=Later(verify_key(name)), effects=(reading,))
 

@@ -96,6 +96,7 @@ class Journal(Protocol):
 
         Raises NotWritten or JournalFailed.
         """
+        ...
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         """Every record with `seq > after` in order, checked; with `stream` only those of that stream.
@@ -103,6 +104,7 @@ class Journal(Protocol):
         What was appended before the call is included; what is appended meanwhile may be.
         Raises JournalDamaged, after the records before the damage.
         """
+        ...
 
     def close(self) -> None:
         """Finish what was accepted and let go of the files. Idempotent; what comes later is NotWritten."""

@@ -34,12 +34,14 @@ class Timer(Protocol):
 class Clock(Protocol):
     def now(self) -> Moment:
         """Read both clocks."""
+        ...
 
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
         """Run `call` once the monotonic clock has reached that second; at infinity, never.
 
         It must be quick and not raise. Raises ValueError for what is no number.
         """
+        ...
 
     def close(self) -> None:
         """Drop all timers. Idempotent."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, NewType, Protocol, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ class Upcast(Protocol):
 
     def __call__(self, fields: dict[str, Any], /) -> dict[str, Any]:
         """Return the fields as the next version has them."""
+        ...
 
 
 Upcasters = Mapping[int, Upcast]
@@ -59,6 +60,8 @@ class Address(NamedTuple):
 
 
 R_co = TypeVar("R_co", covariant=True)
+Answered = NewType("Answered", object)
+"""A reply that was checked against its command's type; see `Command.replied`."""
 
 
 class Command(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, omit_defaults=True):
@@ -79,6 +82,10 @@ class Command(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, omit_def
         if address is None:
             raise TypeError(f"{type(self).__name__} does not say which actor handles it")
         return address
+
+    def replied(self, reply: R_co) -> Answered:  # type: ignore[misc] # pyright: ignore[reportGeneralTypeIssues]
+        """The reply, for a `Decision`: this is where its type is checked."""
+        return Answered(reply)
 
     def withdrawn(self) -> Command[Any] | None:
         """The command that takes this one back when its answer cannot be used; None when none has to."""
@@ -176,8 +183,8 @@ S = TypeVar("S")
 class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
     """Stored as one batch, all or none."""
-    reply: Any = None
-    """The answer, a `Refusal`, or `Later`."""
+    reply: Answered | Refusal | Later | None = None
+    """By the command's `replied`; or a `Refusal`, or `Later`."""
     effects: tuple[Effect, ...] = ()
     """What needs no event because it may be lost or repeated: sending, answering, looking."""
     volatile: V | None = None
@@ -200,34 +207,44 @@ class Core(Protocol[S, V]):
     @property
     def address(self) -> Address:
         """Where commands for it go."""
+        ...
 
     @property
     def event_types(self) -> Sequence[type[Event]]:
         """Every event it stores or has ever stored."""
+        ...
 
     def claims(self, stream: str, /) -> bool:
         """True for the streams it owns."""
+        ...
 
     def stream_of(self, event: Event, /) -> str:
         """The stream an event of its own belongs to."""
+        ...
 
     def initial(self) -> S:
         """The durable state before the first event."""
+        ...
 
     def initial_volatile(self) -> V:
         """The volatile state at the start of each life."""
+        ...
 
     def decide(self, state: S, command: Command[Any], now: Moment, volatile: V, /) -> Decision[V]:
         """Turn a command into events, a reply and effects."""
+        ...
 
     def apply(self, state: S, stored: Stored[Any], /) -> S:
         """Fold one event into the state."""
+        ...
 
     def react(self, state: S, stored: Stored[Any], /) -> Sequence[Effect]:
         """What a new event makes necessary; `state` has it already."""
+        ...
 
     def settle(self, state: S, now: Moment, volatile: V, /) -> Decision[V]:
         """What follows from state, desired against observed."""
+        ...
 
 
 class SingleStream(Generic[S]):

@@ -111,8 +111,8 @@ class Library(SingleStream[LibraryState]):
                 return changes.tag(state, command)
             case RepackageModel():
                 return changes.repackage(state, command)
-            case NoteModel(model=model):
-                return changes.note(state, model)
+            case NoteModel():
+                return changes.note(state, command)
             case NoteDamage():
                 return changes.note_damage(state, command)
             case Prune():

@@ -78,7 +78,7 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
         return Decision(reply=Later(key), volatile=_one_more(volatile, ask))
     here = state.tagged(ask.reference)
     if ask.wanted_by == "request" and here is not None and here.id not in volatile.removing:  # 2
-        return Decision(reply=Pulled(model=here, fresh=False))
+        return Decision(reply=ask.replied(Pulled(model=here, fresh=False)))
     events: tuple[Event, ...] = ()
     under_way = state.pulls.get(ask.reference)
     if under_way is None:
@@ -121,23 +121,23 @@ def cancel(
     """Cancel a pull; with `leave`, only if no one else waits for it."""
     under_way = state.pulls.get(ask.reference)
     if under_way is None and ask.reference not in volatile.pending:
-        return Decision(reply=Cancelled(ended=False))
+        return Decision(reply=ask.replied(Cancelled(ended=False)))
     if ask.leave:
         volatile = leave(LeavePull(reference=ask.reference, waiter=ask.waiter), volatile)
         if count(volatile.waiting, ask.reference):
-            return Decision(reply=Cancelled(ended=False), volatile=volatile)
+            return Decision(reply=ask.replied(Cancelled(ended=False)), volatile=volatile)
     pending = {k: v for k, v in volatile.pending.items() if k != ask.reference}
     volatile = replace(volatile, pending=pending)
     answer = Answer(key=pull_key(ask.reference), outcome=_cancelled(ask.reason))
     if under_way is None:
-        return Decision(effects=(answer,), reply=Cancelled(ended=True), volatile=volatile)
+        return Decision(effects=(answer,), reply=ask.replied(Cancelled(ended=True)), volatile=volatile)
     volatile = replace(
         volatile, failures=volatile.failures.came_to_nothing(_caller(under_way, volatile), now)
     )
     return Decision(
         events=(PullCancelled(job=under_way.job, reason=ask.reason),),
         effects=(CancelFetch(job=under_way.job), PublishPullProgress(reference=ask.reference), answer),
-        reply=Cancelled(ended=True),
+        reply=ask.replied(Cancelled(ended=True)),
         volatile=volatile,
     )
 

@@ -30,6 +30,7 @@ from greenroom.actors.library.messages import (
     ModelNoted,
     ModelsSeen,
     NoteDamage,
+    NoteModel,
     Push,
     Pushed,
     Release,
@@ -62,7 +63,7 @@ def tag(state: LibraryState, ask: TagModel) -> Decision[LibraryVolatile]:
     if not _is_tag(ask.tag):
         return _no_tag(ask.tag)
     if ask.tag in model.tags:
-        return Decision(reply=Tagged(tags=model.tags))
+        return Decision(reply=ask.replied(Tagged(tags=model.tags)))
     return Decision(
         effects=(AddTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id, ask.tag))
     )
@@ -113,8 +114,7 @@ def ended(state: LibraryState, report: EffectEnded, volatile: LibraryVolatile) -
         case ModelTagged(tags=tags) as event:
             events, outcome = (event,), Tagged(tags=tags)
         case ModelCommitted(model=model):
-            noted = note(state, model)
-            events, outcome = noted.events, noted.reply
+            events, outcome = _noted(state, model), ModelNoted(model=model)
     if report.failure is not None:
         outcome = refusal_of(report.failure)
     return Decision(events=events, effects=(Answer(key=key, outcome=outcome),))
@@ -215,19 +215,24 @@ def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibraryVolat
     return Decision(effects=(again,), reply=Later(_repackage_key(ask.model_id, ask.tag)))
 
 
-def note(state: LibraryState, model: Model) -> Decision[LibraryVolatile]:
-    """A model was added by other means than a pull. No event if it is known as it is."""
-    known = state.models.get(model.id) == model
-    events = () if known else (ModelCommitted(job="", model=model),)
-    return Decision(events=events, reply=ModelNoted(model=model))
+def note(state: LibraryState, report: NoteModel) -> Decision[LibraryVolatile]:
+    """A model was added by other means than a pull."""
+    model = report.model
+    return Decision(events=_noted(state, model), reply=report.replied(ModelNoted(model=model)))
+
+
+def _noted(state: LibraryState, model: Model) -> tuple[Event, ...]:
+    """No event if it is known as it is."""
+    return () if state.models.get(model.id) == model else (ModelCommitted(job="", model=model),)
 
 
 def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibraryVolatile]:
     """A model is damaged: nothing may be loaded from it, and the next pull repairs it."""
     if report.model_id not in state.models:
-        return Decision(reply=ModelNoted())
+        return Decision(reply=report.replied(ModelNoted()))
     return Decision(
-        events=(ModelRemoved(model_id=report.model_id, reason=report.reason),), reply=ModelNoted()
+        events=(ModelRemoved(model_id=report.model_id, reason=report.reason),),
+        reply=report.replied(ModelNoted()),
     )
 
 
@@ -263,7 +268,7 @@ def cancel_push(ask: CancelPush, volatile: LibraryVolatile) -> Decision[LibraryV
     """A client no longer waits; the push ends with the last one."""
     under_way = volatile.sending.get(ask.reference)
     if under_way is None or ask.model_id not in ("", under_way.model_id):
-        return Decision(reply=Cancelled(ended=False))
+        return Decision(reply=ask.replied(Cancelled(ended=False)))
     if under_way.waiting > 1:
         change: dict[str, object] = {"waiting": under_way.waiting - 1}
     else:
@@ -272,9 +277,9 @@ def cancel_push(ask: CancelPush, volatile: LibraryVolatile) -> Decision[LibraryV
     changed = replace(under_way, **change)
     volatile = replace(volatile, sending={**volatile.sending, ask.reference: changed})
     if not changed.ending:
-        return Decision(reply=Cancelled(ended=False), volatile=volatile)
+        return Decision(reply=ask.replied(Cancelled(ended=False)), volatile=volatile)
     cancel = CancelSend(reference=ask.reference)
-    return Decision(effects=(cancel,), reply=Cancelled(ended=True), volatile=volatile)
+    return Decision(effects=(cancel,), reply=ask.replied(Cancelled(ended=True)), volatile=volatile)
 
 
 def push_ended(report: ModelPushed | PushFailed, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:

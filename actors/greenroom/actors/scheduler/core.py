@@ -137,7 +137,9 @@ class Scheduler(SingleStream[SchedulerState]):
                 reason = f"{backend} was requested again"
                 return Decision(events=lifted_by_hand(state, reason, backend=backend))
             case ReadLedger():
-                return Decision(reply=ledger_reading(state, now, volatile, self._facts, self._limits))
+                return Decision(
+                    reply=command.replied(ledger_reading(state, now, volatile, self._facts, self._limits))
+                )
             case AwaitReady():
                 return Decision(reply=Later(READY))
             case Drain():
@@ -244,7 +246,7 @@ class Scheduler(SingleStream[SchedulerState]):
             events=tuple(eviction(one, volatile, now, "unload") for one in engines),
             effects=tuple(ended),
             volatile=msgspec.structs.replace(volatile, queue=left),
-            reply=Unloaded(engines=len(engines)),
+            reply=ask.replied(Unloaded(engines=len(engines))),
         )
 
     def _release(
@@ -278,7 +280,7 @@ class Scheduler(SingleStream[SchedulerState]):
         old = state.configs.get(key, ModelConfigState())
         new = apply(state, Stored(event, "", now.wall, "")).configs.get(key, ModelConfigState())
         if new == old:
-            return Decision(reply=Configured(changed=False))
+            return Decision(reply=ask.replied(Configured(changed=False)))
         events: list[Event] = [event]
         reload = _shape(old) != _shape(new)
         model = (volatile.models or {}).get(ask.model_id)
@@ -309,7 +311,7 @@ class Scheduler(SingleStream[SchedulerState]):
                 if not name.startswith(f"{ask.model_id}|")
             }
             volatile = msgspec.structs.replace(volatile, setbacks=others)
-        return Decision(events=tuple(events), volatile=volatile, reply=Configured(changed=True))
+        return Decision(events=tuple(events), volatile=volatile, reply=ask.replied(Configured(changed=True)))
 
     def react(self, state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:  # noqa: ARG002
         if isinstance(stored.event, LoadAdmitted):

@@ -38,18 +38,23 @@ class ProgressFormat(Protocol):
 
     def again(self) -> ProgressFormat:
         """The same for another client, from the beginning."""
+        ...
 
     def progress(self, progress: Progress) -> bytes:
         """A line about where the job is."""
+        ...
 
     def heartbeat(self) -> bytes:
         """A line that says nothing."""
+        ...
 
     def success(self, result: Any, /) -> bytes:
         """The last line, with the answer."""
+        ...
 
     def error(self, refusal: Refusal) -> bytes:
         """The last line of a job that failed."""
+        ...
 
 
 class Feed:

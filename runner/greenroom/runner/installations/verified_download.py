@@ -85,6 +85,7 @@ class Origin(Protocol):
         Raises:
             JobFailed: The file is not available.
         """
+        ...
 
     def broken(self, file: LockedFile, error: Exception) -> JobFailed: ...
 

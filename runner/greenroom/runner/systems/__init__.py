@@ -20,6 +20,7 @@ class System(Protocol):
 
     def boot_id(self) -> str:
         """Changes with every boot, so that an old pid never matches a new process; "" if unknown."""
+        ...
 
     def start_time(self, pid: int) -> float:
         """Kernel start time of a process, only compared for equality; 0.0 for none, or a zombie.
@@ -27,30 +28,39 @@ class System(Protocol):
         Raises:
             OSError: It cannot be read now, which means nothing.
         """
+        ...
 
     def bytes_read(self, pid: int) -> int:
         """Bytes a process has read so far, through calls or mapped files; 0 if unknown."""
+        ...
 
     def resident(self, pid: int) -> int:
         """Bytes a process holds in memory, as the system displays them; 0 if unknown."""
+        ...
 
     def is_traced(self, pid: int) -> bool:
         """Whether a debugger holds a process; False if unknown."""
+        ...
 
     def is_stopped(self, pid: int) -> bool:
         """Whether a signal has stopped a process; False if unknown."""
+        ...
 
     def wants_to_work(self, pid: int) -> bool:
         """Whether a thread of a process is running, ready to run, or waiting for a disk."""
+        ...
 
     def send_signal(self, pid: int, started: float, number: int) -> bool:
         """Signal the process with this pid and start time, or none; True if it was sent."""
+        ...
 
     def peer_pid(self, sock: socket.socket) -> int:
         """Pid of the process at the other end of a unix socket; 0 if unknown."""
+        ...
 
     def may_be_crowded(self, error: OSError) -> bool:
         """Whether a unix socket may have refused a connection only because its backlog is full."""
+        ...
 
     def bind_alone(self, listener: socket.socket, address: Any) -> None:
         """Bind a TCP socket, even soon after the last one closed, but never beside another listener.
@@ -94,15 +104,18 @@ class System(Protocol):
 
     def peak_bytes(self, max_rss: int) -> int:
         """Bytes out of `ru_maxrss`."""
+        ...
 
     def memory_kills(self) -> int:
         """How often processes like ours were killed for lack of memory; for comparison only."""
+        ...
 
     def was_killed_for_memory(self, pid: int, kills_before: int) -> bool:
         """Whether this process, killed a moment ago, was killed for lack of memory.
 
         `kills_before` is `memory_kills` of some seconds ago.
         """
+        ...
 
 
 _MACOS: System = macos  # type-checked on every system, and importable for its tests

@@ -207,3 +207,14 @@ async def test_status_says_that_an_attempt_at_another_version_has_failed(house: 
 async def words(house: Any) -> str:
     async with house.get("/engines/status") as response:
         return str((await response.json())["absent"])
+
+
+async def test_a_build_is_asked_for_by_name_and_is_a_variant(house: Any) -> None:
+    async with house.post("/engines", {"name": "absent", "build": "vulkan"}) as response:
+        assert response.status in (202, 500)  # it fails at once, or a moment later
+    await until_async(lambda: any(one.failure is not None for one in house.greenroom.statuses()))
+    assert (await described(house))["failure"]["message"] == "absent has no variant 'build-vulkan'."
+    for verb in ("/engines/install-backend", "/engines/cancel-install"):
+        async with house.post(verb, {"backend": "absent", "build": "quantum"}) as response:
+            assert response.status == 400
+            assert "$.build" in await response.text()

@@ -39,6 +39,13 @@ target_sources(toy-server PRIVATE slow.h)
 """One step of this takes five minutes, and begins by making the file `MARK`."""
 
 
+@pytest.fixture(autouse=True)
+def tools() -> None:
+    """Needed by all of them."""
+    if not all(map(shutil.which, ("cmake", "ninja", "cc", "c++"))):
+        pytest.skip("a compiler, cmake and ninja are needed: apt-get install g++ cmake ninja-build")
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"

@@ -124,7 +124,7 @@ LLAMA_CPP_BUILDS: Mapping[str, SourceBuild] = {
         options={**_OPTIONS, "GGML_VULKAN": "ON"},
         needs=(_HEADERS, _GLSLC, _VULKAN, _NEWER_VULKAN, _SPIRV),
         job_bytes=2 * 2**30,
-        disk_bytes=2 * 10**9,
+        disk_bytes=10**9,
         sees="Vulkan",
     ),
     f"{PREFIX}cuda": _BUILD(

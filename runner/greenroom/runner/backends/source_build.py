@@ -73,7 +73,7 @@ class SourceBuild:
     """Commands whose output says for which processors it compiles, beside the compiler's own."""
     job_bytes: int = 2**30
     """Memory that one compiler needs at most."""
-    disk_bytes: int = 10**9
+    disk_bytes: int = 6 * 10**8
     """What the sources and everything compiled take."""
     sees: str = ""
     """How its program names the devices it should find, such as `Vulkan`; empty if it needs none."""
@@ -98,6 +98,7 @@ class Toolchain:
     processors: str = ""
     """What the compiler and others say about the processors of this machine."""
     variables: Mapping[str, str] = field(default_factory=dict)
+    """What the user's environment and the recipe say about where compilers and libraries are."""
 
     def described(self) -> str:
         """`c++ 12.2.0, glslc 2023.2`."""

@@ -16,13 +16,13 @@ from greenroom.runner.systems.packages import family
 from greenroom.runner.threads import stop_if
 
 _SECONDS = 20.0
-_KEPT_VARIABLES = frozenset(
+_NAMED = tuple(
     """
-    PATH USER LOGNAME CC CXX CUDACXX CUDAHOSTCXX HIPCXX CUDA_HOME CUDA_PATH ROCM_PATH HIP_PATH VULKAN_SDK
-    DEVELOPER_DIR SDKROOT LD_LIBRARY_PATH DYLD_LIBRARY_PATH
+    CC CXX CUDACXX CUDAHOSTCXX HIPCXX CUDA_HOME CUDA_PATH ROCM_PATH HIP_PATH VULKAN_SDK DEVELOPER_DIR SDKROOT
     """.split()
 )
 """Where compilers and libraries are. Flags and search paths for other projects do not belong to a build."""
+_KEPT_VARIABLES = frozenset(("PATH", "USER", "LOGNAME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", *_NAMED))
 _HOMEBREW = Path("/opt/homebrew")
 _PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 """By which option a compiler takes the processor that it runs on."""
@@ -81,7 +81,8 @@ class _Look:
             lacking=tuple(missing),
             versions={name: said for name, said in versions.items() if said},
             processors=self._processors(compiler[0]) if compiler[0] else "",
-            variables={} if missing else self._variables(programs),
+            variables={name: self._env[name] for name in _NAMED if name in self._env}
+            | self._variables(programs),
         )
 
     def _program(self, need: BuildNeed) -> str | None:

@@ -206,7 +206,7 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
 
-    from greenroom.runner.http.inference import Renaming, WholeLines
+    from greenroom.runner.http.streams import Renaming, WholeLines
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
     data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)

@@ -1,8 +1,9 @@
 """Errors as clients get them.
 
-Three families: inference routes speak OpenAI's error object, `/v1/messages` Anthropic's, and the verbs under
-`/engines` and `/models` one line of text (or OpenAI's object, to a client that accepts JSON). All carry the
-same sentence, code and status. Never a traceback, never what a tool or an engine has printed or answered.
+Four families: inference routes speak OpenAI's error object, `/v1/messages` Anthropic's, `/api` Ollama's, and
+the verbs under `/engines` and `/models` one line of text (or OpenAI's object, to a client that accepts JSON).
+All carry the same sentence and status. Never a traceback, never what a tool or an engine has printed or
+answered.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from greenroom.runner.daemon import NotRunning
 from greenroom.runner.errors import JobCancelled, JobFailed, machine_failure
 from greenroom.runner.http.port import JSON, TEXT, Request, Response
 
-Family = Literal["openai", "anthropic", "text"]
+Family = Literal["openai", "anthropic", "ollama", "text"]
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -140,6 +141,8 @@ def error_object(
     refusal: Refusal, param: str | None = None, family: Family = "openai", request_id: str = ""
 ) -> dict[str, Any]:
     """The family's error object, with what programs may want to know beside it."""
+    if family == "ollama":
+        return {"error": refusal.sentence()}
     error: dict[str, Any] = {"message": refusal.sentence()}
     if family == "anthropic":
         error |= {"type": _anthropic_type_of(status_of(refusal)), "code": refusal.code}
@@ -194,6 +197,8 @@ def family_of(request: Request) -> Family:
     path = request.path
     if path.endswith(("/v1/messages", "/v1/messages/count_tokens")):
         return "anthropic"
+    if "/api/" in path.partition("/models/")[0]:
+        return "ollama"
     inference = "/v1/" in path or path.endswith(("/rerank", "/score"))
     return "openai" if inference and "/models/" not in path.partition("/v1/")[0] else "text"
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,15 +52,19 @@ from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_err
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import KeepAlive, sentence_of
+from greenroom.runner.http.streams import (
+    EventStream,
+    Renaming,
+    Said,
+    TranslatedStream,
+    Translation,
+    Unfinished,
+)
 from greenroom.runner.http.upstream import Connection, Lost, Unreached, forwarded, returned
 from greenroom.runner.units import format_size
 
 _log = logging.getLogger(__name__)
 
-_ERROR = b'"error"'
-"""Part of every event with an error: inside a JSON string the quotes would be escaped."""
-_LINE_LIMIT = 4 * 2**20
-"""Bytes of one unfinished line that are held back; past it, it passes as it is."""
 _REACH_FOR = 5.0
 """Seconds to keep asking for an engine that can be reached: an exit is noticed within hundredths of one."""
 _REACH_PAUSE = 0.025
@@ -93,6 +96,8 @@ class Kind:
     end: bytes = b""
     """What begins the last event of its streams, so that one which ends without was cut off; empty where it
     has no streams."""
+    translate: Callable[[Mapping[str, Any]], Translation] | None = None
+    """Makes a chat completion of its checked fields; None where engines have this form themselves."""
 
 
 def inference(context: Context, kind: Kind) -> Handler:
@@ -118,7 +123,8 @@ class Exchange:
         self._upstream: Connection | None = None
         self._stream: Stream | None = None
         """The answer, once its head was sent by us."""
-        self._events: EventStream | None = None
+        self._translation: Translation | None = None
+        self._events: EventStream | TranslatedStream | None = None
         self._watch: ReadWatch | None = None
         self._fingerprint = b""
         self._engine_id = ""
@@ -185,13 +191,17 @@ class Exchange:
             await self._admit(model, routing, {}).enter()
             return Response()
         right = await check(body, kind.dialogue)
+        if kind.translate is not None:
+            translation = self._translation = kind.translate(right.fields)
+            right = Checked(msgspec.json.encode(translation.chat), translation.chat)
         await context.abilities.look(
             model, kind.mode, self._backend, right.fields, self._asked(self._backend)
         )
         if len(context.suspects) and context.suspects.counts(self._print_of(model, right.body)) > 1:
             raise suspected(self._asked_as)
         admission = self._admit(model, routing, right.fields)
-        if right.fields.get("stream") and kind.end:
+        streams = right.fields.get("stream") and kind.end
+        if streams and (self._translation is None or self._translation.content_type == EVENT_STREAM):
             # Not at once, so that an immediate refusal keeps its status.
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(settings.progress_after, self._begin_to_talk)
@@ -310,7 +320,10 @@ class Exchange:
         self._watch.begin()
         if upstream.content_type == EVENT_STREAM:
             stream = begun or await self._begin(upstream)
-            self._events = EventStream(self._request, stream, self._watch, rename, self._kind.end)
+            if self._translation is not None:
+                self._events = TranslatedStream(self._request, stream, self._watch, self._translation)
+            else:
+                self._events = EventStream(self._request, stream, self._watch, rename, self._kind.end)
             try:
                 await self._events.pass_on(upstream, chunk)
             except Said as said:
@@ -321,13 +334,17 @@ class Exchange:
             raise HttpRefusal(
                 502, "engine_failed", f"The {place.backend} engine did not answer with a stream."
             )
-        if rename is not None:
+        if rename is not None or self._translation is not None:
             body = chunk + await upstream.rest(_WHOLE)
             if len(body) > _WHOLE or not upstream.complete:
                 message = f"The {place.backend} engine's answer is larger than {format_size(_WHOLE)}."
                 raise HttpRefusal(502, "engine_failed", message)
+            if self._translation is not None:
+                body = self._translation.whole(self._completion(place, body))
+            elif rename is not None:
+                body = rename(body)
             self._request.served = upstream.status
-            return Response(rename(body), status=upstream.status, headers=returned(upstream))
+            return Response(body, status=upstream.status, headers=returned(upstream))
         stream = await self._begin(upstream, upstream.length)
         while chunk:
             for start in range(0, len(chunk), _PIECE):
@@ -344,10 +361,20 @@ class Exchange:
         return stream
 
     async def _begin(self, upstream: Connection, length: int | None = None) -> Stream:
-        self._stream = await self._request.start(
-            status=upstream.status, headers=returned(upstream), length=length
-        )
+        headers = returned(upstream)
+        if self._translation is not None:
+            headers["Content-Type"] = self._translation.content_type
+        self._stream = await self._request.start(status=upstream.status, headers=headers, length=length)
         return self._stream
+
+    def _completion(self, place: Place, body: bytes) -> dict[str, Any]:
+        with contextlib.suppress(*NOT_UNDERSTOOD):
+            found = msgspec.json.decode(body)
+            if isinstance(found, dict) and found.get("choices"):
+                return found
+        raise HttpRefusal(
+            502, "engine_failed", f"The {place.backend} engine's answer is not a chat completion."
+        )
 
     # when it fails
 
@@ -359,12 +386,16 @@ class Exchange:
 
     async def _last_words(self, stream: Stream, refusal: Refusal, param: str | None = None) -> AnyResponse:
         """End a stream that has begun with an error, and its connection: so no client takes it for whole."""
-        if stream.content_type != EVENT_STREAM:
+        translation = self._translation
+        if stream.content_type != (EVENT_STREAM if translation is None else translation.content_type):
             self._hang_up()
         if self._events is not None and self._events.in_event:
             # Part of an event was sent; a blank line ends it.
             await stream.write(b"\n\n")
-        await stream.write(frame(refusal, param, self._kind.family, self._request.id))
+        if translation is not None:
+            await stream.write(translation.error(refusal, param, self._request.id))
+        else:
+            await stream.write(frame(refusal, param, self._kind.family, self._request.id))
         await stream.end()
         self._request.served = stream.status
         self._request.close()
@@ -432,160 +463,3 @@ async def _rest(upstream: Connection, chunk: bytes) -> bytes:
             return chunk + await upstream.rest(_TOLD)
     except (Lost, TimeoutError):
         return chunk
-
-
-# streams
-
-
-class Renaming:
-    """Gives the model in an answer the name the client knows it by."""
-
-    def __init__(self, spoken: str, asked: str) -> None:
-        self._pattern = re.compile(rb'"model"(\s*:\s*)' + re.escape(msgspec.json.encode(spoken)))
-        self._name = msgspec.json.encode(asked)
-
-    def __call__(self, body: bytes) -> bytes:
-        """Whole lines, or a whole body."""
-        return self._pattern.sub(lambda match: b'"model"' + match.group(1) + self._name, body)
-
-
-class WholeLines:
-    """Passes whole lines on and holds back the beginning of one.
-
-    A client can do nothing with half a line, and if the engine dies there, an error frame must not be
-    glued to it.
-    """
-
-    __slots__ = ("_rename", "_rest")
-
-    def __init__(self, rename: Renaming | None = None) -> None:
-        self._rename = rename
-        self._rest = b""
-
-    @property
-    def held(self) -> bytes:
-        """The beginning of a line that is held back."""
-        return self._rest
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The whole lines there are now."""
-        if self._rest or not chunk.endswith(b"\n"):
-            data = self._rest + chunk
-            end = len(data) if len(data) > _LINE_LIMIT else data.rfind(b"\n") + 1
-            chunk, self._rest = data[:end], data[end:]
-        return chunk if self._rename is None else self._rename(chunk)
-
-    def flush(self) -> bytes:
-        """What was held back, at the end."""
-        rest, self._rest = self._rest, b""
-        return rest if self._rename is None else self._rename(rest)
-
-
-class Unfinished(Lost):
-    """The stream has an end, and the answer in it has none: the engine lives."""
-
-
-class Said(Exception):
-    """The engine has sent an error as an event of its stream."""
-
-    def __init__(self, event: bytes) -> None:
-        super().__init__("the engine ended its stream with an error")
-        self.event = event
-        """Its JSON."""
-
-
-class EventStream:
-    """One engine's stream to one client, whose answer has begun."""
-
-    def __init__(
-        self, request: Request, stream: Stream, watch: ReadWatch, rename: Renaming | None, end: bytes = b""
-    ) -> None:
-        """`end` begins the last event of a whole answer, such as `data: [DONE]`; empty: there is none."""
-        self._request = request
-        self._stream = stream
-        self._watch = watch
-        self._lines = WholeLines(rename)
-        self._end = end
-        self._tail = b"\n\n"
-        self.whole = False
-        """The last event of a whole answer was sent."""
-
-    @property
-    def in_event(self) -> bool:
-        """Part of an event was sent, and its end was not."""
-        return self._tail != b"\n\n"
-
-    async def pass_on(self, answer: Connection, chunk: bytes) -> None:
-        """Pass on `chunk` and all that follows, to its end.
-
-        Raises Lost when the engine breaks off, Said when it sends an error, and ConnectionError when the
-        client has left.
-        """
-        while chunk:
-            await self._write(self._lines.feed(chunk))
-            try:
-                chunk = await answer.read(self._push)
-            except Lost:
-                if self.whole:
-                    break
-                raise
-        await self._write(self._lines.flush())
-        if not self.whole and self._end:
-            raise Unfinished("the engine ended its stream before the end of its answer")
-        self.whole = True
-        self._request.served = self._stream.status
-        await self._stream.end()
-
-    async def _write(self, lines: bytes) -> None:
-        if not lines:
-            return
-        event = _error_in(lines) if _ERROR in lines else None
-        if event is not None:
-            await self._send(lines[: event[0]])
-            raise Said(event[1])
-        await self._send(lines)
-
-    async def _send(self, lines: bytes) -> None:
-        if lines:
-            self._note(lines)
-            await self._stream.write(lines)
-
-    def _push(self, chunk: bytes) -> bool:
-        """Write a piece at once; False leaves it to the task."""
-        if not self._stream.keeps_up or _ERROR in (self._lines.held + chunk if self._lines.held else chunk):
-            return False
-        lines = self._lines.feed(chunk)
-        if lines:
-            self._stream.push(lines)
-            self._note(lines)
-        return True
-
-    def _note(self, lines: bytes) -> None:
-        """WholeLines are sent, or are about to be."""
-        self._watch.sent += len(lines)
-        self._tail = (self._tail + lines)[-2:] if len(lines) < 2 else lines[-2:]
-        if self._end and self._end in lines and (lines.startswith(self._end) or b"\n" + self._end in lines):
-            self.whole = True
-            # Clients hang up at this: then they have had all of it.
-            self._request.served = self._stream.status
-
-
-def _error_in(lines: bytes) -> tuple[int, bytes] | None:
-    """The JSON of the first event with an error, and where that event begins."""
-    begin = offset = 0
-    for line in lines.splitlines(keepends=True):
-        if line.startswith((b"data:", b"error:")) and _ERROR in line:
-            data = line.partition(b":")[2].strip()
-            said: object = None
-            try:
-                said = msgspec.json.decode(data)
-            except NOT_UNDERSTOOD:
-                said = {"error": {}} if line.startswith(b"error:") else None
-            if line.startswith(b"error:") or (
-                isinstance(said, dict) and (said.get("error") or said.get("type") == "error")
-            ):
-                return begin, data
-        offset += len(line)
-        if not line.strip():
-            begin = offset
-    return None

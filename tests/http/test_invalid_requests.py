@@ -304,7 +304,7 @@ async def test_errors_in_fields_that_routing_reads_are_like_all_others(
 
 
 def test_each_answer_and_each_prompt_takes_a_slot() -> None:
-    from greenroom.runner.http.inference import _slots_of
+    from greenroom.runner.http.admission import slots_of
 
     for fields, slots in [
         ({}, 1),
@@ -315,4 +315,4 @@ def test_each_answer_and_each_prompt_takes_a_slot() -> None:
         ({"prompt": [[1], [2], [3]]}, 3),
         ({"prompt": ["a"] * 200, "n": 100}, 256),
     ]:
-        assert _slots_of(fields) == slots, fields  # type: ignore[arg-type]
+        assert slots_of(fields) == slots, fields  # type: ignore[arg-type]

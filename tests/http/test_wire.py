@@ -206,15 +206,16 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
 
-    from greenroom.runner.http.streams import Renaming, WholeLines
+    from greenroom.runner.http.inference import WholeLines
+    from greenroom.runner.http.translation import Renaming
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
     data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)
-    lines = WholeLines(Renaming("default_model", 'a "b" é'))
+    lines, rename = WholeLines(), Renaming("default_model", 'a "b" é')
     bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    pieces = [lines.feed(data[a:b]) for a, b in pairwise(bounds)]
+    pieces = [rename(lines.feed(data[a:b])) for a, b in pairwise(bounds)]
     assert all(piece == b"" or piece.endswith(b"\n") for piece in pieces)
-    whole = b"".join(pieces) + lines.flush()
+    whole = b"".join(pieces) + rename(lines.flush())
     back = [msgspec.json.decode(line[6:]) for line in whole.split(b"\n") if line]
     assert back == [{**event, "model": 'a "b" é'} for event in events]
 

@@ -28,6 +28,7 @@ import msgspec
 from greenroom.actors.gates import Place
 from greenroom.actors.installer.messages import PlanInstall
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
+from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.backend_choice import choose
 from greenroom.actors.scheduler.ledger import context_reckoned
@@ -312,6 +313,14 @@ def too_long(asked: RequestTarget, tokens: int, context: int, *, at_least: bool 
 
 
 # requests that crash engines
+
+
+def slots_of(fields: Mapping[str, Any]) -> int:
+    """Slots that a request takes: one for each answer it wants at the same time."""
+    prompt = fields.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+    answers = max(fields.get("n", 1), fields.get("best_of", 1))
+    return min(prompts * int(answers), SLOTS)
 
 
 def fingerprint(model_id: str, path: str, body: bytes) -> bytes:

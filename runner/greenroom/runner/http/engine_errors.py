@@ -21,6 +21,7 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.admission import RequestTarget, Suspects, too_long
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.upstream import Connection, Lost
 
 _END_WITHIN = 3.0
 """Seconds to wait for the cause of an engine's death."""
@@ -32,6 +33,12 @@ _TOLD_TO = frozenset((0, 130, 143))
 
 _LOOKED_AT = 4000
 """Characters of an engine's words that are looked at: it may have quoted megabytes."""
+
+
+_TOLD = 64 * 1024
+"""Bytes of an engine's error that are read."""
+_TOLD_WITHIN = 5.0
+"""Seconds to wait for that."""
 
 
 class _Known(NamedTuple):
@@ -113,6 +120,15 @@ _FIELD = re.compile(
 _NAMED = re.compile(r"Field '([a-z_]{1,40})': ")
 """As llama.cpp names a field of its own list."""
 _NO_PATH = re.compile(r"(?:file )?not found", re.IGNORECASE)
+
+
+async def error_body(upstream: Connection, chunk: bytes) -> bytes:
+    """An engine's error, as far as it is read."""
+    try:
+        async with asyncio.timeout(_TOLD_WITHIN):
+            return chunk + await upstream.rest(_TOLD)
+    except (Lost, TimeoutError):
+        return chunk
 
 
 def engine_error(status: int, body: bytes, asked: RequestTarget) -> HttpRefusal:

@@ -24,7 +24,6 @@ import msgspec
 
 from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
 from greenroom.actors.values import Mode, Model
 from greenroom.runner.http.admission import (
@@ -33,6 +32,7 @@ from greenroom.runner.http.admission import (
     dropped_of,
     fingerprint,
     refuse_what_it_cannot,
+    slots_of,
     spoken_by,
     translate,
 )
@@ -47,24 +47,21 @@ from greenroom.runner.http.bodies import (
 )
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.engine_errors import broke_off, engine_error, lost, suspected
+from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import KeepAlive, sentence_of
-from greenroom.runner.http.streams import (
-    EventStream,
-    Renaming,
-    Said,
-    TranslatedStream,
-    Translation,
-    Unfinished,
-)
+from greenroom.runner.http.translation import Renaming, Translation
 from greenroom.runner.http.upstream import Connection, Lost, Unreached, forwarded, returned
 from greenroom.runner.units import format_size
 
 _log = logging.getLogger(__name__)
 
+_ERROR = b'"error"'
+"""Part of every event with an error: inside a JSON string the quotes would be escaped."""
+_LINE_LIMIT = 4 * 2**20
+"""Bytes of one unfinished line that are held back; past it, it passes as it is."""
 _REACH_FOR = 5.0
 """Seconds to keep asking for an engine that can be reached: an exit is noticed within hundredths of one."""
 _REACH_PAUSE = 0.025
@@ -72,10 +69,6 @@ _OURS = frozenset({"keep_alive"})
 """Fields that are for us and that an engine might refuse."""
 _TURN = 30.0
 """Seconds a request that was inside a dying engine with others waits for its turn to be retried alone."""
-_TOLD = 64 * 1024
-"""Bytes of an engine's error that are read."""
-_TOLD_WITHIN = 5.0
-"""Seconds to wait for that."""
 _WHOLE = 256_000_000
 """Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
@@ -124,7 +117,7 @@ class Exchange:
         self._stream: Stream | None = None
         """The answer, once its head was sent by us."""
         self._translation: Translation | None = None
-        self._events: EventStream | TranslatedStream | None = None
+        self._events: EventStream | None = None
         self._watch: ReadWatch | None = None
         self._fingerprint = b""
         self._engine_id = ""
@@ -229,7 +222,7 @@ class Exchange:
             self._backend,
             caller=context.callers.at_once(request, user),
             look_up=lambda: context.callers.looked_up(request, user),
-            slots=_slots_of(fields),
+            slots=slots_of(fields),
             first_id=request.id,
             keep_alive=wished_keep_alive(routing),
         )
@@ -309,7 +302,7 @@ class Exchange:
     async def _pass_on(self, place: Place, model: Model, upstream: Connection, chunk: bytes) -> AnyResponse:
         begun = await self._stop_talking()
         if not 200 <= upstream.status < 300:
-            raise engine_error(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
+            raise engine_error(upstream.status, await error_body(upstream, chunk), self._asked(place.backend))
         spoken = spoken_by(self._context.greenroom.backends[place.backend].dialect, model)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
         self._watch = ReadWatch(
@@ -320,10 +313,8 @@ class Exchange:
         self._watch.begin()
         if upstream.content_type == EVENT_STREAM:
             stream = begun or await self._begin(upstream)
-            if self._translation is not None:
-                self._events = TranslatedStream(self._request, stream, self._watch, self._translation)
-            else:
-                self._events = EventStream(self._request, stream, self._watch, rename, self._kind.end)
+            change = self._translation or rename
+            self._events = EventStream(self._request, stream, self._watch, change, self._kind.end)
             try:
                 await self._events.pass_on(upstream, chunk)
             except Said as said:
@@ -389,7 +380,7 @@ class Exchange:
         translation = self._translation
         if stream.content_type != (EVENT_STREAM if translation is None else translation.content_type):
             self._hang_up()
-        if self._events is not None and self._events.in_event:
+        if translation is None and self._events is not None and self._events.in_event:
             # Part of an event was sent; a blank line ends it.
             await stream.write(b"\n\n")
         if translation is not None:
@@ -440,14 +431,6 @@ class Exchange:
         return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
 
 
-def _slots_of(fields: Mapping[str, Any]) -> int:
-    """Slots that a request takes: one for each answer it wants at the same time."""
-    prompt = fields.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
-    answers = max(fields.get("n", 1), fields.get("best_of", 1))
-    return min(prompts * int(answers), SLOTS)
-
-
 async def _first_chunk(upstream: Connection) -> bytes:
     first = await upstream.read()
     if not first and upstream.status == 200 and upstream.length != 0:
@@ -456,10 +439,153 @@ async def _first_chunk(upstream: Connection) -> bytes:
     return first
 
 
-async def _rest(upstream: Connection, chunk: bytes) -> bytes:
-    """An engine's error, as far as it is read."""
-    try:
-        async with asyncio.timeout(_TOLD_WITHIN):
-            return chunk + await upstream.rest(_TOLD)
-    except (Lost, TimeoutError):
+# streams
+
+
+class WholeLines:
+    """Passes whole lines on and holds back the beginning of one.
+
+    A client can do nothing with half a line, and if the engine dies there, an error frame must not be
+    glued to it.
+    """
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    @property
+    def held(self) -> bytes:
+        """The beginning of a line that is held back."""
+        return self._rest
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The whole lines there are now."""
+        if self._rest or not chunk.endswith(b"\n"):
+            data = self._rest + chunk
+            end = len(data) if len(data) > _LINE_LIMIT else data.rfind(b"\n") + 1
+            chunk, self._rest = data[:end], data[end:]
         return chunk
+
+    def flush(self) -> bytes:
+        """What was held back, at the end."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+class Unfinished(Lost):
+    """The stream has an end, and the answer in it has none: the engine lives."""
+
+
+class Said(Exception):
+    """The engine has sent an error as an event of its stream."""
+
+    def __init__(self, event: bytes) -> None:
+        super().__init__("the engine ended its stream with an error")
+        self.event = event
+        """Its JSON."""
+
+
+class EventStream:
+    """One engine's stream to one client, whose answer has begun."""
+
+    def __init__(
+        self,
+        request: Request,
+        stream: Stream,
+        watch: ReadWatch,
+        change: Callable[[bytes], bytes] | None,
+        end: bytes = b"",
+    ) -> None:
+        """`change` makes the client's bytes of whole lines.
+
+        `end` begins the last event of a whole answer, such as `data: [DONE]`; empty: there is none.
+        """
+        self._request = request
+        self._stream = stream
+        self._watch = watch
+        self._lines = WholeLines()
+        self._change = change
+        self._end = end
+        self._tail = b"\n\n"
+        self.whole = False
+        """The last event of a whole answer was sent."""
+
+    @property
+    def in_event(self) -> bool:
+        """Part of an event was sent, and its end was not."""
+        return self._tail != b"\n\n"
+
+    async def pass_on(self, answer: Connection, chunk: bytes) -> None:
+        """Pass on `chunk` and all that follows, to its end.
+
+        Raises Lost when the engine breaks off, Said when it sends an error, and ConnectionError when the
+        client has left.
+        """
+        while chunk:
+            await self._write(self._lines.feed(chunk))
+            try:
+                chunk = await answer.read(self._push)
+            except Lost:
+                if self.whole:
+                    break
+                raise
+        await self._write(self._lines.flush())
+        if not self.whole and self._end:
+            raise Unfinished("the engine ended its stream before the end of its answer")
+        self.whole = True
+        self._request.served = self._stream.status
+        await self._stream.end()
+
+    async def _write(self, lines: bytes) -> None:
+        if not lines:
+            return
+        event = _error_in(lines) if _ERROR in lines else None
+        if event is not None:
+            await self._send(lines[: event[0]])
+            raise Said(event[1])
+        await self._send(lines)
+
+    async def _send(self, lines: bytes) -> None:
+        if lines and (data := self._changed(lines)):
+            await self._stream.write(data)
+
+    def _push(self, chunk: bytes) -> bool:
+        """Write a piece at once; False leaves it to the task."""
+        if not self._stream.keeps_up or _ERROR in (self._lines.held + chunk if self._lines.held else chunk):
+            return False
+        if (lines := self._lines.feed(chunk)) and (data := self._changed(lines)):
+            self._stream.push(data)
+        return True
+
+    def _changed(self, lines: bytes) -> bytes:
+        """The client's bytes of whole lines that are about to be sent."""
+        data = lines if self._change is None else self._change(lines)
+        self._watch.sent += len(data)
+        self._tail = (self._tail + data)[-2:] if len(data) < 2 else data[-2:]
+        if self._end and self._end in lines and (lines.startswith(self._end) or b"\n" + self._end in lines):
+            self.whole = True
+            # Clients hang up at this: then they have had all of it.
+            self._request.served = self._stream.status
+        return data
+
+
+def _error_in(lines: bytes) -> tuple[int, bytes] | None:
+    """The JSON of the first event with an error, and where that event begins."""
+    begin = offset = 0
+    for line in lines.splitlines(keepends=True):
+        if line.startswith((b"data:", b"error:")) and _ERROR in line:
+            data = line.partition(b":")[2].strip()
+            said: object = None
+            try:
+                said = msgspec.json.decode(data)
+            except NOT_UNDERSTOOD:
+                said = {"error": {}} if line.startswith(b"error:") else None
+            if line.startswith(b"error:") or (
+                isinstance(said, dict) and (said.get("error") or said.get("type") == "error")
+            ):
+                return begin, data
+        offset += len(line)
+        if not line.strip():
+            begin = offset
+    return None

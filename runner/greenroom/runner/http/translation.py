@@ -1,0 +1,78 @@
+"""How an engine's answer is changed on its way to the client."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from greenroom.actors.kernel.errors import Refusal
+
+_DATA = b"data:"
+_DONE = b"[DONE]"
+
+_decode = msgspec.json.Decoder().decode
+
+
+class Renaming:
+    """Gives the model in an answer the name the client knows it by."""
+
+    def __init__(self, spoken: str, asked: str) -> None:
+        self._pattern = re.compile(rb'"model"(\s*:\s*)' + re.escape(msgspec.json.encode(spoken)))
+        self._name = msgspec.json.encode(asked)
+
+    def __call__(self, body: bytes) -> bytes:
+        """Whole lines, or a whole body."""
+        return self._pattern.sub(lambda match: b'"model"' + match.group(1) + self._name, body)
+
+
+class Translation(ABC):
+    """One request of another family of clients: as a chat for an engine, and the engine's answer in its form.
+
+    The engine gets an OpenAI chat completion, and answers with one: `whole`, or `begin`, any number of
+    `event`s and `end`. `error` ends a stream that failed, at any time.
+    """
+
+    content_type: str
+    """Of a streamed answer."""
+    _begun = False
+
+    @property
+    @abstractmethod
+    def chat(self) -> dict[str, Any]:
+        """The fields of the chat completion, `model` and `stream` among them."""
+
+    @abstractmethod
+    def begin(self) -> bytes:
+        """The first bytes of a stream."""
+
+    @abstractmethod
+    def event(self, chunk: Mapping[str, Any]) -> bytes:
+        """What a `chat.completion.chunk` becomes; may be empty."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """The last bytes of a stream whose answer is whole."""
+
+    @abstractmethod
+    def whole(self, completion: Mapping[str, Any]) -> bytes:
+        """The body of an answer without a stream, from a `chat.completion`."""
+
+    @abstractmethod
+    def error(self, refusal: Refusal, param: str | None, request_id: str) -> bytes:
+        """The last bytes of a stream that failed, whether or not it has begun."""
+
+    def __call__(self, lines: bytes) -> bytes:
+        """The bytes for the client that some whole lines of the engine's stream become."""
+        pieces = [] if self._begun else [self.begin()]
+        self._begun = True
+        for line in lines.splitlines():
+            data = line[len(_DATA) :].strip() if line.startswith(_DATA) else b""
+            if data == _DONE:
+                pieces.append(self.end())
+            elif data:
+                pieces.append(self.event(_decode(data)))
+        return b"".join(pieces)

@@ -56,7 +56,7 @@ def test_fifty_wishes_at_once_make_one_job_and_one_build() -> None:
     assert [type(one.event) for one in case.history] == [InstallRequested]
     case.when(build_committed("mlx.1", built())).rest()
     case.then(InstallationCommitted)
-    assert case.answers == {KEY: Ensured(installation=built(), fresh=True)}
+    assert case.answers[KEY] == Ensured(installation=built(), fresh=True)
 
 
 def test_a_wish_for_what_is_installed_is_answered_at_once() -> None:

@@ -47,8 +47,9 @@ from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Cancelled, Engine, EngineSpec, Failure, Installation
+from installer_life import MLX
 from reports import attempt_failed, build_committed, removed
-from stage import METAL, MLX, NO_SPACE, Stage, model
+from stage import METAL, NO_SPACE, Stage, model
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
 PINNED = msgspec.structs.replace(MLX, version="1")
@@ -133,7 +134,8 @@ def test_a_queue_takes_versions_one_after_the_other() -> None:
     assert not case.of(BuildInstallation)
     assert (status(case).job, status(case).queue) == ("mlx.1", ("mlx.2", "mlx.3"))
     commits(case, "mlx.1", OLD)
-    assert case.answers == {"install/mlx": Ensured(installation=OLD, fresh=True)}
+    assert case.answers["install/mlx"] == Ensured(installation=OLD, fresh=True)
+    assert not {"install/mlx@2", "install/mlx@3"} & case.answers.keys()
     assert [(one.job, one.version) for one in case.of(BuildInstallation)] == [("mlx.2", "2")]
     commits(case, "mlx.2", NEW)
     assert case.answers["install/mlx@2"] == Ensured(installation=NEW, fresh=True)
@@ -485,14 +487,17 @@ def test_a_variant_is_built_beside_the_usual_build_of_the_same_version() -> None
     assert case.answers["install/mlx@cuda/1"] == Ensured(installation=CUDA, fresh=True)
     assert case.state.of("mlx").usable == CUDA
     assert ensure(case, "1", variant="cuda").installation == CUDA
-    assert ensure(case, "1").installation == OLD
+    assert ensure(case, "1").installation == CUDA
+    assert ensure(case, "1", variant="cpu").installation == OLD
     assert case.state.of("mlx").usable == OLD
 
 
 def test_a_wish_that_names_nothing_takes_any_variant() -> None:
     case = new_life(disk=(CUDA,))
     assert ensure(case).installation == CUDA
-    assert isinstance(ensure(case, "1"), Later)
+    assert ensure(case, "1").installation == CUDA
+    assert isinstance(ensure(case, "2"), Later)
+    assert [one.variant for one in case.of(BuildInstallation)] == ["cuda"]
 
 
 def test_a_variant_is_uninstalled_alone() -> None:

@@ -16,6 +16,7 @@ from greenroom.actors.library.events import PullFailed, PullRequested
 from greenroom.actors.scheduler import events as scheduler_events
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.variants import RankedVariant
 from greenroom.runner.diagnosis.sentences import TOLD, Narrator
 
 OWNERS = (
@@ -67,6 +68,7 @@ def example(kind: type[Event]) -> Event:
         "model": Model(id=SPEC.model_id, tags=(SPEC.model_ref,)),
         "mode": "completion",
         "wanted_by": "request",
+        "variants": (RankedVariant(name="cpu", usable=True, reason="It runs on the processor."),),
     }
     filled = {}
     for each in msgspec.structs.fields(kind):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.events import InstallationCommitted, InstallRequested
@@ -15,24 +17,41 @@ from greenroom.actors.installer.messages import (
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.testing import Case, given
-from greenroom.actors.values import Engine, EngineSpec, Failure, Installation
+from greenroom.actors.values import Engine, EngineSpec, Failure, Installation, VariantFacts
 from reports import attempt_failed
-from stage import METAL, MLX
+from stage import METAL
+from stage import MLX as PLAIN_MLX
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
 KEY = "install/mlx"
+MLX = msgspec.structs.replace(
+    PLAIN_MLX,
+    usual="cpu",
+    variants=(
+        VariantFacts(name="cuda", runtime="cuda", is_locked=False),
+        VariantFacts(name="vulkan", runtime="vulkan", is_locked=False),
+        VariantFacts(name="cpu"),
+    ),
+)
 
 
 def built(name: str = "1-aaaa.1", backend: str = "mlx", **more: Any) -> Installation:
     """An installation whose id says its version and digest."""
     version, _, rest = name.partition("-")
-    fields: dict[str, Any] = {"version": version, "digest": rest.split(".")[0], "built_at": NOW.wall}
-    return Installation(id=name, backend=backend, **(fields | more))
+    fields: dict[str, Any] = {
+        "id": name,
+        "version": version,
+        "digest": rest.split(".")[0],
+        "built_at": NOW.wall,
+    }
+    return Installation(backend=backend, **(fields | more))
 
 
-def new_life(*history: Any, disk: tuple[Installation, ...] = (), looked: bool = True) -> Case[Any, Any]:
+def new_life(
+    *history: Any, disk: tuple[Installation, ...] = (), looked: bool = True, mlx: Any = MLX, **options: Any
+) -> Case[Any, Any]:
     """An installer of mlx and vllm-metal, in a life in which the disk shows this."""
-    case = given(Installer((MLX, METAL)), *history, now=NOW)
+    case = given(Installer((mlx, METAL), **options), *history, now=NOW)
     case.when(Recovered()).rest()
     if looked:
         look(case, *disk)

@@ -347,6 +347,20 @@ class Model(Fact, frozen=True, kw_only=True):
     """Absolute path when it is served from where the user keeps it, not from the store."""
 
 
+class VariantFacts(Fact, frozen=True, kw_only=True):
+    """What the actors need to know of a variant's declaration."""
+
+    name: str
+    title: str = ""
+    runtime: str = ""
+    """What it computes through, such as `cuda`; empty for the processor."""
+    is_locked: bool = True
+    """The hashes of its packages ship with this release; otherwise they are resolved at installation, and
+    binding from then on."""
+    download_bytes: int = 0
+    """About how much installing it fetches; 0 if unknown."""
+
+
 class BackendFacts(Fact, frozen=True, kw_only=True):
     """What the actors need to know of a backend's declaration."""
 
@@ -382,6 +396,16 @@ class BackendFacts(Fact, frozen=True, kw_only=True):
     """The same for variants that have a version of their own."""
     download_bytes: int = 0
     """What installing it would fetch, where known."""
+    variants: tuple[VariantFacts, ...] = ()
+    """Its builds for different devices, as declared for this system."""
+    usual: str = ""
+    """The variant whose installations have no name of a variant."""
+    variant: str = ""
+    """The one that the configuration names."""
+
+    def variant_of(self, installation: Installation) -> str:
+        """The name of its variant; empty if the backend has none."""
+        return installation.variant or self.usual
 
 
 class RequestSnapshot(Command[None], frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ from greenroom.actors.values import Fact
 
 BEST = "best"
 """The name by which a request leaves the choice of a variant to the order."""
+USUAL = "usual"
+"""The name by which a request means the variant that stored values give no name."""
 
 
 class RankedVariant(Fact, frozen=True, kw_only=True):

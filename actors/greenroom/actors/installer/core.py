@@ -35,6 +35,7 @@ from greenroom.actors.installer.events import (
     InstallCancelled,
     InstallFailed,
     InstallRequested,
+    VariantsRanked,
 )
 from greenroom.actors.installer.messages import (
     INSTALLER,
@@ -51,10 +52,12 @@ from greenroom.actors.installer.messages import (
     LeaveInstall,
     PendingInstallRequests,
     PlanInstall,
+    RankVariants,
     Uninstall,
     Verified,
     VerifyBackend,
 )
+from greenroom.actors.installer.offers import after, named, offered, to_build, unusable, wished
 from greenroom.actors.installer.reconcile import InstallerTurn, answers, between_attempts, passed_over
 from greenroom.actors.installer.rehydration import seen_on_disk, unread
 from greenroom.actors.installer.state import (
@@ -63,21 +66,22 @@ from greenroom.actors.installer.state import (
     InstallerVolatile,
     apply,
     ensure_key,
+    fits,
     heard,
     job_for,
     keys_of,
+    lasting_keys,
     stronger,
     uninstall_key,
     waits,
+    whole_of,
 )
 from greenroom.actors.installer.versions import (
     activate,
-    fits,
     not_needed,
     verified,
     verify,
     verify_key,
-    whole_of,
 )
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -99,6 +103,7 @@ from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, RetryPolicy
 from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.values import BackendFacts, Failure, RequestSnapshot
+from greenroom.actors.variants import BEST
 from greenroom.actors.waiters import count
 
 _STREAM = "install/"
@@ -121,9 +126,11 @@ class Installer:
         contact: RetryPolicy = CONTACT_RETRIES,
         *,
         install_defaults: bool = True,
+        fetch_variants: bool = False,
     ) -> None:
         """`backends` are all that can be installed; with `install_defaults` False, none is unless requested.
 
+        With `fetch_variants`, better variants for the machine's devices are fetched without being asked for.
         `retries` is the policy for jobs; `contact` while a client waits and no server has ever answered.
         """
         self._facts = {
@@ -131,6 +138,7 @@ class Installer:
         }
         self._retries = retries
         self._contact = contact
+        self._fetch_variants = fetch_variants
 
     def claims(self, stream: str) -> bool:
         return stream.startswith(_STREAM)
@@ -166,7 +174,9 @@ class Installer:
             case DropFetched():
                 return self._drop_fetched(state, command)
             case PlanInstall():
-                return self._plan(command)
+                return self._plan(state, command)
+            case RankVariants():
+                return self._rank(state.of(command.backend), command)
             case Happened(event=event):
                 return self._happened(state, command, event, now, volatile)
             case EffectEnded():
@@ -230,9 +240,9 @@ class Installer:
             volatile = replace(volatile, pending=pending)
             return Decision(reply=Later(key), volatile=waits(volatile, key, ask))
         backend = state.of(ask.backend)
-        usable = backend.usable
+        usable, variant = backend.usable, wished(ask.variant, backend, facts)
         volatile = heard(volatile, ask)
-        if usable is not None and not ask.repair and fits(usable, ask.version, ask.variant):  # 3
+        if usable is not None and not ask.repair and fits(usable, ask.version, variant):  # 3
             # Naming the version in use means: try models on it again.
             again = (ask.version or ask.variant) and ask.wanted_by == "explicit"
             lift = Tell(command=LiftQuarantines(backend=ask.backend))
@@ -240,7 +250,7 @@ class Installer:
             return Decision(reply=ask.replied(reply), effects=(lift,) if again else (), volatile=volatile)
         if backend.theirs is not None:  # 4
             return Decision(reply=refusals.not_ours(backend.theirs), volatile=volatile)
-        here = whole_of(backend, ask.version, ask.variant) if ask.version or ask.variant else None
+        here = whole_of(backend, ask.version, variant) if ask.version or variant else None
         if here is not None and not ask.repair:  # 5
             activated = InstallationActivated(
                 backend=ask.backend, installation_id=here.id, reason="this version was requested"
@@ -248,22 +258,32 @@ class Installer:
             reply = Ensured(installation=here, fresh=False)
             return Decision(events=(activated,), reply=ask.replied(reply), volatile=volatile)
         events: tuple[Event, ...] = ()
-        job = job_for(backend.jobs_open, ask.version, ask.variant)
+        job = job_for(backend.jobs_open, ask.version, variant)
         if job is None:  # 7
+            if refused := unusable(variant, backend, facts):
+                return Decision(reply=refused, volatile=volatile)
             if len(backend.jobs_open) >= _QUEUE:
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE), volatile=volatile)
-            events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.variant, ask.version),)
+            variant = to_build(variant, backend)
+            events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", variant, ask.version),)
         elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
             events = (_requested(ask, job.id, job.variant, job.version),)
         return Decision(events=events, reply=Later(key), volatile=waits(volatile, key, ask))
 
     def _named(self, ask: N) -> N:
-        """The same with the pinned version in place of the word `pinned`."""
+        """The same with the pinned version in place of the word `pinned`, and one for the usual variant."""
         facts = self._facts.get(ask.backend)
-        if ask.version != "pinned" or facts is None:
+        if facts is None:
             return ask
         pinned = facts.versions.get(ask.variant, facts.version)
-        return replace(ask, version=pinned) if pinned else ask
+        version = pinned if ask.version == "pinned" and pinned else ask.version
+        return replace(ask, version=version, variant=named(ask.variant, facts))
+
+    def _rank(self, backend: BackendInstallState, report: RankVariants) -> Decision[Volatile]:
+        if (backend.ranked, backend.devices) == (report.variants, report.devices):
+            return Decision()
+        ranked = VariantsRanked(backend=report.backend, devices=report.devices, variants=report.variants)
+        return Decision(events=(ranked,))
 
     def _uninstall(self, state: InstallerState, ask: Uninstall, volatile: Volatile) -> Decision[Volatile]:
         if ask.backend not in self._facts:
@@ -284,7 +304,7 @@ class Installer:
             return verify(ask, backend)
         if backend.theirs is not None:
             return Decision(reply=refusals.not_ours(backend.theirs))
-        return activate(backend, ask)
+        return activate(backend, replace(ask, variant=named(ask.variant, self._facts[ask.backend])))
 
     def _drop_fetched(self, state: InstallerState, ask: DropFetched) -> Decision[Volatile]:
         """Drop unneeded downloads, unless jobs are under way: a retry continues with what was fetched."""
@@ -293,7 +313,7 @@ class Installer:
             return Decision(reply=ask.replied(FetchedDropped(kept_for=at_work)))
         return Decision(effects=(DropUnneeded(),), reply=Later(_DROP_KEY))
 
-    def _plan(self, ask: PlanInstall) -> Decision[Volatile]:
+    def _plan(self, state: InstallerState, ask: PlanInstall) -> Decision[Volatile]:
         facts = self._facts.get(ask.backend)
         if facts is None:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
@@ -301,9 +321,14 @@ class Installer:
             return Decision(
                 reply=refuse("unsupported_platform", facts.verdict, kind="not_ready", subject=ask.backend)
             )
+        backend = state.of(ask.backend)
+        variant = wished(named(ask.variant, facts), backend, facts)
+        if refused := unusable(variant, backend, facts):
+            return Decision(reply=refused)
+        variant = to_build(variant, backend)
         return Decision(
-            reply=Later(_plan_key(ask.backend, ask.version, ask.variant)),
-            effects=(PlanInstallation(backend=ask.backend, variant=ask.variant, version=ask.version),),
+            reply=Later(_plan_key(ask.backend, ask.version, variant)),
+            effects=(PlanInstallation(backend=ask.backend, variant=variant, version=ask.version),),
         )
 
     def _happened(
@@ -380,10 +405,28 @@ class Installer:
         policy = self._retries if patient else self._contact
         elapsed = now.wall - job.requested_at
         retry_at = policy.retry_at(failure, attempt=job.attempt, now=now.wall, draw=now.draw, elapsed=elapsed)
-        event: Event = InstallFailed(job=job.id, backend=name, failure=failure)
         if retry_at is not None:
             event = replace(report, attempt=job.attempt, retry_at=retry_at, reached=reached)
-        return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
+            return Decision(events=(event,), cause=job.cause)
+        failed = InstallFailed(job=job.id, backend=name, failure=failure)
+        following = after(backend, job, failure, self._facts[name])
+        if not following:
+            return Decision(events=(failed,), effects=answers([job], job, failed), cause=job.cause)
+        here = whole_of(backend, "", following)
+        effects = answers([job], job, failed, goes_on=True)
+        if here is not None:
+            ensured = Ensured(installation=here, fresh=False)
+            effects += tuple(Answer(key=key, outcome=ensured) for key in lasting_keys([job], job))
+            return Decision(events=(failed,), effects=effects, cause=job.cause)
+        another = InstallRequested(
+            job=f"{name}.{backend.jobs + 1}",
+            backend=name,
+            variant=to_build(following, backend),
+            version="",
+            wanted_by=job.wanted_by,
+            best=True,
+        )
+        return Decision(events=(failed, another), effects=effects, cause=job.cause)
 
     def _removed(
         self,
@@ -416,9 +459,8 @@ class Installer:
         return between_attempts(state, stored.event)
 
     def settle(self, state: InstallerState, now: Moment, volatile: Volatile) -> Decision[Volatile]:
-        return InstallerTurn(state, now, volatile, self._facts, self._retries).take(
-            self._ensure, self.list_of
-        )
+        turn = InstallerTurn(state, now, volatile, self._facts, self._retries, fetches=self._fetch_variants)
+        return turn.take(self._ensure, self.list_of)
 
     def list_of(
         self, state: InstallerState, now: float, forced: frozenset[str] = frozenset()
@@ -464,6 +506,9 @@ class Installer:
             failure=failure,
             forced=forced,
             wanted=backend.wanted is True or (backend.wanted is None and not self._facts[name].deferred),
+            variants=backend.ranked,
+            tried=backend.tried,
+            offered=offered(backend, self._facts[name]),
         )
 
 
@@ -484,7 +529,13 @@ def _unread(name: str, reason: str) -> Failure:
 def _requested(ask: Ensure, job: str, variant: str, version: str) -> InstallRequested:
     wanted_by = "repair" if ask.repair else ask.wanted_by
     return InstallRequested(
-        job=job, backend=ask.backend, variant=variant, version=version, wanted_by=wanted_by, caller=ask.caller
+        job=job,
+        backend=ask.backend,
+        variant=variant,
+        version=version,
+        wanted_by=wanted_by,
+        caller=ask.caller,
+        best=ask.variant == BEST,
     )
 
 

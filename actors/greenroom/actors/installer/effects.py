@@ -14,6 +14,8 @@ class BuildInstallation(Effect, frozen=True, kw_only=True):
     version: str
     attempt: int
     repair: bool
+    digest: str = ""
+    """Of the packages that were resolved for this variant and version before: they must be the same."""
 
 
 class CancelBuild(Effect, frozen=True, kw_only=True):

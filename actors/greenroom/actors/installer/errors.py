@@ -43,10 +43,15 @@ def failed(failure: Failure | None, subject: str) -> Refusal:
 
 
 def no_such_installation(
-    backend: BackendInstallState, name: str, version: str, advice: str = "List them: greenroom backends"
+    backend: BackendInstallState,
+    name: str,
+    version: str,
+    variant: str = "",
+    advice: str = "List them: greenroom backends",
 ) -> Refusal:
-    here = ", ".join(sorted({one.version for one in backend.whole})) or "none"
-    message = f"{name} {version} is not installed; installed versions: {here}."
+    here = ", ".join(sorted({f"{one.variant} {one.version}".strip() for one in backend.whole})) or "none"
+    wanted = " ".join(filter(None, (name, variant, version)))
+    message = f"{wanted} is not installed; installed versions: {here}."
     return refuse("no_such_installation", message, advice=advice, kind="conflict", subject=name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.values import Caller, Failure, Installation, WantedBy
+from greenroom.actors.variants import RankedVariant
 
 
 class InstallRequested(Event, frozen=True, kw_only=True):
@@ -19,6 +20,8 @@ class InstallRequested(Event, frozen=True, kw_only=True):
     version: str
     wanted_by: WantedBy
     caller: Caller = Caller()
+    best: bool = False
+    """The variant was left to the order: if it does not work here, the next one is tried."""
 
 
 class InstallAttemptFailed(Event, frozen=True, kw_only=True):
@@ -134,6 +137,16 @@ class InstallationActivated(Event, frozen=True, kw_only=True):
     """Why it was chosen, as the end of a sentence."""
 
 
+class VariantsRanked(Event, frozen=True, kw_only=True):
+    """The machine's devices, or what is known of them, have changed: this is the order from now on."""
+
+    TAG = "variants_ranked"
+    backend: str
+    devices: tuple[str, ...] = ()
+    """What was found, for people."""
+    variants: tuple[RankedVariant, ...]
+
+
 class InstallationRetiring(Event, frozen=True, kw_only=True):
     """It will be removed once no engine uses it; no new engine starts from it."""
 
@@ -143,6 +156,8 @@ class InstallationRetiring(Event, frozen=True, kw_only=True):
     reason: str
     unwanted: bool = False
     """True if the user uninstalled the backend: it stays uninstalled until requested again."""
+    by_user: bool = False
+    """The user uninstalled it: its variant is not offered again."""
 
     @property
     def is_urgent(self) -> bool:

@@ -9,6 +9,7 @@ from greenroom.actors.kernel.core import Address, Command, R_co
 from greenroom.actors.limits import BackendName, Id, Ids, Line, Many, Name, Reason, Version, Whole
 from greenroom.actors.scheduler.messages import SchedulerCommand
 from greenroom.actors.values import Caller, Cancelled, Fact, Failure, Installation, Plan, WantedBy
+from greenroom.actors.variants import RankedVariant
 
 INSTALLER = Address("installer")
 
@@ -95,6 +96,12 @@ class BackendStatus(Fact, frozen=True, kw_only=True):
     failure: Failure | None = None
     """Why the last job or the current installation failed."""
     wanted: bool = False
+    variants: tuple[RankedVariant, ...] = ()
+    """The order of its variants on this machine; empty while that is unknown."""
+    tried: Mapping[str, Failure] = {}
+    """variant → why it does not work here, though it should."""
+    offered: str = ""
+    """A variant that is better than what is installed."""
 
 
 class InstallationList(SchedulerCommand[None], frozen=True, kw_only=True):
@@ -112,6 +119,7 @@ class Ensure(InstallerCommand[Ensured], frozen=True, kw_only=True):
     REPEATABLE = True
     backend: BackendName
     variant: Version = ""
+    """Empty means any that is installed, else the usual one; `best` leaves it to the order of variants."""
     version: Version = ""
     """Empty means the pinned one."""
     wanted_by: WantedBy = "explicit"
@@ -122,6 +130,14 @@ class Ensure(InstallerCommand[Ensured], frozen=True, kw_only=True):
     caller: Caller = Caller()
     waiter: Id = ""
     """A unique name of the client that waits; without one it counts until the job ends, or until `leave`."""
+
+
+class RankVariants(InstallerCommand[None], frozen=True, kw_only=True):
+    """Report: a look at the machine's devices, and the order of a backend's variants that follows from it."""
+
+    backend: BackendName
+    devices: Annotated[tuple[Line, ...], Many] = ()
+    variants: Annotated[tuple[RankedVariant, ...], Many]
 
 
 class Uninstalled(Fact, frozen=True, kw_only=True):

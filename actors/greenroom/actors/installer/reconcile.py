@@ -3,7 +3,8 @@
 1. Decide on requests that waited for the inspection of the disk.
 2. If nothing usable is current, but another whole installation exists, make it current.
 3. Begin attempts that are due and have not begun in this life.
-4. Begin a job for a default backend that is wanted and absent, once in each life.
+4. Begin a job for a default backend that is wanted and absent, once in each life. Make the variant that the
+   configuration names current; fetch a better variant than the one in use, where that is allowed.
 5. Retire broken installations beside a whole current one, and older builds of the same lock.
 6. Remove retiring installations that no engine uses or will use.
 7. Answer an uninstallation once nothing is retiring.
@@ -38,14 +39,16 @@ from greenroom.actors.installer.events import (
     InstallRequested,
 )
 from greenroom.actors.installer.messages import Ensure, Ensured, InstallationList, Uninstalled
+from greenroom.actors.installer.offers import named, offered, to_build
 from greenroom.actors.installer.state import (
     BackendInstallState,
     InstallerState,
     InstallerVolatile,
     JobState,
-    ensure_key,
     keys_of,
+    lasting_keys,
     uninstall_key,
+    whole_of,
 )
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -82,7 +85,11 @@ class InstallerTurn:
         volatile: InstallerVolatile,
         facts: Mapping[str, BackendFacts],
         retries: RetryPolicy,
+        *,
+        fetches: bool,
     ) -> None:
+        """`fetches`: better variants are fetched without being asked for."""
+        self._fetches = fetches
         self._state = state
         self._now = now
         self._facts = facts
@@ -134,6 +141,8 @@ class InstallerTurn:
         self._activate(name, backend)
         self._build(name, backend)
         self._install_default(name, backend, facts)
+        self._follow_configuration(name, backend, facts)
+        self._fetch_better(name, backend, facts)
         self._retire(name, backend)
         self._remove(name, backend)
         self._answer(name, backend)
@@ -238,6 +247,7 @@ class InstallerTurn:
                 version=job.version,
                 attempt=job.attempt,
                 repair=job.wanted_by == "repair" or broken,
+                digest=_resolved(backend, job),
             )
         )
 
@@ -250,6 +260,31 @@ class InstallerTurn:
         elif not any(isinstance(one, InstallationActivated) for one in self._events):
             job = f"{name}.{backend.jobs + 1}"
             self._events.append(InstallRequested(job=job, backend=name, version="", wanted_by="default"))
+
+    def _follow_configuration(
+        self, name: str, backend: BackendInstallState, facts: BackendFacts
+    ) -> None:  # 4
+        """Once in each life, so that a user may use another one for the moment."""
+        if not facts.variant or name in self._volatile.configured or backend.usable is None or self._events:
+            return
+        self._update(configured=self._volatile.configured | {name})
+        here = whole_of(backend, "", named(facts.variant, facts))
+        if here is not None and here.variant != backend.usable.variant and backend.theirs is None:
+            reason = "the configuration names this variant"
+            self._events.append(InstallationActivated(backend=name, installation_id=here.id, reason=reason))
+
+    def _fetch_better(self, name: str, backend: BackendInstallState, facts: BackendFacts) -> None:  # 4
+        if backend.job is not None or self._events or not (self._fetches or facts.variant):
+            return
+        better = named(offered(backend, facts), facts)
+        if better and better not in backend.tried:
+            job = f"{name}.{backend.jobs + 1}"
+            variant = to_build(better, backend)
+            self._events.append(
+                InstallRequested(
+                    job=job, backend=name, variant=variant, version="", wanted_by="default", best=True
+                )
+            )
 
     def _retire(self, name: str, backend: BackendInstallState) -> None:  # 5
         usable = backend.usable
@@ -302,12 +337,9 @@ class InstallerTurn:
         backends = self._state.backends
         jobs = {one.job.id for one in backends.values() if one.job is not None}
         busy = set(volatile.pending)
-        for name, one in backends.items():
+        for one in backends.values():
             if one.job is not None:
-                busy |= {
-                    ensure_key(name),
-                    *(ensure_key(name, job.version, job.variant) for job in one.jobs_open),
-                }
+                busy |= {key for job in one.jobs_open for key in keys_of(one.jobs_open, job)}
         retiring = {f"{name}/{one}" for name, backend in backends.items() for one in backend.retiring}
         return replace(
             volatile,
@@ -321,6 +353,14 @@ class InstallerTurn:
 
     def _update(self, **changes: object) -> None:
         self._volatile = replace(self._volatile, **changes)
+
+
+def _resolved(backend: BackendInstallState, job: JobState) -> str:
+    """The digest of what was resolved for this variant and version before; empty if nothing was."""
+    made = [one for one in backend.installations.values() if one.managed and one.variant == job.variant]
+    made = [one for one in made if job.version in ("", one.version)]
+    last = max(made, key=lambda one: one.built_at, default=None)
+    return last.digest if last is not None and job.variant and job.version != "latest" else ""
 
 
 def _why_useless(one: Installation, usable: Installation) -> str:
@@ -343,11 +383,18 @@ def between_attempts(state: InstallerState, event: Event) -> Sequence[Effect]:
 
 
 def answers(
-    jobs: Sequence[JobState], job: JobState, event: Event, here: Installation | None = None
+    jobs: Sequence[JobState],
+    job: JobState,
+    event: Event,
+    here: Installation | None = None,
+    *,
+    goes_on: bool = False,
 ) -> tuple[Effect, ...]:
     """The answers to the clients that wait for a job that has ended.
 
-    `here` is the existing installation that made building another one unnecessary.
+    Args:
+        here: The existing installation that made building another one unnecessary.
+        goes_on: Another variant is tried next, for all who have not named this one.
     """
     match event:
         case InstallationCommitted() as e:
@@ -361,7 +408,8 @@ def answers(
             outcome = refusals.cancelled(e.backend, e.reason)
         case _:
             return ()
-    return tuple(Answer(key=key, outcome=outcome) for key in keys_of(jobs, job))
+    waiting_on = lasting_keys(jobs, job) if goes_on else ()
+    return tuple(Answer(key=key, outcome=outcome) for key in keys_of(jobs, job) if key not in waiting_on)
 
 
 def passed_over(backend: BackendInstallState) -> Failure | None:

@@ -24,10 +24,12 @@ from greenroom.actors.installer.events import (
     InstallFailed,
     InstallNotNeeded,
     InstallRequested,
+    VariantsRanked,
 )
 from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.values import Failure, Installation, WantedBy
+from greenroom.actors.variants import BEST, USUAL, RankedVariant
 from greenroom.actors.waiters import Waiters, joined
 
 
@@ -44,6 +46,8 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     reached: bool = False
     """Whether any server has answered in an attempt."""
+    best: bool = False
+    """See `InstallRequested.best`."""
 
 
 class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +65,14 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int = 0
     unread: str = ""
     """Why the disk could not be inspected, as a clause."""
+    ranked: tuple[RankedVariant, ...] = ()
+    """Its variants, the one to use first."""
+    devices: tuple[str, ...] = ()
+    """The devices that this order is for."""
+    tried: Mapping[str, Failure] = msgspec.field(default_factory=dict)
+    """variant → why it could not be installed on these devices."""
+    declined: frozenset[str] = frozenset()
+    """Variants that the user has uninstalled: they are not offered."""
 
     @property
     def theirs(self) -> Installation | None:
@@ -126,6 +138,8 @@ class InstallerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """backend → token of the last `Ensure` decided on."""
     defaulted: frozenset[str] = frozenset()
     """Default backends whose installation has begun, or was not needed, in this life."""
+    configured: frozenset[str] = frozenset()
+    """Backends for which the configured variant has been made current, or was, in this life."""
     in_use: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
     """backend → installations that its engines run from; absent until its runner has sent its list."""
     acted_on: Mapping[str, int] = msgspec.field(default_factory=dict)
@@ -165,9 +179,19 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
                 wanted_by=e.wanted_by,
                 requested_at=stored.at,
                 cause=stored.id,
+                best=e.best,
             )
             first, *others = (*old.jobs_open, job)
-            return replace(old, job=first, queue=tuple(others), failure=None, wanted=True, jobs=old.jobs + 1)
+            return replace(
+                old,
+                job=first,
+                queue=tuple(others),
+                failure=None,
+                wanted=True,
+                jobs=old.jobs + 1,
+                tried={name: why for name, why in old.tried.items() if name != e.variant},
+                declined=old.declined - {e.variant},
+            )
         case InstallAttemptFailed() as e if old.job is not None:
             job = replace(
                 old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure, reached=e.reached
@@ -182,10 +206,17 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
         case InstallNotNeeded() as e:
             return _apply_end(replace(old, failure=None), e.job)
         case InstallFailed() as e:
-            return _apply_end(replace(old, failure=e.failure), e.job)
+            variant = next((one.variant for one in old.jobs_open if one.id == e.job), "")
+            tried = {**old.tried, variant: e.failure} if variant else old.tried
+            return _apply_end(replace(old, failure=e.failure, tried=tried), e.job)
+        case VariantsRanked() as e:
+            return replace(old, ranked=e.variants, devices=e.devices, tried={})
         case InstallCancelled() as e:
             wanted = False if e.unwanted else old.wanted
-            return _apply_end(replace(old, failure=None, wanted=wanted), e.job)
+            declined = old.declined | {
+                one.variant for one in old.jobs_open if one.id == e.job and one.variant
+            }
+            return _apply_end(replace(old, failure=None, wanted=wanted, declined=declined), e.job)
         case InstallationFound() as e:
             kept = {**old.installations, e.installation.id: e.installation}
             current = old.current if old.usable is not None else e.installation.id
@@ -207,7 +238,11 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
             wanted = False if e.unwanted else old.wanted
             past = tuple(one for one in old.past if one != e.installation_id)
             retiring = old.retiring | {e.installation_id}
-            return replace(old, retiring=retiring, current=current, past=past, wanted=wanted)
+            gone = {e.installation_id} & old.installations.keys() if e.by_user else set()
+            declined = old.declined | {old.installations[one].variant for one in gone}
+            return replace(
+                old, retiring=retiring, current=current, past=past, wanted=wanted, declined=declined
+            )
         case InstallationRemoved() as e:
             return _apply_without(old, e.installation_id)
         case _:
@@ -244,7 +279,8 @@ def _apply_end(old: BackendInstallState, job: str) -> BackendInstallState:
 
 
 def ensure_key(backend: str, version: str = "", variant: str = "") -> str:
-    build = f"{variant}/{version}" if variant else version
+    # A version without a variant is any variant's: requests for it join those for the usual one.
+    build = version if not variant or (version and variant == USUAL) else f"{variant}/{version}"
     return f"install/{backend}@{build}" if build else f"install/{backend}"
 
 
@@ -263,7 +299,9 @@ def job_for(jobs: Sequence[JobState], version: str, variant: str = "") -> JobSta
     """The job that a request joins; without a version, the one under way."""
     if not (version or variant):
         return jobs[0] if jobs else None
-    return next((one for one in jobs if (one.version, one.variant) == (version, variant)), None)
+    return next(
+        (one for one in jobs if one.version == version and variant in ("", one.variant or USUAL)), None
+    )
 
 
 def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
@@ -272,8 +310,28 @@ def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
     Requests without a version wait for the first job, whatever its version.
     """
     backend = job.id.rpartition(".")[0]
-    any_version = (ensure_key(backend),) if job == jobs[0] else ()
-    return tuple(dict.fromkeys((ensure_key(backend, job.version, job.variant), *any_version)))
+    keys = [ensure_key(backend, job.version, job.variant or USUAL)]
+    keys += [ensure_key(backend, job.version)] if job.version else []
+    return tuple(dict.fromkeys((*keys, *lasting_keys(jobs, job))))
+
+
+def lasting_keys(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
+    """Those of requests that will also have another variant than the job's."""
+    backend = job.id.rpartition(".")[0]
+    left_open = (ensure_key(backend, job.version, BEST),) if job.best else ()
+    return (*left_open, ensure_key(backend)) if job == jobs[0] else left_open
+
+
+def fits(one: Installation, version: str, variant: str) -> bool:
+    """Whether it is what a request names; what the request leaves out may be any."""
+    return variant in ("", one.variant or USUAL) and version in ("", one.version)
+
+
+def whole_of(backend: BackendInstallState, version: str, variant: str = "") -> Installation | None:
+    """The latest whole installation of a version; if no variant is named, rather of the one in use."""
+    named = [one for one in backend.whole if fits(one, version, variant)]
+    used = backend.usable.variant if backend.usable is not None else ""
+    return max(named, key=lambda one: (one.variant == used, one.built_at), default=None)
 
 
 def heard(volatile: InstallerVolatile, ask: Ensure) -> InstallerVolatile:

@@ -12,11 +12,18 @@ from greenroom.actors.installer.errors import without_pending
 from greenroom.actors.installer.events import InstallationRetiring, InstallCancelled
 from greenroom.actors.installer.messages import CancelInstall, LeaveInstall, Uninstall, Uninstalled
 from greenroom.actors.installer.reconcile import answers
-from greenroom.actors.installer.state import BackendInstallState, ensure_key, job_for, keys_of, uninstall_key
+from greenroom.actors.installer.state import (
+    BackendInstallState,
+    ensure_key,
+    fits,
+    job_for,
+    keys_of,
+    uninstall_key,
+)
 from greenroom.actors.installer.state import InstallerVolatile as Volatile
-from greenroom.actors.installer.versions import fits
 from greenroom.actors.kernel.core import Decision, Effect, Event, Later
 from greenroom.actors.values import Cancelled
+from greenroom.actors.variants import USUAL
 from greenroom.actors.waiters import count, left
 
 
@@ -33,11 +40,11 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) 
     jobs = [
         job
         for job in backend.jobs_open
-        if not named or (job.variant == ask.variant and version in ("", job.version))
+        if ask.variant in ("", job.variant or USUAL) and version in ("", job.version)
     ]
     key = ensure_key(ask.backend, version, ask.variant) if named else ""
     if named and not going and not jobs and key not in volatile.pending:
-        return Decision(reply=refusals.no_such_installation(backend, ask.backend, version))
+        return Decision(reply=refusals.no_such_installation(backend, ask.backend, version, ask.variant))
     staying = backend.installations.keys() - backend.retiring - {one.id for one in going}
     others = bool(staying) or len(jobs) < len(backend.jobs_open)
     reason = "it was uninstalled" if named else "the backend was uninstalled"
@@ -51,7 +58,11 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) 
     effects += unasked
     events += [
         InstallationRetiring(
-            backend=ask.backend, installation_id=one.id, reason="uninstalled by the user", unwanted=not others
+            backend=ask.backend,
+            installation_id=one.id,
+            reason="uninstalled by the user",
+            unwanted=not others,
+            by_user=True,
         )
         for one in going
         if one.id not in backend.retiring

@@ -15,7 +15,7 @@ from greenroom.actors.installer.events import (
 )
 from greenroom.actors.installer.messages import INSTALLER, Activate, Ensured, Verified, VerifyBackend
 from greenroom.actors.installer.reconcile import answers
-from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile
+from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile, whole_of
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.reports import Happened
@@ -96,19 +96,6 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
     return Decision(events=tuple(events), effects=tuple(effects), cause=job.cause)
 
 
-def fits(one: Installation, version: str, variant: str) -> bool:
-    """Whether it is what a request names: any if neither version nor variant is given."""
-    if not (version or variant):
-        return True
-    return one.variant == variant and version in ("", one.version)
-
-
-def whole_of(backend: BackendInstallState, version: str, variant: str = "") -> Installation | None:
-    """The latest whole installation of a version."""
-    named = [one for one in backend.whole if fits(one, version, variant)]
-    return max(named, key=lambda one: one.built_at, default=None)
-
-
 def verify(ask: VerifyBackend, backend: BackendInstallState) -> Decision[InstallerVolatile]:
     """Verify all of a backend's managed installations that are not retiring."""
     name = ask.backend
@@ -147,9 +134,11 @@ def _reason(complaints: tuple[str, ...]) -> str:
 
 
 def _nothing_there(backend: BackendInstallState, ask: Activate) -> Refusal:
-    if ask.version:
-        advice = f"greenroom install-runner --backend {ask.backend} --version {ask.version}"
-        return no_such_installation(backend, ask.backend, ask.version, advice)
+    if ask.version or ask.variant:
+        advice = f"greenroom install-runner --backend {ask.backend}"
+        advice += f" --variant {ask.variant}" if ask.variant else ""
+        advice += f" --version {ask.version}" if ask.version else ""
+        return no_such_installation(backend, ask.backend, ask.version, ask.variant, advice)
     message = f"{ask.backend} has no other version to go back to."
     advice = "greenroom backends shows what is installed."
     return refuse("no_such_installation", message, advice=advice, kind="conflict", subject=ask.backend)

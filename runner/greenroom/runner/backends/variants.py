@@ -115,7 +115,7 @@ def _ranked(one: Variant, graphics: Graphics, platform: Platform) -> tuple[_Rank
         device=match.device.id if match is not None else "",
         download_bytes=one.download_bytes,
     )
-    by_device = (False, 0, False, False)
+    by_device: tuple[bool, int, bool, bool] = (False, 0, False, False)
     if match is not None and one.runtime is not None:
         by_device = match.place(one.runtime)  # 6
     return (place, *by_device), told

@@ -72,7 +72,7 @@ class Narrator:
             if kind == "pull_requested":
                 self._jobs[job] = short(str(fields.get("reference", "")))
             elif kind == "install_requested":
-                self._jobs[job] = f"{fields.get('backend', '')} {fields.get('version', '')}".strip()
+                self._jobs[job] = _versioned(fields) if fields.get("backend") else ""
         spec = fields.get("spec")
         if isinstance(spec, dict) and "engine_id" in spec:
             self._engines[str(spec["engine_id"])] = spec
@@ -153,6 +153,14 @@ class Narrator:
         reason = f": {fields['reason']}" if fields.get("reason") else ""
         return full_stop(
             f"New engines of {fields['backend']} use installation {fields['installation_id']}{reason}"
+        )
+
+    def _variants_ranked(self, fields: Fields) -> str:
+        name, found = fields["backend"], ", ".join(map(str, fields.get("devices") or ()))
+        usable = [one for one in fields["variants"] if one["usable"]]
+        order = " ".join(f"{one['name']}: {one['reason']}" for one in usable)
+        return (
+            f"Graphics devices: {found or 'none'}. Variants of {name} for this machine, best first: {order}"
         )
 
     def _installation_retiring(self, fields: Fields) -> str:
@@ -416,7 +424,8 @@ def _load(spec: Fields) -> str:
 
 
 def _versioned(fields: Fields) -> str:
-    return f"{fields['backend']} {fields.get('version') or ''}".strip()
+    parts = (fields["backend"], fields.get("variant"), fields.get("version"))
+    return " ".join(str(part) for part in parts if part)
 
 
 def _installation(fields: Fields) -> str:

@@ -13,7 +13,9 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from greenroom.runner.errors import JobCancelled
@@ -105,45 +107,37 @@ class TookTooLong(Exception):
     """The call did not finish in time."""
 
 
-class _Work(Generic[T]):
-    """One call on a thread of its own. Its result goes to the waiting caller, or is dropped."""
+class Beside(Generic[T]):
+    """A call that runs beside other work and need not be waited for.
 
-    def __init__(self, call: Callable[[], T], drop: Callable[[T], object] | None) -> None:
-        self._call = call
-        self._drop = drop
-        self._guard = threading.Lock()
-        self._left = False
-        self._result: list[T] = []
-        self._error: BaseException | None = None
-        self.ended = threading.Event()
+    Unlike a pool's, its thread blocks neither the caller nor the program's exit.
+    """
 
-    def run(self) -> None:
-        try:
-            result = self._call()
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            self._error = error
-        else:
-            with self._guard:
-                self._result.append(result)
-                left = self._left
-            if left and self._drop is not None:
-                self._drop(result)
-        finally:
-            self.ended.set()
+    def __init__(self, call: Callable[[], T], name: str) -> None:
+        self.future: Future[T] = Future()
+        start_thread(partial(settle, self.future, call), name)
 
-    def leave(self) -> None:
-        """The caller no longer waits: drop the result."""
-        with self._guard:
-            self._left = True
-            late = list(self._result)
-        for result in late:
-            if self._drop is not None:
-                self._drop(result)
+    def result(self, *, cancel: Flag | None = None, seconds: float | None = None) -> T:
+        """Wait for the call and return or raise what it does.
 
-    def result(self) -> T:
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
+        Raises:
+            TookTooLong: The time is over.
+            JobCancelled: `cancel` was set.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not wait([self.future], _TICK).done:
+            stop_if(cancel)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TookTooLong
+        return self.future.result()
+
+
+def settle(future: Future[T], call: Callable[[], T]) -> None:
+    """Make a call, and give its outcome to a future."""
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+        future.set_exception(error)
 
 
 def bounded(
@@ -169,45 +163,15 @@ def bounded(
         TookTooLong: The time is over.
         JobCancelled: `cancel` was set.
     """
-    work = _Work(call, drop)
-    start_thread(work.run, name)
+    work = Beside(call, name)
     try:
-        _wait(work.ended, seconds, cancel)
+        return work.result(seconds=seconds, cancel=cancel)
     except BaseException:
-        if left is not None:
+        if left is not None and not work.future.done():
             left()
-        work.leave()
+        if drop is not None:
+            work.future.add_done_callback(lambda done: done.exception() or drop(done.result()))
         raise
-    return work.result()
-
-
-class Beside(Generic[T]):
-    """A call that runs beside other work and need not be waited for.
-
-    Unlike a pool's, its thread blocks neither the caller nor the program's exit.
-    """
-
-    def __init__(self, call: Callable[[], T], name: str) -> None:
-        self._work = _Work(call, None)
-        start_thread(self._work.run, name)
-
-    def result(self, *, cancel: Flag | None = None, seconds: float | None = None) -> T:
-        """Wait for the call and return or raise what it does.
-
-        Raises:
-            TookTooLong: The time is over.
-            JobCancelled: `cancel` was set.
-        """
-        _wait(self._work.ended, seconds, cancel)
-        return self._work.result()
-
-
-def _wait(ended: threading.Event, seconds: float | None, cancel: Flag | None) -> None:
-    deadline = None if seconds is None else time.monotonic() + seconds
-    while not ended.wait(_TICK):
-        stop_if(cancel)
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TookTooLong
 
 
 @contextmanager

@@ -259,11 +259,12 @@ def side_by_side(
     *,
     tick: Callable[[], None],
     halt: Callable[[], None],
+    patience: float = PATIENCE,
 ) -> list[T]:
     """The results of the calls, in order, or what the first failing one raised.
 
     `tick` is called regularly, and may raise to abort. At the end `halt` wakes the calls that are waiting;
-    they get some seconds to end.
+    they get `patience` seconds to end.
     """
     batch = _Batch(calls)
     for _ in range(min(at_once, len(calls))):
@@ -284,7 +285,7 @@ def side_by_side(
     finally:
         batch.stopped = True
         halt()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         with batch.changed:
             while batch.busy and (left := deadline - time.monotonic()) > 0:
                 batch.changed.wait(left)

@@ -53,7 +53,7 @@ from greenroom.runner.engines.keeper_watch import Channel, KeeperGone, KeeperWat
 from greenroom.runner.engines.readiness import ProbeResult, ProgressDeadline, take_pulse
 from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.systems.processes import ProcessIdentity, boot_id, is_kept_waiting
-from greenroom.runner.threads import start_thread
+from greenroom.runner.threads import settle, start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -545,12 +545,5 @@ class EngineHost:
 
     def _future(self, name: str, run: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()
-
-        def settle() -> None:
-            try:
-                future.set_result(run())
-            except BaseException as problem:  # noqa: BLE001 - raised where the result is asked for
-                future.set_exception(problem)
-
-        self._thread(name, settle)
+        self._thread(name, partial(settle, future, run))
         return future

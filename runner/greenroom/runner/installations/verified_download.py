@@ -16,10 +16,10 @@ import os
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from threading import Event
@@ -42,7 +42,8 @@ from greenroom.runner.installations.sources import (
     without_credentials,
 )
 from greenroom.runner.installations.web import NOT_HERE, Web
-from greenroom.runner.threads import Flag, start_thread, stop_if
+from greenroom.runner.threads import Flag, stop_if
+from greenroom.runner.waits import side_by_side
 
 _CHUNK = 256 * 1024
 _WORKERS = 8
@@ -173,7 +174,7 @@ class PackageOrigin:
 
 
 class _Transfer:
-    """One call of `fetch`: a few threads that take file after file, and the caller that watches them."""
+    """One call of `fetch`."""
 
     def __init__(
         self,
@@ -188,54 +189,40 @@ class _Transfer:
         self._origin = origin
         self._on_file = on_file
         missing = store.missing(files)
-        self._queue = deque(missing)
+        self._missing = missing
         self._present = [file for file in files if file not in missing]
         self._total = sum(file.size for file in files)
         self._here = {file.sha256: store.arrived(file) for file in files}
         self._stop = Event()
-        self._idle = threading.Semaphore(0)
         self._guard = threading.Lock()
         self._open: set[BaseHTTPResponse] = set()
-        self._failed: list[JobFailed] = []
-        self._surprise: list[BaseException] = []
+        self._ended = 0
+        """Files fetched so far."""
 
     def run(self, cancel: Flag, on_bytes: OnBytes) -> None:
         stop_if(cancel)
         said, said_at = sum(self._here.values()), time.monotonic()
+        sign, sign_at = (said, 0), said_at
         on_bytes(said, self._total)
         for file in self._present:
             self._on_file(file)
-        workers = min(_WORKERS, len(self._queue))
-        for number in range(workers):
-            # Daemon threads: a connection attempt cannot be interrupted and must not delay the exit.
-            try:
-                start_thread(self._work, f"fetch-{number}")
-            except RuntimeError:  # no thread left: fewer at once will do
-                if not number:
-                    raise
-                workers = number
-                break
-        ended = 0
-        moved, moved_at = said, time.monotonic()
-        while ended < workers:
-            one_more = self._idle.acquire(timeout=_TICK)
-            ended += one_more
-            if cancel.is_set() or self._failed or self._surprise:
-                self._halt()
-                break
-            done = sum(self._here.values())
-            if done != said or time.monotonic() - said_at >= 1.0:
-                said, said_at = done, time.monotonic()
+
+        def look() -> None:
+            nonlocal said, said_at, sign, sign_at
+            stop_if(cancel)
+            done, now = sum(self._here.values()), time.monotonic()
+            if done != said or now - said_at >= 1.0:
+                said, said_at = done, now
                 on_bytes(min(done, self._total), self._total)
-            if one_more or done - moved >= _LEAST:
-                moved, moved_at = done, time.monotonic()
-            elif time.monotonic() - moved_at > _SILENCE:
-                self._failed.append(_too_slow(done - moved))
+            if self._ended != sign[1] or done - sign[0] >= _LEAST:
+                sign, sign_at = (done, self._ended), now
+            elif now - sign_at > _SILENCE:
+                raise _too_slow(done - sign[0])
+
+        calls = [partial(self._one, file) for file in self._missing]
+        # Not a moment to end: an attempt to connect cannot be interrupted, and delays nothing.
+        side_by_side(calls, _WORKERS, "fetch", tick=look, halt=self._halt, patience=0.0)
         stop_if(cancel)
-        if self._surprise:
-            raise self._surprise[0]
-        if self._failed:
-            raise min(self._failed, key=lambda failed: failed.failure.kind != "permanent")
         if said != self._total:
             on_bytes(self._total, self._total)
 
@@ -246,25 +233,6 @@ class _Transfer:
             for response in self._open:
                 with suppress(OSError, ValueError, RuntimeError, NotImplementedError):
                     response.shutdown()
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                try:
-                    file = self._queue.popleft()
-                except IndexError:
-                    return
-                self._one(file)
-        except JobFailed as failed:
-            if not self._stop.is_set():
-                self._failed.append(failed)
-        except OSError as error:
-            if not self._stop.is_set():
-                self._failed.append(os_failure(error, "A package could not be stored"))
-        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, and raised there
-            self._surprise.append(error)
-        finally:
-            self._idle.release()
 
     def _one(self, file: LockedFile) -> None:
         lock = self._store.only_one(file)
@@ -279,7 +247,10 @@ class _Transfer:
             self._here[file.sha256] = file.size
             if self._store.has(file):
                 self._on_file(file)
+        except OSError as error:
+            raise os_failure(error, "A package could not be stored") from error
         finally:
+            self._ended += 1
             lock.release()
 
     def _bring(self, file: LockedFile) -> None:

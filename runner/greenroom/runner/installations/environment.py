@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -21,13 +21,11 @@ from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.archive import kept_lock
-from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     LOCK,
     BuildAttempt,
     InstallationStore,
-    discard,
     need_exec,
     usage,
     write_attempt,
@@ -165,8 +163,10 @@ class Environments(Maker):
                 self._unpacker.run(["cache", "clean", *(file.project for file in files)], cancel=cancel)
             report.bytes(f"Downloading {name}", sum(self.store.arrived(f) for f in files), plan.total_bytes)
             self._need_all(source, lock, files, plan, cancel)
-            folder = self.installed.new_folder(backend, plan.version, lock.digest, job, variant=variant)
-            try:
+            with (
+                self._explained(files),
+                self._attempt(backend, plan.version, lock.digest, job, variant) as folder,
+            ):
                 self._fill(folder, source, lock, files, cancel, report)
                 report.phase("verifying", f"Testing whether {source.distribution} starts")
                 # Before the first import, which writes byte code through temporary files.
@@ -182,19 +182,6 @@ class Environments(Maker):
                 found = self._record(folder, backend, variant, source, lock, files, contents)
                 (folder / ATTEMPT).unlink()
                 write_record(folder, found)
-            except OSError as error:
-                discard(folder)
-                raise self._with_numbers(
-                    os_failure(error, "The installation could not be written"), files
-                ) from error
-            except JobFailed as failed:
-                discard(folder)
-                raise self._with_numbers(failed, files) from failed.__cause__
-            except BaseException:
-                discard(folder)
-                raise
-            finally:
-                self.installed.settled(folder)
         return found.installation()
 
     def close(self) -> None:
@@ -229,13 +216,8 @@ class Environments(Maker):
         return self._sources.with_indexes(source.indexes, f"the declaration of {source.distribution}")
 
     def _plan(self, backend: str, source: Environment, lock: Lock, files: Sequence[LockedFile]) -> Plan:
-        return Plan(
-            backend=backend,
-            version=lock.version_of(source.distribution),
-            packages=tuple(f"{file.project}=={file.version}" for file in files),
-            download_bytes=sum(file.size - self.store.arrived(file) for file in files),
-            total_bytes=sum(file.size for file in files),
-        )
+        packages = (f"{file.project}=={file.version}" for file in files)
+        return self._plan_for(backend, lock.version_of(source.distribution), packages, files)
 
     def _fill(
         self,
@@ -333,16 +315,20 @@ class Environments(Maker):
 
         need_space(home, plan.download_bytes + unpacked(files, here, origin.tail, cancel))
 
-    def _with_numbers(self, failed: JobFailed, files: Sequence[LockedFile]) -> JobFailed:
-        """If other programs filled the disk meanwhile, the failure with the space needed and left."""
-        if failed.failure.code == "no_space":
-            try:
-                need_space(
-                    self.installed.home, sum(2 * file.size - self.store.arrived(file) for file in files)
-                )
-            except JobFailed as told:
-                return JobFailed(msgspec.structs.replace(told.failure, detail=failed.failure.detail))
-        return failed
+    @contextmanager
+    def _explained(self, files: Sequence[LockedFile]) -> Iterator[None]:
+        """If other programs fill the disk meanwhile, fail with the space needed and left."""
+        try:
+            yield
+        except JobFailed as failed:
+            if failed.failure.code == "no_space":
+                needed = sum(2 * file.size - self.store.arrived(file) for file in files)
+                try:
+                    need_space(self.installed.home, needed)
+                except JobFailed as told:
+                    detailed = msgspec.structs.replace(told.failure, detail=failed.failure.detail)
+                    raise JobFailed(detailed) from failed.__cause__
+            raise
 
 
 class _Unpacking:

@@ -30,11 +30,9 @@ from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     InstallationStore,
-    discard,
     folder_of,
     need_exec,
     usage,
@@ -118,24 +116,18 @@ class Images(Maker):
             name = f"Downloading {backend} {image.version}"
             report.bytes(name, sum(self.store.arrived(part) for part in image.parts), plan.total_bytes)
             self._need_all(image, plan)
-            folder = self.installed.new_folder(
-                backend, image.version, image.digest.removeprefix("sha256:"), job, variant=variant
-            )
-            try:
+            digest = image.digest.removeprefix("sha256:")
+            with self._attempt(backend, image.version, digest, job, variant) as folder:
                 self._fetch(image, cancel, lambda done, total: report.bytes(name, done, total))
                 found = self._fill(folder, backend, source, image, cancel, report)
                 found = msgspec.structs.replace(found, variant=variant)
-                _place_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
-                (folder / ATTEMPT).unlink()
-                write_record(folder, found)
-            except BaseException as error:
-                _withdraw_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
-                discard(folder)
-                if isinstance(error, OSError):
-                    raise os_failure(error, "The installation could not be written") from error
-                raise
-            finally:
-                self.installed.settled(folder)
+                try:
+                    _place_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
+                    (folder / ATTEMPT).unlink()
+                    write_record(folder, found)
+                except BaseException:
+                    _withdraw_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
+                    raise
         return found.installation()
 
     def place(self, installation: Installation) -> list[Path]:
@@ -164,13 +156,8 @@ class Images(Maker):
         return resolver.resolve(backend, source, version, cancel)
 
     def _plan(self, backend: str, image: ResolvedImage) -> Plan:
-        return Plan(
-            backend=backend,
-            version=image.version,
-            packages=(f"{image.name.partition('@')[0]}@{image.digest}",),
-            download_bytes=sum(part.size - self.store.arrived(part) for part in image.parts),
-            total_bytes=sum(part.size for part in image.parts),
-        )
+        packages = [f"{image.name.partition('@')[0]}@{image.digest}"]
+        return self._plan_for(backend, image.version, packages, image.parts)
 
     def _fetch(self, image: ResolvedImage, cancel: Event, on_bytes: Callable[[int, int], None]) -> None:
         from greenroom.runner.installations.image_resolution import RegistryOrigin

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
-from greenroom.actors.values import Installation
+from greenroom.actors.values import Installation, Plan
 from greenroom.runner.backends.base import Platform
 from greenroom.runner.errors import JobFailed, blamed
 from greenroom.runner.installations.errors import os_failure
@@ -177,6 +177,35 @@ class Maker:
     def use(self, sources: PackageSources) -> None:
         """Use these package sources (or their transport) from now on."""
         self._sources = sources
+
+    @contextmanager
+    def _attempt(self, backend: str, version: str, digest: str, job: str, variant: str) -> Iterator[Path]:
+        """A new folder to build in. It is gone unless the block ends well.
+
+        Raises:
+            JobFailed: It cannot be written.
+        """
+        folder = self.installed.new_folder(backend, version, digest, job, variant=variant)
+        try:
+            yield folder
+        except BaseException as error:
+            discard(folder)
+            if isinstance(error, OSError):
+                raise os_failure(error, "The installation could not be written") from error
+            raise
+        finally:
+            self.installed.settled(folder)
+
+    def _plan_for(
+        self, backend: str, version: str, packages: Iterable[str], files: Sequence[LockedFile]
+    ) -> Plan:
+        return Plan(
+            backend=backend,
+            version=version,
+            packages=tuple(packages),
+            download_bytes=sum(file.size - self.store.arrived(file) for file in files),
+            total_bytes=sum(file.size for file in files),
+        )
 
     def remove(self, installation: Installation) -> int:
         """Remove an installation and what only it needs; returns the bytes freed, as measured.

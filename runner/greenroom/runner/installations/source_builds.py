@@ -35,12 +35,11 @@ from greenroom.runner.backends.source_build import (
 from greenroom.runner.engines.keeper_watch import cleaned
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.compiling import Compiling
-from greenroom.runner.installations.errors import machine_failed, os_failure
+from greenroom.runner.installations.errors import machine_failed
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     BuildAttempt,
     InstallationStore,
-    discard,
     need_exec,
     usage,
     write_attempt,
@@ -126,11 +125,8 @@ class SourceBuilds(Maker):
         report = ProgressReport(job, progress or (lambda _: None))
         report.phase("resolving", f"Looking for a compiler for {build.distribution}")
         build = self._resolved(build, version)
-        if (
-            version == "latest"
-            and not repair
-            and (here := self.installed.whole(backend, build.version, variant)) is not None
-        ):
+        newest = version == "latest" and not repair
+        if newest and (here := self.installed.whole(backend, build.version, variant)) is not None:
             return here
         toolchain = self._toolchain(build, cancel)
         files, key = self._files(build, toolchain), key_of(build, toolchain)
@@ -139,8 +135,7 @@ class SourceBuilds(Maker):
             if repair:
                 report.phase("verifying", f"Verifying what is cached of {name}")
                 self.store.check(files, cancel)
-            folder = self.installed.new_folder(backend, build.version, key, job, variant=variant)
-            try:
+            with self._attempt(backend, build.version, key, job, variant) as folder:
                 program = self._cached(key, build)
                 if program is None:
                     self._fetch(build, files, report, cancel)
@@ -155,14 +150,6 @@ class SourceBuilds(Maker):
                 found = self._record(folder, backend, variant, build, toolchain, files, key)
                 (folder / ATTEMPT).unlink()
                 write_record(folder, found)
-            except OSError as error:
-                discard(folder)
-                raise os_failure(error, "The installation could not be written") from error
-            except BaseException:
-                discard(folder)
-                raise
-            finally:
-                self.installed.settled(folder)
         return found.installation()
 
     def sweep(self, older_than: float | None = None) -> None:
@@ -230,16 +217,9 @@ class SourceBuilds(Maker):
         return (LockedFile(build.file, build.sha256, build.size), *tools)
 
     def _plan(self, backend: str, build: SourceBuild, files: tuple[LockedFile, ...]) -> Plan:
-        return Plan(
-            backend=backend,
-            version=build.version,
-            packages=(
-                f"{build.distribution}=={build.version}",
-                *(f"{file.project}=={file.version}" for file in files[1:]),
-            ),
-            download_bytes=sum(file.size - self.store.arrived(file) for file in files),
-            total_bytes=sum(file.size for file in files),
-        )
+        tools = (f"{file.project}=={file.version}" for file in files[1:])
+        packages = [f"{build.distribution}=={build.version}", *tools]
+        return self._plan_for(backend, build.version, packages, files)
 
     def _fetch(
         self, build: SourceBuild, files: tuple[LockedFile, ...], report: ProgressReport, cancel: Event

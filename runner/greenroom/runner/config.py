@@ -373,10 +373,6 @@ def _budget(raw: Any) -> int | None:
     return parse_size(raw)
 
 
-def _models(raw: Any) -> Mapping[str, Any]:
-    return _table(raw, "[models]")
-
-
 def _yes_or_no(raw: Any) -> bool:
     if not isinstance(raw, bool):
         raise TypeError(f"{raw!r} must be true or false")
@@ -473,7 +469,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "warm": _names,
     "restore": _one_of(*RESTORE),
     "log_level": _one_of(*LOG_LEVELS),
-    "models": _models,
+    "models": lambda raw: _table(raw, "[models]"),
     "backends": _backends,
     "registries": _registries,
 }

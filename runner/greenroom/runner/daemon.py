@@ -51,8 +51,7 @@ from greenroom.runner.engines.folders import prompt_speed
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.home import prepare_home
-from greenroom.runner.home_watch import HomeWatch
+from greenroom.runner.home import HomeWatch, prepare_home
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.installed import folder_of, python_of
 from greenroom.runner.installations.lock_file import shipped_version

@@ -47,7 +47,7 @@ def measure(home: Path, blobs: Collection[Path]) -> DiskUsage:
     usage.models += _size((home / "models" / name for name in ("index.json", "oci-layout")), seen)
     usage.models_shared = _known_elsewhere(blobs, seen)
     usage.unfinished = _size(_walk(home / "models"), seen)
-    for folder in sorted(_folders(home / "backends")):
+    for folder in sorted(one for one in home.glob("backends/*") if one.is_dir()):
         usage.backends[folder.name] = _size(_walk(folder), seen)
     usage.cache = _size(_walk(home / "cache"), seen)
     usage.engines = _size(_walk(home / "engines"), seen)
@@ -86,7 +86,3 @@ def _known_elsewhere(blobs: Iterable[Path], seen: dict[tuple[int, int], int]) ->
 def _walk(folder: Path) -> Iterator[str]:
     for base, _, files in os.walk(folder):
         yield from (os.path.join(base, name) for name in files)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []

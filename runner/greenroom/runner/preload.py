@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -43,15 +43,11 @@ def interrupted(
     """
     for one in state.interrupted.values() if policy != "never" else ():
         spec = one.spec
-        configured = _configured(state.configs, spec.model_id, spec.mode)
+        configured = state.configs.get(config_key(spec.model_id, spec.mode), ModelConfigState()).keep_alive
         stays = one.kept or (keep_alive if configured is None else configured) < 0
         if one.at >= since and (stays or policy == "all"):
             wish = -1.0 if one.kept else None
             yield Wanted(spec.model_id, spec.model_ref, spec.mode, spec.backend, wish, "restore")
-
-
-def _configured(configs: Mapping[str, ModelConfigState], model_id: str, mode: Mode) -> float | None:
-    return configs.get(config_key(model_id, mode), ModelConfigState()).keep_alive
 
 
 def preload(system: ActorSystem, wanted: Iterable[Wanted], max_wait: float) -> None:

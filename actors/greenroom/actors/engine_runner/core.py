@@ -255,7 +255,8 @@ class Runner(SingleStream[RunnerState]):
                 events = (event, EngineReady(engine_id=one))
             case EngineExited(exit=end) if engine.fault:
                 # We stopped it, but because it did not work.
-                end = replace(end, expected=False, summary=_sentence(engine.fault), failure=engine.failure)
+                summary = f"The engine was stopped: {engine.fault}."
+                end = replace(end, expected=False, summary=summary, failure=engine.failure)
                 events = (EngineExited(engine_id=one, exit=end),)
         return Decision(events=events, cause=engine.cause, volatile=_settled(volatile, one))
 
@@ -359,10 +360,6 @@ class Runner(SingleStream[RunnerState]):
 
 def _ready(engine: Engine, now: Moment) -> EngineReady:
     return EngineReady(engine_id=engine.spec.engine_id, seconds=max(0.0, now.wall - engine.since))
-
-
-def _sentence(fault: str) -> str:
-    return f"The engine was stopped: {fault}."
 
 
 def _given_up(engine: Engine, failure: Failure) -> Failure:

@@ -127,7 +127,8 @@ class InstallerTurn:
             faults=tuple(self._faults),
         )
         if_not_stored = replace(decision, events=(), effects=(*decision.effects, *self._unless_stored))
-        stale = self._volatile.told != self._state.version or self._now.monotonic >= self._tell_at()
+        tell_at = self._volatile.told_at + _TELL_EVERY
+        stale = self._volatile.told != self._state.version or self._now.monotonic >= tell_at
         # The list waits for inspections under way, but includes backends whose inspection failed.
         if stale and self._volatile.unread.issuperset(unlooked):
             if_not_stored = self._telling(if_not_stored, list_of)  # 8
@@ -174,9 +175,6 @@ class InstallerTurn:
         gone = [key for key, ask in self._volatile.pending.items() if ask.backend == name]
         self._effects += [Answer(key=key, outcome=refusals.failed(failure, name)) for key in gone]
         self._update(pending={key: ask for key, ask in self._volatile.pending.items() if key not in gone})
-
-    def _tell_at(self) -> float:
-        return self._volatile.told_at + _TELL_EVERY
 
     def _telling(self, decision: Decision[InstallerVolatile], list_of: ListOf) -> Decision[InstallerVolatile]:
         whole = replace(

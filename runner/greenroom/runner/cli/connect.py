@@ -213,7 +213,8 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
     if isinstance(found, Daemon) and found.home == str(settings.home) and not settings.instance:
         return Unproven(settings, found)
     if isinstance(found, Daemon):
-        advice = f"Use it with GREENROOM_HOME={found.home}" if found.home else f"Set {_wanted(found)}"
+        instance = f"Set GREENROOM_INSTANCE={found.instance_id}"
+        advice = f"Use it with GREENROOM_HOME={found.home}" if found.home else instance
         if settings.host:
             advice += (
                 f" or GREENROOM_INSTANCE={found.instance_id}, or set GREENROOM_HOST to the right address."
@@ -296,10 +297,6 @@ def not_running(settings: Settings) -> Problem:
         "Start it: greenroom serve. `greenroom run` starts it automatically.",
         code=exit_codes.NOT_RUNNING,
     )
-
-
-def _wanted(found: Daemon) -> str:
-    return f"GREENROOM_INSTANCE={found.instance_id}"
 
 
 def _daemon(url: str, content: bytes, known: Callable[[object], bytes]) -> Daemon | None:

@@ -231,7 +231,7 @@ def logs_command(ctx: click.Context, engine: str | None, follow: bool, lines: in
     """
     settings = settings_of(ctx)
     files = _engine_files(settings, engine) if engine else _daemon_files(settings)
-    _print("".join(_read(file) for file in files if file.exists()), lines)
+    _print("".join(file.read_text("utf-8", "replace") for file in files if file.exists()), lines)
     if follow:
         for text in _follow(files[-1] if not engine else _growing(files)):
             sys.stdout.write(text)
@@ -280,10 +280,6 @@ def _spec(folder: Path) -> dict[str, Any]:
 
 def _growing(files: list[Path]) -> Path:
     return files[2] if files[2].exists() else files[0]
-
-
-def _read(file: Path) -> str:
-    return file.read_text("utf-8", "replace")
 
 
 def _print(text: str, lines: int | None) -> None:

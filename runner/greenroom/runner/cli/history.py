@@ -82,7 +82,8 @@ def log_command(
                 yield _as_line(record) if as_json else printer.line(record, sentence)
 
     with reading(journal_path(ctx, journal), ours=journal is None) as reader:
-        for line in _tail(told(reader.read()), last):
+        lines = told(reader.read())
+        for line in lines if last is None else collections.deque(lines, maxlen=last):
             click.echo(line)
         if seq and not shown:
             unknown = (*unknown_kinds(kind), *wanted.unknown_names())
@@ -124,10 +125,6 @@ class Printer:
 
     def _dim(self, text: str) -> str:
         return style(text, dim=True) if self._colours else text
-
-
-def _tail(lines: Iterator[str], last: int | None) -> Iterable[str]:
-    return lines if last is None else collections.deque(lines, maxlen=last)
 
 
 def _as_line(record: Record) -> str:

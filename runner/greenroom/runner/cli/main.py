@@ -144,7 +144,7 @@ def _run(arguments: list[str] | None) -> int:
         # Not click's `main`, which exits with 1 when the reader of our output closes the pipe.
         with greenroom.make_context("greenroom", sys.argv[1:] if arguments is None else arguments) as ctx:
             code = greenroom.invoke(ctx)
-        _flush()
+        sys.stdout.flush()  # a reader that has gone is noticed while the error can still be caught
         return code if isinstance(code, int) else exit_codes.OK
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
@@ -176,11 +176,6 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(_unexpected(error), exit_codes.FAILED)
     except Exception as error:  # noqa: BLE001 - the last resort: people get a sentence, never a traceback
         return _fail(_unexpected(error), exit_codes.FAILED)
-
-
-def _flush() -> None:
-    """Notice a reader that has gone while the error can still be caught."""
-    sys.stdout.flush()
 
 
 def _fail(sentence: str, code: int) -> int:

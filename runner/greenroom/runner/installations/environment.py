@@ -237,7 +237,8 @@ class Environments(Maker):
 
         def before(batch: list[LockedFile]) -> None:
             if not linked:
-                need_space(self.installed.home, self._unpacked_size(batch))
+                sizes = (unpacked_wheel(self.store.path(file), file.size) for file in batch)
+                need_space(self.installed.home, sum(sizes))
 
         name = f"{source.distribution} {lock.version_of(source.distribution)}"
         unpacking = _Unpacking(self._unpacker, self.store, folder, report.job, before)
@@ -286,9 +287,6 @@ class Environments(Maker):
             links=links,
             sums=sums,
         )
-
-    def _unpacked_size(self, files: Sequence[LockedFile]) -> int:
-        return sum(unpacked_wheel(self.store.path(file), file.size) for file in files)
 
     def _is_linked(self, lock: Lock) -> bool:
         """Whether an installation of the same lock exists: unpacking then only creates hard links."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -81,13 +80,11 @@ def template_of(store: ModelStore, model_id: str) -> dict[str, Any] | None:
         found = templates.of_folder(files)
         # Our copy for engines is not the origin.
         source = templates.of_folder([path for path in files if path.name != templates.JINJA])
-        if source is not None and source.text and source.text == _text_of(bundle.path / templates.JINJA):
+        ours = bundle.path / templates.JINJA
+        text = ours.read_text("utf-8", "replace") if ours.is_file() else ""
+        if source is not None and source.text and source.text == text:
             found = source
     return {"file": found.file, "names": list(found.names)} if found is not None else None
-
-
-def _text_of(path: Path) -> str:
-    return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
 def flat_config(data: bytes) -> dict[str, Any]:

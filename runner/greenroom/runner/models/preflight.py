@@ -92,11 +92,8 @@ def _smaller(offer: Offer, room: int) -> str:
     if not fitting:
         return ""
     best = max(fitting, key=lambda name: fitting[name])
-    return f"Its quantisation {best} ({format_size(fitting[best])}) would fit: {_tagged(offer, best)}. "
-
-
-def _tagged(offer: Offer, quantisation: str) -> str:
-    return str(offer.reference.variant(quantisation)).replace("huggingface.co/", "hf.co/", 1)
+    tagged = str(offer.reference.variant(best)).replace("huggingface.co/", "hf.co/", 1)
+    return f"Its quantisation {best} ({format_size(fitting[best])}) would fit: {tagged}. "
 
 
 def _name(offer: Offer) -> str:

@@ -248,7 +248,9 @@ class Registry:
 
     def _token(self, endpoint: Endpoint, details: Mapping[str, str], known: Credentials, given: str) -> str:
         realm = details["realm"]
-        scope = f"repository:{self._scope(endpoint)}:{self.actions}"
+        # Mirrors may keep the repository below a path.
+        name = f"{urlsplit(endpoint.base).path}/{self.repository}".strip("/")
+        scope = f"repository:{name}:{self.actions}"
         query = {"service": details.get("service", ""), "scope": scope}
         if known.identity_token:
             # In the body: URLs end up in logs.
@@ -274,10 +276,6 @@ class Registry:
         if not isinstance(token, str) or not token or not token.isprintable():
             raise self._nonsense(endpoint)
         return token
-
-    def _scope(self, endpoint: Endpoint) -> str:
-        """The repository's name at the endpoint: mirrors may keep it below a path."""
-        return f"{urlsplit(endpoint.base).path}/{self.repository}".strip("/")
 
     def _may_learn(self, endpoint: Endpoint, realm: str) -> bool:
         """Credentials go to a token server only over TLS, or over HTTP if the registry itself is insecure."""

@@ -38,7 +38,6 @@ LAYERS = (
         "runner.home",
         "runner.config",
         "runner.threads",
-        "runner.waits",
     ),
     ("runner.devices",),
     ("runner.backends", "runner.installations", "runner.engines", "runner.models", "runner.registry"),

@@ -9,8 +9,7 @@ import pytest
 
 from greenroom.runner import threads
 from greenroom.runner.errors import not_begun
-from greenroom.runner.threads import NoThread, Thread, start_thread
-from greenroom.runner.waits import Cancel, Crew, JobEnding
+from greenroom.runner.threads import Cancel, Crew, JobEnding, NoThread, Thread, start_thread
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models import puller as puller_module
-from greenroom.runner.waits import Cancel, Crew, JobEnding, side_by_side
+from greenroom.runner.threads import Cancel, Crew, JobEnding, side_by_side
 from trickle import HANGS, Trickle
 
 NewPuller = Callable[..., Any]

@@ -30,7 +30,7 @@ from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore, StoreUsage
-from greenroom.runner.waits import Crew
+from greenroom.runner.threads import Crew
 
 NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]

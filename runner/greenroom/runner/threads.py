@@ -1,20 +1,27 @@
-"""Threads whose start cannot hang, and calls on them that can be abandoned.
+"""Threads whose start cannot hang, and calls and jobs on them that can be cancelled and abandoned.
 
 `threading.Thread.start` waits without limit for the new thread to report that it runs. A thread that finds no
 memory for its first call ends before that, and its starter waits forever, with every lock it holds.
 
-Python cannot interrupt a thread that looks up a name, connects, or reads from a hung file system. A caller
-whose wait is over, or cancelled, abandons the thread; it ends when the call returns.
+A thread cannot be ended from outside, but what it waits for can: sockets are shut down, children are killed.
+The rest (a name server that does not answer, a frozen disk) is abandoned: the caller's wait is over, a job's
+slot is free, and a later result of the thread is dropped. The threads are daemons, so that neither a stop nor
+the interpreter's exit waits for them.
 """
 
 from __future__ import annotations
 
+import _thread
+import asyncio
 import errno
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -189,3 +196,322 @@ def repeating(call: Callable[[], None], every: float, name: str) -> Iterator[Non
         yield
     finally:
         over.set()
+
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds for which a cancelled job may end by itself."""
+
+_BEGUN_WITHIN = 5.0
+"""Seconds within which a thread must have begun, or there was no memory for it."""
+
+
+class Cancel(threading.Event):
+    """An event that also interrupts waits: registered functions are called once it is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guard = threading.Lock()
+        self._ends: dict[object, Callable[[], None]] = {}
+
+    def set(self) -> None:
+        """Cancel. Never raises."""
+        super().set()
+        with self._guard:
+            ends = tuple(self._ends.values())
+        for end in ends:
+            try:
+                end()
+            except Exception:
+                log.exception("A wait could not be cancelled")
+
+    @contextmanager
+    def ends(self, end: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile, `end` is called when this is set, or at once if it already is; on any thread."""
+        key = object()
+        with self._guard:
+            self._ends[key] = end
+        try:
+            if self.is_set():
+                end()
+            yield
+        finally:
+            with self._guard:
+                del self._ends[key]
+
+
+@dataclass(frozen=True)
+class JobEnding:
+    tell: Callable[[], None]
+    late: bool = False
+    """Reported even if the job was abandoned: it has changed something."""
+
+
+@dataclass(eq=False)
+class _Job:
+    key: str
+    work: Callable[[Cancel], JobEnding]
+    gone: Callable[[], None]
+    cancel: Cancel = field(default_factory=Cancel)
+    over: bool = False
+    is_ending: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+class Crew:
+    """Runs jobs, a few at once and others in order. Each ends, at the latest a while after it is
+    cancelled.
+    """
+
+    def __init__(self, at_once: int, name: str, *, patience: float = PATIENCE) -> None:
+        self._at_once = at_once
+        self._name = name
+        self._patience = patience
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[str, _Job] = {}
+        self._changed = threading.Condition()
+        self._telling = 0
+        self._closed = False
+
+    def start(
+        self,
+        key: str,
+        work: Callable[[Cancel], JobEnding],
+        gone: Callable[[], None],
+        waits: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Start a job or queue it; False if there is one with this key, or the crew is closed.
+
+        `gone` is called if the job is cancelled before it begins, or does not end in time afterwards;
+        otherwise the ending returned by `work` is reported. `waits` is called first if the job is queued.
+        """
+        job = _Job(key, work, gone)
+        with self._changed:
+            if self._closed or self.has(key):
+                return False
+            if len(self._running) >= self._at_once:
+                waits()
+            self._waiting.append(job)
+            self._next()
+        return True
+
+    def has(self, key: str) -> bool:
+        return key in self.keys()
+
+    def keys(self) -> tuple[str, ...]:
+        with self._changed:
+            return (*self._running, *(job.key for job in self._waiting))
+
+    def cancel(self, key: str) -> None:
+        with self._changed:
+            job = next((one for one in self._waiting if one.key == key), None)
+            if job is not None:
+                self._waiting.remove(job)
+                job.over = True
+            running = self._running.get(key)
+        if job is not None:
+            job.cancel.set()
+            _tell(job.gone)
+        elif running is not None:
+            self._end(running)
+
+    def close(self) -> None:
+        """Cancel all jobs and wait for their end within the time limit; nothing starts afterwards."""
+        with self._changed:
+            self._closed = True
+            keys = self.keys()
+        for key in keys:
+            self.cancel(key)
+        deadline = time.monotonic() + self._patience
+        with self._changed:
+            while (self._running or self._telling) and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            hanging = tuple(self._running.values())
+        for job in hanging:
+            self._give_up(job)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._telling, 1.0)
+
+    def _next(self) -> None:
+        while self._waiting and len(self._running) < self._at_once:
+            job = self._waiting.popleft()
+            self._running[job.key] = job
+            try:
+                start_thread(partial(self._run, job), self._name)
+            except RuntimeError:  # the system allows no more threads
+                log.exception("%s could not be started", job.key)
+                job.over = True
+                del self._running[job.key]
+                _tell(job.gone)
+
+    def _run(self, job: _Job) -> None:
+        try:
+            ending = job.work(job.cancel)
+        except BaseException:
+            log.exception("%s failed unexpectedly", job.key)
+            ending = JobEnding(job.gone)
+        self._leave(job, ending.tell, late=ending.late)
+
+    def _leave(self, job: _Job, tell: Callable[[], None], *, late: bool = False) -> bool:
+        """Free its slot and report its end; False if that was done before."""
+        with self._changed:
+            first = not job.over
+            self._telling += 1
+            if first:
+                self._free(job)
+        # Only after its slot is free: the report may lead to a new start of the same job.
+        if first or late:
+            _tell(tell)
+        with self._changed:
+            self._telling -= 1
+            self._changed.notify_all()
+        return first
+
+    def _free(self, job: _Job) -> None:
+        job.over = True
+        job.ended.set()
+        del self._running[job.key]
+        self._next()
+
+    def _end(self, job: _Job) -> None:
+        job.cancel.set()
+        with self._changed:
+            if job.over or job.is_ending:
+                return
+            job.is_ending = True
+        try:
+            start_thread(partial(self._give_up_later, job), f"{self._name}-end")
+        except RuntimeError:  # no thread left to wait on
+            self._give_up(job)
+
+    def _give_up_later(self, job: _Job) -> None:
+        if not job.ended.wait(self._patience):
+            self._give_up(job)
+
+    def _give_up(self, job: _Job) -> None:
+        if self._leave(job, job.gone):
+            log.warning("%s did not end within %.0f s and is abandoned", job.key, self._patience)
+
+
+class _Batch(Generic[T]):
+    """Calls taken one after another by a few threads."""
+
+    def __init__(self, calls: Sequence[Callable[[], T]]) -> None:
+        self._left = deque(enumerate(calls))
+        self.results: dict[int, T] = {}
+        self.errors: list[BaseException] = []
+        self.changed = threading.Condition()
+        self.stopped = False
+        self.busy = 0
+
+    def work(self) -> None:
+        try:
+            while not self.stopped and (taken := self._take()) is not None:
+                number, call = taken
+                result = call()
+                with self.changed:
+                    self.results[number] = result
+                    self.changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self.errors.append(error)
+        finally:
+            with self.changed:
+                self.busy -= 1
+                self.changed.notify_all()
+
+    def _take(self) -> tuple[int, Callable[[], T]] | None:
+        with self.changed:
+            return self._left.popleft() if self._left else None
+
+
+def side_by_side(
+    calls: Sequence[Callable[[], T]],
+    at_once: int,
+    name: str,
+    *,
+    tick: Callable[[], None],
+    halt: Callable[[], None],
+    patience: float = PATIENCE,
+) -> list[T]:
+    """The results of the calls, in order, or what the first failing one raised.
+
+    `tick` is called regularly, and may raise to abort. At the end `halt` wakes the calls that are waiting;
+    they get `patience` seconds to end.
+    """
+    batch = _Batch(calls)
+    for _ in range(min(at_once, len(calls))):
+        with batch.changed:
+            batch.busy += 1
+        try:
+            start_thread(batch.work, name)
+        except RuntimeError:  # no thread left: fewer at once
+            with batch.changed:
+                batch.busy -= 1
+                if not batch.busy and not batch.results:
+                    raise
+    try:
+        with batch.changed:
+            while batch.busy and not batch.errors:
+                batch.changed.wait(_TICK)
+                tick()
+    finally:
+        batch.stopped = True
+        halt()
+        deadline = time.monotonic() + patience
+        with batch.changed:
+            while batch.busy and (left := deadline - time.monotonic()) > 0:
+                batch.changed.wait(left)
+    if batch.errors:
+        raise batch.errors[0]
+    return [batch.results[number] for number in range(len(calls))]
+
+
+def _tell(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        log.exception("The result of a job could not be reported")
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Await something that blocks, on a thread of its own: one that hangs takes no other's place."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    has_begun = False
+
+    def run() -> None:
+        nonlocal has_begun
+        has_begun = True
+        result: T | None = None
+        failed: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            failed = error
+        try:
+            loop.call_soon_threadsafe(settle, result, failed)
+        except RuntimeError:
+            log.debug("the loop was closed before %s had ended", work)
+
+    def expect_begun() -> None:
+        if not has_begun:
+            settle(None, MemoryError("a thread could not start"))
+
+    # Not `Thread.start`, which waits for the thread: one that finds no memory to begin with would block
+    # the loop forever.
+    _thread.start_new_thread(run, ())
+    check = loop.call_later(_BEGUN_WITHIN, expect_begun)
+    try:
+        return await future
+    finally:
+        check.cancel()

@@ -17,7 +17,7 @@ from greenroom.runner.http.bodies import Patience
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Stream
 from greenroom.runner.models.store import ModelStore
-from greenroom.runner.waits import Cancel, in_thread
+from greenroom.runner.threads import Cancel, in_thread
 
 _AT_ONCE = 4
 _WAITING = 32

@@ -37,8 +37,8 @@ from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfers import TransferLines, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
 from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
+from greenroom.runner.threads import Cancel, in_thread
 from greenroom.runner.units import size_text
-from greenroom.runner.waits import Cancel, in_thread
 
 _REMOTES = 8
 """Questions to sources that are asked at once."""

@@ -42,8 +42,7 @@ from greenroom.runner.installations.sources import (
     without_credentials,
 )
 from greenroom.runner.installations.web import NOT_HERE, Web
-from greenroom.runner.threads import Flag, stop_if
-from greenroom.runner.waits import side_by_side
+from greenroom.runner.threads import Flag, side_by_side, stop_if
 
 _CHUNK = 256 * 1024
 _WORKERS = 8

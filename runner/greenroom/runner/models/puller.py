@@ -50,8 +50,7 @@ from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Offer, Pins, Source, SourceContext
 from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import ModelStore
-from greenroom.runner.threads import repeating, start_thread
-from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding
+from greenroom.runner.threads import PATIENCE, Cancel, Crew, JobEnding, repeating, start_thread
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources

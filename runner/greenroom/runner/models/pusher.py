@@ -23,7 +23,7 @@ from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, familiar
 from greenroom.runner.models.store import ModelStore
-from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding, side_by_side
+from greenroom.runner.threads import PATIENCE, Cancel, Crew, JobEnding, side_by_side
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources

@@ -13,8 +13,7 @@ from urllib.parse import urlencode
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.errors import failure_of
 from greenroom.runner.models.short_names import Catalogue
-from greenroom.runner.threads import start_thread
-from greenroom.runner.waits import Cancel
+from greenroom.runner.threads import Cancel, start_thread
 
 DOCKER_HUB = "https://hub.docker.com"
 _PAGE = 100

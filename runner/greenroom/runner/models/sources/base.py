@@ -14,7 +14,7 @@ from greenroom.actors.values import ModelFormat
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.references import Reference
-from greenroom.runner.waits import Cancel
+from greenroom.runner.threads import Cancel
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources

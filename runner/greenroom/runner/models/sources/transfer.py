@@ -26,8 +26,8 @@ from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, from_os_error, hash_mismatch
 from greenroom.runner.models.sources.base import Report
+from greenroom.runner.threads import side_by_side
 from greenroom.runner.units import format_size
-from greenroom.runner.waits import side_by_side
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse

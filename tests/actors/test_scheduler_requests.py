@@ -168,7 +168,6 @@ def test_a_daemon_that_stops_before_the_first_lists_refuses_at_once() -> None:
 
 def test_ten_thousand_refusals_add_at_most_five_events() -> None:
     stage = begun(model("gemma", format="safetensors-mlx"))
-    stage._twice = lambda function, *arguments: function(*arguments)  # type: ignore[attr-defined]
     before = len(stage.history)
     for number in range(10_000):
         stage.serve("r", "gemma")

@@ -13,6 +13,7 @@ import pytest
 
 from greenroom.runner.cli import daemon_logging
 from greenroom.runner.cli.daemon_logging import DaemonLogging, Handed
+from waiting import until
 
 
 class Frozen:
@@ -77,6 +78,12 @@ def daemon_log(tmp_path: Path) -> Iterator[DaemonLogging]:
     root.setLevel(level)
 
 
+def handler() -> Handed:
+    """The one that writes to the file."""
+    (found,) = [one for one in logging.getLogger().handlers if isinstance(one, Handed)]
+    return found
+
+
 def test_a_message_is_one_line_whatever_is_in_it_and_a_traceback_stays_readable(
     daemon_log: DaemonLogging, tmp_path: Path
 ) -> None:
@@ -84,7 +91,7 @@ def test_a_message_is_one_line_whatever_is_in_it_and_a_traceback_stays_readable(
     why = ValueError("why")
     for text, arguments, info in (("GET %s 200", (path,), None), ("it failed", (), (type(why), why, None))):
         record = logging.LogRecord("greenroom.access", logging.INFO, "", 0, text, arguments, info)
-        daemon_log._handlers[0].emit(record)
+        handler().emit(record)
     daemon_log.close()
     lines = (tmp_path / "daemon.log").read_text().splitlines()
     assert "GET /x\\n2026-01-01 00:00:00.000 INFO forged\\x1b[31m\\u2028\\udce4 200" in lines[0]
@@ -114,10 +121,7 @@ def test_a_log_that_cannot_be_written_is_no_error_of_who_logs(
 ) -> None:
     (tmp_path / "daemon.log").mkdir()
     logging.getLogger("greenroom").warning("into the void")
-    for _ in range(500):
-        if daemon_log._handlers[0]._lost:
-            break
-        time.sleep(0.01)  # on the log's own thread
+    until(lambda: handler().lost)  # on the log's own thread
     os.rmdir(tmp_path / "daemon.log")
     logging.getLogger("greenroom").warning("there it is")
     daemon_log.close()

@@ -28,6 +28,6 @@ def test_a_daemon_that_has_released_its_data_directory_has_ended_even_if_its_pid
     )
     lock = DaemonLock(tmp_path)
     with pytest.raises(Problem, match="still running"):
-        stop._wait(daemon, tmp_path)
+        stop.await_end(daemon, tmp_path)
     lock.release()
-    stop._wait(daemon, tmp_path)
+    stop.await_end(daemon, tmp_path)

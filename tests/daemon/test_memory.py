@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from greenroom.runner import daemon
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.devices.apple import metal_limit
@@ -137,14 +138,13 @@ def test_a_reading_that_fails_repeats_the_one_before(
 
 
 def test_a_small_container_keeps_a_budget_and_a_headroom_that_is_set_is_kept(
-    machine_with: MachineWith, tmp_path: Path
+    machine_with: MachineWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = machine_with("0::/", V2_MOUNT, {"sys/fs/cgroup/memory.max": 512 * MIB})
+    monkeypatch.setattr(daemon, "MemoryReader", lambda: reader)
 
     def budget(settings: Settings) -> int:
-        greenroom = Greenroom(settings)
-        greenroom._memory = reader
-        return greenroom.memory_budget
+        return Greenroom(settings).memory_budget
 
     assert budget(Settings(home=tmp_path)) == 512 * MIB * 9 // 10 - 64 * MIB
     assert budget(Settings(home=tmp_path, headroom=400 * MIB)) == 512 * MIB * 9 // 10 - 400 * MIB

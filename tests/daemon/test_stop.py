@@ -23,6 +23,10 @@ from greenroom.runner import daemon as daemon_module
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import DaemonLock
+from greenroom.runner.devices.watch import DeviceWatch
+from greenroom.runner.engines.host import EngineHost
+from greenroom.runner.installations.builder import Builder
+from greenroom.runner.models.puller import Puller
 from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.testing import fake_backend, tiny_gguf
 
@@ -82,10 +86,10 @@ def hang(hanging: threading.Event) -> Callable[..., None]:
 
 
 PARTS = {
-    "the engines": lambda one: (one._host, "shutdown"),
-    "installations": lambda one: (one._builder, "close"),
-    "pulls": lambda one: (one._puller, "close"),
-    "the graphics devices": lambda one: (one._devices, "close"),
+    "the engines": (EngineHost, "shutdown"),
+    "installations": (Builder, "close"),
+    "pulls": (Puller, "close"),
+    "the graphics devices": (DeviceWatch, "close"),
 }
 
 
@@ -99,17 +103,17 @@ def test_a_part_that_hangs_is_left_behind_and_named_and_the_others_are_ended(
 ) -> None:
     over = threading.Event()
     ended = []
-    for name, place in PARTS.items():
-        thing, method = place(greenroom)  # type: ignore[no-untyped-call]
-        if name == part:
-            monkeypatch.setattr(thing, method, hang(over))
-        else:
-            before = getattr(thing, method)
-            monkeypatch.setattr(
-                thing,
-                method,
-                lambda *a, n=name, b=before, **k: (ended.append(n), b(*a, **k)),  # type: ignore[func-returns-value]
-            )
+
+    def noted(name: str, end: Callable[..., None]) -> Callable[..., None]:
+        def work(*arguments: Any, **more: Any) -> None:
+            ended.append(name)
+            end(*arguments, **more)
+
+        return work
+
+    for name, (kind, method) in PARTS.items():
+        end = hang(over) if name == part else noted(name, getattr(kind, method))
+        monkeypatch.setattr(kind, method, end)
     began = time.monotonic()
     greenroom.stop()
     over.set()

@@ -16,7 +16,7 @@ from greenroom.runner.threads import Cancel, Crew, JobEnding, NoThread, Thread, 
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """New threads end before their first call, as without memory; what they would have done."""
     died: list[Callable[[], None]] = []
-    bootstrap = threading.Thread._bootstrap  # type: ignore[attr-defined]
+    bootstrap = threading.Thread._bootstrap  # type: ignore[attr-defined] # noqa: SLF001 - there is no other way
     monkeypatch.setattr(threading.Thread, "_bootstrap", lambda self: died.append(lambda: bootstrap(self)))
     monkeypatch.setattr(threads, "BEGINS_WITHIN", 0.05)
     return died

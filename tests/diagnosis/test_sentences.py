@@ -156,7 +156,7 @@ def test_a_fault_is_worded_with_its_subject_and_its_blame() -> None:
     def told(actor: str, command: str, fields: str) -> str:
         traceback = "Traceback …\nZeroDivisionError: division by zero"
         event = CommandParked(actor=actor, command=command, fields=fields, traceback=traceback)
-        return Narrator()._command_parked(msgspec.to_builtins(event))
+        return Narrator().tell(record_of("command_parked", msgspec.json.encode(event).decode()))
 
     assert told("library", "Pull", "{}").startswith(
         "Bug in Greenroom: library failed twice on Pull and refused it: ZeroDivisionError: division"

@@ -77,7 +77,7 @@ def test_an_ask_that_expires_leaves_no_place_behind(made: Callable[..., Greenroo
         with pytest.raises(AskExpired):
             reply.get(timeout=10)
         greenroom.system.rest()
-        assert greenroom.system._actors[SCHEDULER].executor.volatile.queue == ()
+        assert greenroom.system.volatile(SCHEDULER).queue == ()
         again = greenroom.system.ask(serve(greenroom, home, "again")).get(timeout=30)
         greenroom.system.rest()
         assert (again.engine_id, inside(greenroom)) == (*greenroom.gates.readings(), 1)

@@ -79,7 +79,7 @@ class House:
         return sum(one.inside for one in readings.values())
 
     def waiting(self) -> int:
-        return len(self.greenroom.system._actors[SCHEDULER].executor.volatile.queue)
+        return len(self.greenroom.system.volatile(SCHEDULER).queue)
 
     async def stats(self) -> dict[str, Any]:
         """What the one ready engine has counted."""
@@ -161,9 +161,8 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        assert site._server is not None
-        root = site._server.sockets[0].getsockname()  # type: ignore[attr-defined]
-        house = House(greenroom, app, f"http://127.0.0.1:{root[1]}{prefix}", f"127.0.0.1:{root[1]}")
+        address = "{}:{}".format(*runner.addresses[0])
+        house = House(greenroom, app, f"http://{address}{prefix}", address)
         stack.push_async_callback(house.session.close)
         await until_async(lambda: any(s.state == "installed" for s in greenroom.statuses()))
         return house

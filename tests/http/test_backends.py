@@ -129,7 +129,7 @@ async def test_a_backend_is_deleted_with_all_its_versions(house: Any) -> None:
 
 async def test_what_a_removal_does_not_understand_removes_nothing(house: Any) -> None:
     removed: list[str] = []
-    house.greenroom._builder.remove = lambda one, **_: removed.append(one.id)
+    house.greenroom.builder.remove = lambda one, **_: removed.append(one.id)
     for asked, said in (
         (house.session.delete(f"{house.base}/engines/fake?version="), "the version is empty"),
         (house.session.delete(f"{house.base}/engines/fake?version=%20"), "the version is empty"),

@@ -180,7 +180,6 @@ async def nothing_has_stuck(house: Any, log: pytest.LogCaptureFixture, before: s
     lines = [record.getMessage() for record in log.records]
     assert not [line for line in lines if UNPRINTABLE.search(line) or len(line) > 2_000]
     assert not [record for record in log.records if record.exc_info and record.levelno >= logging.ERROR]
-    assert not [name for name in house.context._named if MARK in name]
     assert (await ask(house, "GET", "/readyz")).status == 200
     async with house.chat() as response:
         assert response.status == 200

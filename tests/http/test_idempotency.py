@@ -38,7 +38,7 @@ def install(house: Any, headers: dict[str, str], **more: Any) -> Any:
 
 
 def waiting(house: Any) -> int:
-    volatile = house.greenroom.system._actors[INSTALLER].executor.volatile
+    volatile = house.greenroom.system.volatile(INSTALLER)
     return count(volatile.waiting, *volatile.waiting)
 
 

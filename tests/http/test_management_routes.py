@@ -133,7 +133,7 @@ class Builds:
         self.outcome: Any = None
         self.go = threading.Event()
         self.started = threading.Event()
-        builder = self.greenroom._builder
+        builder = self.greenroom.builder
         builder.start = self.start
 
     def start(self, build: BuildInstallation) -> None:
@@ -150,9 +150,9 @@ class Builds:
         self.go.wait(20)
         self.greenroom.board.clear(key)
         if isinstance(self.outcome, Failure):
-            self.greenroom._tell(INSTALLER, attempt_failed(build.job, self.outcome))
+            self.greenroom.system.report(attempt_failed(build.job, self.outcome), to=INSTALLER)
         else:
-            self.greenroom._tell(INSTALLER, build_committed(build.job, self.outcome))
+            self.greenroom.system.report(build_committed(build.job, self.outcome), to=INSTALLER)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ async def test_fifty_who_ask_for_one_absent_backend_share_one_installation(
     await asyncio.to_thread(builds.started.wait, 10)
 
     # By then it is known of each who asks, and all have asked the installer.
-    await until_async(lambda: len(house.context.callers._known) == 50)
+    await until_async(lambda: len(house.context.callers) == 50)
     builds.go.set()
     assert len(set(await asyncio.gather(*tasks))) == 1
     assert builds.count == 1

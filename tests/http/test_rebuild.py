@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from greenroom.actors.gates import GateEffects
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.scheduler.messages import SCHEDULER, Abandon, AwaitReady
 from waiting import until_async
@@ -65,7 +66,7 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
 
     system = house.greenroom.system
     core = system.addresses[SCHEDULER]
-    patched = core if function != "perform" else system._registered[SCHEDULER].effect_handler
+    patched = core if function != "perform" else GateEffects
     flaky = Flaky(core, patched, function, monkeypatch)
     # This gives its effect handler something to do: an unknown request leaves its gate.
     system.tell(Abandon(request_id="unknown"))

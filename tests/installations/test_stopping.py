@@ -149,7 +149,7 @@ def test_with_a_probe_that_hangs(
 
 @pytest.mark.parametrize("hangs", ["flush", "sums", "look", "verify", "remove"])
 def test_with_a_disk_that_hangs(
-    builder: Callable[..., Builder], deaf: Deaf, monkeypatch: pytest.MonkeyPatch, hangs: str
+    builder: Callable[..., Builder], deaf: Deaf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: str
 ) -> None:
     gate, reached = threading.Event(), threading.Event()
 
@@ -169,7 +169,7 @@ def test_with_a_disk_that_hangs(
     else:
         one.start(build("j1", "toy"))
         until(lambda: deaf.heard == [InstallationCommitted])
-        (installation,) = InstallationStore(one._home).look("toy")
+        (installation,) = InstallationStore(tmp_path / "home").look("toy")
         monkeypatch.setattr("greenroom.runner.installations.installed.read_record", hang)
         removal = RemoveInstallation(backend="toy", installation_id=installation.id)
         threading.Thread(

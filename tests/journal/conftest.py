@@ -87,16 +87,13 @@ def left_behind(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[R
     """A folder as a killed writer leaves it, half of its 240 events only in the log, and its history."""
     folder = tmp_path_factory.mktemp("live")
     copy = tmp_path_factory.mktemp("left") / "journal"
-    journal = SqliteJournal(folder / "journal.db")
-    for version in range(1, 41):
-        if version == 21:
-            # From here on nothing leaves the log.
-            journal.close()
-            journal = SqliteJournal(folder / "journal.db")
-            journal._logged_pages = -1_000_000
-        data = f'{{"engine":"e-{version}","why":"asked","n":{version}}}'
-        journal.append([entry(f"runner/{name}", version, data=data) for name in "abcdef"])
-    history = tuple(journal.read())
-    shutil.copytree(folder, copy)
-    journal.close()
+    for versions in (range(1, 21), range(21, 41)):
+        journal = SqliteJournal(folder / "journal.db")
+        for version in versions:
+            data = f'{{"engine":"e-{version}","why":"asked","n":{version}}}'
+            journal.append([entry(f"runner/{name}", version, data=data) for name in "abcdef"])
+        history = tuple(journal.read())
+        # The second time without a second of idleness, in which the log would be brought in.
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        journal.close()
     return copy, history

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from greenroom.actors.journal import writer_lock as lock
@@ -128,9 +129,9 @@ def test_what_was_given_back_is_free_although_a_child_still_has_the_file_open(
     tmp_path: Path, kind: str, take: Callable[[Path], Any], busy: type[Any]
 ) -> None:
     mine = take(tmp_path)
-    descriptor = mine._descriptor if isinstance(mine, WriterLock) else mine._file.fileno()
+    (file,) = [one for one in psutil.Process().open_files() if Path(one.path).parent == tmp_path.resolve()]
     # What a child that was just forked has: the same open file under another number.
-    inherited = os.dup(descriptor)
+    inherited = os.dup(file.fd)
     try:
         with pytest.raises(busy):
             take(tmp_path)

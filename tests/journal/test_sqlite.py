@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from greenroom.actors.journal import files
 from greenroom.actors.journal import sqlite as module
 from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.port import JournalError, JournalFailed, JournalFull, NotWritten
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
+from waiting import until
 
 
 @pytest.fixture
@@ -33,32 +35,36 @@ def journal(path: Path) -> Iterator[SqliteJournal]:
     journal.close()
 
 
-def test_callers_that_wait_together_are_committed_together(journal: SqliteJournal) -> None:
-    """While one group syncs, the next gathers: held up here by a lock on the database."""
+def test_callers_that_wait_together_are_committed_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one group syncs, the next gathers."""
+    SqliteJournal(path).close()
     commits: list[int] = []
-    started = threading.Event()
-    go_on = threading.Event()
-    store = journal._store
+    started, go_on = threading.Event(), threading.Event()
 
-    def counting(jobs: list[Any]) -> bool:
-        commits.append(len(jobs))
-        started.set()
-        assert go_on.wait(10)
-        return store(jobs)
+    class Slow(sqlite3.Connection):
+        def executemany(self, statement: str, rows: Any) -> sqlite3.Cursor:
+            commits.append(len(rows))
+            started.set()
+            assert go_on.wait(10)
+            return super().executemany(statement, rows)
 
-    journal._store = counting
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Slow))
+    journal = SqliteJournal(path)
     threads = [threading.Thread(target=journal.append, args=([entry(f"s{n}", 1)],)) for n in range(9)]
     threads[0].start()
     assert started.wait(10)
     for thread in threads[1:]:
         thread.start()
-    with journal._wake:
-        assert journal._wake.wait_for(lambda: len(journal._queue) == 8, 10) or len(journal._queue) == 8
+    queue = journal._queue  # noqa: SLF001 - nothing else tells that they wait
+    until(lambda: len(queue) == 8)
     go_on.set()
     for thread in threads:
         thread.join(10)
     assert commits == [1, 8]
     assert len(list(journal.read())) == 9
+    journal.close()
 
 
 def test_a_database_locked_by_another_program_refuses_and_then_goes_on(
@@ -103,13 +109,14 @@ def test_an_unexpected_error_reaches_every_waiting_caller(
 
 def test_what_failed_is_not_brought_into_the_database_by_closing(journal: SqliteJournal, path: Path) -> None:
     journal.append([entry("a", 1)])
-    before = path.read_bytes()
-    journal._in_use = (0, 0)
+    before, log = path.read_bytes(), path.with_name("journal.db-wal")
+    log.rename(path.with_name("aside"))
     with pytest.raises(JournalFailed):
         journal.append([entry("a", 2)])
     journal.close()
     assert path.read_bytes() == before
-    assert path.with_name("journal.db-wal").stat().st_size > 0
+    path.with_name("aside").rename(log)
+    assert log.stat().st_size > 0
     again = SqliteJournal(path)
     assert ids(again.read()) == ["a/1"]
     again.close()
@@ -127,20 +134,13 @@ def test_the_log_is_brought_in_when_it_has_grown_and_stays_small(path: Path) -> 
 def test_left_alone_the_log_is_brought_into_the_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.01)
     journal = SqliteJournal(path)
-    checkpointed = threading.Event()
-    checkpoint = journal._checkpoint
-
-    def noticed() -> bool:
-        done = checkpoint()
-        checkpointed.set()
-        return done
-
-    journal._checkpoint = noticed
     journal.append([entry("a", 1)])
-    assert checkpointed.wait(10)
-    connection = sqlite3.connect(f"file:{path}?immutable=1", uri=True)
-    assert connection.execute("SELECT count(*) FROM events").fetchone() == (1,)
-    connection.close()
+
+    def brought_in() -> bool:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as database:
+            return bool(database.execute("SELECT count(*) FROM events").fetchone() == (1,))
+
+    until(brought_in)
     journal.close()
 
 
@@ -195,20 +195,30 @@ def test_a_path_with_odd_characters_is_no_trouble(folder: Path) -> None:
 def test_a_reserve_that_can_never_be_laid_in_does_not_starve_the_journal_for_good(
     path: Path, monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool
 ) -> None:
-    journal = SqliteJournal(path)
+    made: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def noted(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*arguments, **options))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", noted)
+        journal = SqliteJournal(path)
+    # The limit is one of the connection that writes, which is made last.
     long = '{"log":"' + "x" * 9_000 + '"}'
     journal.append([entry("a", 1, data=long)])
-    pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
-    journal._connection.execute(f"PRAGMA max_page_count={pages}")
+    pages = made[-1].execute("PRAGMA page_count").fetchone()[0]
+    made[-1].execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(JournalFull):
         journal.append([entry("a", 2, data=long)])
 
     def cannot(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
-    monkeypatch.setattr(files.os, "write", cannot)  # type: ignore[attr-defined]
-    journal._connection.execute("PRAGMA max_page_count=1000000")
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    monkeypatch.setattr(os, "write", cannot)
+    made[-1].execute("PRAGMA max_page_count=1000000")
     if goes_on:
         journal.append([entry("a", 2, data=long)])
     else:
@@ -223,7 +233,7 @@ def test_a_file_system_without_allocation_still_keeps_space_back(
     def cannot(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(files.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
     journal = SqliteJournal(path)
     journal.append([entry("a", 1)])
     assert path.with_name("journal.db-reserve").stat().st_size == module.RESERVE

@@ -506,14 +506,18 @@ def test_a_blob_that_no_index_names_is_removed_after_a_week_of_it_and_not_before
     tmp_path: Path, bring: Bring
 ) -> None:
     now = 1_000_000.0
-    store = ModelStore(tmp_path / "models", clock=lambda: now)
+
+    def clock() -> float:
+        return now
+
+    store = ModelStore(tmp_path / "models", clock=clock)
     store.prepare()
     model = bring(store, "a")
     whole = (store.root / "index.json").read_bytes()
     (store.root / "index.json").write_bytes(b'{"schemaVersion":2,"manifests":[]}')
     for _ in range(3):
         now += 2 * 86_400
-        ModelStore(store.root, clock=store._clock).prepare()
+        ModelStore(store.root, clock=clock).prepare()
     (store.root / "index.json").write_bytes(whole)
     store.prepare()
     assert store.verify(model.id) == ()

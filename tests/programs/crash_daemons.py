@@ -218,7 +218,7 @@ class WatchedGreenroom(Greenroom):
 
 def watch(boundary: Boundary) -> None:
     """Put the boundary where the kernel has no port: around effects, and at the end of each handler."""
-    register, settle = ActorSystem.register, Executor._settle
+    register, settle = ActorSystem.register, Executor._settle  # noqa: SLF001 - as above
 
     @functools.wraps(register)
     def registered(
@@ -238,7 +238,7 @@ def watch(boundary: Boundary) -> None:
         return wake_at
 
     ActorSystem.register = registered
-    Executor._settle = settled
+    Executor._settle = settled  # noqa: SLF001 - as above
 
 
 def live(home: Path, kill: dict[str, str] | None, late: str) -> int:

@@ -201,7 +201,7 @@ def test_a_password_is_not_sent_in_the_clear_to_a_token_server_elsewhere(
 ) -> None:
     registry = client("registry.example", name)
     told = failure(
-        lambda: registry._authorize(
+        lambda: registry._authorize(  # noqa: SLF001 - a registry with TLS cannot be had here
             Endpoint("https://registry.example", "registry.example"),
             f'Bearer realm="http://{doorway.host}/token",service="x"',
         )

@@ -15,7 +15,8 @@ class Builds:
     """Stands in for the builder of a house: a build ends when and as the test says."""
 
     def __init__(self, house: Any) -> None:
-        self.builder = house.greenroom._builder
+        self.system = house.greenroom.system
+        self.builder = house.greenroom.builder
         self.builder.start = self._start
         self.builder.cancel = self._cancel
         self.jobs: list[tuple[str, str]] = []
@@ -39,7 +40,7 @@ class Builds:
             built_at=float(version),
             size=1000,
         )
-        self.builder._tell(INSTALLER, build_committed(job, made))
+        self.system.report(build_committed(job, made), to=INSTALLER)
 
     def fail(self, job: str, failure: Failure) -> None:
-        self.builder._tell(INSTALLER, attempt_failed(job, failure))
+        self.system.report(attempt_failed(job, failure), to=INSTALLER)

@@ -159,7 +159,7 @@ def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
             click.echo(f"Greenroom is not running (nothing answers at {settings.url}).")
             return
         daemon.client().post("/daemon/stop", {"keep_engines": seconds})
-    _wait(daemon, settings.home)
+    await_end(daemon, settings.home)
     if seconds is None:
         click.echo(f"Stopped the Greenroom daemon (process {daemon.pid}).")
     else:
@@ -169,7 +169,7 @@ def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
         )
 
 
-def _wait(daemon: Daemon, home: Path) -> None:
+def await_end(daemon: Daemon, home: Path) -> None:
     """Until its process has exited or, on another machine, until its address no longer answers.
 
     One that runs in a container has another pid there: as that number some other process runs here.

@@ -70,7 +70,8 @@ class Handed(logging.Handler):
         self.setFormatter(OneLine(_FORMAT, _DATE))
         self._lines: queue.Queue[str | None] = queue.Queue(room)
         self._place = place
-        self._lost = 0
+        self.lost = 0
+        """Lines that could not be written and have not been reported."""
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
@@ -80,7 +81,7 @@ class Handed(logging.Handler):
             # Here and not on the thread: what the arguments show may change at once.
             self._lines.put_nowait(self.format(record))
         except queue.Full:
-            self._lost += 1
+            self.lost += 1
         except Exception:  # noqa: BLE001 - like logging's own handlers: a bad line must not end its thread
             self.handleError(record)
 
@@ -94,11 +95,11 @@ class Handed(logging.Handler):
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            lost, self._lost = self._lost, 0
+            lost, self.lost = self.lost, 0
             if lost and not self._place.write(self._notice(lost)):
-                self._lost += lost
+                self.lost += lost
             if not self._place.write(line):
-                self._lost += 1
+                self.lost += 1
 
     def _notice(self, lost: int) -> str:
         text = f"{lost} lines are missing here because they could not be written"

@@ -345,6 +345,11 @@ class Suspects:
     def __len__(self) -> int:
         return len(self._deaths)
 
+    @property
+    def engines(self) -> int:
+        """How many engines it remembers."""
+        return len(self._inside.keys() | self._company.keys())
+
     def counts(self, print_: bytes) -> int:
         """Deaths this request was inside at: two make it a suspect."""
         deaths, until = self._deaths.get(print_, (0, 0.0))

@@ -257,6 +257,10 @@ class Callers:
         self._look: asyncio.Task[Mapping[_Ends, Caller]] | None = None
         self._next: asyncio.Task[Mapping[_Ends, Caller]] | None = None
 
+    def __len__(self) -> int:
+        """Connections whose process has been looked up."""
+        return len(self._known)
+
     def at_once(self, request: Request, user: str = "") -> Caller:
         """What is known without looking. `user` is the client's own word, and divides the caller's share."""
         connection = request.connection

@@ -34,11 +34,12 @@ def test_ci_and_the_container_run_the_readmes_test_command() -> None:
     assert read("Dockerfile.test").splitlines()[-1] == f"RUN {test}"
 
 
-def test_the_container_is_a_base_image_make_a_copy_and_the_test_command_and_nothing_else() -> None:
+def test_the_container_is_a_base_image_two_packages_a_copy_and_the_test_command() -> None:
     lines = read("Dockerfile.test").splitlines()
 
     assert [line.split()[0] for line in lines] == ["FROM", "RUN", "COPY", "WORKDIR", "RUN"]
-    assert re.fullmatch(r"RUN apt-get update && apt-get install --yes --no-install-recommends make", lines[1])
+    # The slim image has no make, and lacks the one library that llama.cpp's package takes from the system.
+    assert lines[1] == "RUN apt-get update && apt-get install --yes --no-install-recommends make libgomp1"
 
 
 def test_ci_checks_before_it_tests_and_needs_no_terminal() -> None:

@@ -174,7 +174,7 @@ def _served(mode: dict[str, Any]) -> list[str]:
     if mode.get("memory"):
         room = format_size(float(mode["memory_budget"]))
         verdict = f"of {room}" if mode.get("fits") else f"more than the {room} available to engines"
-        memory = f", needs {format_size(float(mode['memory']))} of memory ({verdict})"
+        memory = f", needs at least {format_size(float(mode['memory']))} of memory ({verdict})"
     return [
         f"  {mode['mode']}: {backend}{state}{memory}",
         *(f"    {one}" for one in mode.get("reasons") or ()),

@@ -36,13 +36,15 @@ backend_option = click.option(
     type=click.Choice(_BUILDS),
     is_flag=False,
     flag_value="native",
-    default="",
+    default=None,
     metavar="FOR",
     help="Compile it on this machine, for its processor (native, if nothing is named) or also for graphics "
     "devices (cuda, rocm, vulkan).",
 )
 @click.pass_context
-def install_runner_command(ctx: click.Context, backend: str, version: str, build: str, dry_run: bool) -> None:
+def install_runner_command(
+    ctx: click.Context, backend: str, version: str, build: str | None, dry_run: bool
+) -> None:
     """Install a backend, unless it is already installed.
 
     --build takes minutes to hours and needs a compiler; missing tools are named.
@@ -55,7 +57,7 @@ def install_runner_command(ctx: click.Context, backend: str, version: str, build
         plan = client.post("/engines/install-backend", body, timeout=None) or {}
         click.echo(planned(backend, plan))
         return
-    report(backend, install(client, backend, version=version, build=build, announce=click.echo))
+    report(backend, install(client, backend, version=version, build=build or "", announce=click.echo))
 
 
 def report(backend: str, installed: Installed) -> None:

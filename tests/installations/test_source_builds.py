@@ -27,6 +27,7 @@ from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.compiling import Compiling
 from greenroom.runner.installations.installed import BUILD_FOLDER
 from greenroom.runner.installations.source_builds import SourceBuilds
+from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.toolchain import look
 from package_index import Index
 from source_toys import CMAKE, PROGRAM, built_backend, source_toy
@@ -366,3 +367,25 @@ def test_an_older_release_leaves_a_compiled_program_alone(
     told = msgspec.json.decode((folder_of(home, made) / "installation.json").read_bytes())
     assert told["schema"] == 2
     assert told["python"]["tag"]
+
+
+@pytest.mark.slow
+def test_on_a_machine_without_cmake_and_ninja_both_are_fetched(
+    home: Path, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = source_toy(index)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("cc", "c++", "as", "ld", "ar", "ranlib", "nice"):
+        if found := shutil.which(name):
+            (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(programs))
+    real = PackageSources.discover()
+    sources = replace(real, extra_indexes=(*real.extra_indexes, index.sources.index))
+    builds = SourceBuilds(home, sources)
+    assert [name.partition("==")[0] for name in builds.plan("toy", build).packages] == [
+        *("toy-source", "cmake", "ninja")
+    ]
+    made = builds.build("toy", build, job="j1", variant="build-native")
+    assert "version" in words_of(folder_of(home, made) / "bin" / "toy-server")
+    assert len(builds.installed.record(made).wheels) == 3

@@ -141,6 +141,13 @@ def test_a_toolchain_is_described_by_the_versions_of_its_programs() -> None:
             ),
             'CMakeLists.txt: Could not find a package configuration file provided by "SPIRV-Headers"',
         ),
+        (
+            (
+                "CMake Error in ggml/src/ggml-cuda/CMakeLists.txt:\n"
+                '  CUDA_ARCHITECTURES is set to "native", but no GPU was detected.\n\n\nCMake Error: no\n'
+            ),
+            'CMakeLists.txt: CUDA_ARCHITECTURES is set to "native", but no GPU was detected',
+        ),
         ("CMake Error: The source directory is empty.\n", "The source directory is empty"),
         (
             "/usr/bin/ld: /tmp/x.o: in function `main':\nx.c:(.text+0x5): undefined reference to `nothing'\n",

@@ -160,7 +160,7 @@ def _command(family: str, packages: Sequence[str]) -> str:
 
 _ERROR = re.compile(
     r"^(?:(?P<file>[^\s:][^:\n]*?)[:(]\d+(?:[:,]\d+)*\)?: )?(?:fatal )?error: (?P<text>.+)$"
-    r"|^CMake Error(?: at (?P<where>[^\n:]+)(?::\d+)?)?(?: \([^)]*\))?:\s*"
+    r"|^CMake Error(?: (?:at|in) (?P<where>[^\n:]+)(?::\d+)?)?(?: \([^)]*\))?:\s*"
     r"(?P<cmake>[^\n]*(?:\n[ \t]+[^\n]+)*)"
     r"|^(?P<linker>[^\n]*(?:undefined reference to|cannot find -l|symbol\(s\) not found)[^\n]*)$",
     re.MULTILINE,

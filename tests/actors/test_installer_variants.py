@@ -191,3 +191,21 @@ def test_what_was_resolved_for_a_variant_binds_the_next_build_of_it() -> None:
     assert build.digest == CUDA.digest
     ensure(case, variant="cuda", version="latest")
     assert not [one for one in case.of(BuildInstallation) if one.version == "latest" and one.digest]
+
+
+def test_the_pinned_version_is_that_of_the_build_in_use() -> None:
+    compiled = built("7-dddd.1", id="build-native-7-dddd.1", variant="build-native")
+    facts = replace(MLX, version="1", versions={"build-native": "8"})
+    case = new_life(disk=(compiled,), mlx=facts)
+    ensure(case, version="pinned")
+    (build,) = case.of(BuildInstallation)
+    assert (build.variant, build.version) == ("build-native", "8")
+    ensure(case, version="pinned", variant="cpu")
+    assert status(case).queue == ("mlx.2",)
+
+
+def test_a_build_is_uninstalled_by_its_variant() -> None:
+    compiled = built("7-dddd.1", id="build-native-7-dddd.1", variant="build-native")
+    case = new_life(disk=(CPU, compiled), mlx=replace(MLX, versions={"build-native": "7"}))
+    case.when(Uninstall(backend="mlx", variant="build-native")).rest()
+    assert status(case).retiring == (compiled.id,)

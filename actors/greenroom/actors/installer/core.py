@@ -164,9 +164,9 @@ class Installer:
             case Uninstall():
                 return self._uninstall(state, command, volatile)
             case CancelInstall():
-                return ends.cancel(state.of(command.backend), self._named(command), volatile)
+                return ends.cancel(state.of(command.backend), self._named(state, command), volatile)
             case LeaveInstall():
-                return ends.leave(self._named(command), volatile)
+                return ends.leave(self._named(state, command), volatile)
             case PendingInstallRequests():
                 return Decision(volatile=replace(volatile, awaited=command.backends))
             case Activate() | VerifyBackend():
@@ -228,7 +228,7 @@ class Installer:
                 reply=refuse("unsupported_platform", facts.verdict, kind="not_ready", subject=ask.backend),
                 volatile=heard(volatile, ask),
             )
-        ask = self._named(ask)
+        ask = self._named(state, ask)
         key = ensure_key(ask.backend, ask.version, ask.variant)
         if ask.backend in volatile.unread:  # 2
             refusal = refusals.unread(ask.backend, state.of(ask.backend).unread)
@@ -270,12 +270,12 @@ class Installer:
             events = (_requested(ask, job.id, job.variant, job.version),)
         return Decision(events=events, reply=Later(key), volatile=waits(volatile, key, ask))
 
-    def _named(self, ask: N) -> N:
+    def _named(self, state: InstallerState, ask: N) -> N:
         """The same with the pinned version in place of the word `pinned`, and one for the usual variant."""
         facts = self._facts.get(ask.backend)
         if facts is None:
             return ask
-        pinned = facts.versions.get(ask.variant, facts.version)
+        pinned = facts.versions.get(to_build(ask.variant, state.of(ask.backend)), facts.version)
         version = pinned if ask.version == "pinned" and pinned else ask.version
         return replace(ask, version=version, variant=named(ask.variant, facts))
 
@@ -290,7 +290,7 @@ class Installer:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
         if ask.backend in volatile.unread:
             return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
-        return ends.uninstall(state.of(ask.backend), self._named(ask), volatile)
+        return ends.uninstall(state.of(ask.backend), self._named(state, ask), volatile)
 
     def _installed(
         self, state: InstallerState, ask: Activate | VerifyBackend, volatile: Volatile

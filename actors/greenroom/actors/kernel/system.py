@@ -203,7 +203,7 @@ class ActorSystem(Startable):
                 send=self._send,
                 failed=self._failed,
             )
-            self._actors[address] = Actor(executor, self._count)
+            self._actors[address] = self._actor(executor)
         deadline = time.monotonic() + timeout
         for address, actor in self._actors.items():
             # One after the other, so that what the first looks store stands in the order of registration.
@@ -212,6 +212,10 @@ class ActorSystem(Startable):
                 actor.started.get(timeout=max(0.0, deadline - time.monotonic()))
             except pykka.Timeout as late:
                 raise StartFailed(f"{address} did not start within {timeout:g} seconds") from late
+
+    def _actor(self, executor: Executor) -> Actor:
+        """`ManualSystem` has another kind."""
+        return Actor(executor, self._count)
 
     def _note_left_out(self, core: Core[Any, Any], found: Replayed) -> None:
         """Store which events are left out of the state, once for each and not at every start."""

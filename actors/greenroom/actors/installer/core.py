@@ -502,7 +502,7 @@ class Installer:
             job=job.id if job is not None else "",
             queue=tuple(one.id for one in backend.queue),
             attempt=job.attempt if job is not None else 0,
-            retry_at=self._retries.clamp(job.retry_at, now) if job is not None else 0.0,
+            retry_at=self._retries.clamp(job.retry_at, now) if job is not None and job.retry_at else 0.0,
             failure=failure,
             forced=forced,
             wanted=backend.wanted is True or (backend.wanted is None and not self._facts[name].deferred),

@@ -308,7 +308,7 @@ def test_after_a_compiler_was_killed_fewer_run_at_once(
     (tmp_path / "work" / "source" / "main.c").touch()
     with pytest.raises(JobFailed) as refused:
         compiling.compile(1, lambda _: None)
-    assert (refused.value.failure.code, refused.value.failure.kind) == ("no_memory", "transient")
+    assert (refused.value.failure.code, refused.value.failure.kind) == ("no_memory", "permanent")
 
 
 def test_a_program_that_does_not_run_any_more_is_broken(

@@ -158,7 +158,9 @@ class Compiling:
             return machine_failed("permanent", "no_space", f"{what}: the disk is full.", _FREE_SPACE, detail)
         if ran_out_of_memory(output):
             message = f"{what}: a compiler was ended, as happens when there is no memory left."
-            return machine_failed("transient", "no_memory", message, "End some other programs.", detail)
+            # Another attempt would begin at the beginning.
+            advice = "End some other programs, then install again."
+            return machine_failed("permanent", "no_memory", message, advice, detail)
         error = first_error(output) or f"{'cmake' if 'cannot' in what else 'ninja'} ended with {ended.code}"
         return machine_failed("permanent", "compile_failed", f"{what}: {error}.", _SEE_MORE, detail)
 

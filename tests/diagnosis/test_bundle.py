@@ -119,6 +119,7 @@ def test_it_holds_what_a_bug_report_needs_and_says_what(
         "README.txt",
         "versions.json",
         "config.json",
+        "devices.json",
         "config.toml",
         "journal.jsonl",
         "log.txt",
@@ -186,7 +187,12 @@ def test_with_nothing_at_all_it_still_says_on_what(greenroom: Any, home: Path, t
 
     assert outcome.code == 0
     assert "journal: there is no journal" in outcome.err
-    assert set(unpacked(tmp_path / "b.tar.gz")) == {"README.txt", "versions.json", "config.json"}
+    assert set(unpacked(tmp_path / "b.tar.gz")) == {
+        "README.txt",
+        "versions.json",
+        "devices.json",
+        "config.json",
+    }
 
 
 def test_a_damaged_journal_is_taken_as_far_as_it_can_be_read(

@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from greenroom.actors import daemon_log, idempotency
-from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
+from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped, DevicesChanged
 from greenroom.actors.engine_runner import events as engine_runner_events
 from greenroom.actors.engine_runner.events import EngineReady, EngineStartRequested
+from greenroom.actors.graphics import GraphicsDevice
 from greenroom.actors.installer import events as installer_events
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.core import Event
@@ -118,6 +119,40 @@ def test_a_start_without_a_stop_before_it_says_so() -> None:
 
     tell(narrator, DaemonStopped(pid=12, reason="a stop was requested"))
     assert "cleanly" not in tell(narrator, msgspec.structs.replace(start, pid=13))
+
+
+CARD = GraphicsDevice(
+    id="GPU-1", maker="nvidia", name="NVIDIA L4", driver="570.1", runtimes=(("cuda", "12.8"),)
+)
+BROKEN = msgspec.structs.replace(
+    CARD, problem=Failure(kind="permanent", code="driver_mismatch", message="They differ.", advice="Restart.")
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ((), (CARD,), "NVIDIA L4 was found (driver 570.1)."),
+        ((CARD,), (), "NVIDIA L4 is gone."),
+        ((CARD,), (BROKEN,), "NVIDIA L4 cannot be used: They differ. Restart."),
+        ((BROKEN,), (CARD,), "NVIDIA L4 can be used again."),
+        (
+            (CARD,),
+            (msgspec.structs.replace(CARD, driver="580.9"),),
+            "NVIDIA L4 has another driver: 580.9 instead of 570.1.",
+        ),
+        (
+            (CARD,),
+            (msgspec.structs.replace(CARD, runtimes=(("vulkan", "1.3.2"),)),),
+            "NVIDIA L4 has changed: vulkan 1.3.2, no cuda.",
+        ),
+        ((), (), "their problems are solved."),
+    ],
+)
+def test_what_is_new_about_a_device_is_told(
+    before: tuple[GraphicsDevice, ...], after: tuple[GraphicsDevice, ...], told: str
+) -> None:
+    assert tell(Narrator(), DevicesChanged(before=before, after=after)) == f"Graphics devices: {told}"
 
 
 def test_an_eviction_says_what_decided() -> None:

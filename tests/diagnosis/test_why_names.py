@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from explained import GB, SMOLLM2, hash_mismatch, types
+from greenroom.actors.daemon_log import DevicesChanged
+from greenroom.actors.graphics import GraphicsDevice
 from greenroom.actors.installer.events import InstallFailed, InstallRequested
 from greenroom.actors.library.events import PullCancelled, PullRequested
+from greenroom.actors.values import Failure
 from greenroom.runner.diagnosis.explain import UnknownName, explain
 
 # engines, requests, the daemon
@@ -96,6 +99,20 @@ def test_the_daemon_tells_how_the_one_before_it_ended(script: Any) -> None:
 
     script.stopped(pid=101)
     assert (script.why("daemon").state, script.why("daemon").cause) == ("stopped", "stopped")
+
+
+def test_the_daemon_tells_what_is_wrong_with_a_device_and_still_counts_kills(script: Any) -> None:
+    mismatch = Failure(kind="permanent", code="driver_mismatch", message="They differ.", advice="Restart.")
+    card = GraphicsDevice(id="GPU-1", maker="nvidia", name="NVIDIA L4", problem=mismatch)
+    script.add(DevicesChanged(after=(card,)))
+    script.daemon(pid=101)
+
+    found = script.why("daemon")
+
+    assert found.numbers == {"starts": 2.0, "killed": 1.0}
+    assert found.cause == "after_a_kill"
+    assert found.also == ("NVIDIA L4 cannot be used: They differ. Restart.",)
+    assert any("NVIDIA L4" in step.text for step in found.steps)
 
 
 # names

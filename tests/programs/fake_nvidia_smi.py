@@ -2,7 +2,8 @@
 
 `devices.json` lists them: index, uuid, name, total and used by others (MiB). Each `user-<pid>.json` is an
 engine that holds memory for as long as it lives. With a file `mute` there, what processes hold is not told,
-as in a container; with a file `broken` nothing is.
+as in a container; with a file `broken` nothing is; with a file `updated` the driver is another than the
+library, until the next start of the machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 def main() -> None:
     folder = Path(os.environ["NVIDIA_FAKE_FOLDER"])
+    if (folder / "updated").exists():
+        sys.exit("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.95")
     if (folder / "broken").exists():
         sys.exit("Unable to determine the device handle for GPU 0000:01:00.0: Unknown Error")
     if len(sys.argv) == 1:

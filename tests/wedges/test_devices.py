@@ -181,6 +181,39 @@ async def test_a_restart_adopts_an_engine_with_its_device(machine: Machine) -> N
     assert device["promised"] // MIB == NEED
 
 
+async def test_a_device_that_goes_away_is_reported_and_not_used_until_it_is_back(
+    machine: Machine, folder: Path
+) -> None:
+    daemon = await machine(200, gpu_headroom="10MiB")
+    (found,) = (await daemon.get("/engines/devices")).json["devices"]
+    assert (found["id"], found["driver"], found["problem"]) == ("GPU-0", "580.65.06", None)
+    (event,) = daemon.events("devices_changed")
+    assert ([one["id"] for one in event["after"]], event["stream"]) == (["GPU-0"], "daemon")
+    assert "free" not in event["after"][0]
+
+    (folder / "updated").touch()
+
+    async def problem() -> Any:
+        (found,) = (await daemon.get("/engines/devices")).json["devices"]
+        return found["problem"]
+
+    told = await until_async(problem)
+    assert (told["code"], "restart" in told["advice"].lower()) == ("driver_mismatch", True)
+    assert "devices" not in (await daemon.get("/engines/ledger")).json
+    # After the restart of the machine, which a daemon may sleep through.
+    (folder / "updated").unlink()
+    again = (await daemon.get("/engines/devices?refresh=true")).json["devices"]
+    assert [one["problem"] for one in again if one["id"] == "GPU-0"] == [None]
+    await until_async(lambda: _events(daemon, 3))
+    gone, back = daemon.events("devices_changed")[1:]
+    assert gone["after"][0]["problem"]["code"] == "driver_mismatch"
+    assert "problem" not in back["after"][0]
+
+
+async def _events(daemon: Daemon, number: int) -> bool:
+    return len(daemon.events("devices_changed")) == number
+
+
 async def _waits(daemon: Daemon) -> bool:
     queue = (await daemon.get("/engines/queue")).json
     return [one["phase"] for one in queue] == ["waiting_for_memory"]

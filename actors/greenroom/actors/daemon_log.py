@@ -1,4 +1,4 @@
-"""The daemon's own stream: when it started, and whether it stopped in order or was killed."""
+"""The daemon's own stream: when it started, whether it was killed, and which graphics devices it had."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from greenroom.actors.graphics import Graphics, GraphicsDevice
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -19,6 +20,7 @@ from greenroom.actors.kernel.core import (
     Stored,
 )
 from greenroom.actors.limits import Reason, Whole
+from greenroom.actors.values import Failure
 
 DAEMON = Address("daemon")
 
@@ -29,6 +31,15 @@ class NoteStopped(Command[None], frozen=True, kw_only=True):
     ACTOR = DAEMON
     pid: Whole
     reason: Reason
+
+
+class NoteDevices(Command[None], frozen=True, kw_only=True):
+    """Record what is new about the machine's graphics devices. Repeating it changes nothing."""
+
+    ACTOR = DAEMON
+    REPEATABLE = True
+    graphics: Graphics
+    """Without free memory, which always changes: `Graphics.lasting`."""
 
 
 class DaemonStarted(Event, frozen=True, kw_only=True):
@@ -53,6 +64,17 @@ class DaemonStopped(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class DevicesChanged(Event, frozen=True, kw_only=True):
+    """Graphics devices appeared, went away, or are not what they were. Only those that differ are listed."""
+
+    TAG = "devices_changed"
+    before: tuple[GraphicsDevice, ...] = ()
+    after: tuple[GraphicsDevice, ...] = ()
+    """One in both has changed, one in `before` alone is gone."""
+    problems: tuple[Failure, ...] = ()
+    """All that belong to no device, as they are now."""
+
+
 class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     starts: int = 0
     running_pid: int = 0
@@ -63,11 +85,14 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     """When the last daemon started."""
     started_before: float = 0.0
     """When the one before it started."""
+    devices: tuple[GraphicsDevice, ...] = ()
+    """The machine's graphics devices when they last changed."""
+    device_problems: tuple[Failure, ...] = ()
 
 
 class DaemonLog(SingleStream[DaemonState]):
     address = DAEMON
-    event_types = (DaemonStarted, DaemonStopped)
+    event_types = (DaemonStarted, DaemonStopped, DevicesChanged)
 
     def __init__(self, started: DaemonStarted) -> None:
         """`started` is stored when this daemon's actors start."""
@@ -79,13 +104,18 @@ class DaemonLog(SingleStream[DaemonState]):
     def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
         match stored.event:
             case DaemonStarted(pid=pid, life=life):
-                return DaemonState(
+                return replace(
+                    state,
                     starts=state.starts + 1,
                     running_pid=pid,
                     running_life=life,
                     started_at=stored.at,
                     started_before=state.started_at,
                 )
+            case DevicesChanged(before=before, after=after, problems=problems):
+                gone = {one.id for one in (*before, *after)}
+                kept = tuple(one for one in state.devices if one.id not in gone)
+                return replace(state, devices=(*kept, *after), device_problems=problems)
             case _:
                 return replace(state, running_pid=0, running_life="")
 
@@ -93,6 +123,12 @@ class DaemonLog(SingleStream[DaemonState]):
         self, state: DaemonState, command: Command[Any], _now: Moment, _volatile: None
     ) -> Decision[None]:
         match command:
+            case NoteDevices(graphics=graphics):
+                before = tuple(one for one in state.devices if one not in graphics.devices)
+                after = tuple(one for one in graphics.devices if one not in state.devices)
+                is_new = before or after or graphics.problems != state.device_problems
+                changed = DevicesChanged(before=before, after=after, problems=graphics.problems)
+                return Decision(events=(changed,) if is_new else ())
             case NoteStopped() as c:
                 return Decision(events=(DaemonStopped(pid=c.pid, reason=c.reason),))
             case Recovered():

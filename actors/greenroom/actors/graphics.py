@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec.structs import replace
+
 from greenroom.actors.values import Fact, Failure
 
 Maker = Literal["nvidia", "amd", "intel", "apple", "other"]
@@ -37,6 +39,11 @@ class GraphicsDevice(Fact, frozen=True, kw_only=True):
     problem: Failure | None = None
     """Why nothing can compute on it, with what to do."""
 
+    @property
+    def is_idle_software(self) -> bool:
+        """It is the processor under another name, and the user has not asked to use it."""
+        return self.problem is not None and self.problem.code == "software"
+
     def runtime(self, name: Runtime) -> str | None:
         """The newest version that its driver supports; None if it does not offer it."""
         return dict(self.runtimes).get(name)
@@ -50,6 +57,15 @@ class Graphics(Fact, frozen=True, kw_only=True):
     """What hides devices that this cannot name: a driver that hangs, a library that does not match it."""
     glibc: str = ""
     """Version of the C library, `2.36`; empty on macOS and musl."""
+
+    @property
+    def lasting(self) -> Graphics:
+        """Without what changes from one reading to the next, and without software that nothing uses."""
+        return replace(
+            self,
+            devices=tuple(replace(one, free=None) for one in self.devices if not one.is_idle_software),
+            problems=tuple(replace(one, detail="") for one in self.problems),
+        )
 
     @property
     def usable(self) -> tuple[GraphicsDevice, ...]:

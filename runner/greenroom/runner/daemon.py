@@ -15,10 +15,18 @@ from typing import Any
 import msgspec
 
 from greenroom import __version__
-from greenroom.actors.daemon_log import DAEMON, DaemonLog, DaemonStarted, DaemonState, NoteStopped
+from greenroom.actors.daemon_log import (
+    DAEMON,
+    DaemonLog,
+    DaemonStarted,
+    DaemonState,
+    NoteDevices,
+    NoteStopped,
+)
 from greenroom.actors.engine_runner.core import Runner, RunnerState
 from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.gates import Emptied, GateBoard, GateEffects
+from greenroom.actors.graphics import Graphics
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.messages import INSTALLER, BackendStatus
@@ -42,6 +50,7 @@ from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
 from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backends.base import Backend, Environment, Image, Launch, Platform
+from greenroom.runner.backends.device_users import DeviceUser, device_users
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
@@ -189,6 +198,8 @@ class Greenroom(Startable):
         except BaseException:
             self._stop_system(system)
             raise
+        self._note_devices(self._devices.graphics)
+        self._devices.on_look = self._note_devices
         # Ready only once installations, engines and the store have been inspected.
         try:
             system.ask(AwaitReady()).get(timeout=_LOOK_BOUND)
@@ -371,6 +382,19 @@ class Greenroom(Startable):
         memory = self._memory.now()
         return memory.budget(self._left(memory))
 
+    @property
+    def devices(self) -> DeviceWatch:
+        """The machine's graphics devices, as they are read regularly."""
+        return self._devices
+
+    def device_users(self, graphics: Graphics) -> dict[str, tuple[DeviceUser, ...]]:
+        """By id of each device, which variants of backends would use it."""
+        state: InstallerState = self.system.state(INSTALLER)
+        installed = {
+            (name, one.variant) for name in self.backends for one in state.of(name).installations.values()
+        }
+        return device_users(self.backends.values(), graphics, self._platform, installed)
+
     def budget_for(self, backend: str) -> int:
         """Bytes one engine of this backend may use at most; of a graphics device if it computes there."""
         devices = self._devices.now("cuda")
@@ -415,6 +439,9 @@ class Greenroom(Startable):
             _log.debug("%s came after the stop", type(command).__name__)
             return
         system.report(command, to=to)
+
+    def _note_devices(self, graphics: Graphics) -> None:
+        self._tell(DAEMON, NoteDevices(graphics=graphics.lasting))
 
     def _observe(self, volatile: SchedulerVolatile) -> SchedulerVolatile:
         """Read what changes without messages: gates and memory."""

@@ -58,19 +58,35 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
     backends: dict[str, str] = client.get("/engines/status") or {}
     reason = _not_ready(client)
     if as_json:
-        click.echo(json.dumps(_fields(daemon, backends, reason), ensure_ascii=False))
+        fields = {**_fields(daemon, backends, reason), "devices": _devices(client)}
+        click.echo(json.dumps(fields, ensure_ascii=False))
         return exit_codes.OK
     click.echo(f"Greenroom is running at {daemon.url} (process {daemon.pid}, version {daemon.version}).")
     click.echo(f"Data directory: {daemon.home}")
     if reason:
         click.echo(f"It is not ready: {reason}")
+    from greenroom.runner.cli.devices import line
     from greenroom.runner.cli.display import describe, title_of
 
     for job in client.get("/jobs") or ():
         click.echo(f"{title_of(str(job.get('job', '')))}: {describe(job)}")
+    for one in _devices(client):
+        click.echo(line(one))
     click.echo()
     click.echo(table(("BACKEND", "STATUS", "DETAILS"), rows(backends), width=terminal_width()))
     return exit_codes.OK
+
+
+def _devices(client: Client) -> list[dict[str, Any]]:
+    """All but software that only looks like one. A daemon of an earlier version knows none."""
+    from greenroom.runner.cli.devices import is_software
+
+    try:
+        found = client.get("/engines/devices") or {}
+    except DaemonRefused:
+        return []
+    devices: list[dict[str, Any]] = found.get("devices", [])
+    return [one for one in devices if not is_software(one)]
 
 
 def rows(backends: dict[str, str]) -> list[tuple[str, str, str]]:

@@ -35,6 +35,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "prune": ("models", "Remove interrupted downloads and unused data."),
     "ps": ("engines", "List the running engines."),
     "status": ("daemon", "Show whether the daemon is running, and its backends."),
+    "devices": ("devices", "Show the graphics devices, and what is wrong with them."),
     "unload": ("engines", "Unload idle models."),
     "serve": ("serve", "Run the daemon in the foreground."),
     "stop": ("daemon", "Stop the daemon."),

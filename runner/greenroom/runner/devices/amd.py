@@ -34,12 +34,12 @@ class _Node:
 
 
 def look(view: HostView, controllers: Sequence[Controller]) -> tuple[tuple[Probed, ...], tuple[Failure, ...]]:
-    """All of them, and why ROCm cannot use those that Vulkan may."""
+    """All of them, and why ROCm, which is installed, can use none."""
     ours = [one for one in controllers if one.maker == "amd"]
     if not ours:
         return (), ()
     nodes, rocm = _nodes(view), rocm_version(view)
-    trouble = _kfd_trouble(view)
+    trouble = _kfd_trouble(view) if rocm else None
     found = tuple(_probed(view, one, nodes.get(one.bus), rocm if trouble is None else "") for one in ours)
     usable = [one for one in found if one.device.problem is None]
     return found, (trouble,) if trouble is not None and usable else ()
@@ -113,7 +113,11 @@ def _kfd_trouble(view: HostView) -> Failure | None:
             return problems.no_device_files(("/dev/kfd, so ROCm cannot be used",), _OPTION)
         return problems.no_compute_driver()
     can_open, group = view.access("/dev/kfd")
-    return None if can_open else problems.no_permission(_MAKER, ("/dev/kfd",), (group,))
+    return (
+        None
+        if can_open
+        else problems.no_permission(_MAKER, ("/dev/kfd",), (group,), ", so ROCm cannot be used")
+    )
 
 
 def _nodes(view: HostView) -> dict[str, _Node]:

@@ -21,7 +21,7 @@ def look(view: HostView) -> tuple[Probed, ...]:
         total=metal_limit(total, wired),
         is_shared=True,
         driver=f"macOS {version}".strip(),
-        runtimes=(("metal", version),),
+        runtimes=(("metal", ""),),
     )
     return (Probed(device),)
 

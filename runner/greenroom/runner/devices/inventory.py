@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from greenroom.actors.graphics import Graphics
+from greenroom.actors.values import Failure
 from greenroom.runner.devices import amd, apple, intel, jetson, nvidia, problems, vulkan
 from greenroom.runner.devices.found import Look, Probed
 from greenroom.runner.devices.host_view import HostView
@@ -39,7 +40,9 @@ def look(view: HostView, *, software: bool = False) -> Look:
         found = (*boards, *cards, *radeons, *intel.look(view, listed))
         offered = asked.result() if asked is not None else VulkanLook()
     merged = vulkan.merged(found, offered, view)
-    explained = tuple(_explained(one, offered) for one in merged)
+    explained = tuple(_explained(one, offered, compute_troubles) for one in merged)
+    told = {one.device.problem for one in explained}
+    compute_troubles = tuple(one for one in compute_troubles if one not in told)
     passing = (offered.problem,) if offered.problem is not None else ()
     return Look(allowed(explained, view.env), (*troubles, *compute_troubles, *passing), view.glibc)
 
@@ -49,9 +52,14 @@ def _may_have_vulkan(view: HostView, listed: Sequence[Controller]) -> bool:
     return VULKAN in view.env or bool(listed) or any(view.exists(sign) for sign in _SIGNS)
 
 
-def _explained(one: Probed, offered: VulkanLook) -> Probed:
-    """A device that no runtime reaches has a problem, even if its kernel driver has none."""
+def _explained(one: Probed, offered: VulkanLook, compute: Sequence[Failure]) -> Probed:
+    """A device that no runtime reaches has a problem, even if its kernel driver has none.
+
+    `compute`: why AMD's compute driver cannot be used.
+    """
     device = one.device
     if device.problem is not None or device.runtimes:
         return one
+    if compute and device.maker == "amd":
+        return one.with_problem(compute[0])
     return one.with_problem(offered.problem or problems.no_runtime(device.maker, offered.has_loader))

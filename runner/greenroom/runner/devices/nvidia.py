@@ -127,9 +127,10 @@ def look(view: HostView, controllers: Sequence[Controller]) -> tuple[tuple[Probe
     """
     known = {one.bus: one for one in controllers if one.maker == "nvidia"}
     asked = _asked(view) if _is_worth_asking(view, known) else _Asked()
-    seen = {one.device.bus for one in asked.found}
-    missed = sorted({*known, *view.names(_GPUS)} - seen)
-    found = (*asked.found, *(_missed(view, bus, known.get(bus), asked) for bus in missed))
+    listed = {bus: _listed(view, bus) for bus in view.names(_GPUS)}
+    seen = {one.device.bus or _bus_of(one, listed) for one in asked.found}
+    missed = sorted({*known, *listed} - seen)
+    found = (*asked.found, *(_missed(view, bus, known.get(bus), listed, asked) for bus in missed))
     if asked.trouble is None or found:
         return found, ()
     return (), (asked.trouble,)
@@ -284,7 +285,7 @@ def _by_smi(view: HostView, answer: nvidia_smi.SmiAnswer) -> _Asked:
             bus=card.bus,
             problem=_explained(view, _code_of(card.error), card.error) if card.error else None,
         )
-        if card.is_divided and card.index in parts:
+        if card.is_divided and parts.get(card.index):
             found += (_part(device, *part) for part in parts[card.index])
         elif card.is_divided:
             broken = msgspec.structs.replace(device, problem=problems.divided_without_parts())
@@ -312,10 +313,26 @@ def _code_of(text: str) -> int:
 # what is wrong
 
 
-def _missed(view: HostView, bus: str, controller: Controller | None, asked: _Asked) -> Probed:
-    """A card that the kernel lists and the driver did not."""
+def _listed(view: HostView, bus: str) -> dict[str, str]:
+    """What the kernel module says of a card, even when the library does not fit it."""
     lines = (line.partition(":") for line in view.text(f"{_GPUS}/{bus}/information").splitlines())
-    facts = {key.strip(): value.strip() for key, _, value in lines}
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _bus_of(one: Probed, listed: Mapping[str, Mapping[str, str]]) -> str:
+    """The address of a card whose driver does not tell it."""
+    return next((bus for bus, facts in listed.items() if facts.get("GPU UUID") == one.device.id), "")
+
+
+def _missed(
+    view: HostView,
+    bus: str,
+    controller: Controller | None,
+    listed: Mapping[str, Mapping[str, str]],
+    asked: _Asked,
+) -> Probed:
+    """A card that the kernel lists and the driver did not."""
+    facts = listed.get(bus, {})
     name, uuid = facts.get("Model", ""), facts.get("GPU UUID", "")
     if not uuid.startswith("GPU-") or "?" in uuid:
         uuid = ""

@@ -72,10 +72,8 @@ def name_of(view: HostView, controller: Controller) -> str:
 
 def listed_name(text: str, vendor: int, device: int) -> str:
     """The name in a `pci.ids` file: of `AD104 [GeForce RTX 4070]` what stands in brackets; empty if none."""
-    at = text.find(f"\n{vendor:04x}  ")
-    if at < 0:
-        return ""
-    for line in text[at + 1 :].split("\n")[1:]:
+    _, found_vendor, after = f"\n{text}".partition(f"\n{vendor:04x}  ")
+    for line in after.split("\n")[1:] if found_vendor else ():
         if line and not line.startswith(("\t", "#")):
             break
         if line.startswith(f"\t{device:04x}  "):

@@ -40,7 +40,7 @@ def driver_mismatch(kernel: str, library: str, *, in_container: bool, detail: st
 def driver_not_loaded(maker: str, module: str, *, in_container: bool, detail: str = "") -> Failure:
     return _problem(
         "driver_not_loaded",
-        f"The driver of {maker} is not loaded.",
+        f"{maker}'s driver is not loaded.",
         f"On the container's host, load it: sudo modprobe {module}"
         if in_container
         else f"Load it: sudo modprobe {module}. If that fails, install the driver from your distribution; "
@@ -71,12 +71,12 @@ def too_old_for_driver(driver: str) -> Failure:
 def no_runtime(maker: str, has_loader: bool) -> Failure:
     """Its kernel driver works, but nothing that programs compute through is installed."""
     missing = "its Vulkan driver is" if has_loader else "Vulkan is"
-    rocm = "; for ROCm see https://rocm.docs.amd.com" if maker == "amd" else ""
+    rocm = "; for ROCm: https://rocm.docs.amd.com" if maker == "amd" else ""
     return _problem(
         "no_runtime",
         f"Its kernel driver is loaded, but {missing} not installed{' and ROCm neither' if rocm else ''}.",
         f"Debian and Ubuntu: sudo apt install libvulkan1 mesa-vulkan-drivers; Fedora: sudo dnf install "
-        f"vulkan-loader mesa-vulkan-drivers{rocm}.",
+        f"vulkan-loader mesa-vulkan-drivers{rocm}",
     )
 
 
@@ -124,7 +124,7 @@ def driver_incomplete() -> Failure:
 def driver_hangs(maker: str, seconds: float, detail: str = "") -> Failure:
     return _problem(
         "driver_hangs",
-        f"The driver of {maker} did not answer within {seconds:g} seconds.",
+        f"{maker}'s driver did not answer within {seconds:g} seconds.",
         "Look for its messages: sudo dmesg. A restart of the computer usually helps. It is asked again in "
         "ten minutes.",
         detail,
@@ -136,14 +136,14 @@ def driver_crashes(maker: str, told: Told) -> Failure:
     how = f"was ended by signal {signal}" if signal > 0 else "gave an answer that makes no sense"
     return _problem(
         "driver_crashes",
-        f"The driver of {maker} failed: the process that asked it {how}.",
+        f"{maker}'s driver failed: the process that asked it {how}.",
         "Install the driver again, or another version of it.",
         f"{told.errors}\n{told.output}".strip(),
     )
 
 
-def no_permission(maker: str, files: Iterable[str], groups: Iterable[str]) -> Failure:
-    """This user may not open the device's files."""
+def no_permission(maker: str, files: Iterable[str], groups: Iterable[str], effect: str = "") -> Failure:
+    """This user may not open the device's files. `effect`: what follows from that."""
     named = ",".join(groups)
     advice = (
         f"Join its group: sudo usermod -aG {named} $USER, then log out and in again. In a container: "
@@ -151,7 +151,9 @@ def no_permission(maker: str, files: Iterable[str], groups: Iterable[str]) -> Fa
         if named
         else "Let this user read and write these files."
     )
-    return _problem("no_permission", f"This user may not use {maker}'s devices: {', '.join(files)}.", advice)
+    return _problem(
+        "no_permission", f"This user may not open {', '.join(files)} of {maker}'s driver{effect}.", advice
+    )
 
 
 def no_device_files(files: Iterable[str], option: str) -> Failure:
@@ -226,7 +228,7 @@ def unexplained(maker: str, detail: str) -> Failure:
     words = " ".join(detail.split())[:200].rstrip(".") or "it does not say why"
     return _problem(
         "driver_failed",
-        f"The driver of {maker} cannot be used: {words}.",
+        f"{maker}'s driver cannot be used: {words}.",
         "Look for its messages: sudo dmesg",
         detail,
     )

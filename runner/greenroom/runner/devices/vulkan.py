@@ -147,7 +147,7 @@ def _with(known: Probed, one: _Device) -> Probed:
             is_shared=is_shared,
             total=size if is_unknown else device.total,
             free=free if is_unknown else device.free,
-            driver=_driver(device.driver, one),
+            driver=device.driver if device.maker == "nvidia" else _driver(device.driver, one),
             runtimes=(*device.runtimes, ("vulkan", one.api)),
         ),
     )

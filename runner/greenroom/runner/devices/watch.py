@@ -30,6 +30,8 @@ _WHOLE_EVERY = 600.0
 """Seconds after which everything is asked again: a driver may have been installed, or hang no longer."""
 _TROUBLED_EVERY = 60.0
 """The same while something is wrong."""
+_LASTING = frozenset({"software", "hidden"})
+"""Problems that cannot end while this process runs."""
 _FIRST_LOOK_SECONDS = 3.0
 _MODULE = "/proc/driver/nvidia/version"
 _SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/dxg", _MODULE)
@@ -127,7 +129,8 @@ class DeviceWatch:
     def _is_new(self) -> bool:
         """Whether something appeared or went away, or it is time to ask everything again."""
         graphics = self._look.graphics
-        is_troubled = bool(graphics.problems) or len(graphics.usable) < len(graphics.devices)
+        wrong = [one.problem.code for one in graphics.devices if one.problem is not None]
+        is_troubled = bool(graphics.problems) or not _LASTING.issuperset(wrong)
         is_due = time.monotonic() - self._looked_at > (_TROUBLED_EVERY if is_troubled else _WHOLE_EVERY)
         return not self._looked.is_set() or is_due or self._read_signs() != self._signs
 

@@ -26,6 +26,7 @@ from greenroom.actors.journal.port import JournalError, Record
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.schema import SQLITE_VERSION
 from greenroom.runner.config import NAMES, Settings
+from greenroom.runner.devices.inventory import read as read_devices
 from greenroom.runner.diagnosis.explain import answer
 from greenroom.runner.diagnosis.history import History
 from greenroom.runner.diagnosis.redaction import Redactor, is_secret_name
@@ -43,7 +44,9 @@ _ENGINES = 10
 _EXPLAINED = 40
 _UNBROKEN = 2**20
 """Characters of a line in `why.txt`. Lines are not wrapped, since prompts are redacted line by line."""
-_OURS = ("GREENROOM_", "MODEL_RUNNER_", "PIP_", "UV_", "HF_", "SSL_", "REQUESTS_", "CUDA_", "HIP_", "VLLM_")
+_OURS = ("GREENROOM_", "MODEL_RUNNER_", "PIP_", "UV_", "HF_", "SSL_", "REQUESTS_", "VLLM_")
+_DEVICES = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "VK_", "NVIDIA_")
+_TAKEN = (*_OURS, *_DEVICES)
 _ALSO = (
     "PATH",
     "LANG",
@@ -85,6 +88,7 @@ class Bundle:
         self._read_journal()
         collectors: tuple[Callable[[], Iterator[BundleFile]], ...] = (
             self._versions,
+            self._devices,
             self._config,
             self._happened,
             self._state,
@@ -155,10 +159,15 @@ class Bundle:
         taken = {
             name: value
             for name, value in os.environ.items()
-            if name.startswith(_OURS) or name.upper() in _ALSO or name.upper().endswith("_PROXY")
+            if name.startswith(_TAKEN) or name.upper() in _ALSO or name.upper().endswith("_PROXY")
         }
         # That a secret is set is worth knowing; even its length is not.
         return {name: "***" if is_secret_name(name) else value for name, value in sorted(taken.items())}
+
+    def _devices(self) -> Iterator[BundleFile]:
+        graphics = read_devices()
+        about = ", ".join(one.name for one in graphics.devices) or "no graphics device"
+        yield self._json("devices.json", about, msgspec.to_builtins(graphics))
 
     def _config(self) -> Iterator[BundleFile]:
         settings = self._settings

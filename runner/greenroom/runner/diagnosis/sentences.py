@@ -365,6 +365,14 @@ class Narrator:
             text += f" The previous daemon (process {killed}) did not shut down cleanly."
         return text
 
+    def _devices_changed(self, fields: Fields) -> str:
+        before = {one["id"]: one for one in fields.get("before", ())}
+        after = {one["id"]: one for one in fields.get("after", ())}
+        told = [f"{one['name']} is gone." for name, one in before.items() if name not in after]
+        told += [device_change(before.get(name), one) for name, one in after.items()]
+        told += [f"{one['message']} {one.get('advice', '')}".strip() for one in fields.get("problems", ())]
+        return " ".join(("Graphics devices:", *(told or ["their problems are solved."])))
+
     def _daemon_stopped(self, fields: Fields) -> str:
         self._running_pid = 0
         return full_stop(f"Greenroom shut down cleanly (process {fields['pid']}): {fields['reason']}")
@@ -445,6 +453,24 @@ def _failure(fields: Fields) -> str:
 
 def _clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def device_change(before: Fields | None, after: Fields) -> str:
+    """What is new about one graphics device, as a sentence."""
+    name, problem = after["name"], after.get("problem")
+    if problem is not None:
+        return f"{name} cannot be used: {problem['message']} {problem.get('advice', '')}".strip()
+    driver = after.get("driver", "")
+    if before is None:
+        return f"{name} was found{f' (driver {driver})' if driver else ''}."
+    if before.get("problem") is not None:
+        return f"{name} can be used again."
+    if before.get("driver", "") != driver:
+        return f"{name} has another driver: {driver or 'none'} instead of {before.get('driver') or 'none'}."
+    was, now = dict(before.get("runtimes", ())), dict(after.get("runtimes", ()))
+    changes = [f"{one} {now[one]}" for one in now if was.get(one) != now[one]]
+    changes += [f"no {one}" for one in was if one not in now]
+    return f"{name} has changed{': ' if changes else ''}{', '.join(changes)}."
 
 
 _TELLERS: Mapping[str, Callable[[Narrator, Fields], str]] = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
-from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
+from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped, DevicesChanged
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop
 from greenroom.runner.diagnosis.history import History, latest
@@ -14,7 +15,8 @@ from greenroom.runner.diagnosis.times import moment
 
 def why_daemon(history: History, now: float) -> Explanation:
     """The last start or stop decides."""
-    daemons = list(history.daemons)
+    told = list(history.daemons)
+    daemons = [one for one in told if not isinstance(one.event, DevicesChanged)]
     started, stopped = latest(daemons, DaemonStarted), latest(daemons, DaemonStopped)
     killed = sum(
         isinstance(one.event, DaemonStarted) and isinstance(following.event, DaemonStarted)
@@ -25,7 +27,7 @@ def why_daemon(history: History, now: float) -> Explanation:
         cause="never_started",
         answer="No daemon has ever run on this journal.",
         numbers={"starts": float(history.daemon.starts), "killed": float(killed)},
-        steps=tuple(one.step for one in (*daemons[-8:], *list(history.faults)[-4:])),
+        steps=tuple(one.step for one in (*told[-8:], *list(history.faults)[-4:])),
         remedies=(Remedy(aim="To start it", command="greenroom serve"),),
     )
     parked = [one.event for one in history.faults if isinstance(one.event, CommandParked)]
@@ -33,6 +35,7 @@ def why_daemon(history: History, now: float) -> Explanation:
     if ours:
         report = "Please report it and attach the file that greenroom bundle writes."
         found.also = (f"{counted(ours, 'command')} failed because of a bug in Greenroom. {report}",)
+    found.also = (*found.also, *_devices(history))
     if started is None:
         return found
     if stopped is not None and stopped[0].record.seq > started[0].record.seq:
@@ -51,3 +54,11 @@ def why_daemon(history: History, now: float) -> Explanation:
         found.cause = "after_a_kill"
         found.answer += " The previous daemon did not shut down cleanly: it crashed or was killed."
     return found
+
+
+def _devices(history: History) -> Iterator[str]:
+    """What is wrong with the graphics devices, as they were last seen."""
+    for one in history.daemon.devices:
+        if one.problem is not None:
+            yield f"{one.name} cannot be used: {one.problem.sentence()}"
+    yield from (one.sentence() for one in history.daemon.device_problems)

@@ -5,6 +5,7 @@ Errors are one line of text, as in Docker Model Runner's contract.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from greenroom.actors.progress import install_job
 from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, ReadLedger, Unload
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Engine
+from greenroom.runner.backends.device_users import described
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.context import Context
@@ -91,6 +93,15 @@ class Engines:
                 if everything or engine.state != "gone"
             ]
         )
+
+    async def devices(self, request: Request) -> Response:
+        """The machine's graphics devices as last read; with `?refresh=true`, everything is asked again."""
+        greenroom = self._context.greenroom
+        graphics = greenroom.devices.graphics
+        if is_true(request, "refresh"):
+            # In a thread: drivers may take seconds.
+            graphics = await asyncio.to_thread(greenroom.devices.look, software=True)
+        return json_response(described(graphics, greenroom.device_users(graphics)))
 
     async def ledger(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """How much memory there is, what is reserved for which engine, and which requests wait."""

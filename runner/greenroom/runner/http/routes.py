@@ -57,6 +57,7 @@ def all_routes(context: Context) -> Iterator[Route]:
     engines, configuring = Engines(context), Configuring(context)
     yield Route("GET", "/engines/status", engines.status)
     yield _known("GET", "/engines/ps", engines.ps, "all")
+    yield _ours("GET", "/engines/devices", engines.devices, "refresh")
     yield _ours("GET", "/engines/ledger", engines.ledger)
     yield _ours("GET", "/engines/queue", engines.queue)
     yield Route("POST", "/engines/unload", engines.unload)

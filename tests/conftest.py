@@ -37,11 +37,12 @@ MLX_REQUIREMENTS = ["mlx-lm>=0.32", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform =
 
 
 LONGEST = (
-    "daemon/test_real_engines daemon/test_real_mistakes daemon/test_real_scheduling "
-    "engines/test_real_engines cli/test_lifecycle engines/test_liveness "
-    "models/test_huggingface engines/test_real_liveness daemon/test_run_from_hub http/test_keep_alive "
-    "daemon/test_installing_full_disk daemon/test_restart http/test_server installations/test_environment "
-    "crash/test_boundaries daemon/test_vllm_metal models/test_crash "
+    "daemon/test_real_engines engines/test_real_engines wedges/test_t06_alive_but_dead "
+    "daemon/test_real_mistakes daemon/test_real_scheduling wedges/test_t08_killed_daemon "
+    "cli/test_lifecycle engines/test_liveness models/test_huggingface engines/test_real_liveness "
+    "daemon/test_run_from_hub http/test_server wedges/test_t10_install_killed wedges/test_devices "
+    "wedges/test_t04_deaf_engine daemon/test_installing_full_disk daemon/test_restart http/test_keep_alive "
+    "installations/test_environment crash/test_boundaries daemon/test_vllm_metal models/test_crash "
     "http/test_management_routes http/test_disconnects installations/test_unreadable "
     "examples/test_another_backend daemon/test_installing daemon/test_retries models/test_puller "
     "daemon/test_concurrent_commands journal/test_kill"

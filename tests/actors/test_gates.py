@@ -116,7 +116,7 @@ def test_a_request_has_one_place_only(board: Board) -> None:
     board.opened("e2", "n")
     board.reserve("e1", "r1")
     board.reserve("e2", "r1")
-    assert (board.inside("e1"), board.inside("e2")) == (frozenset(), {"r1"})
+    assert (board.inside("e1"), board.inside("e2")) == (frozenset[str](), frozenset({"r1"}))
     board.leave("r1")
     assert not board.inside("e2")
 

@@ -111,7 +111,7 @@ def fails(case: Case[Any, Any], job: str) -> Case[Any, Any]:
 
 
 def status(case: Case[Any, Any]) -> BackendStatus:
-    return case.core.status(case.state, "mlx", case.now.wall)  # type: ignore[attr-defined]
+    return case.core.status(case.state, "mlx", case.now.wall)  # type: ignore[attr-defined, no-any-return]
 
 
 def upgraded() -> Case[Any, Any]:

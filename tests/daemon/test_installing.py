@@ -243,7 +243,7 @@ def test_through_a_slow_index_the_counts_rise_to_a_total_that_is_known_at_the_fi
         now = daemon.get(accepted.headers["Location"]).json
         if now["job"] and "done" in now["job"]:
             seen.append(now["job"]["done"])
-        return now["state"] == "installed"
+        return bool(now["state"] == "installed")
 
     until(over)
     assert seen == sorted(seen)

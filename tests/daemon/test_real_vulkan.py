@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def vulkan_home(
 @pytest.fixture
 def vulkan(
     vulkan_home: Path, make_daemon: Callable[..., Any], needed: dict[str, str], smollm2_gguf: Path
-) -> Iterator[Any]:
+) -> Any:
     """A daemon with llama.cpp for Vulkan and the real model."""
     daemon = make_daemon(vulkan_home, GREENROOM_KEEP_ALIVE="-1", **needed)
     daemon.bound = 600.0

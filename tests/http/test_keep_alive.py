@@ -48,7 +48,8 @@ async def test_none_at_all_ends_it_after_the_request(open_house: Any) -> None:
 
 async def test_what_is_no_duration_is_refused_and_named(open_house: Any) -> None:
     house = await open_house()
-    for wish in ("5", "5 minutes", "", "forever", True, [1], {}):
+    wishes: tuple[Any, ...] = ("5", "5 minutes", "", "forever", True, [1], {})
+    for wish in wishes:
         status, error = await house.error(house.chat(keep_alive=wish))
         assert status == 400, wish
         assert "keep_alive" in error["message"], wish

@@ -74,7 +74,7 @@ def live(shim: Path) -> Iterator[Life]:
         assert process.stdout is not None
         answer = process.stdout.readline()
         assert answer, "life.py ended"
-        return json.loads(answer)
+        return dict(json.loads(answer))
 
     with process:
         yield once

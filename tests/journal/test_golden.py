@@ -158,7 +158,7 @@ class OuterLater(Event, frozen=True, kw_only=True):
 
 
 def shape_of(kind: type[Event]) -> dict[str, Any]:
-    return json.loads(json.dumps(shapes({kind.TAG: kind})))
+    return dict(json.loads(json.dumps(shapes({kind.TAG: kind}))))
 
 
 def test_a_change_deep_inside_an_event_is_noticed() -> None:

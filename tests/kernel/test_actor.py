@@ -87,7 +87,7 @@ def test_the_events_of_one_decision_are_one_batch(disk: Bench) -> None:
 
 def test_a_batch_becomes_visible_as_a_whole(bench: Bench) -> None:
     seen: list[int] = []
-    bench.counter.react = lambda state, stored: seen.append(bench.system.state(COUNTER).events) or ()  # type: ignore[func-returns-value, redundant-expr]
+    bench.counter.react = lambda state, stored: seen.append(bench.system.state(COUNTER).events) or ()  # type: ignore[method-assign, func-returns-value, redundant-expr]
     bench.system.ask(Add(by=1, times=3), to=COUNTER).get(timeout=5)
     assert set(seen) <= {0, 3}
 
@@ -133,7 +133,7 @@ def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(
 
     bench = make_bench()
     applied: list[object] = []
-    bench.counter.apply = lambda state, stored: applied.append(stored.event) or state  # type: ignore[func-returns-value, redundant-expr]
+    bench.counter.apply = lambda state, stored: applied.append(stored.event) or state  # type: ignore[method-assign, func-returns-value, redundant-expr]
     bench.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Listed(names=["a"]),)) if not applied else None  # type: ignore[arg-type]
     )

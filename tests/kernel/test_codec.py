@@ -194,14 +194,14 @@ def test_an_event_that_cannot_be_applied_is_left_out_and_noted_once() -> None:
 
 def test_two_actors_that_claim_one_stream_do_not_start() -> None:
     thief = Counter("thief")
-    thief.claims = lambda stream: True
+    thief.claims = lambda stream: True  # type: ignore[method-assign]
     with pytest.raises(StartFailed, match="counter and thief both claim the stream 'counter'"):
         started(journal(entry("counter", 1, "counted", '{"by": 2}')), Counter(), thief)
 
 
 def test_the_streams_of_parked_commands_belong_to_no_actor() -> None:
     greedy = Counter()
-    greedy.claims = lambda stream: True
+    greedy.claims = lambda stream: True  # type: ignore[method-assign]
     parked = '{"actor": "counter", "command": "Add", "fields": "", "traceback": ""}'
     system = started(journal(entry("parked/counter", 1, "command_parked", parked)), greedy)
     assert system.state(COUNTER) == Sum()

@@ -113,7 +113,7 @@ def test_those_who_wait_go_on_waiting_when_the_actor_is_rebuilt(bench: Bench) ->
 
 
 def test_a_caller_of_a_command_that_cannot_be_repeated_learns_of_the_rebuild(bench: Bench) -> None:
-    bench.counter.react = lambda state, stored: [Done(what="x")]
+    bench.counter.react = lambda state, stored: [Done(what="x")]  # type: ignore[method-assign]
     waiting = bench.system.ask(AddAndAwait(by=1), to=COUNTER)
     bench.system.rest()
     fail_in_effect(bench)
@@ -163,7 +163,7 @@ def test_an_event_that_cannot_be_folded_is_never_stored(bench: Bench, function: 
 
 
 def test_an_event_for_a_stream_the_actor_does_not_claim_is_never_stored(bench: Bench) -> None:
-    bench.counter.stream_of = lambda event: "elsewhere"
+    bench.counter.stream_of = lambda event: "elsewhere"  # type: ignore[method-assign]
     with pytest.raises(Refused, match="does not claim the stream 'elsewhere'"):
         bench.system.ask(Add(by=3), to=COUNTER).get(timeout=5)
     assert bench.stored() == ["command_parked"]

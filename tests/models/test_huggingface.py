@@ -369,7 +369,7 @@ def test_a_file_that_changes_between_listing_and_fetching_is_not_believed(
         hub.repositories[name]["m-Q8_0.gguf"] = quants["m-f16.gguf"]
         return answer
 
-    hub.listing = listing
+    hub.listing = listing  # type: ignore[method-assign]
     what, failure = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")
     assert (what, failure.kind, failure.code) == ("failed", "permanent", "hash_mismatch")
     assert store.models() == ()
@@ -391,7 +391,7 @@ def test_a_small_file_is_checked_against_what_git_knows(
         files["config.json"] = files["config.json"].replace(b"llama", b"lhama")
         return answer
 
-    hub.listing = listing
+    hub.listing = listing  # type: ignore[method-assign]
     what, failure = pull(new_puller, recorder, "hf.co/org/plain")
     assert (what, failure.code) == ("failed", "hash_mismatch")
 

@@ -77,7 +77,7 @@ def config_of(meta: dict[str, Any], dequantise: bool) -> dict[str, Any]:
     """`config.json`."""
 
     def number(key: str) -> float:
-        return meta[key].item()
+        return float(meta[key].item())
 
     quantization: dict[str, Any] = {"group_size": GROUP, "bits": BITS}
     quantization["model.embed_tokens"] = {"group_size": GROUP, "bits": EMBEDDING_BITS}
@@ -145,7 +145,7 @@ def tokenizer_config_of(meta: dict[str, Any]) -> dict[str, Any]:
     tokens = meta["tokenizer.ggml.tokens"]
 
     def token(kind: str) -> str:
-        return tokens[meta[f"tokenizer.ggml.{kind}_token_id"].item()]
+        return str(tokens[meta[f"tokenizer.ggml.{kind}_token_id"].item()])
 
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

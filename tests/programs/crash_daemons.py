@@ -237,8 +237,8 @@ def watch(boundary: Boundary) -> None:
         boundary.settled()
         return wake_at
 
-    ActorSystem.register = registered
-    Executor._settle = settled  # noqa: SLF001 - as above
+    ActorSystem.register = registered  # type: ignore[method-assign]
+    Executor._settle = settled  # type: ignore[method-assign] # noqa: SLF001 - as above
 
 
 def live(home: Path, kill: dict[str, str] | None, late: str) -> int:

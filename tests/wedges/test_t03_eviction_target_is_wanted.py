@@ -17,7 +17,7 @@ async def test_two_models_that_drive_each_other_out_both_go_on_being_served(make
     turns = await asyncio.gather(
         client(("one", "two") * 3), client(("two", "one") * 3), client(("one", "one", "two") * 2)
     )
-    assert turns == [[200] * 6] * 3
+    assert list(turns) == [[200] * 6] * 3
     # No request is inside an engine or waiting, and exactly the expected engine runs.
     await daemon.at_rest()
     engines = await daemon.engines()

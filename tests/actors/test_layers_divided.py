@@ -53,7 +53,7 @@ def test_a_device_with_room_for_all_layers_gets_all() -> None:
     (there,) = division.devices
     assert there.weights == 9 * 100 * MIB + 200 * MIB
     assert there.cache == 4096 * 9 * 1024
-    assert there.compute == 300 * MIB + 512 * (256 * 1024 + 2 * 4096)
+    assert there.compute == 300 * MIB + 512 * (64 * 1024 + 2 * 4096) + 256 * 1024
     assert (division.memory.weights, division.memory.cache) == (50 * MIB, 0)
     assert division.memory.compute == 100 * MIB
 
@@ -80,7 +80,7 @@ def test_the_output_goes_to_the_device_with_the_most_room_and_the_rest_is_in_mem
     assert part.memory.weights == 50 * MIB + in_memory * 100 * MIB
     assert there.cache + part.memory.cache == 4096 * 9 * 1024
     # Long prompts are read on the device with copies of what lies in memory.
-    assert there.compute == 300 * MIB + 512 * (256 * 1024 + 2 * 4096) + 2 * 20 * MIB
+    assert there.compute == 300 * MIB + 512 * (64 * 1024 + 2 * 4096) + 256 * 1024 + 2 * 20 * MIB
 
 
 def test_without_room_the_processor_has_all_of_it() -> None:

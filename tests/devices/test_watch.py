@@ -52,12 +52,12 @@ def seen(view: HostView) -> list[str]:
 def test_each_device_is_a_pool_with_what_is_free_on_it(machine: Machine, tmp_path: Path) -> None:
     watch = DeviceWatch(headroom=12 * MIB, view=machine(two(tmp_path)))
     watch.look()
-    first, second = watch.now("cuda")
+    first, second = watch.now()
     assert (first.id, first.name) == ("GPU-5a1f0c2e", "NVIDIA GeForce RTX 4090")
     numbers = (first.total, first.budget, first.available)
     assert numbers == (24564 * MIB, 24552 * MIB, (24564 - 312 - 12) * MIB)
     assert second.available is None
-    assert watch.now("rocm") == ()
+    assert ("cuda" in first.runtimes, first.is_shared) == (True, False)
 
 
 def test_an_engine_is_limited_to_devices_by_their_place(machine: Machine, tmp_path: Path) -> None:
@@ -67,6 +67,19 @@ def test_an_engine_is_limited_to_devices_by_their_place(machine: Machine, tmp_pa
     assert found is not None
     assert (found["CUDA_DEVICE_ORDER"], found["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", "1")
     assert watch.variables(["GPU-77b0aa91", "GPU-gone"]) is None
+
+
+def test_an_engine_for_the_processor_sees_no_device(machine: Machine, tmp_path: Path) -> None:
+    watch = DeviceWatch(headroom=0, view=machine(two(tmp_path)))
+    watch.look()
+    found = watch.variables([])
+    assert found is not None
+    assert {name: value for name, value in found.items() if "VISIBLE" in name} == {
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "ROCR_VISIBLE_DEVICES": "-1",
+        "HIP_VISIBLE_DEVICES": "-1",
+        "GGML_VK_VISIBLE_DEVICES": "",
+    }
 
 
 @pytest.mark.parametrize(

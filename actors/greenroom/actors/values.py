@@ -254,6 +254,19 @@ class EngineExit(Fact, frozen=True, kw_only=True):
     """Why it never ran, or was given up, with kind, code and blame; None when it ended by itself."""
 
 
+class Loaded(Fact, frozen=True, kw_only=True):
+    """What an engine's own output says about where its model lies."""
+
+    layers: int
+    """Layers on devices."""
+    total: int = 0
+    """All layers as the engine counts them; 0 if it does not say."""
+    size: int = 0
+    """Bytes that it takes of devices, with what their drivers are reckoned to take."""
+    reason: str = ""
+    """What it says about a device that it does not use."""
+
+
 EngineState = Literal["starting", "ready", "stopping", "gone"]
 
 
@@ -275,6 +288,8 @@ class Engine(Fact, frozen=True, kw_only=True):
     """Why its runner gave it up; empty when it did not."""
     failure: Failure | None = None
     """The same with kind, code and blame."""
+    loaded: Loaded | None = None
+    """None if it does not say, or has no layers on devices to speak of."""
 
 
 class Measured(Fact, frozen=True, kw_only=True):

@@ -53,6 +53,7 @@ from greenroom.runner.backends.base import Backend, Environment, Image, Launch, 
 from greenroom.runner.backends.device_users import DeviceUser, device_users
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.backends.source_build import SourceBuild
+from greenroom.runner.backends.variants import usual
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
@@ -231,6 +232,7 @@ class Greenroom(Startable):
             stall_after=self.settings.stall_after,
             readings=self.gates.readings,
             device_usage=self._devices.used_by,
+            loaded=lambda spec, log: self.backends[spec.backend].loaded(log),
         )
         self._puller = Puller(
             self._store,
@@ -397,7 +399,7 @@ class Greenroom(Startable):
 
     def budget_for(self, backend: str) -> int:
         """Bytes one engine of this backend may use at most; of a graphics device if it computes there."""
-        devices = self._devices.now("cuda")
+        devices = [one for one in self._devices.now() if not one.is_shared and "cuda" in one.runtimes]
         if devices and any(one.name == backend and one.device for one in self.facts):
             return max(one.budget for one in devices)
         return self.memory_budget
@@ -450,7 +452,7 @@ class Greenroom(Startable):
         memory = Memory(
             budget=now.budget(left) if budget is None else budget,
             available=max(0, now.available - left),
-            devices=self._devices.now("cuda"),
+            devices=self._devices.now(),
         )
         return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=memory)
 
@@ -481,12 +483,13 @@ class Greenroom(Startable):
             prompt_speed=prompt_speed(self.home / "engines", spec, backend.prompt_speed),
         )
         command = backend.command(launch)
-        if spec.device:
-            variables = self._devices.variables([spec.device])
+        if spec.device or spec.layers:
+            devices = [one.device for one in spec.placement] or [spec.device] * bool(spec.device)
+            variables = self._devices.variables(devices)
             if variables is None:
                 raise JobFailed.permanent(
                     "device_gone",
-                    f"The selected graphics device {spec.device} is no longer available.",
+                    f"The selected graphics device {' or '.join(devices)} is no longer available.",
                 )
             command = replace(command, env={**command.env, **variables})
         return PreparedEngine(
@@ -534,9 +537,22 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         shares_cache=backend.shares_cache,
         prompt_cache=backend.keeps_prompts,
         device=backend.uses_devices or (named is not None and named.gpu),
+        runtimes=_runtimes(backend, here),
+        divides=backend.divides,
+        device_overhead=backend.device_overhead,
+        layer_flags=backend.layer_flags,
         version=_pinned(source_of(backend, named), here),
         versions={name: build.version for name, build in backend.builds.items()},
     )
+
+
+def _runtimes(backend: Backend, here: Platform) -> tuple[tuple[str, str], ...]:
+    """Variant → what its engines compute through, without those for the processor."""
+    found: dict[str, str] = {one.name: one.runtime for one in backend.variants if one.runtime is not None}
+    found |= {name: build.sees.lower() for name, build in backend.builds.items() if build.sees}
+    if (usually := found.get(usual(backend.variants, here))) is not None:
+        found[""] = usually
+    return tuple(sorted(found.items()))
 
 
 def _pinned(source: Environment | Image | SourceBuild, here: Platform) -> str:

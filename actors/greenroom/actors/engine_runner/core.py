@@ -20,6 +20,7 @@ from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, Sp
 from greenroom.actors.engine_runner.events import (
     EngineAdopted,
     EngineExited,
+    EngineLoaded,
     EngineLost,
     EngineReady,
     EngineSpawned,
@@ -102,7 +103,7 @@ class RunnerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     told_at: float = 0.0
 
 
-_Observed = EngineSpawned | EngineReady | EngineAdopted | EngineExited | EngineLost
+_Observed = EngineSpawned | EngineLoaded | EngineReady | EngineAdopted | EngineExited | EngineLost
 
 
 class Runner(SingleStream[RunnerState]):
@@ -135,6 +136,8 @@ class Runner(SingleStream[RunnerState]):
         match event:
             case EngineSpawned() as e:
                 new = replace(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
+            case EngineLoaded(loaded=loaded):
+                new = replace(old, loaded=loaded)
             case EngineReady() if old.state == "starting":
                 new = replace(old, state="ready", since=stored.at)
             case EngineAdopted() as e:
@@ -219,6 +222,7 @@ class Runner(SingleStream[RunnerState]):
                 return Decision(volatile=_measured(volatile, command))
             case Happened(
                 event=EngineSpawned()
+                | EngineLoaded()
                 | EngineReady()
                 | EngineAdopted()
                 | EngineExited()
@@ -234,13 +238,15 @@ class Runner(SingleStream[RunnerState]):
         one = event.engine_id
         engine = state.engines.get(one)
         if engine is None or engine.state == "gone":
-            if isinstance(event, (EngineSpawned, EngineAdopted, EngineReady)):
+            if isinstance(event, (EngineSpawned, EngineLoaded, EngineAdopted, EngineReady)):
                 return Decision(effects=(self._ending(one, "it is no longer needed"),))
             return Decision()
         starting = engine.state == "starting"
         events: tuple[Event, ...] = (event,)
         volatile = _moved(volatile, one, now)
         match event:
+            case EngineLoaded(loaded=loaded) if loaded == engine.loaded:
+                return Decision(volatile=volatile)
             case EngineReady() if starting and not engine.endpoint:
                 # On a full disk reports are retried, so they may arrive out of order. Without an endpoint no
                 # request can enter.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.values import EngineExit, EngineSpec, Failure
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Loaded
 
 
 class EngineStartRequested(Event, frozen=True, kw_only=True):
@@ -21,6 +21,14 @@ class EngineSpawned(Event, frozen=True, kw_only=True):
     pid: int
     started: float
     endpoint: str
+
+
+class EngineLoaded(Event, frozen=True, kw_only=True):
+    """It has said how much of its model lies on devices."""
+
+    TAG = "engine_loaded"
+    engine_id: str
+    loaded: Loaded
 
 
 class EngineReady(Event, frozen=True, kw_only=True):

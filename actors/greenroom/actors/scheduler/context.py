@@ -233,7 +233,7 @@ def _peak(spec: EngineSpec, measured: Measured, device: str) -> int:
         reserved = sum(share(spec, one) for one in devices_of(spec))
         return measured.device_peak * share(spec, device) // reserved if reserved else 0
     # While it loads, it has all of the file in memory that it copies to devices.
-    return measured.now if spec.placement else measured.peak
+    return measured.now if spec.placement and devices_of(spec) else measured.peak
 
 
 def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:

@@ -150,7 +150,8 @@ class Demand:
     ) -> Reservation:
         """Layers from `begin` up to `end`. The main device has the projector too."""
         parts = self._parts
-        computed = parts.logits if end == self.layers else 0
+        # Only the last token of each slot goes through the output.
+        logits = self._slots * parts.logits if end == self.layers else 0
         mask = _MASK * self._context * (_COPIES if several and whole else 1)
         return Reservation(
             device=device,
@@ -159,7 +160,8 @@ class Demand:
             cache=self._context * (self._cache[end] - self._cache[begin]),
             slots=self._slots,
             compute=self._facts.device_overhead
-            + BATCH * (max(parts.activations, computed) + mask)
+            + BATCH * (parts.activations + mask)
+            + logits
             # To read long prompts, a device computes with copies of what lies in memory.
             + (0 if whole else 2 * parts.largest),
         )

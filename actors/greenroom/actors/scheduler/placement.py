@@ -301,11 +301,14 @@ class Placements:
         devices = {one.id: one for one in turn.volatile.memory.devices}
         machine = turn.account()
         learned = turn.state.footprints.get(excess_key(spec, on_device=False), 0)
-        rest = msgspec.structs.replace(division.memory, learned=0)
+        largest = max(division.placement, key=lambda one: one.layers, default=None)
+        device = largest.device if largest is not None else ""
+        rest = division.memory
         if division.devices:
             rest = msgspec.structs.replace(rest, learned=max(learned, -rest.compute))
         else:
-            rest = self._learned(_with(spec, capacity), rest, machine)
+            kind = msgspec.structs.replace(_with(spec, capacity), device=device)
+            rest = self._learned(kind, rest, machine)
         needs = [
             Need(
                 device=one.device,
@@ -315,8 +318,6 @@ class Placements:
             )
             for one in division.devices
         ]
-        largest = max(division.placement, key=lambda one: one.layers, default=None)
-        device = largest.device if largest is not None else ""
         placed = msgspec.structs.replace(
             _with(spec, capacity),
             device=device,

@@ -372,7 +372,7 @@ def _apply_footprints(state: SchedulerState, e: LoadFailed | EvictionDecided) ->
     if load is None:
         return state.footprints
     found = state.footprints
-    if load.spec.placement:
+    if load.spec.placement and any(one.device for one in load.spec.reservations):
         return _apply_excess(load.spec, found, e)
     for size, on_device in ((e.footprint, False), (e.device_footprint, True)):
         if size:

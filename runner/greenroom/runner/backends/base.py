@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenroom.actors.graphics import Graphics
-from greenroom.actors.values import EngineSpec, Mode, ModelFormat
+from greenroom.actors.values import EngineSpec, Loaded, Mode, ModelFormat
 from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.devices import inventory
 from greenroom.runner.engines.launchers import launcher
@@ -176,6 +176,8 @@ class ModelFiles:
     """Tokens it was trained for; 0 if unknown."""
     kv_bytes_per_token: int = 0
     """Bytes of 16-bit key/value cache per token; 0 if unknown."""
+    layers: int = 0
+    """Its layers, the output included; 0 if unknown."""
     mmproj: Path | None = None
     chat_template: Path | None = None
 
@@ -245,6 +247,13 @@ class Backend(ABC):
     the engine takes any number and manages its context itself."""
     shares_cache: ClassVar[bool] = False
     """Its slots share one key/value cache, and requests wait when that is full."""
+    divides: ClassVar[bool] = False
+    """Its engines can have some layers of a model on devices, by `EngineSpec.placement`, and the rest in
+    memory."""
+    device_overhead: ClassVar[int] = 0
+    """Memory an engine of such a backend needs on each device beyond weights, cache and what it computes."""
+    layer_flags: ClassVar[tuple[str, ...]] = ()
+    """Its flags for the number of layers on devices."""
     keeps_prompts: ClassVar[bool] = False
     """Keeps prompts in memory after their requests, up to `EngineSpec.prompt_cache` bytes."""
     uses_devices: ClassVar[bool] = False
@@ -265,6 +274,10 @@ class Backend(ABC):
     def prompt_speed(self, log: str) -> float:  # noqa: ARG002 - most do not say
         """Tokens of a prompt read per second, according to an engine's log; 0.0 if unknown."""
         return 0.0
+
+    def loaded(self, log: str) -> Loaded | None:  # noqa: ARG002 - most do not say
+        """How much of its model an engine has on devices, according to its log; None if it does not say."""
+        return None
 
     @abstractmethod
     def command(self, launch: Launch) -> CommandLine:

@@ -6,7 +6,7 @@ flags that make an engine log requests and responses (`--verbose`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 LLAMA_CPP = frozenset(
     """
@@ -68,6 +68,19 @@ SIZES: Mapping[str, str] = {
 }
 """Flags for sizes that memory is reserved for, and the model setting for each. They are converted to the
 setting and never passed on, so that each size has one place."""
+
+
+def without(flags: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    """The flags but those with these names, and their values."""
+    kept: list[str] = []
+    words = iter(flags)
+    for word in words:
+        name, sign, _ = word.partition("=")
+        if name not in names:
+            kept.append(word)
+        elif not sign:
+            next(words, "")
+    return tuple(kept)
 
 
 def without_sizes(flags: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:

@@ -6,6 +6,8 @@ import re
 import statistics
 
 from greenroom.actors.scheduler.ledger import context_reckoned
+from greenroom.actors.values import Loaded
+from greenroom.runner.backends import llama_cpp_log
 from greenroom.runner.backends.base import (
     Backend,
     Cannot,
@@ -16,7 +18,7 @@ from greenroom.runner.backends.base import (
     Platform,
     Readiness,
 )
-from greenroom.runner.backends.flags import LLAMA_CPP, without_sizes
+from greenroom.runner.backends.flags import LLAMA_CPP, without, without_sizes
 from greenroom.runner.backends.llama_cpp_builds import LLAMA_CPP_BUILDS
 from greenroom.runner.backends.variants import LLAMA_CPP as VARIANTS
 
@@ -43,6 +45,8 @@ _LOGGED = re.compile(
     r"task (\d+) \| (?:(processing task)|(stop processing)"
     r"|prompt eval time = +[\d.]+ ms / +(\d+) tokens \(.*?([\d.]+) tokens per second\))"
 )
+_TRACE = 4
+"""llama-server's level at which its library's lines are printed, and none of clients' text."""
 _TELLING_TOKENS = 64
 """Shorter prompts show the overhead rather than the speed."""
 _CHECKPOINTS = 4
@@ -70,6 +74,9 @@ class LlamaCpp(Backend):
     allowed_flags = LLAMA_CPP
     overhead_bytes = 150 * 2**20
     slots = 4
+    divides = True
+    device_overhead = 300 * 2**20
+    layer_flags = ("-ngl", "--gpu-layers", "--n-gpu-layers")
     keeps_prompts = True
 
     def verdict(self, platform: Platform) -> str:
@@ -92,10 +99,14 @@ class LlamaCpp(Backend):
                 told.append(float(speed))
         return statistics.median(told[-9:]) if told else 0.0
 
+    def loaded(self, log: str) -> Loaded | None:
+        return llama_cpp_log.loaded(log, self.device_overhead)
+
     def command(self, launch: Launch) -> CommandLine:
         """llama-server's own arguments, for its server inside our launcher."""
         spec = launch.spec
-        args = ["--model", str(launch.model.path), "--host", str(launch.socket), "-ngl", "999", "--metrics"]
+        args = ["--model", str(launch.model.path), "--host", str(launch.socket), "--metrics"]
+        args += _layers(launch)
         # Without an alias its responses would name the file on this machine.
         args += ["--alias", launch.model.name]
         if spec.mode == "embedding":
@@ -107,7 +118,8 @@ class LlamaCpp(Backend):
         args += _capacity(launch)
         if batch := _batch(launch):
             args += ["--batch-size", str(batch), "--ubatch-size", str(min(batch, _UBATCH))]
-        args += without_sizes(spec.flags)[0]
+        flags = without_sizes(spec.flags)[0]
+        args += without(flags, self.layer_flags) if spec.layers else flags
         if launch.model.mmproj is not None:
             args += ["--mmproj", str(launch.model.mmproj)]
         args += ["--jinja"]
@@ -116,6 +128,24 @@ class LlamaCpp(Backend):
         if launch.program is not None:
             return CommandLine(argv=(str(launch.program), *args), env=_ENVIRONMENT)
         return CommandLine(argv=launch.launched("llama_cpp", *args), env=_ENVIRONMENT)
+
+
+def _layers(launch: Launch) -> list[str]:
+    """As many layers on devices as were placed there; the engine sees these devices alone, in this order."""
+    spec = launch.spec
+    placed = spec.placement
+    if not spec.layers:
+        return ["-ngl", "999"]  # nobody has decided: what there is, is used
+    is_all = spec.on_devices == spec.layers
+    # Of a model whose layers could not be counted all is all.
+    args = ["-ngl", "999" if is_all and launch.model.layers != spec.layers else str(spec.on_devices)]
+    if len(placed) > 1:
+        args += ["--split-mode", "layer", "--tensor-split", ",".join(str(one.layers) for one in placed)]
+    elif placed:
+        args += ["--split-mode", "none", "--main-gpu", "0"]
+    if placed and launch.built is not None:
+        args += ["--verbosity", str(_TRACE)]
+    return args
 
 
 def _batch(launch: Launch) -> int:

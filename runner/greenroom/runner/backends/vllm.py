@@ -166,6 +166,7 @@ class VllmMetal(_VllmServer):
         tags="vllm-metal-v{version}",
         prebuilt={"prebuilt": ".cache/vllm-metal"},
     )
+    uses_devices = True
     slots = 16
 
     def verdict(self, platform: Platform) -> str:

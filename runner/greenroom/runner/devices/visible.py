@@ -26,8 +26,8 @@ _OWN: dict[str, Runtime] = {"nvidia": "cuda", "amd": "rocm"}
 def variables(chosen: Sequence[Probed]) -> dict[str, str]:
     """What limits a process to these devices, for every runtime through which it could reach others.
 
-    By index, since not every library understands ids; CUDA then has to count by position on the bus.
-    `HIP_VISIBLE_DEVICES` counts among those that `ROCR_VISIBLE_DEVICES` has left.
+    Without any, it reaches none. By index, since not every library understands ids; CUDA then has to count by
+    position on the bus. `HIP_VISIBLE_DEVICES` counts among those that `ROCR_VISIBLE_DEVICES` has left.
     """
 
     def of(runtime: Runtime) -> list[str]:
@@ -41,9 +41,9 @@ def variables(chosen: Sequence[Probed]) -> dict[str, str]:
         found |= {"ROCR_VISIBLE_DEVICES": ",".join(rocm), "HIP_VISIBLE_DEVICES": within}
         if not cuda:
             found["CUDA_VISIBLE_DEVICES"] = within
-    elif cuda or vulkan:
+    else:
         found |= {"ROCR_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
-    if vulkan:
+    if vulkan or not chosen:
         found[VULKAN] = ",".join(vulkan)
     return found
 

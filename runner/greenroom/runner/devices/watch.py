@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from msgspec.structs import replace as changed
 
-from greenroom.actors.graphics import Graphics, Runtime
+from greenroom.actors.graphics import Graphics
 from greenroom.actors.scheduler.ledger import Device
 from greenroom.runner.devices import amd, drm, inventory, nvidia
 from greenroom.runner.devices.children import Children
@@ -82,18 +83,19 @@ class DeviceWatch:
     def graphics(self) -> Graphics:
         return self._look.graphics
 
-    def now(self, runtime: Runtime | None = None) -> tuple[Device, ...]:
-        """Those with memory of their own, as pools of it; with `runtime`, those that offer it."""
+    def now(self) -> tuple[Device, ...]:
+        """Those that can compute, as pools of memory."""
         return tuple(
             Device(
                 id=one.id,
                 name=one.name,
                 total=one.total,
-                budget=max(0, one.total - self._headroom),
+                budget=(one.total or sys.maxsize) if one.is_shared else max(0, one.total - self._headroom),
                 available=None if one.free is None else max(0, one.free - self._headroom),
+                runtimes=tuple(name for name, _ in one.runtimes),
+                is_shared=one.is_shared,
             )
             for one in self.graphics.usable
-            if not one.is_shared and (runtime is None or one.runtime(runtime) is not None)
         )
 
     def used_by(self, pids: Collection[int]) -> int | None:

@@ -290,6 +290,6 @@ def _is_alike(folder: EngineFolder, spec: EngineSpec) -> bool:
         return all(
             about.get(name) == getattr(spec, name)
             for name in ("backend", "installation_id", "model_id", "mode", "device")
-        )
+        ) and spec.on_devices == sum(one["layers"] for one in about.get("placement", ()))
     except (LookupError, TypeError, AttributeError):
         return False

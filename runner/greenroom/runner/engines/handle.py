@@ -16,6 +16,7 @@ import msgspec
 from greenroom.actors.engine_runner.events import (
     EngineAdopted,
     EngineExited,
+    EngineLoaded,
     EngineLost,
     EngineReady,
     EngineSpawned,
@@ -24,7 +25,7 @@ from greenroom.actors.engine_runner.messages import EngineMeasured, EngineMoved,
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.progress import ProgressBoard, load_job
 from greenroom.actors.reports import Happened, TellActor
-from greenroom.actors.values import EngineExit, EngineSpec, Failure, Measured, Progress
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Loaded, Measured, Progress
 from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.keeper_watch import Channel
@@ -93,6 +94,8 @@ class Handle:
         """Monotonic time of the last report that it should be replaced; 0 for never."""
         self.may_finish = False
         """Requests inside are still answered, though no new one can reach it: its end waits for them."""
+        self.loaded: Loaded | None = None
+        """What it says about its layers on devices."""
         self.was_ready = False
         self.served = False
         """Clients may have been inside, also under an earlier daemon: its output may contain their text."""
@@ -189,6 +192,11 @@ class Handle:
             self.inode = inode_of(self.endpoint)
             self._board.clear(load_job(self.engine_id))
             self._report(EngineReady(engine_id=self.engine_id))
+
+    def tell_loaded(self, loaded: Loaded) -> None:
+        """Where its model lies, as it says itself."""
+        self.loaded = loaded
+        self._report(EngineLoaded(engine_id=self.engine_id, loaded=loaded))
 
     def tell_adopted(self, ready: bool) -> None:
         """An earlier daemon's engine was identified; unless it is ready, that or its end follows."""

@@ -230,6 +230,9 @@ class HealthMonitor:
             size = processes.memory_of(pids)
             # A group that is just ending holds nothing; its exit will report that.
             device = self._device_usage(pids) if handle.spec.device else None
+            if not device and handle.loaded is not None:
+                # In a container drivers tell nothing, or nothing about our processes.
+                device = handle.loaded.size or None
             news = watched.memory.measure(size, device) if size else None
             if news is not None:
                 handle.tell_measured(news)

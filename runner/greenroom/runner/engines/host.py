@@ -33,7 +33,7 @@ from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.kernel.core import Effect
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened, TellActor
-from greenroom.actors.values import Engine, EngineExit, EngineSpec, Failure
+from greenroom.actors.values import Engine, EngineExit, EngineSpec, Failure, Loaded
 from greenroom.runner.engines.adoption import (
     Ended,
     Missing,
@@ -58,6 +58,8 @@ from greenroom.runner.threads import settle, start_thread
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+ReadLoaded = Callable[[EngineSpec, str], Loaded | None]
+"""An engine and its output → what that says about its layers on devices."""
 KEEPER_SECONDS = 5.0
 """Seconds beyond those of its ladder that a keeper has to end its engine."""
 _PULSE_SECONDS = 1.0
@@ -88,9 +90,11 @@ class EngineHost:
         spare_keeper: bool = True,
         readings: Readings = dict,
         device_usage: DeviceUsage | None = None,
+        loaded: ReadLoaded | None = None,
     ) -> None:
         """`readings` says which requests are inside which engine; without it, none is watched for doing
-        nothing. `device_usage` says how many bytes of a graphics device's memory processes hold.
+        nothing. `device_usage` says how many bytes of a graphics device's memory processes hold, `loaded`
+        what an engine's output says about its layers there.
 
         `stall_after`: seconds without any sign of life after which an engine that loads, or that has requests
         inside, is suspected to be dead.
@@ -101,6 +105,7 @@ class EngineHost:
         self._board = board
         self._grace = grace
         self._stall_after = stall_after
+        self._loaded: ReadLoaded = loaded or (lambda *_: None)
         self._ladder = [(name, bound) for name, bound in ladder]
         self._stop_bound = sum(bound for _, bound in self._ladder) + KEEPER_SECONDS
         self._handles: dict[str, Handle] = {}
@@ -271,6 +276,7 @@ class EngineHost:
             health = probe.look() if handle.endpoint.exists() else ProbeResult.SILENT
             now = time.monotonic()
             if health is ProbeResult.READY:
+                self._read_loaded(handle)
                 handle.tell_ready()
                 self._health.wake()  # from now on it is looked at more often
                 return
@@ -291,6 +297,13 @@ class EngineHost:
             low, high = _PROBE_PAUSE
             pause = min(high, max(low, 0.02 * (now - begun)))
             handle.over.wait(pause if handle.endpoint.exists() else low)
+
+    def _read_loaded(self, handle: Handle) -> None:
+        if (
+            handle.spec.placement
+            and (loaded := self._loaded(handle.spec, handle.folder.read_log())) is not None
+        ):
+            handle.tell_loaded(loaded)
 
     def _give_up(self, handle: Handle, fault: str) -> None:
         handle.fault = fault
@@ -478,6 +491,8 @@ class EngineHost:
 
     def _keep(self, handle: Handle) -> None:
         ready = handle.probe().look() is ProbeResult.READY
+        if ready:
+            self._read_loaded(handle)
         handle.tell_adopted(ready)
         self._health.wake()
         self._watch.add(handle)

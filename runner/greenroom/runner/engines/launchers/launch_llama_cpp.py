@@ -7,6 +7,8 @@ here. An option that xllamacpp cannot set is refused with a sentence, never igno
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import glob
 import json
 import math
@@ -187,6 +189,10 @@ _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _ON = {"on": True, "off": False, "1": True, "0": False, "true": True, "false": False}
 
 
+_SET_LEVEL = "_Z30common_log_set_verbosity_tholdi"
+"""`common_log_set_verbosity_thold(int)` of llama.cpp."""
+_TRACE = 4
+"""Its level for what its library says."""
 _BATCH_SECONDS = 2.0
 _CORE_FLOPS = 25e9
 """Quantised operations per core and second: a modest guess, until an engine has measured."""
@@ -390,6 +396,20 @@ def _pace(library: Any, params: Any, words: list[str]) -> None:
     params.n_ubatch = min(params.n_ubatch, params.n_batch)
 
 
+def _speak_up(library: Any, params: Any) -> Callable[[], None] | None:
+    """Let llama.cpp say while it loads what it puts on devices; returns what makes it quiet again.
+
+    None if it could not be quietened: then it stays quiet.
+    """
+    usual: int = params.verbosity
+    for file in Path(library.__file__).parent.glob("*.so"):
+        with contextlib.suppress(OSError, AttributeError):
+            set_level = ctypes.CDLL(str(file))[_SET_LEVEL]
+            params.verbosity = _TRACE
+            return lambda: set_level(usual)
+    return None
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -425,12 +445,15 @@ def main() -> int:
     except Unusable as problem:
         sys.stderr.write(f"error: unusable flag: {problem}\n")
         return 2
+    quieten = _speak_up(xllamacpp, params) if params.n_gpu_layers else None
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as problem:
         # llama.cpp has already printed why.
         sys.stderr.write(f"error loading model {Path(params.model.path).name}: {problem}\n")
         return 1
+    if quieten is not None:
+        quieten()
     # The server replaced these handlers by its own, which end its loop but not this process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))

@@ -6,11 +6,20 @@ from typing import Any
 
 import msgspec
 
+from greenroom.actors.engine_runner.messages import EngineList, StopEngine
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.ledger import Device, Memory
-from greenroom.actors.scheduler.messages import Configure, ReadLedger
-from greenroom.actors.values import EngineSpec, LayersOn, Model, ModelLayers
+from greenroom.actors.scheduler.messages import Configure, ReadLedger, Unload
+from greenroom.actors.values import (
+    EngineSpec,
+    Failure,
+    LayersOn,
+    Loaded,
+    Measured,
+    Model,
+    ModelLayers,
+)
 from stage import FACTS, GIB, LLAMA, Stage, installation, installed, model
 
 MIB = 2**20
@@ -224,3 +233,61 @@ def test_a_placement_of_an_older_journal_has_no_layers() -> None:
     )
     assert (old.placement, old.layers, old.on_devices) == ((), 0, 0)
     assert LayersOn(device="GPU-0", layers=1) not in old.placement
+
+
+def test_an_engine_that_must_lie_on_devices_and_does_not_is_ended_and_its_requests_are_told() -> None:
+    at = stage(card(0, 2000), require_device=True).serve("r", "small")
+    spec = at.spec_of("small")
+    missed = Loaded(layers=0, total=10, reason="no usable GPU found")
+    at.engine_is(spec, "ready", loaded=missed)
+    refusal = at.refused("r")
+    assert (refusal.code, refusal.retry_after) == ("device_unused", 1.0)
+    assert refusal.message == (
+        "small may be loaded only on a graphics device (require_device), and llama.cpp has loaded 0 of 10 "
+        "layers there: no usable GPU found."
+    )
+    assert not at.state.breakers
+    assert [one.engine_id for one in at.sent(StopEngine)] == [spec.engine_id]
+
+
+def test_an_engine_that_lies_in_memory_although_it_was_placed_on_a_device_serves_all_the_same() -> None:
+    at = stage(card(0, 2000)).serve("r", "small")
+    spec = at.spec_of("small")
+    at.engine_is(spec, "ready", loaded=Loaded(layers=0, total=10))
+    assert at.granted("r").engine_id == spec.engine_id
+    at.leave("r").when(Unload(all=True)).rest()
+    assert at.stored(EvictionDecided)[-1].device_footprint == 0
+
+
+def test_an_engine_that_got_no_memory_of_its_device_is_loaded_again_with_fewer_layers() -> None:
+    at = stage(card(0, 2200)).serve("r", "large")
+    lacking = Failure(kind="transient", code="no_device_memory", message="too little", blame="machine")
+    counts = []
+    while (spec := at.spec_of("large")).on_devices:
+        counts.append(spec.on_devices)
+        at.dies(spec, failure=lacking)
+    assert counts == [20, 15, 10]
+    assert "r" not in at.outcomes
+    assert not at.state.breakers
+    at.engine_is(spec, "ready")
+    assert at.granted("r").engine_id == spec.engine_id
+
+
+def test_what_an_engine_was_measured_to_hold_of_a_device_corrects_the_next_placement() -> None:
+    at = stage(card(0, 2200))
+    spec = at.loaded("large")
+    (there, _) = spec.reservations
+    held = there.total + 250 * MIB
+    size = Measured(now=spec.memory, peak=9 * GIB, device=held, device_peak=held)
+    engines = tuple(at.engines["llama.cpp"].values())
+    at.when(
+        EngineList(backend="llama.cpp", engines=engines, version=2, measured={spec.engine_id: size})
+    ).rest()
+    (account,) = at.when(ReadLedger()).reply.engines
+    # While it loads, all of its file is in memory for a moment, which counts no longer.
+    assert (account.device_reserved, account.reserved) == (held, spec.memory)
+    at.when(Unload(all=True)).rest()
+    at.engine_is(spec, "gone")
+    again = at.loaded("large")
+    assert again.on_devices == spec.on_devices - 2
+    assert again.reservations[0].learned == 250 * MIB

@@ -17,7 +17,7 @@ from greenroom.runner.backends.llama_cpp_log import loaded
 
 MIB = 2**20
 PARTLY = """
-0.00.691.863 I llama_prepare_model_devices: using device Vulkan0 (llvmpipe (LLVM 15.0.6, 256 bits)) (unknown id)
+0.00.691.863 I llama_prepare_model_devices: using device Vulkan0 (llvmpipe (LLVM 15.0.6, 256 bits))
 0.00.923.423 I load_tensors: offloading output layer to GPU
 0.00.923.435 I load_tensors: offloading 4 repeating layers to GPU
 0.00.923.436 I load_tensors: offloaded 5/31 layers to GPU

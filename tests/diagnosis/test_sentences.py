@@ -16,7 +16,7 @@ from greenroom.actors.library import events as library_events
 from greenroom.actors.library.events import PullFailed, PullRequested
 from greenroom.actors.scheduler import events as scheduler_events
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
-from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Loaded, Model
 from greenroom.actors.variants import RankedVariant
 from greenroom.runner.diagnosis.sentences import TOLD, Narrator
 
@@ -67,6 +67,7 @@ def example(kind: type[Event]) -> Event:
         "failure": FAILURE,
         "exit": EngineExit(at=1.0, code=1, summary="It ran out of memory"),
         "model": Model(id=SPEC.model_id, tags=(SPEC.model_ref,)),
+        "loaded": Loaded(layers=3, total=31, size=10**8, reason="no usable GPU found"),
         "mode": "completion",
         "wanted_by": "request",
         "variants": (RankedVariant(name="cpu", usable=True, reason="It runs on the processor."),),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from greenroom.actors.values import EngineSpec
+from greenroom.actors.values import EngineSpec, LayersOn
 from greenroom.runner.engines.exit_report import cause_of, engine_exit
 
 SPEC = EngineSpec(engine_id="e-1", backend="mlx", installation_id="i", model_id="m", model_ref="ai/smollm2")
@@ -158,7 +159,7 @@ def test_an_end_of_our_making_gives_our_reason_and_the_engines_words() -> None:
     end = {"signal": "SIGKILL", "last_lines": ["CUDA error: out of memory"]}
     assert sentence(end, was_ready=False, reason="it said nothing for 60s") == (
         "The mlx engine for ai/smollm2 was ended while it loaded: "
-        "it said nothing for 60s; it ran out of memory."
+        "it said nothing for 60s; its graphics device had too little free memory."
     )
 
 
@@ -188,3 +189,38 @@ def test_of_an_engine_that_served_clients_only_its_own_words_are_kept() -> None:
     assert (again.last_lines, "SECRET" in again.summary) == ((own,), False)
     loading = engine_exit(end, SPEC, expected=False, was_ready=False)
     assert loading.last_lines == tuple(said), "while it loads no client is inside"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 35533.34 MiB on device 0: cudaMalloc failed: out of memory",
+            "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+            "llama_model_load_from_file_impl: failed to load model",
+        ),
+        (
+            "ggml_vulkan: vk::Device::allocateMemory: ErrorOutOfDeviceMemory",
+            "alloc_tensor_range: failed to allocate Vulkan0 buffer of size 38942208",
+        ),
+    ],
+)
+def test_a_device_without_enough_free_memory_is_the_machines_fault_while_the_model_loads(
+    lines: tuple[str, ...],
+) -> None:
+    spec = msgspec.structs.replace(SPEC, placement=(LayersOn(device="GPU-0", layers=3),))
+    end = {"code": 1, "last_lines": lines}
+    report = engine_exit(end, spec, expected=False, was_ready=False)
+    assert report.summary == (
+        "The mlx engine for ai/smollm2 exited with code 1 while it loaded: its graphics device had too little free "
+        "memory."
+    )
+    assert report.failure is not None
+    assert (report.failure.code, report.failure.blame) == ("no_device_memory", "machine")
+    # The memory of the machine is another matter, and so is an engine that was given no device.
+    ours = (
+        "unable to allocate CPU buffer",
+        "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 9",
+    )
+    assert engine_exit({"code": 1, "last_lines": ours}, spec, expected=False, was_ready=False).failure is None
+    assert engine_exit(end, SPEC, expected=False, was_ready=False).failure is None

@@ -291,6 +291,11 @@ class Engine(Fact, frozen=True, kw_only=True):
     loaded: Loaded | None = None
     """None if it does not say, or has no layers on devices to speak of."""
 
+    @property
+    def has_missed_layers(self) -> bool:
+        """Fewer layers lie on devices than were placed there."""
+        return self.loaded is not None and self.loaded.layers < self.spec.on_devices
+
 
 class Measured(Fact, frozen=True, kw_only=True):
     """Memory that an engine's processes use together, in bytes. Never stored."""

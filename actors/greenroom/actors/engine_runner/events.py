@@ -29,6 +29,8 @@ class EngineLoaded(Event, frozen=True, kw_only=True):
     TAG = "engine_loaded"
     engine_id: str
     loaded: Loaded
+    planned: int
+    """Layers that should lie there."""
 
 
 class EngineReady(Event, frozen=True, kw_only=True):

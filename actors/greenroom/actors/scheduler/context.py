@@ -274,7 +274,10 @@ def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -
 
 
 def device_footprint(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
-    """The same of all its devices together."""
+    """The same of all its devices together, unless it has not loaded what was planned."""
+    engine = volatile.engine(spec.engine_id)
+    if engine is not None and engine.has_missed_layers:
+        return 0
     return sum(footprint(spec, volatile, one) for one in devices_of(spec))
 
 

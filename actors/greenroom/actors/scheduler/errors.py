@@ -44,6 +44,23 @@ def failure_of(engine: Engine) -> Failure:
     )
 
 
+def layers_missed(engine: Engine) -> Failure:
+    """It has loaded less on devices than was placed there, and may not."""
+    spec, loaded = engine.spec, engine.loaded
+    assert loaded is not None
+    reason = f": {loaded.reason}" if loaded.reason else ""
+    return Failure(
+        kind="transient",
+        code="device_unused",
+        message=(
+            f"{spec.model_ref} may be loaded only on a graphics device (require_device), and {spec.backend} "
+            f"has loaded {loaded.layers} of {spec.layers} layers there{reason}."
+        ),
+        advice=f"See its log: greenroom logs {spec.engine_id}",
+        blame="machine",
+    )
+
+
 def load_failed(spec: EngineSpec, failure: Failure, retry_after: float = 0.0) -> Refusal:
     """For requests that waited for a load. The failure's blame decides whether they may be retried."""
     kind = kind_of(failure.code, passing=not counts_against_model(failure))

@@ -36,7 +36,7 @@ from greenroom.actors.library.messages import LIBRARY, NoteDamage
 from greenroom.actors.progress import load_job
 from greenroom.actors.scheduler.context import Limits, TurnContext, device_footprint, footprint
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
-from greenroom.actors.scheduler.errors import failure_of, load_failed, never_started, undecided
+from greenroom.actors.scheduler.errors import failure_of, layers_missed, load_failed, never_started, undecided
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
 from greenroom.actors.scheduler.eviction import Evictions
 from greenroom.actors.scheduler.messages import Ready, Unloaded
@@ -54,6 +54,7 @@ from greenroom.actors.scheduler.quarantine import (
 )
 from greenroom.actors.scheduler.queue import AGAIN, QueueStep
 from greenroom.actors.scheduler.state import (
+    NO_DEVICE_MEMORY,
     NOT_THE_MODELS_FAULT,
     BreakerState,
     LoadState,
@@ -73,6 +74,8 @@ _NEVER_TAKEN_AFTER = 60.0
 """Seconds after which a start that its runner has not listed is forbidden."""
 _WISHES_STORED = 16
 """Changes stored for one engine: a client that keeps alternating must not fill the journal."""
+_FEWER = 8
+"""Loads in a row with fewer layers each, for lack of a device's memory, before the next one has to wait."""
 PROVEN_AFTER = 30.0
 """Seconds of being ready after which a model counts as running well, if its load took no longer than that.
 Answers alone prove nothing: a model that dies after each of them would be loaded for every request."""
@@ -121,7 +124,9 @@ class Turn(TurnContext):
         b. Its runner says that it will never start: it has failed.
         c. It is not in the list, and was requested in this life not long ago: the start is repeated.
         d. It is not in the list otherwise: the start is forbidden, until a or b. Until then it may still be
-           on its way, so its memory stays reserved.
+           its way, so its memory stays reserved.
+        e. Not all layers that were placed on devices lie there, and it must lie there as a whole: it has
+           failed, and ends.
         """
         for engine_id, load in self.state.loads.items():
             if load.spec.backend in self.volatile.engines and not self.guarded(
@@ -137,6 +142,8 @@ class Turn(TurnContext):
         if engine is not None:
             if engine.state == "gone" or (engine.state == "stopping" and engine.fault):  # a
                 self._fail(load, failure_of(engine))
+            elif engine.has_missed_layers and self.requires_device(engine.spec):  # e
+                self._fail(load, layers_missed(engine))
         elif engine_id in volatile.forbidden.get(load.spec.backend, ()):  # b
             self._fail(load, never_started(load.spec))
         elif self._is_on_its_way(engine_id):  # c
@@ -190,6 +197,13 @@ class Turn(TurnContext):
             # The library drops it, so that the next pull fetches it again.
             damage = NoteDamage(model_id=spec.model_id, reason=failure.message)
             self.effects.append(Tell(command=damage, cause=load.cause))
+        if failure.code == NO_DEVICE_MEMORY and any(one.device for one in spec.reservations):
+            # Its requests keep waiting: the next engine gets fewer layers there, in the end none.
+            setbacks = setbacks_after(
+                self.volatile.setbacks, spec, failure, self.now.monotonic, spared=_FEWER
+            )
+            self.update(setbacks=setbacks)
+            return
         if failure.code in NOT_THE_MODELS_FAULT:
             # Its requests keep waiting: step 3 finds them another engine. But if every engine is lost as it
             # starts, a pause keeps one from following the other at once.

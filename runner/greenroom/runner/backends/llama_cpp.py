@@ -135,7 +135,7 @@ def _layers(launch: Launch) -> list[str]:
     spec = launch.spec
     placed = spec.placement
     if not spec.layers:
-        return ["-ngl", "999"]  # nobody has decided: what there is, is used
+        return ["-ngl", "999"]  # not decided: it uses what there is
     is_all = spec.on_devices == spec.layers
     # Of a model whose layers could not be counted all is all.
     args = ["-ngl", "999" if is_all and launch.model.layers != spec.layers else str(spec.on_devices)]

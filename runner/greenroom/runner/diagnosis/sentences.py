@@ -181,6 +181,17 @@ class Narrator:
     def _engine_spawned(self, fields: Fields) -> str:
         return _capital(f"{self._engine(fields)} is loading its model as process {fields['pid']}.")
 
+    def _engine_loaded(self, fields: Fields) -> str:
+        loaded: Fields = fields["loaded"]
+        layers, planned, total = int(loaded["layers"]), int(fields["planned"]), int(loaded.get("total") or 0)
+        all_of = f" of {total}" if total else ""
+        size = f", in {format_size(loaded['size'])}" if loaded.get("size") else ""
+        told = f"{self._engine(fields)} has {layers}{all_of} layers on devices{size}"
+        if layers < planned:
+            reason = f": {loaded['reason']}" if loaded.get("reason") else ""
+            told += f", fewer than the {planned} that were planned{reason}"
+        return full_stop(_capital(told))
+
     def _engine_ready(self, fields: Fields) -> str:
         seconds = float(fields.get("seconds") or 0)
         after = f" after {format_duration(seconds)}" if seconds else ""
@@ -223,6 +234,7 @@ class Narrator:
             f"Loading {_load(spec)}{with_slots}{f' for {by}' if by else ''}; "
             f"{format_size(spec.get('memory') or 0)} reserved "
             f"({format_size(fields['promised'])} of {format_size(fields['budget'])} in total){refused}."
+            f"{' ' if fields.get('placed') else ''}{fields.get('placed') or ''}"
         )
 
     def _load_refused(self, fields: Fields) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from greenroom.actors.scheduler.state import NO_DEVICE_MEMORY
 from greenroom.actors.sizes import format_size
 from greenroom.actors.values import EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.keeper import write_atomically
@@ -26,7 +27,11 @@ _NO_PROJECTOR = (
     "its projector (mmproj) is damaged or belongs to another model; pull the model again, or package it with "
     "the right one (greenroom package --mmproj FILE)"
 )
-_OUT_OF_MEMORY = ("it ran out of memory", "it could not allocate the memory it needs")
+_OUT_OF_MEMORY = (
+    "it ran out of memory",
+    "it could not allocate the memory it needs",
+    "its graphics device had too little free memory",
+)
 _NOT_LOADED = "it could not load the model {0}"
 # First match wins; each is searched from the last line back. `{0}` is the matched group. Where there is
 # a remedy, the sentence names it.
@@ -53,6 +58,13 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "the grammar in its runtime flag --grammar cannot be read; change the flag",
         ),
         (r"couldn't bind HTTP server socket", "its socket could not be created"),
+        (
+            (
+                r"cudaMalloc failed|(?:CUDA|HIP|ROCm) error: out of memory|ErrorOutOfDeviceMemory"
+                r"|(?:unable|failed) to allocate (?:CUDA|ROCm|Vulkan|SYCL)\d* buffer"
+            ),
+            _OUT_OF_MEMORY[2],
+        ),
         (
             r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)",
             _OUT_OF_MEMORY[0],
@@ -126,7 +138,7 @@ def engine_exit(
         code=None if code is None else int(code),
         signal=str(end.get("signal", "")),
         summary=summary,
-        failure=None if expected else _lacked(end, None if was_ready else last, summary),
+        failure=None if expected else _lacked(end, None if was_ready else last, summary, spec),
         first_lines=first,
         last_lines=last,
         memory=int(end.get("memory") or end.get("peak_memory") or 0),
@@ -136,7 +148,9 @@ def engine_exit(
     )
 
 
-def _lacked(end: Mapping[str, Any], lines: Iterable[str] | None, summary: str) -> Failure | None:
+def _lacked(
+    end: Mapping[str, Any], lines: Sequence[str] | None, summary: str, spec: EngineSpec
+) -> Failure | None:
     """What the machine ran out of while the engine loaded, or that its keeper died; else None.
 
     `lines` is None once the engine was ready: its output may then contain clients' text.
@@ -145,6 +159,8 @@ def _lacked(end: Mapping[str, Any], lines: Iterable[str] | None, summary: str) -
         return Failure(kind="transient", code="out_of_memory", message=summary, blame="machine")
     if end.get("keeper_died"):
         return Failure(kind="transient", code="keeper", message=summary, blame="machine")
+    if spec.placement and cause_of(lines or ()) == _OUT_OF_MEMORY[2]:
+        return Failure(kind="transient", code=NO_DEVICE_MEMORY, message=summary, blame="machine")
     if missing_library("\n".join(lines := tuple(lines or ()))) is not None:
         return Failure(kind="transient", code="missing_library", message=summary, blame="machine")
     found = next((one for line in reversed(lines) if (one := _LACKED.search(line))), None)

@@ -196,7 +196,7 @@ class Handle:
     def tell_loaded(self, loaded: Loaded) -> None:
         """Where its model lies, as it says itself."""
         self.loaded = loaded
-        self._report(EngineLoaded(engine_id=self.engine_id, loaded=loaded))
+        self._report(EngineLoaded(engine_id=self.engine_id, loaded=loaded, planned=self.spec.on_devices))
 
     def tell_adopted(self, ready: bool) -> None:
         """An earlier daemon's engine was identified; unless it is ready, that or its end follows."""

@@ -21,11 +21,8 @@ from alone import alone
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
 from package_index import serving
-from waiting import until
+from waiting import BOUND, until
 from workshop import Workshop
-
-BOUND = 60.0
-"""Seconds anything may take before a test gives up on it."""
 
 
 @dataclass

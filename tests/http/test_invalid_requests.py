@@ -110,7 +110,9 @@ def test_a_mistake_in_a_chat_is_400_and_names_its_field(param: str) -> None:
         ({"query": "x", "documents": "y"}, "documents", RERANKING),
     ],
 )
-def test_so_is_one_in_the_other_families(fields: dict[str, Any], param: str, dialogue: Dialogue) -> None:
+def test_a_mistake_in_another_family_names_its_field_too(
+    fields: dict[str, Any], param: str, dialogue: Dialogue
+) -> None:
     assert refused(fields, dialogue).param == param
 
 

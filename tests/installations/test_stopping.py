@@ -87,7 +87,7 @@ def alive(pids: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("at", ["venv", "pip", "pip compile"])
-def test_with_a_uv_that_is_stopped(
+def test_a_builder_ends_with_a_uv_that_is_suspended(
     builder: Callable[..., Builder], deaf: Deaf, program: Callable[[str, str], Path], tmp_path: Path, at: str
 ) -> None:
     pids = tmp_path / "pids"
@@ -105,7 +105,7 @@ def test_with_a_uv_that_is_stopped(
 
 
 @pytest.mark.parametrize("what", ["page", "file"])
-def test_with_an_index_that_hangs(
+def test_a_builder_ends_while_an_index_hangs(
     builder: Callable[..., Builder],
     deaf: Deaf,
     toy: Toy,
@@ -122,7 +122,7 @@ def test_with_an_index_that_hangs(
     assert deaf.heard == [InstallCancelled]
 
 
-def test_with_a_file_that_trickles(
+def test_a_builder_ends_while_a_file_trickles_in(
     builder: Callable[..., Builder], deaf: Deaf, toy: Toy, index: Index, misbehave: type[Misbehaviour]
 ) -> None:
     index.wrong[toy.files[0].name] = misbehave(rate=1_000)
@@ -133,7 +133,7 @@ def test_with_a_file_that_trickles(
     assert deaf.heard == [InstallCancelled]
 
 
-def test_with_a_probe_that_hangs(
+def test_a_builder_ends_while_a_probe_hangs(
     builder: Callable[..., Builder], deaf: Deaf, make_toy: Callable[..., Toy], tmp_path: Path, index: Index
 ) -> None:
     pids = tmp_path / "pids"
@@ -148,7 +148,7 @@ def test_with_a_probe_that_hangs(
 
 
 @pytest.mark.parametrize("hangs", ["flush", "sums", "look", "verify", "remove"])
-def test_with_a_disk_that_hangs(
+def test_a_builder_ends_while_a_disk_hangs(
     builder: Callable[..., Builder], deaf: Deaf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: str
 ) -> None:
     gate, reached = threading.Event(), threading.Event()

@@ -25,7 +25,9 @@ BOUNDARIES = (
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-async def test_killed_at(make_daemon: Any, boundary: str) -> None:
+async def test_a_daemon_killed_at_a_boundary_leaves_one_engine_that_serves(
+    make_daemon: Any, boundary: str
+) -> None:
     daemon = await make_daemon()
     await daemon.add("tiny")
     await daemon.stop()
@@ -47,7 +49,9 @@ async def test_killed_at(make_daemon: Any, boundary: str) -> None:
 
 
 @pytest.mark.parametrize("boundary", ["eviction_decided:after", "engine_stop_requested:before"])
-async def test_killed_while_an_engine_is_being_ended(make_daemon: Any, boundary: str) -> None:
+async def test_a_daemon_killed_while_an_engine_is_being_ended_ends_it_in_its_next_life(
+    make_daemon: Any, boundary: str
+) -> None:
     daemon = await make_daemon()
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
@@ -63,7 +67,9 @@ async def test_killed_while_an_engine_is_being_ended(make_daemon: Any, boundary:
     assert len(daemon.engine_pids()) == 1
 
 
-async def test_killed_while_it_streams_the_same_engine_serves_the_next_request(make_daemon: Any) -> None:
+async def test_a_daemon_killed_while_it_streams_finds_its_engine_and_serves_the_next_request(
+    make_daemon: Any,
+) -> None:
     daemon = await make_daemon("--tokens", "200", "--token-delay", "0.02")
     await daemon.add("tiny")
     async with daemon.streaming("tiny"):
@@ -78,7 +84,9 @@ async def test_killed_while_it_streams_the_same_engine_serves_the_next_request(m
     assert len(daemon.events("load_admitted")) == 1
 
 
-async def test_stopped_with_its_engines_kept_the_next_one_serves_without_a_reload(make_daemon: Any) -> None:
+async def test_a_daemon_stopped_with_its_engines_kept_is_followed_by_one_that_serves_without_a_reload(
+    make_daemon: Any,
+) -> None:
     daemon = await make_daemon()
     await daemon.add("tiny")
     assert (await daemon.chat("tiny", keep_alive=-1)).status == 200

@@ -114,7 +114,7 @@ class Abilities:
         `backend`, unless empty, is binding.
         """
         media = next(_media_in(fields), None)
-        if media is not None and not (await self._of(model)).sees:
+        if media is not None and not (await self.traits(model)).sees:
             kind, where = media
             raise HttpRefusal(
                 400,
@@ -145,7 +145,7 @@ class Abilities:
         if (
             by_header
             and not _pooling(_config(configs, model, mode).flags or ())
-            and not (await self._of(model)).pools
+            and not (await self.traits(model)).pools
         ):
             raise HttpRefusal(
                 422,
@@ -161,7 +161,8 @@ class Abilities:
         choice = choose(model, mode, backend, greenroom.settings.install_policy, greenroom.facts, statuses)
         return None if isinstance(choice, Refusal) else choice.backend
 
-    async def _of(self, model: Model) -> Traits:
+    async def traits(self, model: Model) -> Traits:
+        """What its files say of it, read once."""
         known = self._traits.get(model.id)
         if known is None:
             known = await asyncio.to_thread(self._read, model)

@@ -288,6 +288,8 @@ class Checked(NamedTuple):
     body: bytes
     fields: dict[str, Any]
     """What of it is known to its family, decoded."""
+    unknown: tuple[str, ...] = ()
+    """Names of its other fields."""
 
 
 async def check(body: bytes, dialogue: Dialogue) -> Checked:
@@ -325,11 +327,12 @@ def check_now(body: bytes, dialogue: Dialogue) -> Checked:
         raise HttpRefusal(400, wrong.code, str(wrong), param=wrong.where) from None
     except RecursionError:
         raise invalid("JSON is nested too deeply") from None
+    unknown = tuple(name for name in given if name not in dialogue.fields)
     if fields is known and not absent:
-        return Checked(body, fields)
+        return Checked(body, fields, unknown)
     passed: dict[str, Any] = {name: raw for name, raw in given.items() if name not in absent}
     passed |= {name: value for name, value in fields.items() if value is not known[name]}
-    return Checked(msgspec.json.encode(passed), fields)
+    return Checked(msgspec.json.encode(passed), fields, unknown)
 
 
 def _stands_for_nothing(name: str, raw: bytes) -> bool:

@@ -81,6 +81,7 @@ class Context:
                 "model_not_found",
                 f'model "{name}" is not in the store; run: greenroom pull {name}',
                 param=param,
+                subject=name,
             )
         if len(name) <= _REMEMBERED and len(self._named) < _NAMES:
             self._named[name] = model

@@ -142,6 +142,9 @@ def error_object(
 ) -> dict[str, Any]:
     """The family's error object, with what programs may want to know beside it."""
     if family == "ollama":
+        if refusal.code == "model_not_found" and refusal.subject:
+            # Clients look for these words.
+            return {"error": f'model "{refusal.subject}" not found, try pulling it first'}
         return {"error": refusal.sentence()}
     error: dict[str, Any] = {"message": refusal.sentence()}
     if family == "anthropic":

@@ -186,7 +186,9 @@ class Exchange:
         right = await check(body, kind.dialogue)
         if kind.translate is not None:
             translation = self._translation = kind.translate(right.fields)
-            right = Checked(msgspec.json.encode(translation.chat), translation.chat)
+            request.ignore((*right.unknown, *translation.ignored))
+            chat = translation.chat
+            right = Checked(msgspec.json.encode(chat), chat)
         await context.abilities.look(
             model, kind.mode, self._backend, right.fields, self._asked(self._backend)
         )
@@ -251,6 +253,8 @@ class Exchange:
             suspects.enter(place.engine_id, admission.request_id)
             self._engine_id = place.engine_id
             began, seen = False, True
+            if self._translation is not None:
+                self._translation.entered()
             try:
                 upstream = await self._context.upstreams.post(
                     place.endpoint, path, translated, headers, last_byte
@@ -331,7 +335,7 @@ class Exchange:
                 message = f"The {place.backend} engine's answer is larger than {format_size(_WHOLE)}."
                 raise HttpRefusal(502, "engine_failed", message)
             if self._translation is not None:
-                body = self._translation.whole(self._completion(place, body))
+                body = self._translation.whole(_answer(place, body, self._translation.answers))
             elif rename is not None:
                 body = rename(body)
             self._request.served = upstream.status
@@ -357,15 +361,6 @@ class Exchange:
             headers["Content-Type"] = self._translation.content_type
         self._stream = await self._request.start(status=upstream.status, headers=headers, length=length)
         return self._stream
-
-    def _completion(self, place: Place, body: bytes) -> dict[str, Any]:
-        with contextlib.suppress(*NOT_UNDERSTOOD):
-            found = msgspec.json.decode(body)
-            if isinstance(found, dict) and found.get("choices"):
-                return found
-        raise HttpRefusal(
-            502, "engine_failed", f"The {place.backend} engine's answer is not a chat completion."
-        )
 
     # when it fails
 
@@ -429,6 +424,15 @@ class Exchange:
         if progress is None:
             return f"waiting for {self._asked_as}"
         return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
+
+
+def _answer(place: Place, body: bytes, field: str) -> dict[str, Any]:
+    """An engine's whole answer, which has this field."""
+    with contextlib.suppress(*NOT_UNDERSTOOD):
+        found = msgspec.json.decode(body)
+        if isinstance(found, dict) and found.get(field):
+            return found
+    raise HttpRefusal(502, "engine_failed", f"The {place.backend} engine's answer cannot be read.")
 
 
 async def _first_chunk(upstream: Connection) -> bytes:

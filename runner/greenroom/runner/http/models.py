@@ -97,7 +97,7 @@ class Models:
         model = self._context.model(request.params["reference"])
         target = f"{repository}:{tag}"
         await self._context.greenroom.system.ask(
-            TagModel(model_id=model.id, tag=_as_tag(target)), cause=request.id
+            TagModel(model_id=model.id, tag=as_tag(target)), cause=request.id
         )
         return json_response(
             {"message": f'Model tagged successfully with "{target}"', "target": target}, status=201
@@ -110,9 +110,7 @@ class Models:
             raise HttpRefusal(400, "invalid_request", "target is required")
         name = request.params["reference"]
         model = self._context.model(name)
-        repackage = RepackageModel(
-            model_id=model.id, tag=_as_tag(body.target), context_size=body.context_size
-        )
+        repackage = RepackageModel(model_id=model.id, tag=as_tag(body.target), context_size=body.context_size)
         await self._context.greenroom.system.ask(repackage, cause=request.id)
         return json_response(
             {
@@ -132,7 +130,7 @@ class Models:
         name = request.params["reference"]
         model = self._context.model(name)
         force = is_true(request, "force")
-        remove = RemoveModel(model_id=model.id, tag=_tag_meant(name, model), force=force)
+        remove = RemoveModel(model_id=model.id, tag=tag_meant(name, model), force=force)
         removed = await self._context.greenroom.system.ask(remove, cause=request.id)
         if not isinstance(removed, Removed):
             return json_response([{"Untagged": remove.tag}])
@@ -252,7 +250,7 @@ class Models:
         )
 
 
-def _as_tag(text: str) -> str:
+def as_tag(text: str) -> str:
     """The form a tag is stored in. Raises HttpRefusal: 400."""
     try:
         reference = Reference.parse(text)
@@ -268,7 +266,7 @@ def _as_tag(text: str) -> str:
     return str(reference)
 
 
-def _tag_meant(name: str, model: Model) -> str:
+def tag_meant(name: str, model: Model) -> str:
     """The tag a name stands for; empty when it names the model itself."""
     if is_id(name) or "@sha256:" in name:
         return ""

@@ -103,7 +103,7 @@ class Transfers:
         body = await read_json(request, PushBody)
         name = request.params["reference"]
         model = self._context.model(name, "from")
-        reference = _published_as(name, model)
+        reference = published_as(name, model)
         greenroom = self._context.greenroom
         lines = TransferLines(push_job(reference), "push", raw=wants_json(request))
         ask = Push(model_id=model.id, reference=reference, token=body.bearer_token)
@@ -147,7 +147,7 @@ def canonical(text: str) -> str:
     return reference.wanted
 
 
-def _published_as(name: str, model: Model) -> str:
+def published_as(name: str, model: Model) -> str:
     """The tag a model is pushed under: the one that was named, or the only one that names a registry."""
     try:
         named = Reference.parse(name).stored_tag

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,12 +38,23 @@ class Translation(ABC):
 
     content_type: str
     """Of a streamed answer."""
+    answers = "choices"
+    """The field that a whole answer of the engine has."""
     _begun = False
 
     @property
     @abstractmethod
     def chat(self) -> dict[str, Any]:
         """The fields of the chat completion, `model` and `stream` among them."""
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Names in the request that have no meaning here."""
+        return ()
+
+    def entered(self) -> None:
+        """An engine was found, and gets the request now; called again if it has to be sent to another."""
+        return
 
     @abstractmethod
     def begin(self) -> bytes:

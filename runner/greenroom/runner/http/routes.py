@@ -23,6 +23,9 @@ from greenroom.runner.http.fields import (
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.models import Listing, Models
+from greenroom.runner.http.ollama import OllamaInference
+from greenroom.runner.http.ollama_models import OllamaModels
+from greenroom.runner.http.ollama_transfers import OllamaTransfers
 from greenroom.runner.http.port import Handler, Route
 from greenroom.runner.http.transfers import Transfers
 
@@ -53,6 +56,8 @@ def all_routes(context: Context) -> Iterator[Route]:
     for prefix in PREFIXES:
         yield Route("GET", f"{prefix}/v1/models", listing.all)
         yield Route("GET", f"{prefix}/v1/models/{{name:.+}}", listing.one)
+
+    yield from _ollama(context)
 
     engines, configuring = Engines(context), Configuring(context)
     yield Route("GET", "/engines/status", engines.status)
@@ -102,6 +107,27 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _ours("POST", "/engines/verify-backend", attended(backends.verify))
     yield _ours("GET", "/engines/{name}", backends.inspect)
     yield _ours("DELETE", "/engines/{name}", backends.uninstall, "force", "version")
+
+
+def _ollama(context: Context) -> Iterator[Route]:
+    answers = OllamaInference(context)
+    yield Route("POST", "/api/chat", answers.chat, query=None)
+    yield Route("POST", "/api/generate", answers.generate, query=None)
+    yield Route("POST", "/api/embed", answers.embed, query=None)
+    yield Route("POST", "/api/embeddings", answers.embeddings, query=None)
+    models, transfers = OllamaModels(context), OllamaTransfers(context)
+    attended = context.clients.attended
+    yield Route("GET", "/api/version", models.version)
+    yield Route("GET", "/api/tags", models.tags)
+    yield Route("GET", "/api/ps", models.ps)
+    yield Route("POST", "/api/show", attended(models.show))
+    yield Route("POST", "/api/copy", models.copy)
+    yield Route("DELETE", "/api/delete", models.delete)
+    yield Route("POST", "/api/create", models.create)
+    yield Route("POST", "/api/pull", attended(transfers.pull))
+    yield Route("POST", "/api/push", attended(transfers.push))
+    yield Route("HEAD", "/api/blobs/{digest}", models.has_blob)
+    yield Route("POST", "/api/blobs/{digest}", models.take_blob)
 
 
 def _known(method: str, pattern: str, handler: Handler, *query: str) -> Route:

@@ -6,12 +6,16 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.sources.base import Source, SourceContext
 
+_OLLAMAS = ("registry.ollama.ai", "ollama.com")
+"""Registries whose models are in a format of their own."""
+
 
 def source_for(reference: Reference, context: SourceContext) -> Source:
     """The source for this reference.
 
     Raises:
-        JobFailed: permanent, `no_such_model`: an id says nothing about where the model is.
+        JobFailed: permanent, `no_such_model`: an id says nothing about where the model is;
+            `unsupported_source`.
     """
     if reference.scheme == "path":
         from greenroom.runner.models.sources.path import PathSource
@@ -30,6 +34,13 @@ def source_for(reference: Reference, context: SourceContext) -> Source:
             "no_such_model",
             f"No model with the id {shown(reference.text)} is stored here, and an id has no source.",
             advice="Name the model instead; greenroom list shows the stored models.",
+        )
+    if reference.registry in _OLLAMAS:
+        name = reference.repository.rpartition("/")[2]
+        raise JobFailed.permanent(
+            "unsupported_source",
+            f"{shown(reference.text)} is packaged for Ollama alone, with a template that only Ollama reads.",
+            advice=f"Pull the same model from elsewhere, such as {name} or hf.co/ORGANIZATION/MODEL.",
         )
     from greenroom.runner.models.sources.oci import OciSource
 

@@ -1,0 +1,163 @@
+"""What the requests of Ollama's clients may hold, checked as in `fields`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from greenroom.runner.http.fields import (
+    CHAT,
+    Check,
+    Dialogue,
+    Wrong,
+    any_object,
+    array,
+    count,
+    either,
+    flag,
+    number,
+    one_of,
+    record,
+    text,
+    whole,
+)
+
+_INT32 = 2**31 - 1
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}\s*")
+_URLS = ("data:", "http://", "https://")
+
+_at_least_nothing = number(0)
+_any_number = whole(-1, _INT32)
+
+OPTIONS: Mapping[str, Check] = {
+    "temperature": number(0, 100),
+    "seed": whole(),
+    "stop": either("a string or a list of strings", (str, text()), (list, array(text(), most=64))),
+    "top_k": _any_number,
+    "top_p": number(0, 1),
+    "min_p": number(0, 1),
+    "typical_p": number(0, 1),
+    "num_predict": whole(-2, _INT32),
+    "num_ctx": whole(0, _INT32),
+    "num_keep": _any_number,
+    "repeat_last_n": _any_number,
+    "repeat_penalty": _at_least_nothing,
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+    "mirostat": whole(0, 2),
+    "mirostat_tau": _at_least_nothing,
+    "mirostat_eta": _at_least_nothing,
+}
+"""Those that mean something here; others are ignored, and the client gets a list of them."""
+
+
+def _image(value: Any, where: str) -> Any:
+    text(least=1)(value, where)
+    if not value.startswith(_URLS) and not _BASE64.fullmatch(value):
+        raise Wrong(where, f"{where} must be an image in base64.")
+    return value
+
+
+def _format(value: Any, where: str) -> Any:
+    if value in ("", "json"):
+        return value
+    if isinstance(value, str):
+        raise Wrong(where, f'{where} must be "json" or a JSON schema.')
+    return any_object(value, where)
+
+
+def _tools(value: Any, where: str) -> Any:
+    """As OpenAI has them, but for `type`, which may be left out."""
+    if isinstance(value, list):
+        value = [
+            {**one, "type": "function"} if isinstance(one, dict) and not one.get("type") else one
+            for one in value
+        ]
+    return CHAT.fields["tools"](value, where)
+
+
+_call = record(
+    {
+        "id": text(),
+        "function": record(
+            {"name": text(least=1), "arguments": any_object, "index": whole()}, required=("name",)
+        ),
+    },
+    required=("function",),
+)
+_message = record(
+    {
+        "role": one_of("system", "user", "assistant", "tool"),
+        "content": text(),
+        "thinking": text(),
+        "images": array(_image),
+        "tool_calls": array(_call),
+        "tool_name": text(),
+        "tool_call_id": text(),
+    },
+    required=("role",),
+)
+
+_ALL: Mapping[str, Check] = {
+    "model": text(least=1),
+    "stream": flag,
+    # Checked where it is used, for every family.
+    "keep_alive": lambda value, _: value,
+    "options": record(OPTIONS),
+}
+_GENERATING: Mapping[str, Check] = {
+    **_ALL,
+    "format": _format,
+    "think": either("true, false or a level", (bool, flag), (str, one_of("low", "medium", "high", "max"))),
+    "logprobs": flag,
+    "top_logprobs": whole(0, 20),
+}
+
+OLLAMA_CHAT = Dialogue({**_GENERATING, "messages": array(_message), "tools": _tools}, required=("messages",))
+
+
+def _refused(fields: dict[str, Any]) -> None:
+    if fields.get("template"):
+        raise Wrong(
+            "template",
+            "template is not supported: the model's own chat template is used. To do without, write out the "
+            "whole prompt and send raw: true.",
+            "unsupported_parameter",
+        )
+    if fields.get("suffix"):
+        raise Wrong(
+            "suffix",
+            "suffix is not supported: this model does not support insert here.",
+            "unsupported_parameter",
+        )
+    if fields.get("raw") and fields.get("images"):
+        needed = "images need the model's chat template; leave raw out."
+        raise Wrong("images", needed, "unsupported_parameter")
+
+
+GENERATE = Dialogue(
+    {
+        **_GENERATING,
+        "prompt": text(),
+        "system": text(),
+        "images": array(_image),
+        "raw": flag,
+        "template": text(),
+        "suffix": text(),
+    },
+    together=_refused,
+)
+
+EMBED = Dialogue(
+    {
+        **_ALL,
+        "input": either(
+            "a string or a list of strings", (str, text()), (list, array(text(least=1), most=10_000))
+        ),
+        "dimensions": count,
+        "truncate": flag,
+    },
+    required=("input",),
+)
+EMBEDDINGS = Dialogue({**_ALL, "prompt": text()}, required=("prompt",))

@@ -77,7 +77,8 @@ def config_of(meta: dict[str, Any], dequantise: bool) -> dict[str, Any]:
     """`config.json`."""
 
     def number(key: str) -> float:
-        return float(meta[key].item())
+        value: float = meta[key].item()  # a whole number stays one: the engine needs it
+        return value
 
     quantization: dict[str, Any] = {"group_size": GROUP, "bits": BITS}
     quantization["model.embed_tokens"] = {"group_size": GROUP, "bits": EMBEDDING_BITS}

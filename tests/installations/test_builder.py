@@ -276,13 +276,15 @@ def test_closing_ends_what_runs(
 
 
 def test_the_user_may_name_other_indexes_or_another_image() -> None:
-    vllm = BACKENDS["vllm"].on(Platform(system="linux", machine="x86_64", python=(3, 11)))
-    assert source_of(vllm).indexes == ("https://download.pytorch.org/whl/cpu",)  # type: ignore[union-attr]
-    assert source_of(vllm, ExternalBackend(indexes=("https://m.example/whl",))).indexes == (  # type: ignore[union-attr]
-        "https://m.example/whl",
-    )
-    assert source_of(vllm, ExternalBackend(indexes=())).indexes == ()  # type: ignore[union-attr]
-    metal = source_of(BACKENDS["vllm-metal"], ExternalBackend(image="r.example/metal:v1"))
+    here = Platform(system="linux", machine="x86_64", python=(3, 11))
+    vllm = BACKENDS["vllm"].on(here)
+    mirror = ExternalBackend(indexes=("https://m.example/whl",))
+    assert source_of(vllm, here).indexes == ("https://download.pytorch.org/whl/cpu",)  # type: ignore[union-attr]
+    assert source_of(vllm, here, mirror).indexes == ("https://m.example/whl",)  # type: ignore[union-attr]
+    assert source_of(vllm, here, ExternalBackend(indexes=())).indexes == ()  # type: ignore[union-attr]
+    cuda = source_of(BACKENDS["llama.cpp"], here, mirror, "cu128")
+    assert (cuda.own_index, cuda.build, cuda.indexes) == ("https://m.example/whl", "cu128", ())  # type: ignore[union-attr]
+    metal = source_of(BACKENDS["vllm-metal"], here, ExternalBackend(image="r.example/metal:v1"))
     assert (metal.reference, metal.version) == ("r.example/metal:v1", "v1")  # type: ignore[union-attr]
 
 

@@ -52,7 +52,9 @@ class ExternalBackend:
     gpu: bool = False
     """llama.cpp: the binary computes on NVIDIA's graphics devices, so memory is reserved there."""
     indexes: tuple[str, ...] | None = None
-    """vllm: package indexes in place of the vendor's, beside pip's own; empty for none."""
+    """Package indexes in place of the vendor's, beside pip's own; empty for none."""
+    variant: str = ""
+    """The build to use, such as `cu128` or `cpu`, instead of the best one for the machine's devices."""
 
 
 @dataclass(frozen=True)
@@ -394,6 +396,7 @@ _BACKEND_KEYS: Mapping[str, Callable[[Any], Any]] = {
     "image": _text,
     "gpu": _yes_or_no,
     "indexes": _indexes,
+    "variant": _text,
 }
 
 

@@ -29,7 +29,7 @@ from greenroom.actors.gates import Emptied, GateBoard, GateEffects
 from greenroom.actors.graphics import Graphics
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
-from greenroom.actors.installer.messages import INSTALLER, BackendStatus
+from greenroom.actors.installer.messages import INSTALLER, BackendStatus, RankVariants
 from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
@@ -47,13 +47,13 @@ from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model, VariantFacts
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backends.base import Backend, Environment, Image, Launch, Platform
 from greenroom.runner.backends.device_users import DeviceUser, device_users
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.backends.source_build import SourceBuild
-from greenroom.runner.backends.variants import usual
+from greenroom.runner.backends.variants import Variant, order, usual
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
@@ -201,6 +201,7 @@ class Greenroom(Startable):
             raise
         self._note_devices(self._devices.graphics)
         self._devices.on_look = self._note_devices
+        self._rank_variants()
         # Ready only once installations, engines and the store have been inspected.
         try:
             system.ask(AwaitReady()).get(timeout=_LOOK_BOUND)
@@ -257,7 +258,12 @@ class Greenroom(Startable):
         system.register(Idempotency())
         install_defaults = self.settings.install_policy != "never"
         system.register(
-            Installer(self.facts, install_defaults=install_defaults), effect_handler=self._builder
+            Installer(
+                self.facts,
+                install_defaults=install_defaults,
+                fetch_variants=self.settings.install_policy == "auto",
+            ),
+            effect_handler=self._builder,
         )
         for name in self.backends:
             system.register(Runner(name), effect_handler=self._host)
@@ -271,6 +277,15 @@ class Greenroom(Startable):
             system.register(core, effect_handler=effect_handler)
         self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
+
+    def _rank_variants(self) -> None:
+        """Tell the installer which variants this machine would use."""
+        graphics = self._devices.graphics
+        found = tuple(f"{one.name} ({one.driver})" if one.driver else one.name for one in graphics.devices)
+        for name, backend in self.backends.items():
+            if backend.variants:
+                ranked = order(backend.variants, graphics, self._platform)
+                self._tell(INSTALLER, RankVariants(backend=name, devices=found, variants=ranked))
 
     def _wanted(self) -> Iterator[Wanted]:
         daemon: DaemonState = self.system.state(DAEMON)
@@ -462,13 +477,13 @@ class Greenroom(Startable):
 
     def _prepare(self, spec: EngineSpec, socket: Path) -> PreparedEngine:
         """The command line of one engine, from what is on disk now."""
-        backend = self.backends[spec.backend]
         state: InstallerState = self.system.state(INSTALLER)
         installation = state.of(spec.backend).installations.get(spec.installation_id)
         if installation is None:
             raise JobFailed.permanent(
                 "backend_not_installed", f"The installation {spec.installation_id} of {spec.backend} is gone."
             )
+        backend = self.backends[spec.backend].built(installation.variant)
         self.builder.prepare(installation)
         external = self.settings.backends.get(spec.backend)
         files = self._store.open_model(spec.model_id, name=spec.model_ref)
@@ -541,8 +556,22 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         divides=backend.divides,
         device_overhead=backend.device_overhead,
         layer_flags=backend.layer_flags,
-        version=_pinned(source_of(backend, named), here),
+        version=_pinned(source_of(backend, here, named), here),
         versions={name: build.version for name, build in backend.builds.items()},
+        variants=tuple(_variant_facts(backend, one, here) for one in backend.variants if one.runs_on(here)),
+        usual=usual(backend.variants, here),
+        variant=named.variant if named is not None else "",
+    )
+
+
+def _variant_facts(backend: Backend, one: Variant, here: Platform) -> VariantFacts:
+    source = one.source or backend.source
+    return VariantFacts(
+        name=one.name,
+        title=one.title,
+        runtime=one.runtime or "",
+        is_locked=not isinstance(source, Environment) or bool(shipped_version(source, here)),
+        download_bytes=one.download_bytes,
     )
 
 

@@ -30,7 +30,14 @@ def best(backend: BackendInstallState, facts: BackendFacts, *, failed: str = "")
 
 def wished(variant: str, backend: BackendInstallState, facts: BackendFacts) -> str:
     """The variant that a request means; empty for any."""
-    return best(backend, facts) if variant == BEST else variant
+    if variant != BEST:
+        return variant
+    return "" if _is_compiled(backend, facts) else best(backend, facts)
+
+
+def _is_compiled(backend: BackendInstallState, facts: BackendFacts) -> bool:
+    """Whether the one in use was compiled on this machine, which a user has chosen over all others."""
+    return backend.usable is not None and backend.usable.variant in facts.versions
 
 
 def to_build(variant: str, backend: BackendInstallState) -> str:
@@ -44,7 +51,7 @@ def to_build(variant: str, backend: BackendInstallState) -> str:
 def offered(backend: BackendInstallState, facts: BackendFacts) -> str:
     """The name of a variant that is better than the one in use and not installed; empty if there is none."""
     usable = backend.usable
-    if usable is None or backend.theirs is not None or not backend.ranked:
+    if usable is None or not usable.managed or not backend.ranked or _is_compiled(backend, facts):
         return ""
     better = best(backend, facts)
     there = any(fits(one, "", better) for one in backend.whole)

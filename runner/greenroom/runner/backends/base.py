@@ -80,9 +80,22 @@ class Environment:
     """Distributions to leave out although required, such as builds for other processors."""
     universal: bool = True
     """One lock serves all platforms and Pythons; otherwise each has its own."""
+    build: str = ""
+    """The variant it is of; empty for the usual one."""
+    tested: str = ""
+    """The version to resolve when none is named and no lock ships."""
+    computes: str = ""
+    """The launcher that computes once with the finished environment; empty if importing it must do."""
+    on_device: bool = False
+    """That must happen on a graphics device."""
     own_index: str = ""
     """The only index that has this build, asked before all others: elsewhere the same names and versions are
     other builds."""
+
+    @property
+    def kept_as(self) -> str:
+        """Tells its locks from those of other variants."""
+        return f"{self.distribution}-{self.build}" if self.build else self.distribution
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,11 @@ class LlamaCpp(Backend):
     preference = 10
     install_preference = 10
     source = Environment(
-        distribution="xllamacpp", lock="llama.cpp", probe=("xllamacpp",), requirements=("xllamacpp",)
+        distribution="xllamacpp",
+        lock="llama.cpp",
+        probe=("xllamacpp",),
+        requirements=("xllamacpp",),
+        computes="llama_cpp",
     )
     variants = VARIANTS
     builds = LLAMA_CPP_BUILDS

@@ -115,10 +115,9 @@ def _ranked(one: Variant, graphics: Graphics, platform: Platform) -> tuple[_Rank
         device=match.device.id if match is not None else "",
         download_bytes=one.download_bytes,
     )
-    by_device: tuple[bool, int, bool, bool] = (False, 0, False, False)
-    if match is not None and one.runtime is not None:
-        by_device = match.place(one.runtime)  # 6
-    return (place, *by_device), told
+    if match is None or one.runtime is None:
+        return (place, False, 0, False, False), told
+    return (place, *match.place(one.runtime)), told  # 6
 
 
 def _unfit(one: Variant, graphics: Graphics, platform: Platform) -> str:
@@ -217,6 +216,8 @@ def _xllamacpp(variant: str) -> Environment:
         lock=f"llama.cpp-{variant}",
         probe=("xllamacpp",),
         requirements=("xllamacpp",),
+        computes="llama_cpp",
+        on_device=True,
         own_index=f"https://xorbitsai.github.io/xllamacpp/whl/{variant}",
         universal=False,
     )

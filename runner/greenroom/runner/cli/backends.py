@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
+from greenroom.actors.variants import BEST
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.client import path_of
 from greenroom.runner.cli.connect import client_for, ensure_daemon, find
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import Installed, install
@@ -25,11 +28,20 @@ _BUILDS = ("native", "cuda", "rocm", "vulkan")
 backend_option = click.option(
     "--backend", default=DEFAULT_BACKEND, show_default=True, metavar="NAME", help="The backend."
 )
+variant_option = click.option(
+    "--variant", default="", metavar="NAME", help="Its build for certain devices, such as cu128 or cpu."
+)
 
 
 @click.command("install-runner")
 @backend_option
 @click.option("--version", default="", metavar="VERSION", help="A version other than the default one.")
+@click.option(
+    "--variant",
+    default="",
+    metavar="NAME",
+    help="Its build for certain devices, such as cu128, vulkan or cpu. Default: the best for this machine.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be downloaded.")
 @click.option(
     "--build",
@@ -43,28 +55,39 @@ backend_option = click.option(
 )
 @click.pass_context
 def install_runner_command(
-    ctx: click.Context, backend: str, version: str, build: str | None, dry_run: bool
+    ctx: click.Context, backend: str, version: str, variant: str, build: str | None, dry_run: bool
 ) -> None:
     """Install a backend, unless it is already installed.
+
+    If the best variant for this machine does not work here, the next one is installed; `greenroom backends`
+    says why.
 
     --build takes minutes to hours and needs a compiler; missing tools are named.
     Ctrl-C cancels the installation, unless another client is waiting for it.
     """
     client = ensure_daemon(settings_of(ctx), announce)
+    if not (variant or version or build):
+        variant = BEST
     if dry_run:
+        wish = {"version": version, "build": build, "variant": variant}
         body: dict[str, object] = {"backend": backend, "dry_run": True}
-        body |= ({"version": version} if version else {}) | ({"build": build} if build else {})
+        body |= {name: value for name, value in wish.items() if value}
         plan = client.post("/engines/install-backend", body, timeout=None) or {}
         click.echo(planned(backend, plan))
         return
-    report(backend, install(client, backend, version=version, build=build or "", announce=click.echo))
+    done = install(client, backend, version=version, variant=variant, build=build or "", announce=click.echo)
+    report(backend, done)
+    if variant == BEST:
+        for one in (client.get(path_of("engines", backend)) or {}).get("variants") or ():
+            if failure := one.get("failure"):
+                click.echo(f"{one['name']} was not installed: {failure['message']}", err=True)
 
 
 def report(backend: str, installed: Installed) -> None:
     """Say how it ended, in the words of Docker's command where there are some."""
     if installed.already:
-        version = f" (version {installed.version})" if installed.version else ""
-        click.echo(f"{backend} backend is already installed{version}")
+        named = " ".join(filter(None, (installed.variant, f"version {installed.version}")))
+        click.echo(f"{backend} backend is already installed{f' ({named})' if installed.version else ''}")
     else:
         click.echo(installed.message)
 
@@ -99,29 +122,36 @@ def start_runner_command(ctx: click.Context, backend: str) -> None:
 
 @click.command("reinstall-runner")
 @backend_option
+@variant_option
 @click.option("--version", default="", metavar="VERSION", help="A version other than the default one.")
 @click.pass_context
-def reinstall_runner_command(ctx: click.Context, backend: str, version: str) -> None:
+def reinstall_runner_command(ctx: click.Context, backend: str, variant: str, version: str) -> None:
     """Rebuild a backend's installation. The old one is removed when no engine uses it."""
     client = ensure_daemon(settings_of(ctx), announce)
-    report(backend, install(client, backend, version=version, reinstall=True, announce=click.echo))
+    done = install(client, backend, version=version, variant=variant, reinstall=True, announce=click.echo)
+    report(backend, done)
 
 
 @click.command("uninstall-runner")
 @click.option("--backend", required=True, metavar="NAME", help="The backend.")
+@variant_option
 @click.option("--version", metavar="VERSION", help="Remove only this version.")
 @click.option("--force", is_flag=True, help="Stop its engines even while they serve requests.")
 @click.pass_context
-def uninstall_runner_command(ctx: click.Context, backend: str, version: str | None, force: bool) -> None:
-    """Remove all versions of a backend, or one, when its engines have finished their requests.
+def uninstall_runner_command(
+    ctx: click.Context, backend: str, variant: str, version: str | None, force: bool
+) -> None:
+    """Remove a backend, or a version or variant of it, when its engines have finished their requests.
 
     It stays removed until it is requested. If another version is installed, new engines use that one.
     """
     client = ensure_daemon(settings_of(ctx), announce)
     body: dict[str, object] = {"backend": backend}
     body |= ({"version": version} if version is not None else {}) | ({"force": True} if force else {})
+    body |= {"variant": variant} if variant else {}
     answer = client.post("/engines/uninstall-backend", body, timeout=None) or {}
-    what = f"{backend} {version}" if version else f"{backend} backend"
+    named = " ".join(filter(None, (backend, variant, version)))
+    what = named if version or variant else f"{backend} backend"
     if answer.get("was_installed") is False:
         click.echo(f"{what} is not installed")
         return
@@ -131,6 +161,7 @@ def uninstall_runner_command(ctx: click.Context, backend: str, version: str | No
 
 @click.command("upgrade-runner")
 @backend_option
+@variant_option
 @click.option(
     "--version",
     default="pinned",
@@ -138,13 +169,13 @@ def uninstall_runner_command(ctx: click.Context, backend: str, version: str | No
     help="A version, or `latest`. Default: the version this release was tested with.",
 )
 @click.pass_context
-def upgrade_runner_command(ctx: click.Context, backend: str, version: str) -> None:
-    """Install a version next to the one in use, test it, then switch to it.
+def upgrade_runner_command(ctx: click.Context, backend: str, variant: str, version: str) -> None:
+    """Install a version next to the one in use, of the same variant, test it, then switch to it.
 
     Running engines keep their version. The old version stays installed; rollback-runner switches back to it.
     """
     client = ensure_daemon(settings_of(ctx), announce)
-    done = install(client, backend, version=version, announce=click.echo)
+    done = install(client, backend, version=version, variant=variant, announce=click.echo)
     # Whether another one was in use until now is not told.
     word = "is installed and in use"
     if done.already:
@@ -156,16 +187,18 @@ def upgrade_runner_command(ctx: click.Context, backend: str, version: str) -> No
 
 @click.command("rollback-runner")
 @backend_option
+@variant_option
 @click.option("--version", default="", metavar="VERSION", help="Switch to this version.")
 @click.pass_context
-def rollback_runner_command(ctx: click.Context, backend: str, version: str) -> None:
+def rollback_runner_command(ctx: click.Context, backend: str, variant: str, version: str) -> None:
     """Switch back to the version that was in use before. Nothing is downloaded or built.
 
     Running engines keep their version; `greenroom unload` stops the idle ones.
     """
     client = ensure_daemon(settings_of(ctx), announce)
-    answer = client.post("/engines/activate-backend", {"backend": backend, "version": version}) or {}
-    click.echo(f"{backend} {answer['installation']['version']} is in use")
+    wish = {"backend": backend, "version": version, "variant": variant}
+    chosen = (client.post("/engines/activate-backend", wish) or {})["installation"]
+    click.echo(f"{backend} {' '.join(filter(None, (chosen.get('variant'), chosen['version'])))} is in use")
 
 
 @click.command("export")
@@ -306,9 +339,33 @@ def backends_command(ctx: click.Context) -> int:
             f"{one['backend']} {one['back_to_version']} serves {name}, which failed "
             f"{in_a_row(one['failures'])} on {one['version']} (greenroom why {name})."
         )
+    for line in (line for one in known for line in _told_variants(one)):
+        click.echo(line)
     for problem in BACKENDS.problems:
         click.echo(f"Warning: {problem}", err=True)
     return exit_codes.OK
+
+
+def _told_variants(backend: dict[str, Any]) -> Iterator[str]:
+    """The variants of an installed backend: the order, with the reason of each place."""
+    ranked = backend.get("variants") or ()
+    if not backend["installations"] or not any(one["reason"] for one in ranked):
+        return
+    yield f"Variants of {backend['name']} on this machine, best first:"
+    for one in ranked:
+        marks = ["in use" if one["name"] == backend["variant"] else "installed"] if one["installed"] else []
+        marks += ["not usable"] if not one["usable"] else []
+        marks += [f"hashes {one['hashes']}"]
+        yield f"  {one['name']} ({', '.join(marks)}): {one['reason']}"
+        if failure := one.get("failure"):
+            yield f"    It was not installed: {failure['message']} {failure.get('advice') or ''}".rstrip()
+    if offered := backend.get("offered"):
+        size = next((one.get("download_bytes") or 0 for one in ranked if one["name"] == offered), 0)
+        about = f" (about {format_size(size)})" if size else ""
+        yield (
+            f"{offered} is better than {backend['variant']}, which is in use. Install it{about}: "
+            f"greenroom install-runner --backend {backend['name']} --variant {offered}"
+        )
 
 
 @backends_command.command("verify")
@@ -359,7 +416,16 @@ def _versions(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
     usable = [one for one in found["installations"] if not one["retiring"]]
-    return ", ".join(one["version"] + ("*" if one["current"] else "") for one in usable)
+    return ", ".join(_named(found, one) + ("*" if one["current"] else "") for one in usable)
+
+
+def _named(found: dict[str, Any], one: dict[str, Any]) -> str:
+    """A version, with its variant where there are several kinds."""
+    return (
+        f"{one['variant']} {one['version']}"
+        if one.get("variant") and found.get("variants")
+        else one["version"]
+    )
 
 
 def _state(found: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Installed:
     message: str
     already: bool
     version: str
+    variant: str = ""
 
 
 def install(
@@ -36,6 +37,7 @@ def install(
     backend: str,
     *,
     version: str = "",
+    variant: str = "",
     build: str = "",
     reinstall: bool = False,
     announce: Callable[[str], None],
@@ -47,6 +49,7 @@ def install(
         client: the daemon.
         backend: its name.
         version: one other than the default.
+        variant: its build for certain devices; empty for whichever is installed, else the usual one.
         build: what to compile it for on this machine; empty to install what is published.
         reinstall: rebuild it even if it looks intact.
         announce: called with `Installing X backend...` once there is something to do.
@@ -58,6 +61,8 @@ def install(
     body: dict[str, Any] = {"backend": backend, "waiter": uuid.uuid4().hex}
     if version:
         body["version"] = version
+    if variant:
+        body["variant"] = variant
     if build:
         body["build"] = build
     if reinstall:
@@ -82,6 +87,7 @@ def install(
                         str(event.get("message") or f"{backend} backend installed successfully"),
                         bool(event.get("already")),
                         str(installation.get("version") or ""),
+                        str(installation.get("variant") or ""),
                     )
                 if not said:
                     said = True

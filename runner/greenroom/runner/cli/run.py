@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from greenroom.actors.variants import BEST
 from greenroom.runner.cli.client import Client, DaemonRefused, Gone, path_of
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import ensure_daemon
@@ -24,6 +25,7 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import Watch, install, pull
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, readable, style
+from greenroom.runner.units import format_size
 
 _READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
 _PATIENCE = 2.0
@@ -237,8 +239,9 @@ def run_command(
         question = sys.stdin.read().strip()
         if not question:
             raise click.UsageError("The prompt is empty: standard input has no text.")
+    client = ensure_daemon(settings, announce)
     conversation = Conversation(
-        ensure_daemon(settings, announce),
+        client,
         model,
         say=announce,
         backend=backend,
@@ -250,6 +253,8 @@ def run_command(
         else "",
     )
     conversation.prepare()
+    if settings.install_policy != "never":
+        fetch_better(client, backend)
     if detach:
         return
     if not question:
@@ -260,6 +265,24 @@ def run_command(
     tell(conversation, question)
     if stats:
         announce(statistics(conversation))
+
+
+def fetch_better(client: Client, backend: str) -> None:
+    """Have better variants of the backends in use fetched for this machine's devices, in the background.
+
+    Without a `backend`, of those that are installed without being asked for.
+    """
+    for one in client.get("/engines") or ():
+        offered, wanted = one.get("offered"), one["name"] == backend if backend else not one["deferred"]
+        variant = next((each for each in one.get("variants") or () if each["name"] == offered), None)
+        if variant is None or not wanted or one.get("job") or variant.get("failure"):
+            continue
+        size = format_size(variant.get("download_bytes") or 0)
+        announce(
+            f"Fetching {one['name']} {offered} in the background, about {size}: {variant['reason']} "
+            f"Until then {one['variant']} answers; models change over when they are idle."
+        )
+        client.post("/engines", {"name": one["name"], "variant": BEST})
 
 
 def tell(conversation: Conversation, question: str) -> None:

@@ -30,6 +30,7 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import BackendName, Id, Version
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import BackendFacts, Installation, Progress
+from greenroom.actors.variants import RankedVariant
 from greenroom.runner.backends.source_build import PREFIX
 from greenroom.runner.http.bodies import checked, invalid, is_true, read_json
 from greenroom.runner.http.context import Context
@@ -54,6 +55,8 @@ class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
     name: BackendName = ""
     version: Version = ""
     """Empty means any that is installed, else the pinned one; `pinned`, `latest`, or a version."""
+    variant: Version = ""
+    """A build for other devices, by name; `best` for the first in the machine's order."""
     build: Build = ""
     """Compile it on this machine: for its processor alone, or for graphics devices too."""
     reinstall: bool = False
@@ -64,6 +67,7 @@ class NamedBody(msgspec.Struct, forbid_unknown_fields=True):
 
     backend: BackendName = ""
     version: Version = ""
+    variant: Version = ""
 
 
 class InstallBody(msgspec.Struct):
@@ -71,6 +75,7 @@ class InstallBody(msgspec.Struct):
 
     backend: BackendName = ""
     version: Version = ""
+    variant: Version = ""
     reinstall: bool = False
     build: Build = ""
     """Compile it on this machine."""
@@ -85,6 +90,8 @@ class UninstallBody(msgspec.Struct, forbid_unknown_fields=True):
     backend: BackendName = ""
     version: Version | None = None
     """None means all."""
+    variant: Version = ""
+    """Empty means all."""
     force: bool = False
     """Do not wait for requests inside its engines."""
 
@@ -94,6 +101,7 @@ class CancelInstallBody(msgspec.Struct, forbid_unknown_fields=True):
 
     backend: BackendName = ""
     version: Version = ""
+    variant: Version = ""
     build: Build = ""
     job: Id = ""
     """This one and no other."""
@@ -179,7 +187,7 @@ class Backends:
         wish = Ensure(
             backend=name,
             version=body.version,
-            variant=_variant(body.build),
+            variant=_variant(body.build, body.variant),
             wanted_by="explicit",
             repair=body.reinstall,
             caller=await self._context.callers.looked_up(request),
@@ -192,7 +200,9 @@ class Backends:
         name = self._context.backend(request.params["name"])
         force = _forced(request)
         version = version_meant(request.query.get("version"))
-        gone = await self._soon(request, Uninstall(backend=name, version=version, force=force))
+        variant: str = checked(request.query.get("variant", ""), Version, "variant")
+        ask = Uninstall(backend=name, version=version, variant=variant, force=force)
+        gone = await self._soon(request, ask)
         if gone is None:
             return self._followed(request.path, name, 202)
         return encoded(gone)
@@ -200,7 +210,9 @@ class Backends:
     async def activate(self, request: Request) -> AnyResponse:
         """Switch to another installation; without a version, to the one before the current."""
         body = await read_json(request, NamedBody, "backend")
-        ask = Activate(backend=self._context.backend(body.backend), version=body.version)
+        ask = Activate(
+            backend=self._context.backend(body.backend), version=body.version, variant=body.variant
+        )
         ensured = await self._context.greenroom.system.ask(ask, cause=request.id)
         return encoded({"installation": ensured.installation})
 
@@ -218,7 +230,7 @@ class Backends:
     async def install_and_wait(self, request: Request) -> AnyResponse:
         body = await read_json(request, InstallBody, "backend")
         backend = self._context.backend(body.backend)
-        variant = _variant(body.build)
+        variant = _variant(body.build, body.variant)
         greenroom = self._context.greenroom
         if body.dry_run:
             plan = PlanInstall(backend=backend, variant=variant, version=body.version)
@@ -246,7 +258,7 @@ class Backends:
         body = await read_json(request, UninstallBody, "backend")
         backend = self._context.backend(body.backend)
         version = version_meant(body.version)
-        ask = Uninstall(backend=backend, version=version, force=body.force)
+        ask = Uninstall(backend=backend, version=version, variant=body.variant, force=body.force)
         reply = self._context.greenroom.system.ask(ask, cause=request.id)
         return await answered(
             request, reply, lambda gone: encoded(gone) if wants_json(request) else Response()
@@ -257,7 +269,7 @@ class Backends:
         cancel = CancelInstall(
             backend=self._context.backend(body.backend),
             version=body.version,
-            variant=_variant(body.build),
+            variant=_variant(body.build, body.variant),
             job=body.job,
             reason="every client waiting for it disconnected" if body.leave else "requested by the user",
             leave=body.leave,
@@ -299,10 +311,15 @@ class Backends:
             "state": status.state,
             "version": status.current.version if status.current is not None else "",
             "pinned_version": facts.version,
-            "installations": [_installed(one, status, using.get(one.id, 0)) for one in status.installations],
+            "installations": [
+                _installed(one, facts, status, using.get(one.id, 0)) for one in status.installations
+            ],
             "size": sum(one.size for one in status.installations),
             "verdict": facts.verdict,
             "deferred": facts.deferred,
+            "variant": facts.variant_of(status.current) if status.current is not None else "",
+            "variants": _variants(facts, status),
+            "offered": status.offered,
             "formats": facts.formats,
             "modes": facts.modes,
             "job": self._job(status),
@@ -325,8 +342,10 @@ class Backends:
         }
 
 
-def _variant(build: Build) -> str:
-    return f"{PREFIX}{build}" if build else ""
+def _variant(build: Build, variant: str) -> str:
+    if build and variant:
+        raise invalid("name a variant or a build, not both", param="build")
+    return f"{PREFIX}{build}" if build else variant
 
 
 def _forced(request: Request) -> bool:
@@ -334,9 +353,31 @@ def _forced(request: Request) -> bool:
     return bool(request.query.get("force")) and is_true(request, "force")
 
 
-def _installed(one: Installation, status: BackendStatus, engines: int) -> dict[str, Any]:
+def _variants(facts: BackendFacts, status: BackendStatus) -> list[dict[str, Any]]:
+    """A backend's builds, the one to use first; without the order while that is unknown."""
+    declared = {one.name: one for one in facts.variants}
+    ranked = status.variants or tuple(
+        RankedVariant(name=one.name, usable=True, reason="") for one in facts.variants
+    )
+    ready = {facts.variant_of(one) for one in status.installations if not one.broken}
+    return [
+        {
+            **msgspec.to_builtins(one),
+            "title": declared[one.name].title,
+            "hashes": "shipped" if declared[one.name].is_locked else "resolved at installation",
+            "installed": one.name in ready,
+            "failure": status.tried.get(one.name),
+            "install": f"greenroom install-runner --backend {facts.name} --variant {one.name}",
+        }
+        for one in ranked
+        if one.name in declared
+    ]
+
+
+def _installed(one: Installation, facts: BackendFacts, status: BackendStatus, engines: int) -> dict[str, Any]:
     return {
         **msgspec.to_builtins(one),
+        "variant": facts.variant_of(one),
         "current": status.current is not None and status.current.id == one.id,
         "retiring": one.id in status.retiring,
         "engines": engines,

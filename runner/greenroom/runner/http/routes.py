@@ -106,7 +106,7 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _ours("POST", "/engines/activate-backend", backends.activate)
     yield _ours("POST", "/engines/verify-backend", attended(backends.verify))
     yield _ours("GET", "/engines/{name}", backends.inspect)
-    yield _ours("DELETE", "/engines/{name}", backends.uninstall, "force", "version")
+    yield _ours("DELETE", "/engines/{name}", backends.uninstall, "force", "version", "variant")
 
 
 def _ollama(context: Context) -> Iterator[Route]:

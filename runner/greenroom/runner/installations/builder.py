@@ -51,7 +51,7 @@ from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, folder_of, no_exec
-from greenroom.runner.installations.lock_file import normalized
+from greenroom.runner.installations.lock_file import normalized, shipped_version
 from greenroom.runner.installations.source_builds import SourceBuilds
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import Unclear
@@ -64,17 +64,38 @@ _REASON = 400
 
 
 def source_of(
-    backend: Backend, named: ExternalBackend | None = None, variant: str = ""
+    backend: Backend,
+    platform: Platform,
+    named: ExternalBackend | None = None,
+    variant: str = "",
 ) -> Environment | Image | SourceBuild:
-    """What a backend is installed from: as it declares, or out of what the user has named instead."""
+    """What a variant is installed from: as it is declared, or out of what the user has named instead.
+
+    Raises:
+        KeyError: There is no such variant.
+    """
     if variant in backend.builds:
         return backend.builds[variant]
     source = backend.source
+    if variant:
+        own = {one.name: one.source for one in backend.variants if one.runs_on(platform)}[variant]
+        if own is not None:
+            source = replace(own, build=variant, tested=_tested(own, source, platform))
     if named is None:
         return source
     if isinstance(source, Image):
         return source.out_of(named.image) if named.image else source
-    return source if named.indexes is None else replace(source, indexes=named.indexes)
+    if named.indexes is None:
+        return source
+    if source.own_index:
+        return replace(source, own_index=next(iter(named.indexes), ""), indexes=named.indexes[1:])
+    return replace(source, indexes=named.indexes)
+
+
+def _tested(own: Environment, usual: Environment | Image, platform: Platform) -> str:
+    """The version of a variant that this release was tested with, if it is the usual one's."""
+    same = isinstance(usual, Environment) and usual.distribution == own.distribution
+    return shipped_version(usual, platform) if same and isinstance(usual, Environment) else ""
 
 
 _Awaited = RemoveInstallation | PlanInstallation | VerifyInstallations | DropUnneeded
@@ -383,6 +404,7 @@ class Builder:
             repair=build.repair,
             cancel=cancel,
             progress=progress,
+            **({"digest": build.digest} if isinstance(source, Environment) else {}),
         )
 
     def _source(self, backend: str, variant: str) -> Environment | Image | SourceBuild:
@@ -395,9 +417,12 @@ class Builder:
             )
         if sentence := declared.verdict(self._platform):
             raise JobFailed.permanent("unsupported_platform", sentence)
-        if variant and variant not in declared.builds:
-            raise JobFailed.permanent("no_such_variant", f"{backend} has no variant {variant!r}.")
-        return source_of(declared, self._external.get(backend), variant)
+        try:
+            return source_of(declared, self._platform, self._external.get(backend), variant)
+        except KeyError:
+            raise JobFailed.permanent(
+                "no_such_variant", f"{backend} has no variant {variant!r} here."
+            ) from None
 
     def _look(self, names: tuple[str, ...]) -> None:
         makers = self._makers()
@@ -511,7 +536,7 @@ def _failed(build: BuildInstallation, failure: Failure, *, reached: bool = True)
 
 def _fitting(one: Installation, source: Environment, installed: InstallationStore) -> Installation:
     """Broken when it was made for other processors: a machine may gain a GPU, or lose its driver."""
-    if one.broken or one.built_with:
+    if one.broken or one.variant:
         return one
     projects = {wheel.locked().project for wheel in installed.record(one).wheels}
     if not projects or normalized(source.distribution) in projects:

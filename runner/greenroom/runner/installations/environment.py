@@ -21,6 +21,7 @@ from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.archive import kept_lock
+from greenroom.runner.installations.computing import prove
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     LOCK,
@@ -94,7 +95,12 @@ class Environments(Maker):
             JobFailed: There is none for this platform, or the version cannot be resolved.
         """
         if version in ("", "pinned"):
-            return shipped(source, self._platform)
+            try:
+                return shipped(source, self._platform)
+            except JobFailed:
+                if not source.tested:
+                    raise
+                version = source.tested
         kept = self._kept(source, version) if version != "latest" else None
         with suppress(JobFailed):
             lock = shipped(source, self._platform)
@@ -126,6 +132,7 @@ class Environments(Maker):
         variant: str = "",
         version: str = "",
         repair: bool = False,
+        digest: str = "",
         cancel: Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Installation:
@@ -137,6 +144,8 @@ class Environments(Maker):
             version: Empty for the one this release was tested with; `latest`, or a version.
             repair: An installation of this backend is broken: verify cached files before use, since hard
                 links spread damage to all environments and the cache.
+            digest: Of the lock that was resolved for this variant and version before. Another one is refused,
+                unless it ships with this release.
             cancel: Stops the build and removes what it built; downloads are kept for the next attempt.
             progress: Receives about ten reports a second while something moves.
 
@@ -150,6 +159,8 @@ class Environments(Maker):
         if version not in ("", "pinned"):
             report.phase("resolving", f"Resolving {source.distribution} {version}")
         lock = self.lock(source, version, cancel)
+        if digest not in ("", lock.digest) and lock.resolved:
+            raise _other_packages(source, lock)
         files = lock.files()
         plan = self._plan(backend, source, lock, files)
         newest = version == "latest" and not repair
@@ -176,6 +187,8 @@ class Environments(Maker):
                 # Most of what the commit waits for reaches the disk meanwhile.
                 flushed = Beside(partial(flush, folder), f"flush-{job}")
                 probe(folder, source.distribution, source.probe, cancel)
+                if source.computes:
+                    prove(folder, " ".join(filter(None, (backend, variant))), source, cancel)
                 flushed.result(cancel=cancel)
                 contents = (sizes, links, sums.result(cancel=cancel))
                 stop_if(cancel)  # the last moment at which cancelling leaves nothing: the commit comes next
@@ -200,8 +213,8 @@ class Environments(Maker):
     def _kept(self, source: Environment, version: str) -> Lock | None:
         """The lock of a version imported from an archive."""
         try:
-            kept = kept_lock(self.installed.home, source.distribution, version)
-            return Lock(kept.read_text(encoding="utf-8"))
+            kept = kept_lock(self.installed.home, source.kept_as, version)
+            return Lock(kept.read_text(encoding="utf-8"), resolved=True)
         except (FileNotFoundError, JobFailed):
             return None
 
@@ -213,7 +226,9 @@ class Environments(Maker):
             return False
 
     def _sources_of(self, source: Environment) -> PackageSources:
-        return self._sources.with_indexes(source.indexes, f"the declaration of {source.distribution}")
+        origin = f"the declaration of {source.distribution}"
+        sources = self._sources.with_indexes(source.indexes, origin)
+        return sources.with_first(source.own_index, origin) if source.own_index else sources
 
     def _plan(self, backend: str, source: Environment, lock: Lock, files: Sequence[LockedFile]) -> Plan:
         packages = (f"{file.project}=={file.version}" for file in files)
@@ -327,6 +342,17 @@ class Environments(Maker):
                     detailed = msgspec.structs.replace(told.failure, detail=failed.failure.detail)
                     raise JobFailed(detailed) from failed.__cause__
             raise
+
+
+def _other_packages(source: Environment, lock: Lock) -> JobFailed:
+    version = lock.version_of(source.distribution)
+    return JobFailed.permanent(
+        "hash_mismatch",
+        f"{source.distribution} {version} ({source.build}) on the package index is not what was installed "
+        "before under this version.",
+        advice="If its publisher has replaced it and you trust that, uninstall the variant and install it "
+        "again; else ask for another version.",
+    )
 
 
 class _Unpacking:

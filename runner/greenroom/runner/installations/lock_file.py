@@ -86,6 +86,8 @@ class LockedPackage:
 @dataclass(frozen=True)
 class Lock:
     text: str
+    resolved: bool = False
+    """It did not ship with this release."""
 
     @cached_property
     def digest(self) -> str:

@@ -96,9 +96,10 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
         requirements.append(f"{source.distribution}=={version.strip()}")
     header = [f"{source.distribution} {version}, resolved on request from: {', '.join(requirements)}"]
     try:
-        return resolve(
+        found = resolve(
             uv, requirements, header=header, python=str(python), cancel=cancel, excluded=source.excluded
         )
+        return replace(found, resolved=True)
     except JobFailed as failed:
         if failed.failure.code != "no_such_version":
             raise

@@ -52,6 +52,8 @@ class PackageSources:
     """Indexes, folders, certificates and proxies for fetching packages."""
 
     index: Setting = Setting(DEFAULT_INDEX, "default")
+    first: Setting | None = None
+    """The only index that has a variant's build, asked before all other sources."""
     extra_indexes: tuple[Setting, ...] = ()
     find_links: tuple[Setting, ...] = ()
     no_index: Setting | None = None
@@ -133,6 +135,10 @@ class PackageSources:
         further = tuple(Setting(url, origin) for url in urls if url not in known)
         return replace(self, extra_indexes=(*self.extra_indexes, *further)) if further else self
 
+    def with_first(self, url: str, origin: str) -> PackageSources:
+        """The same sources after this index: what it has is taken from nowhere else."""
+        return replace(self, first=Setting(url, origin))
+
     @property
     def indexes(self) -> tuple[Setting, ...]:
         """Every index in the order to ask: local ones first, the default one last."""
@@ -140,20 +146,33 @@ class PackageSources:
             return ()
         local = [setting for setting in self.extra_indexes if is_local(setting.value)]
         remote = [setting for setting in self.extra_indexes if not is_local(setting.value)]
-        return (*local, *remote, self.index)
+        return (*((self.first,) if self.first is not None else ()), *local, *remote, self.index)
+
+    @property
+    def places(self) -> tuple[Setting, ...]:
+        """Everywhere a locked file may be, in the order to look: a variant's own index, folders, indexes."""
+        if self.first is not None and self.no_index is None:
+            return (self.first, *self.find_links, *self.indexes[1:])
+        return (*self.find_links, *self.indexes)
 
     def uv_environment(self) -> dict[str, str]:
         """These settings as variables for uv; other users could read arguments."""
         env = dict(self.secrets)
         if self.no_index is None:
             env["UV_DEFAULT_INDEX"] = self.index.value
-            if extra := [s.value for s in self.extra_indexes if _reachable(s.value)]:
+            first = (self.first,) if self.first is not None else ()
+            if extra := [s.value for s in (*first, *self.extra_indexes) if _reachable(s.value)]:
                 env["UV_INDEX"] = " ".join(extra)
         # pip's meaning of several indexes, which the user's settings assume: the best version of all of
         # them. Locked hashes decide what is installed, so this admits no look-alikes.
-        env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+        env["UV_INDEX_STRATEGY"] = "unsafe-best-match" if self.first is None else "first-index"
+        if self.first is not None:
+            return self._with_transport(env)
         if links := [s.value for s in self.find_links if _reachable(s.value)]:
             env["UV_FIND_LINKS"] = ",".join(links)
+        return self._with_transport(env)
+
+    def _with_transport(self, env: dict[str, str]) -> dict[str, str]:
         if self.trusted_hosts:
             env["UV_INSECURE_HOST"] = " ".join(setting.value for setting in self.trusted_hosts)
         if self.ca_bundle is not None:

@@ -424,7 +424,7 @@ class Finder:
             return file.url
         others: list[str] = []
         unanswered: JobFailed | None = None
-        for place in (*self._sources.find_links, *self._sources.indexes):
+        for place in self._sources.places:
             try:
                 links = self._links(place, file.project)
             except JobFailed as failed:
@@ -444,7 +444,7 @@ class Finder:
                 f"{others[0]} has {file.name}, but not with the contents that this release was tested with.",
                 advice="Check that index; it may rebuild packages.",
             )
-        asked = [without_credentials(s.value) for s in (*self._sources.find_links, *self._sources.indexes)]
+        asked = [without_credentials(place.value) for place in self._sources.places]
         raise JobFailed.permanent(
             "not_on_index",
             f"{file.name} is not on any of the configured package sources.",

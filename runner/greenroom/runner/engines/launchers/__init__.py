@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def launcher(name: str) -> Path:
-    """The file of a launcher. None is named like a library, which it would shadow."""
-    return Path(__file__).with_name(f"launch_{name}.py")
+def launcher(name: str, does: str = "launch") -> Path:
+    """The file of a program. None is named like a library, which it would shadow."""
+    return Path(__file__).with_name(f"{does}_{name}.py")
 
 
 END_WITH_KEEPER = Path(__file__).with_name("end_with_keeper.py")

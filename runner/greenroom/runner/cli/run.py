@@ -272,7 +272,11 @@ def fetch_better(client: Client, backend: str) -> None:
 
     Without a `backend`, of those that are installed without being asked for.
     """
-    for one in client.get("/engines") or ():
+    try:
+        known = client.get("/engines") or ()
+    except DaemonRefused:
+        return  # the answer does not depend on it
+    for one in known:
         offered, wanted = one.get("offered"), one["name"] == backend if backend else not one["deferred"]
         variant = next((each for each in one.get("variants") or () if each["name"] == offered), None)
         if variant is None or not wanted or one.get("job") or variant.get("failure"):

@@ -86,7 +86,8 @@ def install(
                 digest=digest,
             )
         )
-        return heard.next()
+        reported: tuple[Any, ...] = heard.next()
+        return reported
 
     return build
 
@@ -95,7 +96,8 @@ def text_of(home: Path, installation: Any) -> str:
     (file,) = (home / "backends/llama.cpp" / installation.id).glob(
         "env/lib/*/site-packages/xllamacpp/__init__.py"
     )
-    return file.read_text()
+    text: str = file.read_text()
+    return text
 
 
 def test_a_variant_comes_from_its_own_index_although_the_usual_one_has_its_name_too(

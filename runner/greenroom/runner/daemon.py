@@ -47,14 +47,14 @@ from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model, VariantFacts
+from greenroom.actors.values import Engine, EngineSpec, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
-from greenroom.runner.backends.base import Backend, Environment, Image, Launch, Platform
+from greenroom.runner.backend_facts import facts_of
+from greenroom.runner.backends.base import Backend, Launch, Platform
 from greenroom.runner.backends.device_users import DeviceUser, device_users
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
-from greenroom.runner.backends.source_build import SourceBuild
-from greenroom.runner.backends.variants import Variant, order, usual
-from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
+from greenroom.runner.backends.variants import order
+from greenroom.runner.config import DEFAULT_HEADROOM, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
 from greenroom.runner.engines.folders import prompt_speed
@@ -62,9 +62,8 @@ from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeWatch, prepare_home
-from greenroom.runner.installations.builder import Builder, source_of
+from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.installed import folder_of, python_of
-from greenroom.runner.installations.lock_file import shipped_version
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.memory import MachineMemory, MemoryReader
 from greenroom.runner.models.preflight import Machine, Reader
@@ -535,57 +534,6 @@ class Greenroom(Startable):
         if (puller := self._puller) is not None:
             work["pulls"] = puller.close
         ending.all_of(work, spare=spare)
-
-
-def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = None) -> BackendFacts:
-    """What the actors need to know of a declaration on this machine."""
-    return BackendFacts(
-        name=backend.name,
-        deferred=backend.deferred,
-        formats=backend.formats,
-        modes=backend.modes,
-        preference=backend.preference,
-        install_preference=backend.install_preference,
-        verdict=backend.verdict(here),
-        overhead=backend.overhead_bytes,
-        slots=backend.slots,
-        shares_cache=backend.shares_cache,
-        prompt_cache=backend.keeps_prompts,
-        device=backend.uses_devices or (named is not None and named.gpu),
-        runtimes=_runtimes(backend, here),
-        divides=backend.divides,
-        device_overhead=backend.device_overhead,
-        layer_flags=backend.layer_flags,
-        version=_pinned(source_of(backend, here, named), here),
-        versions={name: build.version for name, build in backend.builds.items()},
-        variants=tuple(_variant_facts(backend, one, here) for one in backend.variants if one.runs_on(here)),
-        usual=usual(backend.variants, here),
-        variant=named.variant if named is not None else "",
-    )
-
-
-def _variant_facts(backend: Backend, one: Variant, here: Platform) -> VariantFacts:
-    source = one.source or backend.source
-    return VariantFacts(
-        name=one.name,
-        title=one.title,
-        runtime=one.runtime or "",
-        is_locked=not isinstance(source, Environment) or bool(shipped_version(source, here)),
-        download_bytes=one.download_bytes,
-    )
-
-
-def _runtimes(backend: Backend, here: Platform) -> tuple[tuple[str, str], ...]:
-    """Variant → what its engines compute through, without those for the processor."""
-    found: dict[str, str] = {one.name: one.runtime for one in backend.variants if one.runtime is not None}
-    found |= {name: build.sees.lower() for name, build in backend.builds.items() if build.sees}
-    if (usually := found.get(usual(backend.variants, here))) is not None:
-        found[""] = usually
-    return tuple(sorted(found.items()))
-
-
-def _pinned(source: Environment | Image | SourceBuild, here: Platform) -> str:
-    return shipped_version(source, here) if isinstance(source, Environment) else source.version
 
 
 def _instance_id(home: Path) -> str:

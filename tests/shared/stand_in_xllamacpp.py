@@ -1,4 +1,4 @@
-"""A stand-in for xllamacpp as a wheel: it reads the model, computes a token, and fails as it is told."""
+"""A stand-in for xllamacpp as a wheel: it reads the model, computes a token or fails as a test wants."""
 
 from __future__ import annotations
 

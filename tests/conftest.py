@@ -33,6 +33,9 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 # a client that cannot be interrupted would prove nothing about interrupting one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Where Python may not keep byte code, each of the hundreds of daemons compiles every module again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 MLX_REQUIREMENTS = ["mlx-lm>=0.32", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"]
 
 

@@ -20,7 +20,7 @@ def named_paths() -> list[str]:
     return [re.sub(r"\b(launch_)?[A-Z]{4,}(?=[/.])", r"\1*", path) for path in named]
 
 
-def test_every_file_that_it_names_exists() -> None:
+def test_every_file_that_contributing_names_exists() -> None:
     missing = [
         path
         for path in named_paths()
@@ -30,12 +30,12 @@ def test_every_file_that_it_names_exists() -> None:
     assert not missing
 
 
-def test_its_map_has_every_folder() -> None:
+def test_the_map_has_every_folder() -> None:
     folders = {path.parent.name for package in PACKAGES for path in package.glob("*/__init__.py")}
     assert folders <= {Path(path).name for path in named_paths()}
 
 
-def test_every_make_command_that_it_names_exists() -> None:
+def test_every_make_command_that_contributing_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"`make ([a-z-]+)", TEXT):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -396,7 +396,7 @@ def test_only_the_kernel_appends_to_a_journal() -> None:
         "from greenroom.actors.journal.port import Entry, Record",
     ],
 )
-def test_a_breach_of_that_rule_too_would_be_found(breach: str) -> None:
+def test_a_breach_of_this_rule_is_found_too(breach: str) -> None:
     assert list(appends(ast.parse(breach)))
 
 

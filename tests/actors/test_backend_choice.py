@@ -31,7 +31,7 @@ def broken(backend: str, **more: Any) -> BackendStatus:
     return BackendStatus(name=backend, state="broken", installations=(one,), failure=failure)
 
 
-def test_of_the_installed_ones_the_most_preferred_serves() -> None:
+def test_the_most_preferred_installed_backend_serves() -> None:
     choice = pick(SAFE, installed("mlx"), installed("vllm"))
     assert isinstance(choice, Use)
     assert (choice.backend, choice.installation_id) == ("vllm", "1-aaaa.1")
@@ -42,18 +42,18 @@ def test_of_the_installed_ones_the_most_preferred_serves() -> None:
     )
 
 
-def test_a_better_one_that_is_absent_is_named_with_the_command_that_gets_it() -> None:
+def test_a_better_backend_that_is_absent_is_named_with_the_command_that_installs_it() -> None:
     choice = pick(SAFE, installed("mlx"))
     assert choice.backend == "mlx"
     wanted = "vllm is preferred but not installed (run: greenroom install-runner --backend vllm)"
     assert wanted in choice.reasons
 
 
-def test_a_better_one_that_is_being_installed_does_not_block() -> None:
+def test_a_better_backend_that_is_being_installed_does_not_block() -> None:
     assert pick(SAFE, installed("mlx"), absent("vllm", job="vllm.1")).backend == "mlx"
 
 
-def test_a_format_only_one_can_read_goes_to_that_one() -> None:
+def test_a_format_that_one_backend_can_read_goes_to_that_backend() -> None:
     assert pick(QUANTISED, installed("mlx"), installed("vllm")).backend == "mlx"
 
 
@@ -84,7 +84,7 @@ def test_a_backend_this_platform_cannot_run_is_refused_with_its_verdict() -> Non
     assert (refusal.kind, refusal.message) == ("not_ready", METAL.verdict)
 
 
-def test_one_that_is_being_installed_is_waited_for_under_any_policy() -> None:
+def test_a_backend_that_is_being_installed_is_waited_for_under_any_policy() -> None:
     for policy in ("ask", "auto", "never"):
         choice = pick(SAFE, absent("vllm", job="vllm.1"), policy=policy)
         assert choice == Install(backend="vllm", reason="it is already being installed")
@@ -113,7 +113,7 @@ def test_nothing_is_installed_by_a_request_under_never() -> None:
     assert refused(SAFE, policy="never").kind == "not_ready"
 
 
-def test_a_deferred_one_is_installed_under_auto_the_easiest_first() -> None:
+def test_a_deferred_backend_is_installed_under_auto_the_easiest_first() -> None:
     assert pick(SAFE, policy="auto") == Install(backend="mlx", reason="the install policy is auto")
 
 
@@ -124,7 +124,7 @@ def test_an_absent_one_is_refused_under_ask_with_the_sentence_of_the_contract() 
     assert refusal.numbers == {"download_bytes": 350_000_000.0}
 
 
-def test_a_broken_one_is_refused_with_what_is_wrong_with_it() -> None:
+def test_a_broken_backend_is_refused_with_the_reason() -> None:
     refusal = refused(QUANTISED, broken("mlx"))
     assert refusal.advice == "(The existing installation is broken: a file is missing)"
 

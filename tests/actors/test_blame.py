@@ -109,7 +109,7 @@ def test_repeated_requests_meanwhile_get_the_same_refusal_and_store_nothing() ->
     assert isinstance(stage.outcomes["later"], Granted)
 
 
-def test_a_model_that_is_configured_differently_is_tried_again_at_once() -> None:
+def test_a_model_that_is_configured_differently_is_retried_at_once() -> None:
     stage = Stage().begin(model("one"), model("two"))
     for name in ("one", "two"):
         stage.serve(f"first-{name}", name)

@@ -129,7 +129,7 @@ def test_a_load_that_waits_for_a_device_does_not_block_the_machines_memory() -> 
     assert at.informed["late"].message == "waiting for memory, behind two"
 
 
-def test_a_peak_above_the_reservation_counts_at_once_and_is_remembered() -> None:
+def test_a_peak_above_the_reservation_counts_at_once_and_is_kept() -> None:
     at = stage(device(0, 8 * GIB))
     spec = at.loaded("one")
     measured(at, spec, 5 * GIB)

@@ -167,7 +167,7 @@ def test_a_failure_that_cannot_be_recorded_is_still_reported_as_such(house: Hous
     assert [one.type for one in house.journal.read()][-1] == "pull_failed"
 
 
-def test_a_wish_that_waited_for_the_first_look_is_refused_and_not_kept_waiting() -> None:
+def test_an_install_request_that_waited_for_the_first_scan_is_refused_and_not_kept_waiting() -> None:
     house = House(looks=False)
     replies = [
         house.system.ask(Pull(reference="qwen")),

@@ -51,7 +51,7 @@ def test_the_first_command_is_carried_out_and_repeats_meanwhile_get_its_answer()
     assert reply_of(case) == DONE
 
 
-def test_a_later_one_gets_the_same_answer_also_in_another_life() -> None:
+def test_a_repeated_command_gets_the_same_answer_even_after_a_restart() -> None:
     case = given(Idempotency(), KEYED, ANSWERED).when(BEGIN).then()
     assert case.reply == DONE
 

@@ -43,7 +43,7 @@ def test_an_installation_found_on_disk_counts_although_the_journal_does_not_know
     assert ensure(case) == Ensured(installation=built(), fresh=False)
 
 
-def test_of_several_unknown_installations_on_disk_the_latest_comes_into_use() -> None:
+def test_the_latest_of_several_unknown_installations_on_disk_becomes_active() -> None:
     old, new = built("1-aaaa.1", built_at=1.0), built("2-bbbb.1", built_at=2.0)
     case = new_life(disk=(old, new))
     assert status(case).current == new
@@ -56,7 +56,7 @@ def test_an_installation_missing_on_disk_is_missing_although_the_journal_knows_i
     assert status(case).state == "absent"
 
 
-def test_a_broken_installation_is_reported_with_the_reason_and_the_next_wish_repairs_it() -> None:
+def test_a_broken_installation_is_reported_with_the_reason_and_the_next_install_repairs_it() -> None:
     broken = built(broken="mlx/core.so is missing")
     case = new_life(requested(), committed(), disk=(broken,))
     assert (status(case).state, status(case).failure.message) == (  # type: ignore[union-attr]
@@ -87,7 +87,7 @@ def test_a_broken_current_installation_gives_way_to_another_whole_one() -> None:
     assert status(case).current == old
 
 
-def test_a_look_at_the_disk_older_than_a_commit_does_not_undo_it() -> None:
+def test_a_scan_of_the_disk_older_than_a_commit_does_not_undo_it() -> None:
     case = new_life()
     ensure(case)
     case.when(build_committed("mlx.1", built())).rest()
@@ -140,7 +140,7 @@ def test_a_disk_that_cannot_be_read_is_recorded_once_however_often_it_is_found_s
     assert [type(one.event) for one in case.history].count(InstallationsUnread) == 1
 
 
-def test_a_disk_that_cannot_be_read_refuses_a_wish_and_ends_no_wanted_installation() -> None:
+def test_a_disk_that_cannot_be_read_refuses_an_install_and_ends_no_wanted_installation() -> None:
     case = new_life(requested(), committed(), looked=False)
     later = ensure(case)
     assert isinstance(later, Later)

@@ -108,7 +108,7 @@ def test_a_job_that_fails_for_good_answers_every_caller_and_does_not_stick() -> 
     case.then(requested("mlx.2"))
 
 
-def test_a_job_that_fails_for_a_while_is_tried_again_at_the_recorded_time() -> None:
+def test_a_job_that_fails_for_a_while_is_retried_at_the_recorded_time() -> None:
     case = new_life()
     ensure(case)
     fails(case, OFFLINE)
@@ -368,7 +368,7 @@ def test_a_job_of_an_earlier_life_whose_wait_ended_while_no_daemon_ran_has_lost_
     assert [one.attempt for one in case.of(BuildInstallation)] == [2]
 
 
-def test_a_job_of_an_earlier_life_that_had_begun_again_has_lost_that_attempt() -> None:
+def test_a_job_of_an_earlier_life_that_had_been_started_again_has_lost_that_attempt() -> None:
     begun = InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
     case = new_life(requested(), waits(retry_at=NOW.wall + 30), begun)
     assert [type(one.event) for one in case.history[-2:]] == [
@@ -410,7 +410,7 @@ def test_a_job_of_an_earlier_life_that_repairs_does_not_take_what_it_was_to_repl
     assert status(case).job == "mlx.1"
 
 
-def test_a_job_of_an_earlier_life_is_answered_to_callers_that_ask_before_the_look() -> None:
+def test_a_job_of_an_earlier_life_is_answered_to_callers_that_ask_before_the_scan() -> None:
     case = new_life(requested(), looked=False)
     assert ensure(case) == Later(KEY)
     case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()

@@ -36,7 +36,7 @@ from reports import attempt_failed, build_committed
 from stage import LLAMA, NO_SPACE, OFFLINE
 
 
-def test_a_wish_for_an_absent_backend_begins_a_job() -> None:
+def test_an_install_of_an_absent_backend_starts_a_job() -> None:
     case = new_life()
     assert ensure(case) == Later(KEY)
     case.then(requested())
@@ -46,7 +46,7 @@ def test_a_wish_for_an_absent_backend_begins_a_job() -> None:
     assert status(case).state == "installing"
 
 
-def test_fifty_wishes_at_once_make_one_job_and_one_build() -> None:
+def test_fifty_install_requests_at_once_make_one_job_and_one_build() -> None:
     case = new_life()
     builds = 0
     for _ in range(50):
@@ -59,13 +59,13 @@ def test_fifty_wishes_at_once_make_one_job_and_one_build() -> None:
     assert case.answers[KEY] == Ensured(installation=built(), fresh=True)
 
 
-def test_a_wish_for_what_is_installed_is_answered_at_once() -> None:
+def test_an_install_of_what_is_installed_is_answered_at_once() -> None:
     case = new_life(requested(), committed(), disk=(built(),))
     assert ensure(case) == Ensured(installation=built(), fresh=False)
     case.then()
 
 
-def test_a_wish_for_what_the_journal_claims_waits_for_the_look_at_the_disk() -> None:
+def test_an_install_of_what_the_journal_claims_waits_for_the_scan_of_the_disk() -> None:
     case = new_life(requested(), committed(), looked=False)
     assert ensure(case) == Later(KEY)
     case.then()
@@ -74,14 +74,14 @@ def test_a_wish_for_what_the_journal_claims_waits_for_the_look_at_the_disk() -> 
     assert ensure(case) == Ensured(installation=built(), fresh=False)
 
 
-def test_a_wish_that_waited_for_the_look_is_answered_by_it() -> None:
+def test_an_install_request_that_waited_for_the_scan_is_answered_by_it() -> None:
     case = new_life(requested(), committed(), looked=False)
     ensure(case)
     case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()
     assert case.answers == {KEY: Ensured(installation=built(), fresh=False)}
 
 
-def test_a_wish_that_waited_for_the_look_installs_when_the_disk_shows_nothing() -> None:
+def test_an_install_request_that_waited_for_the_scan_installs_when_the_disk_shows_nothing() -> None:
     case = new_life(requested(), committed(), looked=False)
     ensure(case)
     case.when(InstallationsSeen(backend="mlx", installations=())).rest()
@@ -90,21 +90,21 @@ def test_a_wish_that_waited_for_the_look_installs_when_the_disk_shows_nothing() 
     assert not case.answers
 
 
-def test_a_wish_for_an_unknown_backend_names_the_known_ones() -> None:
+def test_an_install_of_an_unknown_backend_names_the_known_ones() -> None:
     case = new_life()
     case.when(Ensure(backend="mxl")).then()
     assert case.refusal.kind == "not_found"
     assert case.refusal.sentence() == 'There is no backend "mxl". Known backends: mlx, vllm-metal.'
 
 
-def test_a_wish_for_one_this_platform_cannot_run_says_why_without_trying() -> None:
+def test_an_install_of_one_that_this_platform_cannot_run_says_why_without_trying() -> None:
     case = new_life()
     case.when(Ensure(backend="vllm-metal")).then()
     assert (case.refusal.kind, case.refusal.code) == ("not_ready", "unsupported_platform")
     assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon."
 
 
-def test_a_wish_for_another_version_than_the_installed_one_builds_it_beside() -> None:
+def test_an_install_of_another_version_than_the_installed_one_builds_it_beside() -> None:
     case = new_life(requested(), committed(), disk=(built(),))
     ensure(case, version="2")
     case.then(requested("mlx.2", version="2"))
@@ -115,7 +115,7 @@ def test_a_wish_for_another_version_than_the_installed_one_builds_it_beside() ->
     assert len(status(case).installations) == 2
 
 
-def test_a_wish_sent_without_waiting_finds_its_token_in_the_next_list() -> None:
+def test_an_install_request_sent_without_waiting_finds_its_token_in_the_next_list() -> None:
     case = new_life()
     ensure(case, wanted_by="request", token="r1")
     lists = [one for one in case.told("scheduler") if isinstance(one, InstallationList)]
@@ -123,7 +123,7 @@ def test_a_wish_sent_without_waiting_finds_its_token_in_the_next_list() -> None:
     assert lists[-1].backends[0].job == "mlx.1"
 
 
-def test_a_refused_wish_finds_its_token_in_the_next_list_too() -> None:
+def test_a_refused_install_request_finds_its_token_in_the_next_list_too() -> None:
     case = new_life()
     case.when(Ensure(backend="vllm-metal", wanted_by="request", token="r1")).rest()
     (told,) = case.told("scheduler")
@@ -131,7 +131,7 @@ def test_a_refused_wish_finds_its_token_in_the_next_list_too() -> None:
     assert told.heard == {"vllm-metal": "r1"}
 
 
-def test_a_wish_that_a_person_typed_takes_over_the_job_of_a_request() -> None:
+def test_an_install_request_that_a_person_typed_takes_over_the_job_of_a_request() -> None:
     case = new_life()
     ensure(case, wanted_by="request")
     ensure(case)

@@ -216,7 +216,7 @@ def test_a_queue_is_gone_when_the_backend_is_uninstalled() -> None:
     assert not status(case).wanted
 
 
-def test_wishes_for_several_versions_wait_for_the_look_at_the_disk() -> None:
+def test_installs_of_several_versions_wait_for_the_scan_of_the_disk() -> None:
     case = new_life(looked=False)
     assert ensure(case, "1") == Later("install/mlx@1")
     assert ensure(case, "2") == Later("install/mlx@2")
@@ -289,7 +289,7 @@ def test_activating_never_goes_back_to_what_is_broken_or_retires() -> None:
     assert isinstance(ask(case, Activate(backend="mlx")), Refusal)
 
 
-def test_verifying_reads_everything_and_the_next_wish_repairs_what_is_damaged() -> None:
+def test_verifying_reads_everything_and_the_next_install_repairs_what_is_damaged() -> None:
     case = new_life(disk=(OLD,))
     assert ask(case, VerifyBackend(backend="mlx")) == Later("verify/mlx")
     assert VerifyInstallations(backend="mlx", installations=(OLD.id,)) in case.effects
@@ -492,7 +492,7 @@ def test_a_variant_is_built_beside_the_usual_build_of_the_same_version() -> None
     assert case.state.of("mlx").usable == OLD
 
 
-def test_a_wish_that_names_nothing_takes_any_variant() -> None:
+def test_an_install_request_that_names_nothing_takes_any_variant() -> None:
     case = new_life(disk=(CUDA,))
     assert ensure(case).installation == CUDA
     assert ensure(case, "1").installation == CUDA

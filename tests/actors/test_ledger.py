@@ -65,7 +65,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert victims(5, holding("new", 5, 20), holding("old", 5, 10)) == ["old"]
 
 
-def test_no_more_go_than_needed() -> None:
+def test_no_more_engines_are_evicted_than_needed() -> None:
     idle = [holding("small", 1, 10), holding("big", 9, 20), holding("later", 9, 30)]
     assert victims(9, *idle) == ["big"]
 
@@ -83,7 +83,7 @@ def test_no_engine_is_evicted_if_there_is_enough_room() -> None:
     st.integers(1, 60),
     st.lists(st.tuples(st.integers(1, 20), st.floats(0, 100)), max_size=8),
 )
-def test_the_victims_suffice_and_none_of_them_is_superfluous(
+def test_the_evicted_engines_suffice_and_none_is_superfluous(
     needed: int, engines: list[tuple[int, float]]
 ) -> None:
     idle = [holding(f"e{number}", memory, since) for number, (memory, since) in enumerate(engines)]

@@ -27,7 +27,7 @@ def raises_on(bad: str, real: Any, of: Any) -> Any:
     return picky
 
 
-def test_a_pull_that_cannot_be_gone_on_with_fails_and_the_others_go_on(
+def test_a_pull_that_cannot_be_resumed_fails_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     library = Library()

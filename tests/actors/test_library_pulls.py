@@ -73,7 +73,7 @@ def test_a_pull_of_a_present_model_asks_the_source_whether_it_has_changed() -> N
     assert case.answers == {KEY: Pulled(model=SMOL, fresh=False)}
 
 
-def test_a_pull_of_what_the_journal_claims_waits_for_the_look() -> None:
+def test_a_pull_of_what_the_journal_claims_waits_for_the_scan() -> None:
     claim = ModelCommitted(job="", model=SMOL)
     case = new_life(claim, looked=False)
     assert pull(case) == Later(KEY)
@@ -82,14 +82,14 @@ def test_a_pull_of_what_the_journal_claims_waits_for_the_look() -> None:
     assert case.of(FetchModel)
 
 
-def test_a_pull_that_waited_for_the_look_is_answered_by_it() -> None:
+def test_a_pull_that_waited_for_the_scan_is_answered_by_it() -> None:
     case = new_life(looked=False)
     pull(case, wanted_by="request")
     case.when(ModelsSeen(models=(SMOL,))).rest()
     assert case.answers == {KEY: Pulled(model=SMOL, fresh=False)}
 
 
-def test_a_pull_that_waits_for_the_look_can_be_cancelled() -> None:
+def test_a_pull_that_waits_for_the_scan_can_be_cancelled() -> None:
     case = new_life(looked=False)
     pull(case)
     case.when(CancelPull(reference=REF))
@@ -97,7 +97,7 @@ def test_a_pull_that_waits_for_the_look_can_be_cancelled() -> None:
     case.when(ModelsSeen(models=())).rest().then()
 
 
-def test_a_pull_that_fails_for_a_while_is_tried_again() -> None:
+def test_a_pull_that_fails_for_a_while_is_retried() -> None:
     case = new_life()
     pull(case)
     fails(case, OFFLINE).then(PullAttemptFailed)

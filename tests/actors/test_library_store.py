@@ -101,7 +101,7 @@ def test_a_store_whose_index_was_lost_takes_no_tag_from_another_model() -> None:
     assert case.state.tagged(REF) == other
 
 
-def test_a_look_at_the_store_before_a_commit_does_not_undo_it() -> None:
+def test_a_scan_of_the_store_before_a_commit_does_not_undo_it() -> None:
     case = new_life()
     pull(case)
     case.when(pulled("pull.1", SMOL)).rest()

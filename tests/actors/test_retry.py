@@ -66,7 +66,7 @@ def test_a_source_that_has_never_answered_is_given_up_within_seconds() -> None:
     assert late(PULL_RETRIES) is not None
 
 
-def test_chance_spreads_those_who_failed_together() -> None:
+def test_chance_spreads_retries_that_failed_together() -> None:
     assert [again(SOON, 1, draw=draw) for draw in (0.0, 0.5, 0.9)] == [5.0, 10.0, pytest.approx(14.0)]
 
 

@@ -217,7 +217,7 @@ def test_a_stop_of_an_engine_that_ran_for_hours_is_given_its_time() -> None:
         Happened(event=EngineAdopted(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True)),
     ],
 )
-def test_reports_of_a_process_that_is_not_wanted_end_it(report: Any) -> None:
+def test_a_report_of_an_unwanted_process_ends_that_process(report: Any) -> None:
     case = runner().when(report).rest().then()
     assert [one.engine_id for one in case.of(EndEngine)] == ["e9"]
 

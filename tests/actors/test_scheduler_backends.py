@@ -113,7 +113,7 @@ def token(stage: Stage) -> dict[str, str]:
     return {"mlx": stage.volatile.wishes["mlx"].token}
 
 
-def test_an_installation_is_wished_for_once_by_fifty_requests() -> None:
+def test_an_installation_is_requested_once_by_fifty_requests() -> None:
     stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
     told = 0
     for number in range(50):
@@ -162,7 +162,7 @@ def test_an_installation_that_failed_between_two_lists_is_noticed() -> None:
     assert stage.refused("r0").code == "no_space"
 
 
-def test_an_installation_that_was_wished_for_is_not_refused_by_a_list_older_than_the_wish() -> None:
+def test_an_installation_that_was_requested_is_not_refused_by_a_list_older_than_the_request() -> None:
     stage = wanted()
     stage.hear_installer(absent("mlx", failure=OFFLINE))
     assert "r0" not in stage.outcomes
@@ -191,14 +191,14 @@ def test_an_installation_that_keeps_failing_is_not_tried_on_every_poll() -> None
     assert len(stage.stored(LoadRefused)) == 1
 
 
-def test_an_installation_wish_that_is_lost_is_repeated_with_the_same_token() -> None:
+def test_an_install_request_that_is_lost_is_repeated_with_the_same_token() -> None:
     stage = wanted()
     stage.pass_time(6)
     (again,) = wishes(stage)
     assert again.token == "r0"
 
 
-def test_an_installation_wish_that_never_arrives_is_refused_by_time() -> None:
+def test_an_install_request_that_never_arrives_is_refused_by_time() -> None:
     stage = wanted(limits=Limits(max_wait=60))
     for _ in range(13):
         stage.pass_time(5)

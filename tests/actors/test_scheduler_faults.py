@@ -88,7 +88,7 @@ def test_an_exception_about_one_load_fails_that_load_and_no_other(raises: Any) -
     assert stage.granted("r2").engine_id == good.engine_id
 
 
-def test_a_step_that_raises_is_left_out_and_the_others_are_taken(raises: Any) -> None:
+def test_a_step_that_raises_is_skipped_and_the_others_run(raises: Any) -> None:
     stage = begun(model("good"))
     stage.faults_allowed = True
     raises("scheduler.reconcile", "outlived", "", lambda *_: "")

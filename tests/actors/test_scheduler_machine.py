@@ -336,7 +336,7 @@ TestOnDevicesForLonger = pytest.mark.timeout(3600)(pytest.mark.slow(OnDevicesFor
 TestOnDevicesForLonger.settings = settings(RULES, max_examples=1000, stateful_step_count=60)
 
 
-def test_the_world_itself_works() -> None:
+def test_the_simulated_greenroom_serves_a_model() -> None:
     world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
     world.pass_time(30)
     (job,) = world.builds

@@ -50,7 +50,7 @@ def changed(**attributes: Any) -> type[Backend]:
     return type("Changed", (Good,), attributes)
 
 
-def test_ours_come_first_and_those_of_others_after_them() -> None:
+def test_our_backends_come_first_and_those_of_other_packages_after_them() -> None:
     catalog = Catalog(OWN.values(), [entry(Good)])
     assert list(catalog) == [*OWN, "good"]
     assert isinstance(catalog["good"], Good)
@@ -63,7 +63,7 @@ def test_an_instance_serves_as_well_as_a_class() -> None:
     assert Catalog([], [entry(made)])["good"] is made
 
 
-def test_ours_are_had_without_looking_at_any_distribution() -> None:
+def test_our_backends_are_found_without_reading_any_distribution() -> None:
     def explode() -> Any:
         raise AssertionError("discovery ran")
         yield

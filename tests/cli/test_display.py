@@ -120,7 +120,7 @@ def test_one_file_alone_is_the_job() -> None:
     assert "only" not in stream.getvalue()
 
 
-def test_bars_may_be_moved_from_two_threads() -> None:
+def test_bars_may_be_updated_from_two_threads() -> None:
     shown = Bars(Terminal())
     failures: list[BaseException] = []
 

@@ -81,7 +81,7 @@ def first() -> Iterator[First]:
     first.process.communicate(timeout=10)
 
 
-def test_orphans_are_buried(first: First) -> None:
+def test_the_first_process_reaps_orphans(first: First) -> None:
     assert first.above == first.process.pid
     for _ in range(5):
         first.say("orphan")

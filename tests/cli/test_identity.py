@@ -38,7 +38,7 @@ def test_a_daemon_is_believed_when_it_knows_this_data_directorys_secret(our_daem
     assert found.url == our_daemon.url
 
 
-def test_who_repeats_what_our_daemon_says_of_itself_is_sent_nothing(
+def test_a_server_that_repeats_our_daemons_identity_is_sent_nothing(
     our_daemon: Any, greenroom: Any, home: Path
 ) -> None:
     """All of it can be read at `/livez` by every user of the machine."""
@@ -53,7 +53,7 @@ def test_who_repeats_what_our_daemon_says_of_itself_is_sent_nothing(
     assert {(one.method, one.path) for one in our_daemon.seen} == {("GET", "/livez")}
 
 
-def test_who_passes_challenges_on_to_our_daemon_is_not_believed(
+def test_a_server_that_passes_challenges_on_to_our_daemon_is_not_trusted(
     our_daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     our_daemon.routes["GET /livez"]["pid"] = 77
@@ -83,7 +83,7 @@ def test_who_passes_challenges_on_to_our_daemon_is_not_believed(
     assert "Greenroom-Challenge" in our_daemon.seen[-1].headers
 
 
-def test_who_takes_our_daemons_place_after_it_was_found_is_sent_nothing(our_daemon: Any) -> None:
+def test_a_server_that_replaces_our_daemon_after_it_was_found_is_sent_nothing(our_daemon: Any) -> None:
     found = find(load())
     assert found is not None
     our_daemon.routes["GET /livez"] = identity()
@@ -310,5 +310,5 @@ def test_a_lock_on_a_full_disk_holds_without_a_name(home: Path, monkeypatch: pyt
     lock.release()
 
 
-def test_who_listens_elsewhere_is_not_looked_for() -> None:
+def test_a_listener_elsewhere_is_not_looked_for() -> None:
     assert listener_at("http://192.0.2.1:80") == ""

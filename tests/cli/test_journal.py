@@ -130,7 +130,7 @@ def test_a_journal_in_use_is_not_set_aside(greenroom: Any, journal: Path) -> Non
 
 
 @pytest.mark.parametrize("verb", ["verify", "stats", "export", "set-aside"])
-def test_where_there_is_no_journal_that_is_said(greenroom: Any, home: Path, verb: str) -> None:
+def test_a_missing_journal_is_reported(greenroom: Any, home: Path, verb: str) -> None:
     outcome = greenroom("journal", verb, *([str(home.parent / "out.jsonl")] if verb == "export" else []))
     assert outcome.code == exit_codes.FAILED
     assert "There is no journal at" in outcome.err
@@ -138,7 +138,7 @@ def test_where_there_is_no_journal_that_is_said(greenroom: Any, home: Path, verb
 
 
 @pytest.mark.parametrize("verb", ["verify", "stats", "export"])
-def test_a_file_that_is_no_journal_gets_a_sentence(
+def test_a_file_that_is_not_a_journal_gets_a_sentence(
     greenroom: Any, home: Path, tmp_path: Path, verb: str
 ) -> None:
     foreign = tmp_path / "foreign.db"

@@ -187,7 +187,7 @@ def test_a_background_start_that_fails_says_why_with_its_log(place: Path, greenr
     assert last.endswith(f"Its log: {place}/daemon.log")
 
 
-def test_a_damaged_journal_is_said_with_its_exit_code_by_serve_and_by_clients(
+def test_a_damaged_journal_is_reported_with_its_exit_code_by_serve_and_by_clients(
     place: Path, greenroom_process: Any
 ) -> None:
     (place / "journal.db").write_bytes(b"this was a journal once" * 100)
@@ -239,7 +239,7 @@ def test_an_address_others_can_reach_is_refused(place: Path, greenroom_process: 
     assert "other machines" in outcome.stderr
 
 
-def test_a_data_directory_that_cannot_be_written_is_said(
+def test_a_data_directory_that_cannot_be_written_is_reported(
     place: Path, greenroom_process: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")

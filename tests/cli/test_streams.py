@@ -44,7 +44,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(home: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full (/dev/full)")
-def test_an_output_that_is_full_is_said(our_daemon: Any) -> None:
+def test_an_output_that_is_full_is_reported(our_daemon: Any) -> None:
     our_daemon.routes["GET /engines/status"] = {"llama.cpp": "Running"}
     done = shell('"$@" status > /dev/full')
     assert done.returncode == 1

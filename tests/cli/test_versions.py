@@ -186,7 +186,7 @@ def test_importing_into_the_daemon_of_another_data_directory_is_refused(
     assert "uses another data directory" in outcome.err
 
 
-def test_importing_what_is_no_archive_says_how_to_make_one(
+def test_importing_what_is_not_an_archive_says_how_to_make_one(
     greenroom: Any, our_daemon: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "mlx.tar").write_bytes(b"not a tar")

@@ -76,7 +76,7 @@ def test_a_host_is_read_as_an_address(environment: dict[str, str], text: str, ur
 
 
 @pytest.mark.parametrize("text", ["ftp://x", "http://", "http://x:notaport", "http://user@x", "http://x?y"])
-def test_what_is_no_address_is_refused(environment: dict[str, str], text: str) -> None:
+def test_what_is_not_an_address_is_refused(environment: dict[str, str], text: str) -> None:
     with pytest.raises(BadSetting, match="flag --host: host cannot be used"):
         load({"host": text}, environment=environment)
 

@@ -78,7 +78,7 @@ def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_a
     ],
     ids=repr,
 )
-def test_a_wrong_ask_is_its_askers_mistake_and_those_who_wait_go_on_waiting(
+def test_a_wrong_ask_is_an_error_for_its_caller_and_other_callers_keep_waiting(
     home: Path, programs: Path, wrong: Any
 ) -> None:
     with made(home, programs) as greenroom:

@@ -72,7 +72,7 @@ def a_folder_for_the_journal(home: Path) -> None:
         (a_folder_for_the_journal, "journal.db is a folder and should be a file"),
     ],
 )
-def test_a_thing_in_the_place_of_another_is_named(
+def test_a_file_of_the_wrong_type_is_named(
     tmp_path: Path, spoil: Callable[[Path], None], sentence: str
 ) -> None:
     home = tmp_path / "home"
@@ -111,7 +111,7 @@ needs_two_users = pytest.mark.skipif(
 
 @needs_two_users
 @pytest.mark.parametrize("name", ["", "models", "models/blobs", "journal.db", "secret", "daemon.log"])
-def test_what_belongs_to_another_user_is_named_with_the_cure(tmp_path: Path, name: str) -> None:
+def test_what_belongs_to_another_user_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     path = home / name
@@ -130,7 +130,7 @@ def test_what_belongs_to_another_user_is_named_with_the_cure(tmp_path: Path, nam
 
 @needs_two_users
 @pytest.mark.parametrize("name", ["", "models"])
-def test_a_mode_that_keeps_its_owner_out_is_named_with_the_cure(tmp_path: Path, name: str) -> None:
+def test_a_mode_that_keeps_its_owner_out_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
     (home / "models").mkdir(parents=True)
     (home / name).chmod(0)

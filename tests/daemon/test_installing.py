@@ -197,7 +197,7 @@ def test_ctrl_c_of_one_of_two_leaves_the_job_to_the_other(daemon: Any, hold: Any
     ]
 
 
-def test_who_was_killed_is_not_waited_for(daemon: Any, hold: Any) -> None:
+def test_a_killed_daemon_is_not_waited_for(daemon: Any, hold: Any) -> None:
     hold("killed")
     killed, left = (daemon.begin("install-runner", "--backend", "killed") for _ in range(2))
     for one in (killed, left):
@@ -272,7 +272,7 @@ def test_through_a_slow_index_the_counts_rise_to_a_total_that_is_known_at_the_fi
     assert "\r" not in err
 
 
-def test_a_stall_is_said_wherever_it_is_waited_for(daemon: Any, stalled: Any) -> None:
+def test_a_stall_is_reported_wherever_it_is_waited_for(daemon: Any, stalled: Any) -> None:
     go_on, streams, command = stalled
 
     for stream in streams:

@@ -139,7 +139,7 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_nothing_half_done(
 
 
 @pytest.mark.parametrize("folder", ["backends", "cache"])
-def test_a_folder_that_cannot_be_written_to_is_said_and_forgotten_once_it_can(
+def test_a_folder_that_cannot_be_written_to_is_reported_and_forgotten_once_it_can(
     folder: str, mounts: Mounts, daemon: Any
 ) -> None:
     daemon.start()

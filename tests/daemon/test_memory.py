@@ -78,7 +78,7 @@ def test_a_limit_of_version_1_counts_and_one_of_2_to_the_63_is_none(machine_with
     assert (memory.total, memory.available) == (1024 * MIB, (1024 - 600 + 50) * MIB)
 
 
-def test_of_nested_groups_the_smallest_limit_and_the_fullest_group_count(machine_with: MachineWith) -> None:
+def test_in_nested_groups_the_smallest_limit_and_the_fullest_group_count(machine_with: MachineWith) -> None:
     memory = machine_with(
         "0::/outer/inner",
         V2_MOUNT,

@@ -33,9 +33,7 @@ def daemon(make_daemon: Callable[..., Any], hub: LocalHub, tmp_path: Path) -> An
     ).start()
 
 
-def test_a_pull_that_two_clients_wait_for_is_gone_on_with_by_the_next_daemon(
-    daemon: Any, hub: LocalHub
-) -> None:
+def test_a_pull_that_two_clients_wait_for_is_resumed_by_the_next_daemon(daemon: Any, hub: LocalHub) -> None:
     hub.hold_after = 60_000_000
     told: list[Any] = []
 

@@ -123,7 +123,7 @@ def test_stopped_with_its_engines_kept_the_next_daemon_serves_without_a_reload(
     assert len(daemon.events("engine_spawned")) == 1
 
 
-def test_one_that_stops_computing_while_it_answers_is_replaced_under_the_request(
+def test_an_engine_that_stops_computing_is_replaced_during_the_request(
     furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
     daemon = make_daemon(furnished, GREENROOM_STALL_AFTER="2").start()

@@ -117,7 +117,7 @@ def test_what_is_installed_without_a_gpu_is_built_for_cpus(vllm_home: Path) -> N
     assert "MB of" in said
 
 
-def test_it_loads_with_progress_serves_is_taken_over_and_comes_back(
+def test_vllm_loads_with_progress_serves_is_adopted_and_restarts(
     vllm: Any, smollm2_safetensors: Path
 ) -> None:
     # A load that takes longer than the patience with engines that do nothing, and shows what it does.
@@ -170,7 +170,7 @@ def test_it_loads_with_progress_serves_is_taken_over_and_comes_back(
     assert len([1 for _, fields in vllm.events("install_requested") if fields["backend"] == "vllm"]) == 1
 
 
-def test_it_embeds(vllm: Any, smollm2_safetensors: Path) -> None:
+def test_vllm_serves_embeddings(vllm: Any, smollm2_safetensors: Path) -> None:
     def vectors(*texts: str) -> list[list[float]]:
         body = {"model": str(smollm2_safetensors), "input": list(texts)}
         answer = vllm.post("/v1/embeddings", body)

@@ -110,7 +110,9 @@ def record_of(home: Path) -> tuple[Path, dict[str, Any]]:
     return mark.parent, json.loads(mark.read_text())
 
 
-def test_it_is_compiled_installed_and_says_with_what(vulkan_home: Path, vulkan: Any) -> None:
+def test_vulkan_llama_cpp_is_compiled_installed_and_names_its_toolchain(
+    vulkan_home: Path, vulkan: Any
+) -> None:
     folder, record = record_of(vulkan_home)
     assert sorted(record["files"]) == ["bin/llama-server"]
     assert record["variant"] == "build-vulkan"

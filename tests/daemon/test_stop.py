@@ -125,7 +125,9 @@ def test_a_part_that_hangs_is_left_behind_and_named_and_the_others_are_ended(
     DaemonLock(greenroom.home).release()
 
 
-def test_a_journal_on_a_frozen_disk_holds_up_no_stop(greenroom: Greenroom, journal: FrozenJournal) -> None:
+def test_a_journal_on_a_frozen_disk_does_not_delay_the_stop(
+    greenroom: Greenroom, journal: FrozenJournal
+) -> None:
     journal.frozen = True
     began = time.monotonic()
     greenroom.stop()
@@ -147,7 +149,9 @@ def test_a_scheduler_that_does_not_answer_is_overruled(
     assert time.monotonic() - began < BOUND + 1
 
 
-def test_what_fails_at_the_end_holds_up_nothing_either(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_fails_to_end_does_not_stop_the_others_from_ending(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ended = []
 
     def fails() -> None:
@@ -219,7 +223,7 @@ def test_the_daemons_process_ends_within_its_bound_whatever_hangs(
         assert process.wait(20) == code
 
 
-def test_a_client_that_does_not_read_holds_up_no_stop(programs: Path, home: Path) -> None:
+def test_a_client_that_does_not_read_does_not_delay_the_stop(programs: Path, home: Path) -> None:
     with daemon_that_hangs(programs, home, "nothing") as (process, address):
         file = tiny_gguf(home.parent / "tiny.gguf")
         connection = http.client.HTTPConnection(address, timeout=20)

@@ -111,7 +111,7 @@ def test_an_engine_is_not_idle_and_a_request_does_not_wait_while_nothing_runs(
 
 
 @pytest.mark.parametrize("years", [10, -10])
-def test_a_wall_clock_that_jumps_by_years_ends_nothing(
+def test_a_wall_clock_that_jumps_by_years_ends_no_request(
     programs: Path, monkeypatch: pytest.MonkeyPatch, years: int
 ) -> None:
     real, jump = time.time, 0.0

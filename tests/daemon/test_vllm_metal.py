@@ -234,7 +234,7 @@ def test_what_cannot_be_installed_is_one_sentence(
     assert not list((mac.daemon.home / "backends").glob("vllm-metal/*"))
 
 
-def test_a_cut_connection_is_tried_again_and_gone_on_with(mac: Mac, tree_layer: Layer) -> None:
+def test_a_cut_connection_is_retried_and_resumed(mac: Mac, tree_layer: Layer) -> None:
     heavy = layer([file("vllm-metal/lib/weights", uuid.uuid4().bytes * 50_000)], lambda plain: plain)
     published = mac.push(tree_layer, heavy)
     # The first time it breaks off in the middle, then twice at once: that ends the attempt.

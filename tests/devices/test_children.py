@@ -46,7 +46,7 @@ def test_a_child_that_hangs_is_ended_and_not_started_again_for_a_while(tmp_path:
     assert (tmp_path / "starts").read_text() == "begun\n"
 
 
-def test_a_child_that_hung_is_tried_again_after_a_while(tmp_path: Path) -> None:
+def test_a_child_that_hung_is_retried_after_a_while(tmp_path: Path) -> None:
     script = tmp_path / "slow"
     script.write_text("#!/bin/sh\nexec sleep 600\n")
     script.chmod(0o755)

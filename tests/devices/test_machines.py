@@ -29,7 +29,7 @@ def test_a_recorded_machine_has_the_devices_and_problems_beside_it(name: str, tm
     assert shown(name, tmp_path) == (MACHINES / f"{name}.txt").read_text("utf-8")
 
 
-def test_there_are_machines_of_every_kind() -> None:
+def test_the_recorded_machines_are_of_every_kind() -> None:
     assert len(NAMES) >= 18
 
 

@@ -42,7 +42,7 @@ def test_newer_drivers_tell_address_capability_and_division() -> None:
 
 
 @pytest.mark.parametrize("told", ["", "No devices were found\n", "0, GPU-1, Some Card, [Unknown Error], 3\n"])
-def test_what_is_no_device_is_none(told: str) -> None:
+def test_what_is_not_a_device_is_none(told: str) -> None:
     assert cards_in(told, 5) == ()
 
 

@@ -103,7 +103,7 @@ def test_devices_that_a_variable_hides_from_the_daemon_are_not_used(
     assert seen(view) == left
 
 
-def test_without_a_tool_or_a_card_there_are_none(tmp_path: Path) -> None:
+def test_without_a_tool_or_a_card_no_device_is_found(tmp_path: Path) -> None:
     watch = DeviceWatch(headroom=0, view=HostView(root=tmp_path, env={"PATH": "/nowhere"}))
     watch.start()
     assert watch.graphics.devices == ()

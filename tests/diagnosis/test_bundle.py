@@ -106,7 +106,7 @@ def test_no_secret_and_no_prompt_is_anywhere_in_it(greenroom: Any, planted: Path
     assert "possible prompts" in outcome.out
 
 
-def test_it_holds_what_a_bug_report_needs_and_says_what(
+def test_a_bundle_lists_and_holds_what_a_bug_report_needs(
     greenroom: Any, planted: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "b.tar.gz"
@@ -163,7 +163,7 @@ def test_only_its_owner_can_read_it_and_nothing_is_overwritten(
     assert target.read_bytes() == before
 
 
-def test_it_is_named_after_the_time_by_itself(
+def test_a_bundle_is_named_after_the_time_by_default(
     greenroom: Any, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -175,7 +175,7 @@ def test_it_is_named_after_the_time_by_itself(
     assert len(list(planted.glob("greenroom-bundle-*.tar.gz"))) == 1
 
 
-def test_a_place_that_cannot_be_written_to(greenroom: Any, home: Path) -> None:
+def test_a_bundle_in_a_folder_that_cannot_be_written_to_is_refused(greenroom: Any, home: Path) -> None:
     outcome = greenroom("bundle", "-o", str(home / "no" / "b.tar.gz"))
 
     assert outcome.code == 1

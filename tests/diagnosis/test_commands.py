@@ -38,7 +38,7 @@ def test_why_says_it_and_exits_with_zero(greenroom: Any, journal: Path) -> None:
     assert outcome.out.rstrip().endswith("greenroom stop && greenroom serve --keep-alive 30m")
 
 
-def test_why_as_json(greenroom: Any, journal: Path) -> None:
+def test_why_prints_json_on_request(greenroom: Any, journal: Path) -> None:
     fields = json.loads(greenroom("why", "smollm2", "--json").out)
 
     assert (fields["kind"], fields["state"], fields["cause"]) == ("model", "unloaded", "idle")
@@ -73,7 +73,9 @@ def test_why_knows_the_backends_of_this_machine(greenroom: Any, journal: Path) -
         assert "cannot be installed on this machine" in greenroom("why", "vllm-metal").out
 
 
-def test_a_journal_copied_from_another_machine(greenroom: Any, journal: Path, tmp_path: Path) -> None:
+def test_a_journal_copied_from_another_machine_can_be_read(
+    greenroom: Any, journal: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "elsewhere" / "journal.db"
     copy.parent.mkdir()
     shutil.copy(journal, copy)
@@ -109,7 +111,7 @@ def test_without_a_journal_nothing_has_happened(greenroom: Any, home: Path, argu
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)
-def test_a_file_that_is_not_there(greenroom: Any, home: Path, arguments: list[str]) -> None:
+def test_a_missing_file_is_reported(greenroom: Any, home: Path, arguments: list[str]) -> None:
     outcome = greenroom(*arguments, "--journal", str(home / "no.db"))
 
     assert outcome.code == 1
@@ -133,7 +135,9 @@ def test_the_database_of_another_program_is_refused(
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)
-def test_a_file_that_is_no_database(greenroom: Any, tmp_path: Path, arguments: list[str]) -> None:
+def test_a_file_that_is_not_a_database_is_reported(
+    greenroom: Any, tmp_path: Path, arguments: list[str]
+) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("Dear diary, " * 500)
 
@@ -177,7 +181,7 @@ def test_a_name_that_might_be_in_the_damaged_part_is_refused_for_the_damage(
     assert "is damaged" in outcome.err
 
 
-def test_an_event_of_a_newer_version(greenroom: Any, script: Any, home: Path) -> None:
+def test_an_event_of_a_newer_version_is_reported(greenroom: Any, script: Any, home: Path) -> None:
     script.raw("scheduler", "load_moved", "{}")
     script.write(home / "journal.db")
 
@@ -217,7 +221,7 @@ def test_replay_as_json_is_the_cores_own_state(greenroom: Any, journal: Path) ->
     assert fields["states"]["scheduler"]["loads"]["18bd0f5a2c0-1"]["spec"]["memory"] == 444_000_000
 
 
-def test_replay_at_a_time(greenroom: Any, journal: Path) -> None:
+def test_replay_shows_the_state_at_a_time(greenroom: Any, journal: Path) -> None:
     assert greenroom("replay", "--at", "2023-11-14T12:00:05.5").out.startswith("After event 4, library/1 ")
     assert greenroom("replay", "--at", "now").out.startswith("After event 13, ")
 
@@ -231,7 +235,7 @@ def test_replay_at_a_time(greenroom: Any, journal: Path) -> None:
         ("soon", 2, "'soon' is not a time; write 10m (ago)"),
     ],
 )
-def test_replay_at_what_there_is_not(
+def test_replay_refuses_an_event_that_does_not_exist(
     greenroom: Any, journal: Path, at: str, code: int, sentence: str
 ) -> None:
     outcome = greenroom("replay", "--at", at)
@@ -255,7 +259,7 @@ def test_steps_without_a_terminal_are_all_printed(greenroom: Any, journal: Path)
     assert lines[ready + 1] == '    ~ runner/llama.cpp engines 18bd0f5a2c0-1 state = "ready" (was "starting")'
 
 
-def test_steps_from_an_event_on_as_json(greenroom: Any, journal: Path) -> None:
+def test_steps_from_an_event_are_printed_as_json(greenroom: Any, journal: Path) -> None:
     lines = [
         json.loads(line) for line in greenroom("replay", "--step", "--at", "10", "--json").out.splitlines()
     ]
@@ -324,7 +328,7 @@ def test_a_walk_on_a_terminal_goes_on_and_back(journal: Path) -> None:
 # log
 
 
-def test_log_filters(greenroom: Any, journal: Path) -> None:
+def test_log_shows_only_what_its_filters_match(greenroom: Any, journal: Path) -> None:
     assert greenroom("log", "--kind", "engine_ready").out.count("is ready") == 1
     assert greenroom("log", "--model", "smollm2", "--kind", "pull_requested").out.count("Pulling") == 1
     assert "library/1" not in greenroom("log", "--backend", "llama.cpp").out

@@ -25,11 +25,11 @@ def life(script: Any) -> Any:
     return script
 
 
-def test_nothing_wanted_is_everything_shown(life: Any) -> None:
+def test_without_filters_every_event_is_shown(life: Any) -> None:
     assert shown(life) == [record.id for record in life.records]
 
 
-def test_a_model_by_any_name_with_its_pull_and_its_engines(life: Any) -> None:
+def test_a_model_is_shown_by_any_name_with_its_pull_and_its_engines(life: Any) -> None:
     about = shown(life, model="smollm2")
 
     assert about == shown(life, model="docker.io/ai/smollm2:latest") == shown(life, model="ai/smollm2")
@@ -46,14 +46,14 @@ def test_a_model_shows_whose_room_it_took(life: Any) -> None:
     assert about.count("eviction_decided") == 1
 
 
-def test_a_model_by_its_id(life: Any) -> None:
+def test_a_model_is_found_by_its_id(life: Any) -> None:
     model_id = f"sha256:{b'smollm2'.hex():0<64}"
 
     assert shown(life, model=model_id) == shown(life, model=model_id[7:19])
     assert "library/2" in shown(life, model=model_id)
 
 
-def test_a_backend_with_its_engines(life: Any) -> None:
+def test_a_backend_is_shown_with_its_engines(life: Any) -> None:
     about = shown(life, backend="mlx")
 
     assert about[:2] == ["install/mlx/1", "install/mlx/2"]
@@ -61,7 +61,7 @@ def test_a_backend_with_its_engines(life: Any) -> None:
     assert not [one for one in about if "llama.cpp" in one]
 
 
-def test_an_engine_by_the_beginning_of_its_id(life: Any) -> None:
+def test_an_engine_is_found_by_the_beginning_of_its_id(life: Any) -> None:
     whole = shown(life, engine=life.smollm2)
 
     assert len(whole) == 7
@@ -85,14 +85,14 @@ def test_a_cause_shows_all_it_led_to(life: Any) -> None:
     assert shown(life, cause="install/mlx/1") == ["install/mlx/1", "install/mlx/2"]
 
 
-def test_times_bound_it(life: Any) -> None:
+def test_events_are_filtered_by_time(life: Any) -> None:
     middle = life.records[0].at + 50.0
 
     assert shown(life, until=middle) + shown(life, since=middle) == shown(life)
     assert shown(life, since=middle)[0] == "scheduler/1"
 
 
-def test_all_must_hold_together(life: Any) -> None:
+def test_all_filters_must_match(life: Any) -> None:
     assert shown(life, model="qwen3", backend="mlx", kinds=["engine_*"], stream="runner/mlx") == [
         "runner/mlx/1",
         "runner/mlx/2",
@@ -101,11 +101,11 @@ def test_all_must_hold_together(life: Any) -> None:
     assert shown(life, model="smollm2", backend="mlx") == []
 
 
-def test_a_name_that_is_none_shows_nothing(life: Any) -> None:
+def test_an_unknown_name_shows_nothing(life: Any) -> None:
     assert shown(life, model="no such model!") == []
 
 
-def test_a_pull_by_the_name_it_was_asked_by(script: Any) -> None:
+def test_a_pull_is_found_by_the_name_that_was_requested(script: Any) -> None:
     script.add(PullRequested(job="pull.9", reference="huggingface.co/org/model:Q4_K_M"))
     script.add(PullCancelled(job="pull.9", reason="cancelled"))
 

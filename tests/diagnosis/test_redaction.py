@@ -103,7 +103,7 @@ def test_what_may_be_a_prompt_is_taken_out(text: str) -> None:
         "its password is wrong",
     ],
 )
-def test_what_is_neither_stays(text: str) -> None:
+def test_what_is_neither_secret_nor_prompt_is_kept(text: str) -> None:
     redactor = Redactor()
 
     assert redactor.text(text) == text

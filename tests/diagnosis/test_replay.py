@@ -188,7 +188,7 @@ def _serve(greenroom: Greenroom, model: Any, request: str, **more: Any) -> None:
     greenroom.gates.leave(request)
 
 
-def test_the_life_had_what_it_was_meant_to_have(life: Life) -> None:
+def test_the_life_has_every_kind_of_event(life: Life) -> None:
     types = [record.type for record in life.records]
 
     for wanted in (
@@ -251,7 +251,7 @@ def test_stepping_back_beyond_the_remembered_states_replays_them(life: Life, mon
         assert one == replay(read_journal(life.journal), until=one.seq)
 
 
-def test_a_state_goes_through_json(life: Life) -> None:
+def test_a_state_survives_json(life: Life) -> None:
     snapshot = replay(read_journal(life.journal))
 
     plain = json.loads(json.dumps(as_builtins(snapshot)))

@@ -30,19 +30,19 @@ NOON = 1_700_049_600.0
         (" 10m ", NOON - 600),
     ],
 )
-def test_times_as_people_write_them(text: str, at: float) -> None:
+def test_times_are_read_as_people_write_them(text: str, at: float) -> None:
     assert parse_time(text, NOON) == pytest.approx(at)
 
 
 @pytest.mark.parametrize(
     "text", ["", "soon", "25:00", "12:60", "90", "-10m", "2023-13-01", "10 minutes", "nan"]
 )
-def test_what_is_no_time_is_refused_with_what_would_be(text: str) -> None:
+def test_what_is_not_a_time_is_refused_with_what_would_be(text: str) -> None:
     with pytest.raises(ValueError, match="not a time"):
         parse_time(text, NOON)
 
 
-def test_a_moment_says_how_far_it_is() -> None:
+def test_a_moment_is_shown_with_its_distance_from_now() -> None:
     assert moment(NOON - 300, NOON) == "11:55:00 (5m ago)"
     assert moment(NOON + 90, NOON) == "12:01:30 (in 1m30s)"
     assert moment(NOON - 0.4, NOON) == "11:59:59 (just now)"

@@ -12,7 +12,7 @@ from greenroom.actors.scheduler.events import BreakerOpened, ModelQuarantined
 from greenroom.actors.values import Failure
 
 
-def test_an_engine_the_system_killed_for_its_memory(script: Any) -> None:
+def test_why_says_that_the_system_killed_an_engine_for_its_memory(script: Any) -> None:
     engine = script.admit(memory=6 * GB)
     script.spawn(engine)
     script.wait(4.0)
@@ -37,7 +37,7 @@ def test_an_engine_the_system_killed_for_its_memory(script: Any) -> None:
     assert commands(found) == ["greenroom run smollm2", f"greenroom logs {engine}"]
 
 
-def test_an_engine_that_died_while_it_served(script: Any) -> None:
+def test_why_says_that_an_engine_died_while_serving(script: Any) -> None:
     engine = script.load()
     script.wait(30.0)
     script.die(
@@ -163,7 +163,7 @@ def test_two_failures_are_both_reported(script: Any) -> None:
     assert any("failed: It exited with code 3." in line for line in found.also)
 
 
-def test_a_daemon_that_was_killed_and_whose_engine_was_lost(script: Any) -> None:
+def test_why_says_that_an_engine_was_lost_with_a_killed_daemon(script: Any) -> None:
     engine = script.load()
     script.wait(10.0)
     script.daemon(pid=101)

@@ -22,7 +22,7 @@ from greenroom.actors.installer.events import (
 from greenroom.actors.values import Failure, Installation
 
 
-def test_an_installation_that_failed_on_a_wrong_hash(script: Any) -> None:
+def test_why_says_that_an_installation_failed_on_a_wrong_hash(script: Any) -> None:
     script.model("qwen3", kind="safetensors-mlx")
     request = script.request()
     asked = script.add(
@@ -55,7 +55,7 @@ def test_an_installation_that_failed_on_a_wrong_hash(script: Any) -> None:
     assert {"install_requested", "install_failed"} <= set(types(model))
 
 
-def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
+def test_why_says_how_often_an_installation_was_retried(script: Any) -> None:
     asked = script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
     for attempt, wait in ((1, 2.0), (2, 60.0)):
         script.add(
@@ -88,7 +88,7 @@ def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
     assert begun.steps[-1].text == "Started attempt 3 to install mlx."
 
 
-def test_an_installation_under_way(script: Any) -> None:
+def test_why_says_how_far_an_installation_is(script: Any) -> None:
     script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"))
     script.model("qwen3", kind="safetensors-mlx")
     script.wait(8.0)
@@ -102,7 +102,7 @@ def test_an_installation_under_way(script: Any) -> None:
     assert "mlx, which reads safetensors-mlx, is being installed for a request." in model.also
 
 
-def test_a_broken_installation(script: Any) -> None:
+def test_why_says_what_is_wrong_with_a_broken_installation(script: Any) -> None:
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
     script.stopped()
     script.daemon(pid=101)
@@ -118,7 +118,7 @@ def test_a_broken_installation(script: Any) -> None:
     assert commands(found) == ["greenroom reinstall-runner --backend mlx"]
 
 
-def test_a_cancelled_installation(script: Any) -> None:
+def test_why_says_that_an_installation_was_cancelled(script: Any) -> None:
     script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
     script.add(InstallCancelled(job="mlx.1", backend="mlx", reason="requested by the user", unwanted=True))
 
@@ -128,14 +128,14 @@ def test_a_cancelled_installation(script: Any) -> None:
     assert "Its installation was cancelled at 12:00:07 (just now): requested by the user." in found.answer
 
 
-def test_an_installation_that_vanished_from_the_disk(script: Any) -> None:
+def test_why_says_that_an_installation_vanished_from_the_disk(script: Any) -> None:
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
     script.add(InstallationMissing(backend="mlx", installation_id=mlx, reason="its folder is gone"))
 
     assert (script.why("mlx").state, script.why("mlx").cause) == ("absent", "missing")
 
 
-def test_an_installation_that_waits_for_its_engines(script: Any) -> None:
+def test_why_says_that_a_removal_waits_for_engines(script: Any) -> None:
     engine = script.load()
     script.add(
         InstallationRetiring(
@@ -164,7 +164,7 @@ def test_an_installed_backend_says_why_it_was_installed_and_what_it_serves(scrip
     assert found.also == (f"It serves smollm2 (engine {engine}).",)
 
 
-def test_an_installation_of_the_users_own(script: Any) -> None:
+def test_why_says_that_an_installation_is_the_users_own(script: Any) -> None:
     theirs = Installation(id="external", backend="mlx", version="0.31", managed=False, root="/opt/mlx")
     script.add(InstallationFound(backend="mlx", installation=theirs))
 

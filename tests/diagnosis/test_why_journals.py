@@ -43,7 +43,7 @@ def test_a_hosts_own_events_do_no_harm(script: Any) -> None:
     assert script.why("smollm2").cause == "never_asked"
 
 
-def test_a_clock_that_is_behind_the_journal_is_said(script: Any) -> None:
+def test_a_clock_that_is_behind_the_journal_is_reported(script: Any) -> None:
     found = explain(script.records, "smollm2", script.now - 3600)
 
     assert "ahead of this machine's clock" in found.notices[0]

@@ -10,7 +10,7 @@ from explained import GB, commands, types
 from greenroom.actors.engine_runner.events import EngineAdopted
 
 
-def test_a_daemon_that_was_killed_and_whose_engine_was_adopted(script: Any) -> None:
+def test_why_says_that_an_engine_was_adopted_from_a_killed_daemon(script: Any) -> None:
     engine = script.load()
     script.wait(10.0)
     script.daemon(pid=101)
@@ -35,7 +35,7 @@ def test_a_daemon_that_was_killed_and_whose_engine_was_adopted(script: Any) -> N
         ("r-0a1b2c3d-4", "asked_for", "because request r-0a1b2c3d-4 needed smollm2."),
     ],
 )
-def test_who_a_model_is_loaded_for(script: Any, request_id: str, cause: str, because: str) -> None:
+def test_why_says_for_whom_a_model_is_loaded(script: Any, request_id: str, cause: str, because: str) -> None:
     engine = script.load(request=request_id)
 
     for name in ("smollm2", engine):
@@ -43,7 +43,7 @@ def test_who_a_model_is_loaded_for(script: Any, request_id: str, cause: str, bec
         assert because in script.why(name).answer
 
 
-def test_why_it_runs_on_this_backend_and_not_on_that_one(script: Any) -> None:
+def test_why_says_why_a_model_runs_on_one_backend_and_not_on_another(script: Any) -> None:
     script.model("qwen3", kind="safetensors")
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
     reasons = (
@@ -63,7 +63,7 @@ def test_why_it_runs_on_this_backend_and_not_on_that_one(script: Any) -> None:
     assert "qwen3 was loaded on another backend instead." in preferred.also
 
 
-def test_a_load_that_takes_much_longer_than_the_ones_before(script: Any) -> None:
+def test_why_says_that_a_load_takes_much_longer_than_earlier_ones(script: Any) -> None:
     for _ in range(3):
         script.evict(script.load(seconds=2.0), "idle")
     engine = script.admit(memory=GB, reserved=GB, budget=8 * GB)
@@ -92,7 +92,7 @@ def test_a_first_load_has_nothing_to_be_compared_with(script: Any) -> None:
     assert "its engine is starting. It is the first load on this installation" in found.answer
 
 
-def test_a_model_loaded_in_two_modes(script: Any) -> None:
+def test_why_explains_a_model_that_is_loaded_in_two_modes(script: Any) -> None:
     first = script.load()
     second = script.load(mode="embedding")
 

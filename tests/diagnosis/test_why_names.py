@@ -81,7 +81,7 @@ def test_a_request_that_began_a_pull_tells_how_that_stands(script: Any) -> None:
     assert (script.why(request).state, script.why(request).cause) == ("failed", "cancelled")
 
 
-def test_a_request_that_changed_nothing(script: Any) -> None:
+def test_why_says_that_a_request_changed_nothing(script: Any) -> None:
     script.load()
 
     found = script.why("r-0a1b2c3d-999")
@@ -144,7 +144,7 @@ def test_an_unknown_name_offers_near_ones(script: Any, name: str, near: str) -> 
     assert near in raised.value.near
 
 
-def test_a_name_like_nothing_offers_nothing(script: Any) -> None:
+def test_a_name_unlike_any_other_gets_no_suggestion(script: Any) -> None:
     with pytest.raises(UnknownName) as raised:
         script.why("zzzzzz")
 

@@ -8,7 +8,7 @@ from explained import GB, commands, types
 from greenroom.actors.scheduler.events import KeepAliveWished
 
 
-def test_a_model_that_does_not_fit(script: Any) -> None:
+def test_why_says_that_a_model_does_not_fit(script: Any) -> None:
     numbers = {"needed": 20 * 2.0**30, "budget": 8 * 2.0**30, "promised": 0.0}
     script.refuse(
         "smollm2",
@@ -25,7 +25,7 @@ def test_a_model_that_does_not_fit(script: Any) -> None:
     assert commands(found) == ["greenroom stop && GREENROOM_MEMORY_BUDGET=22GB greenroom serve"]
 
 
-def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
+def test_why_says_that_pinned_models_leave_no_room_for_a_model(script: Any) -> None:
     gemma3 = script.model("gemma3")
     pinned = script.load("gemma3", memory=6 * GB)
     wish = KeepAliveWished(
@@ -49,7 +49,7 @@ def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
 ABSENT = 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
 
 
-def test_a_model_that_several_absent_backends_could_serve(script: Any) -> None:
+def test_why_names_all_absent_backends_that_could_serve_a_model(script: Any) -> None:
     script.model("qwen3", kind="safetensors")
     advice = "(or, with vllm: greenroom install-runner --backend vllm)"
     script.refuse("qwen3", "backend_not_installed", ABSENT, advice=advice)
@@ -61,7 +61,7 @@ def test_a_model_that_several_absent_backends_could_serve(script: Any) -> None:
     ]
 
 
-def test_a_model_whose_only_backend_is_absent_under_ask(script: Any) -> None:
+def test_why_says_that_the_only_backend_is_absent_under_ask(script: Any) -> None:
     script.model("qwen3", kind="safetensors-mlx")
     request = script.request()
     script.refuse("qwen3", "backend_not_installed", ABSENT, request=request, download_bytes=61e6)
@@ -92,7 +92,7 @@ def test_once_the_backend_is_there_it_says_that_the_next_request_is_served(scrip
     assert types(found)[-1] == "installation_committed"
 
 
-def test_a_backend_of_another_platform(script: Any) -> None:
+def test_why_says_that_a_backend_is_for_another_platform(script: Any) -> None:
     verdict = "vllm-metal needs macOS 15 or newer on Apple silicon"
 
     found = script.why("vllm-metal", backends={"vllm-metal": verdict})

@@ -21,7 +21,7 @@ from greenroom.actors.values import Failure, Model
 # unloaded
 
 
-def test_a_model_that_made_room_for_another(script: Any) -> None:
+def test_why_says_that_a_model_was_evicted_for_another(script: Any) -> None:
     script.model("gemma3")
     smollm2 = script.load(memory=2 * GB)
     script.wait(720.0)
@@ -64,7 +64,7 @@ def test_a_model_that_made_room_for_another(script: Any) -> None:
     ]
 
 
-def test_room_that_the_budget_would_have_had(script: Any) -> None:
+def test_why_says_that_the_budget_would_have_had_room(script: Any) -> None:
     script.model("gemma3")
     smollm2 = script.load(memory=2 * GB)
     request = script.request()
@@ -124,7 +124,7 @@ def test_a_model_unloaded_by_a_client_is_explained(script: Any) -> None:
     assert found.numbers["idle_seconds"] == 12.0
 
 
-def test_a_model_that_was_configured_differently(script: Any) -> None:
+def test_why_says_that_a_model_was_unloaded_to_be_configured_differently(script: Any) -> None:
     engine = script.load()
     request = script.request()
     script.add(
@@ -145,7 +145,7 @@ def test_a_model_that_was_configured_differently(script: Any) -> None:
     assert "Its next load uses a context of 8192 tokens." in found.answer
 
 
-def test_a_model_whose_daemon_stopped(script: Any) -> None:
+def test_why_says_that_a_model_ended_with_its_daemon(script: Any) -> None:
     engine = script.load()
     script.evict(engine, "shutdown")
     script.stopped()
@@ -162,7 +162,7 @@ def test_a_model_whose_daemon_stopped(script: Any) -> None:
     assert types(found)[-2:] == ["daemon_stopped", "daemon_started"]
 
 
-def test_a_model_whose_backend_was_uninstalled_meanwhile(script: Any) -> None:
+def test_why_says_that_the_backend_of_a_model_was_uninstalled(script: Any) -> None:
     script.model("qwen3", kind="safetensors-mlx")
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
     engine = script.load("qwen3", backend="mlx", installation=mlx, reasons=("mlx reads it",))
@@ -204,7 +204,7 @@ def test_a_model_that_was_never_requested_is_explained(script: Any) -> None:
     assert commands(found) == ["greenroom run smollm2"]
 
 
-def test_a_pull_that_failed(script: Any) -> None:
+def test_why_says_how_a_pull_failed(script: Any) -> None:
     asked = script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
     script.add(
         PullAttemptFailed(
@@ -239,7 +239,7 @@ def test_a_pull_that_failed(script: Any) -> None:
     assert commands(found) == ["greenroom pull gemma3"]
 
 
-def test_a_pull_that_waits_for_its_next_attempt(script: Any) -> None:
+def test_why_says_what_a_pull_waits_for(script: Any) -> None:
     asked = script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
     script.add(
         PullAttemptFailed(
@@ -259,7 +259,7 @@ def test_a_pull_that_waits_for_its_next_attempt(script: Any) -> None:
     assert "one attempt to pull it has failed; retrying at 12:00:38 (in 30s)." in found.answer
 
 
-def test_pulls_under_way_and_ended(script: Any) -> None:
+def test_why_explains_running_and_finished_pulls(script: Any) -> None:
     script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
     script.wait(4.0)
     assert (script.why("gemma3").state, script.why("gemma3").numbers) == ("pulling", {"elapsed": 4.0})
@@ -268,7 +268,7 @@ def test_pulls_under_way_and_ended(script: Any) -> None:
     assert (script.why("gemma3").state, script.why("gemma3").cause) == ("not_here", "cancelled")
 
 
-def test_a_model_that_was_removed(script: Any) -> None:
+def test_why_says_that_a_model_was_removed(script: Any) -> None:
     script.load()
     script.add(ModelRemoved(model_id=SMOLLM2, reason="requested by the user", freed=98_000_000))
 

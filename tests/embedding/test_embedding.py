@@ -74,7 +74,7 @@ async def test_two_greenrooms_live_in_one_asyncio_program(home: Path, programs: 
     assert "model_committed" not in types(home / "two")
 
 
-def test_it_leaves_nothing_behind_in_its_host(home: Path, programs: Path) -> None:
+def test_an_embedded_greenroom_leaves_nothing_behind_in_its_host(home: Path, programs: Path) -> None:
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
     threads, handlers = set(threading.enumerate()), list(logging.getLogger().handlers)
     with made(home, programs) as greenroom:

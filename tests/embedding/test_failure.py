@@ -111,7 +111,7 @@ async def test_clients_learn_that_it_failed_and_not_that_a_model_is_missing(fail
             assert (await chat.json())["error"]["code"] == "stopped"
 
 
-def test_a_host_that_listens_nowhere_is_not_said_to_have_an_address(failing: Failing) -> None:
+def test_a_host_without_a_listener_has_no_address(failing: Failing) -> None:
     (started,) = (one for one in failing.journal.read() if one.type == "daemon_started")
     assert "http" not in started.data
 

@@ -120,7 +120,7 @@ def test_a_process_of_multiprocessing_can_have_a_greenroom_of_its_own(home: Path
         loaded(greenroom, home)
 
 
-def test_one_that_was_made_before_the_fork_is_started_after_it(home: Path, programs: Path) -> None:
+def test_a_greenroom_made_before_a_fork_can_be_started_after_it(home: Path, programs: Path) -> None:
     greenroom = made(home, programs)
 
     def child() -> None:

@@ -63,7 +63,7 @@ def test_a_place_lasts_as_long_as_its_grant_is_held_and_no_longer(
         assert emptied(greenroom)
 
 
-def test_a_forgotten_place_does_not_hold_up_the_stop(made: Callable[..., Greenroom], home: Path) -> None:
+def test_a_forgotten_slot_does_not_delay_the_stop(made: Callable[..., Greenroom], home: Path) -> None:
     with made() as greenroom:
         for n in range(5):
             greenroom.system.ask(serve(greenroom, home, f"r{n}")).get(timeout=30)
@@ -83,7 +83,7 @@ def test_an_ask_that_expires_leaves_no_place_behind(made: Callable[..., Greenroo
         assert (again.engine_id, inside(greenroom)) == (*greenroom.gates.readings(), 1)
 
 
-def test_who_stops_waiting_for_a_reply_gives_the_place_back_when_it_comes(
+def test_a_caller_that_stops_waiting_gives_its_slot_back_when_the_reply_comes(
     made: Callable[..., Greenroom], home: Path
 ) -> None:
     with made("--load-seconds", "0.5") as greenroom:

@@ -212,7 +212,7 @@ def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage: Stage) -> Non
     assert not stage.pids()
 
 
-def test_aclaim_of_an_earlier_boot_is_lost_and_no_process_is_signalled(stage: Stage) -> None:
+def test_a_claim_of_an_earlier_boot_is_lost_and_no_process_is_signalled(stage: Stage) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     folder = EngineFolder.of(stage.folder, "e-1")
     folder.create()

@@ -75,7 +75,7 @@ def test_a_generation_whose_client_leaves_is_stopped_although_tokens_keep_coming
     assert context.stopped
 
 
-def test_one_that_left_before_its_turn_is_stopped_when_its_generation_begins(
+def test_a_request_whose_client_left_in_the_queue_is_stopped_when_its_generation_begins(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair

@@ -116,7 +116,7 @@ error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, plea
         ("a flag", "--cache-type-k cannot be 'q99'", "it takes f32, f16, q8_0 or q4_0"),
     ],
 )
-def test_a_failed_load_says_the_reason_and_the_cure_in_one_sentence(
+def test_a_failed_load_says_the_reason_and_the_remedy_in_one_sentence(
     what: str, reason: str, cure: str
 ) -> None:
     said = sentence({"code": 1, "last_lines": RECORDED[what].splitlines()}, was_ready=False)
@@ -163,12 +163,12 @@ def test_an_end_of_our_making_gives_our_reason_and_the_engines_words() -> None:
     )
 
 
-def test_an_end_with_nothing_to_go_by_is_still_a_sentence() -> None:
+def test_an_exit_without_a_clue_is_still_explained_in_a_sentence() -> None:
     assert sentence({"code": 7}) == "The mlx engine for ai/smollm2 exited with code 7."
     assert sentence({}) == "The mlx engine for ai/smollm2 has gone."
 
 
-def test_of_an_engine_that_served_clients_only_its_own_words_are_kept() -> None:
+def test_only_an_engines_own_words_are_kept_once_it_has_served_clients() -> None:
     """Engines print what they are asked, and what is stored is shown to others."""
     own = "/src/ggml.c:1234: GGML_ASSERT(i01 >= 0 && i01 < ne01) failed"
     said = [

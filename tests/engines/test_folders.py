@@ -85,7 +85,7 @@ def test_where_the_disk_has_no_sockets_they_lie_in_a_short_folder(
     assert EngineFolder.of(tmp_path, "e-1").create().engine.parent.parent == runtime
 
 
-def test_without_any_short_folder_the_reason_and_the_cure_are_said(
+def test_without_any_short_folder_the_reason_and_the_remedy_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 

@@ -232,7 +232,7 @@ def test_no_zombie_and_no_socket_is_left_behind(stage: Stage) -> None:
     assert not list((stage.folder / spec.engine_id).glob("*.sock"))
 
 
-def test_many_engines_come_and_go_and_nothing_is_left(stage: Stage) -> None:
+def test_many_engines_come_and_go_and_leave_nothing_behind(stage: Stage) -> None:
     import threading
 
     import psutil

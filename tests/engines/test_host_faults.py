@@ -184,7 +184,7 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
     assert keeper_watch.DETACHED == []
 
 
-def test_the_watch_over_keepers_never_blocks_who_wakes_it() -> None:
+def test_waking_the_keeper_watch_never_blocks() -> None:
     watch = KeeperWatch(lambda *_: None, lambda _: None, lambda _: None)
     # A watch that is quick enough would hide it.
     assert not watch._wakeup_write.getblocking()  # noqa: SLF001

@@ -78,7 +78,7 @@ def test_the_second_keeper_to_claim_an_engine_gives_up(stage: Stage) -> None:
     first.close()
 
 
-def test_a_late_keeper_gives_up_when_recovery_has_claimed_the_start(stage: Stage) -> None:
+def test_a_late_keeper_gives_up_once_recovery_has_claimed_the_start(stage: Stage) -> None:
     folder = EngineFolder.of(stage.folder, "e-1")
     folder.create()
     assert keeper.create_claim(str(folder.claim), {"settled_by": 1})
@@ -262,7 +262,7 @@ def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails
     assert not stage.pids()
 
 
-def test_one_that_hangs_before_it_has_claimed_and_is_asked_to_stop_is_killed_too(
+def test_a_keeper_that_hangs_before_its_claim_and_is_asked_to_stop_is_killed_too(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "KEEPER_SECONDS", 0.3)
@@ -302,7 +302,7 @@ def test_a_deaf_engine_with_a_child_does_not_outlive_its_keeper_either(stage: St
     assert not stage.pids()
 
 
-def test_a_keeper_that_hangs_is_gone_round(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_keeper_is_bypassed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "KEEPER_SECONDS", 0.3)
     host = stage.host(ladder=[("SIGINT", 0.1), ("SIGTERM", 0.1), ("SIGKILL", 0)])
     spec = stage.spec()
@@ -315,7 +315,7 @@ def test_a_keeper_that_hangs_is_gone_round(stage: Stage, monkeypatch: pytest.Mon
     assert not stage.alive(pid)
 
 
-def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage: Stage) -> None:
+def test_an_engine_ends_after_the_grace_when_its_daemon_is_lost(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1", grace=0.5)
     pid = channel.await_event("spawned", BOUND)["pid"]
     begun = time.monotonic()
@@ -326,7 +326,7 @@ def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage: Stage
     assert end["stop_reason"] == "no daemon came back within 0.5s"
 
 
-def test_a_new_life_line_within_the_grace_keeps_the_engine(stage: Stage) -> None:
+def test_a_new_daemon_within_the_grace_keeps_the_engine(stage: Stage) -> None:
     first = start_keeper(stage, "e-1", grace=1.0)
     pid = first.await_event("spawned", BOUND)["pid"]
     claim = stage.claim("e-1")

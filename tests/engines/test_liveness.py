@@ -56,7 +56,7 @@ def test_what_an_idle_server_uses_does_not_count_as_work() -> None:
     assert life.still_for(reading(), 101.0) == 0.0
 
 
-def test_a_member_of_the_group_that_has_gone_is_a_change() -> None:
+def test_a_process_that_left_the_group_is_a_change() -> None:
     life = EngineObservations(0.0)
     life.use(50.0, 0.0)
     life.use(3.0, 20.0)
@@ -273,14 +273,14 @@ def test_a_stopped_engine_is_found_within_a_second_with_no_request_inside(odd: O
     assert time.monotonic() - began < 2.0, "a stopped process obeys SIGKILL only"
 
 
-def test_one_that_was_stopped_for_a_moment_is_left_alone(odd: Odd) -> None:
+def test_an_engine_that_was_stopped_for_a_moment_is_left_alone(odd: Odd) -> None:
     os.kill(odd.pid, signal.SIGSTOP)
     threading.Event().wait(0.05)
     os.kill(odd.pid, signal.SIGCONT)
     odd.is_left_alone_for(1.5)
 
 
-def test_one_that_was_stopped_while_it_loads_is_given_up(stage: Stage) -> None:
+def test_an_engine_stopped_while_it_loads_is_given_up(stage: Stage) -> None:
     host, spec = stage.host("--load-forever"), stage.spec()
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
@@ -289,7 +289,7 @@ def test_one_that_was_stopped_while_it_loads_is_given_up(stage: Stage) -> None:
     assert failure.code == "engine_halted"
 
 
-def test_one_whose_socket_is_gone_is_found_within_a_second_though_clients_keep_asking(odd: Odd) -> None:
+def test_an_engine_without_its_socket_is_found_within_a_second_though_clients_keep_asking(odd: Odd) -> None:
     odd.since = time.monotonic()
     Path(odd.endpoint).unlink()
     for number in range(20):
@@ -301,7 +301,7 @@ def test_one_whose_socket_is_gone_is_found_within_a_second_though_clients_keep_a
     assert odd.lag.allows(odd.took, 1.0)
 
 
-def test_one_that_refuses_connections_is_found_within_a_second(odd: Odd) -> None:
+def test_an_engine_that_refuses_connections_is_found_within_a_second(odd: Odd) -> None:
     odd.goes("close")
     failure = odd.found_out()
     assert (failure.code, failure.blame) == ("engine_closed", "engine")
@@ -334,7 +334,7 @@ def test_requests_inside_an_engine_that_new_ones_cannot_reach_are_answered_first
 @pytest.mark.parametrize(
     ("wrong", "code"), [("hang", "engine_stalled"), ("garble", "engine_garbled")], ids=["hangs", "garbles"]
 )
-def test_an_engine_that_says_nothing_or_nonsense_is_found_with_no_request_inside(
+def test_an_engine_that_answers_nothing_or_nonsense_is_found_with_no_request_inside(
     odd: Odd, wrong: str, code: str
 ) -> None:
     odd.goes(wrong)
@@ -343,7 +343,7 @@ def test_an_engine_that_says_nothing_or_nonsense_is_found_with_no_request_inside
 
 
 @pytest.mark.parametrize("wrong", ["hang", "hollow", "half"])
-def test_one_that_answers_no_request_is_found_whether_or_not_clients_keep_asking(
+def test_an_engine_that_answers_no_request_is_found_whether_or_not_clients_keep_asking(
     odd: Odd, wrong: str
 ) -> None:
     odd.goes(wrong)
@@ -354,14 +354,14 @@ def test_one_that_answers_no_request_is_found_whether_or_not_clients_keep_asking
     assert odd.took < 15.0
 
 
-def test_one_whose_answers_are_none_is_asked_as_soon_as_the_front_door_says_so(odd: Odd) -> None:
+def test_an_engine_whose_answers_are_invalid_is_asked_as_soon_as_the_front_door_reports_it(odd: Odd) -> None:
     odd.goes("mumble")
     odd.gates.doubt(odd.spec.engine_id)
     assert odd.found_out().code == "engine_garbled"
     assert odd.took < 15.0
 
 
-def test_one_that_is_doubted_and_answers_is_left_alone(odd: Odd) -> None:
+def test_an_engine_in_doubt_that_answers_is_left_alone(odd: Odd) -> None:
     odd.gates.doubt(odd.spec.engine_id)
     odd.is_left_alone_for(3.5)
 
@@ -381,7 +381,7 @@ def test_without_a_descriptor_to_ask_with_nothing_is_said_of_an_engine(
     monkeypatch.undo()
 
 
-def test_one_that_computes_is_left_alone_for_long(odd: Odd) -> None:
+def test_an_engine_that_computes_is_left_alone_for_long(odd: Odd) -> None:
     odd.goes("spin")
     odd.enter()
     with contextlib.ExitStack() as stack:
@@ -392,7 +392,7 @@ def test_one_that_computes_is_left_alone_for_long(odd: Odd) -> None:
     odd.goes("well")
 
 
-def test_one_that_computes_a_long_answer_and_answers_others_is_left_alone(
+def test_an_engine_that_computes_a_long_answer_and_answers_others_is_left_alone(
     odd: Odd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(liveness, "UNKNOWN_BATCH", 0.5)
@@ -405,7 +405,7 @@ def test_one_that_computes_a_long_answer_and_answers_others_is_left_alone(
         odd.goes("hollow")
 
 
-def test_one_in_a_debuggers_hands_is_left_alone(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_under_a_debugger_is_left_alone(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "traced", lambda pids: odd.pid in pids)
     os.kill(odd.pid, signal.SIGSTOP)
     odd.enter()

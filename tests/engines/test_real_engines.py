@@ -117,7 +117,7 @@ def test_a_llama_cpp_adopted_by_the_next_host_has_not_loaded_again(llama: Stage)
     assert llama.request(endpoint, "/v1/chat/completions", CHAT)[0] == 200
 
 
-def test_a_file_that_is_no_model_ends_with_a_sentence(
+def test_a_file_that_is_not_a_model_ends_with_a_sentence(
     llama: Stage, tmp_path: Path, llama_cpp_python: Path
 ) -> None:
     broken = tmp_path / "broken.gguf"

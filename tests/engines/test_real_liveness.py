@@ -128,7 +128,7 @@ def engine(request: pytest.FixtureRequest) -> Real:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["idle", "at work"])
-def test_one_that_is_stopped_is_found_within_a_second(engine: Real, inside: bool) -> None:
+def test_a_stopped_engine_is_found_within_a_second(engine: Real, inside: bool) -> None:
     engine.start()
     with engine.asked(100) if inside else contextlib.nullcontext():
         since = time.monotonic()
@@ -138,14 +138,14 @@ def test_one_that_is_stopped_is_found_within_a_second(engine: Real, inside: bool
         engine.stage.heard.wait("exited")
 
 
-def test_one_whose_socket_is_removed_is_found_within_a_second(engine: Real) -> None:
+def test_an_engine_whose_socket_is_removed_is_found_within_a_second(engine: Real) -> None:
     engine.start()
     since = time.monotonic()
     os.unlink(engine.endpoint)
     assert engine.found_out(since, 1.0).code == "engine_unreachable"
 
 
-def test_one_whose_computing_thread_hangs_is_found_within_15_seconds(mlx: Real, tmp_path: Path) -> None:
+def test_an_engine_whose_computing_thread_hangs_is_found_within_15_seconds(mlx: Real, tmp_path: Path) -> None:
     mlx.start(hanging=tmp_path / "hang")
     (tmp_path / "hang").touch()
     since = time.monotonic()
@@ -155,7 +155,7 @@ def test_one_whose_computing_thread_hangs_is_found_within_15_seconds(mlx: Real, 
         mlx.stage.heard.wait("exited")
 
 
-def test_its_counters_stand_still_while_it_does_nothing_and_move_with_its_work(engine: Real) -> None:
+def test_the_counters_of_an_engine_move_only_while_it_works(engine: Real) -> None:
     engine.start()
     readiness = engine.backend.readiness
     probe = Probe(Path(engine.endpoint), readiness, model_name="ai/smollm2", leader=engine.pid)

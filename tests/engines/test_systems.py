@@ -58,7 +58,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 # Linux
 
 
-def test_a_start_time_is_read_past_any_name(proc: Path) -> None:
+def test_a_start_time_is_read_after_any_process_name(proc: Path) -> None:
     assert linux.start_time(4711) == 8675309.0
     (proc / "4711" / "stat").write_bytes(STAT % b"Z")
     assert linux.start_time(4711) == 0.0
@@ -339,7 +339,7 @@ def test_macos_tells_start_times_to_the_microsecond_and_zombies_apart() -> None:
     assert macos.start_of(b"", 4242) == 0.0
 
 
-def test_macos_tells_the_stopped_the_traced_and_the_busy_apart() -> None:
+def test_macos_tells_stopped_traced_and_busy_processes_apart() -> None:
     stopped = bytearray(kinfo(7, state=4))
     assert (macos.state_of(bytes(stopped)), macos.flags_of(bytes(stopped))) == (4, 0)
     struct.pack_into("=i", stopped, 32, 0x4804)
@@ -388,7 +388,7 @@ def test_numbers_of_the_kernel_have_four_bytes_or_eight() -> None:
     assert macos.number_of(b"") == 0
 
 
-def test_here_is_the_module_of_this_system() -> None:
+def test_the_module_of_this_system_is_chosen() -> None:
     assert here is (macos if sys.platform == "darwin" else linux)
     assert here.boot_id() == here.boot_id() != ""
     assert here.start_time(os.getpid()) == here.start_time(os.getpid()) > 0

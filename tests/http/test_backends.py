@@ -58,7 +58,7 @@ async def test_an_unknown_backend_is_404(house: Any) -> None:
         assert (response.status, await response.text()) == (400, "invalid request: name is required\n")
 
 
-async def test_a_wish_is_accepted_and_followed_by_its_location(house: Any) -> None:
+async def test_an_install_is_accepted_and_the_answer_says_where_to_follow_it(house: Any) -> None:
     builds = Builds(house)
     async with house.post("/engines", {"name": "absent"}) as response:
         assert response.status == 202
@@ -95,7 +95,7 @@ async def test_versions_queue_lie_side_by_side_and_are_switched(house: Any) -> N
         assert "installed versions: 1, 2." in await response.text()
 
 
-async def test_a_wish_that_fails_at_once_says_so_by_its_status(house: Any) -> None:
+async def test_an_install_request_that_fails_at_once_says_so_by_its_status(house: Any) -> None:
     builds = Builds(house)
     full = JobFailed.permanent("no_space", "The disk is full.", advice="Make room.").failure
     builds.builder.start = lambda build: builds.fail(build.job, full)

@@ -53,7 +53,7 @@ def test_only_what_an_engine_did_itself_counts(end: EngineExit | None, own: bool
     assert own_doing(end) is own
 
 
-def test_one_that_was_alone_inside_is_a_suspect_at_once_and_for_ten_minutes(clock: Clock) -> None:
+def test_a_request_that_was_alone_inside_is_a_suspect_at_once_and_for_ten_minutes(clock: Clock) -> None:
     suspects = Suspects(clock)
     suspects.enter("e", "r1")
     assert suspects.blame(ONE, in_company=suspects.in_company("e"))
@@ -64,7 +64,7 @@ def test_one_that_was_alone_inside_is_a_suspect_at_once_and_for_ten_minutes(cloc
     assert suspects.counts(ONE) == 0
 
 
-def test_one_that_was_inside_with_others_is_a_suspect_at_the_second_death(clock: Clock) -> None:
+def test_a_request_that_was_inside_with_others_is_a_suspect_at_the_second_death(clock: Clock) -> None:
     suspects = Suspects(clock)
     for request in ("r1", "r2"):
         suspects.enter("e", request)
@@ -99,7 +99,7 @@ def test_a_request_whose_answer_was_complete_is_not_a_suspect(clock: Clock) -> N
     assert not suspects.in_company("e")
 
 
-def test_what_is_remembered_is_bounded(clock: Clock) -> None:
+def test_the_memory_of_suspects_is_bounded(clock: Clock) -> None:
     suspects = Suspects(clock)
     for number in range(10_000):
         suspects.blame(fingerprint("m", "/p", b"%d" % number), in_company=True)
@@ -135,7 +135,9 @@ async def test_a_request_whose_engine_was_killed_from_outside_is_not_blamed(open
     assert (await house.stream())[0] == 200
 
 
-async def test_the_neighbours_of_a_killer_are_served_and_it_is_found(open_house: Any) -> None:
+async def test_requests_beside_one_that_kills_engines_are_served_and_the_culprit_is_found(
+    open_house: Any,
+) -> None:
     flags = ("--die-of", "poison", "--die-of-after", "0.2", "--die-by", "SIGSEGV")
     house = await open_house(*flags, "--tokens", "8", "--token-delay", "0.06")
     await house.stream(max_tokens=1)

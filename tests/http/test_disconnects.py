@@ -45,7 +45,7 @@ async def test_a_client_that_leaves_before_the_grant_leaves_nothing_and_the_load
     assert (await house.stats())["requests"] == 0
 
 
-async def test_the_first_of_two_who_wait_for_a_load_leaves_and_the_second_is_served(open_house: Any) -> None:
+async def test_the_first_of_two_waiting_clients_leaves_and_the_second_is_served(open_house: Any) -> None:
     house = await open_house("--load-seconds", "0.6")
     _, writer = await _dial(house)
     await until_async(lambda: house.waiting() == 1)

@@ -234,7 +234,7 @@ async def test_every_field_of_every_body_refuses_what_no_client_should_say(
     await nothing_has_stuck(house, log, before)
 
 
-async def test_every_inference_route_refuses_a_hostile_name_or_wish(
+async def test_every_inference_route_refuses_a_hostile_name_or_keep_alive(
     open_house: Any, log: pytest.LogCaptureFixture
 ) -> None:
     house = await open_house()
@@ -296,7 +296,7 @@ async def test_every_route_refuses_a_hostile_header(open_house: Any, log: pytest
     await nothing_has_stuck(house, log, before)
 
 
-async def test_what_is_no_http_is_answered_in_a_line_and_logged_in_one(
+async def test_what_is_not_http_is_answered_in_a_line_and_logged_in_one(
     open_house: Any, log: pytest.LogCaptureFixture
 ) -> None:
     house = await open_house()

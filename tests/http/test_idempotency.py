@@ -42,7 +42,7 @@ def waiting(house: Any) -> int:
     return count(volatile.waiting, *volatile.waiting)
 
 
-async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer(house: Any) -> None:
+async def test_a_second_repeat_waits_for_the_first_and_a_third_gets_the_same_answer(house: Any) -> None:
     builds = Builds(house)
     first = asyncio.ensure_future(_text(install(house, KEY)))
     await until_async(lambda: builds.jobs)
@@ -87,7 +87,7 @@ async def test_a_stream_is_answered_again_by_its_last_line(house: Any) -> None:
     assert again == (200, lines[-1] + "\n", "true")
 
 
-async def test_who_sends_it_again_sees_how_far_it_is_and_gets_the_same_end(house: Any) -> None:
+async def test_a_client_that_repeats_a_command_sees_its_progress_and_gets_the_same_result(house: Any) -> None:
     builds = Builds(house)
     board = house.greenroom.board
     first = asyncio.ensure_future(_text(install(house, KEY | NDJSON)))
@@ -114,7 +114,7 @@ async def test_who_sends_it_again_sees_how_far_it_is_and_gets_the_same_end(house
     assert len(builds.jobs) == 1
 
 
-async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any) -> None:
+async def test_a_client_that_left_sees_the_progress_when_it_returns(house: Any) -> None:
     builds = Builds(house)
     await _leaves(house, builds, KEY | EVENTS)
     await until_async(lambda: not len(house.context.clients))
@@ -171,7 +171,7 @@ async def test_waiting_clients_get_a_temporary_failure_and_it_is_not_kept(
 
 
 @pytest.mark.parametrize("key", ["", " ", "ä", "x" * 256])
-async def test_a_key_that_is_none_is_refused(house: Any, key: str) -> None:
+async def test_an_invalid_key_is_refused(house: Any, key: str) -> None:
     async with house.post("/engines/unload", {"all": True}, headers={"Idempotency-Key": key}) as response:
         assert response.status == 400
         assert "Idempotency-Key must be" in await response.text()

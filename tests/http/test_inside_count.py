@@ -24,7 +24,7 @@ async def _leave_a_stream(house: Any) -> None:
         response.close()
 
 
-async def test_who_leaves_last_stays_inside_until_the_engine_is_still(
+async def test_the_last_request_to_leave_counts_until_the_engine_is_idle(
     open_house: Any, at_work: list[bool]
 ) -> None:
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
@@ -35,7 +35,7 @@ async def test_who_leaves_last_stays_inside_until_the_engine_is_still(
     await until_async(lambda: house.inside() == 0)
 
 
-async def test_who_is_served_after_that_may_be_the_last_too(open_house: Any, at_work: list[bool]) -> None:
+async def test_a_request_served_after_that_can_be_the_last_too(open_house: Any, at_work: list[bool]) -> None:
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
     staying = asyncio.create_task(house.stream(max_tokens=40))
     await until_async(lambda: house.inside() == 1)
@@ -58,7 +58,7 @@ async def test_a_place_is_given_back_though_the_front_door_closes_as_its_client_
     assert left == ["the gate"]
 
 
-async def test_who_has_had_a_whole_answer_leaves_at_once(open_house: Any, at_work: list[bool]) -> None:
+async def test_a_request_with_a_complete_answer_leaves_at_once(open_house: Any, at_work: list[bool]) -> None:
     house = await open_house("--tokens", "2")
     for stream in (True, False):
         async with house.chat(stream=stream) as response:

@@ -177,7 +177,7 @@ def test_null_means_left_out_and_nulls_inside_of_schemas_stay() -> None:
     }  # fmt: skip
 
 
-def test_what_is_right_passes_byte_for_byte() -> None:
+def test_a_correct_request_passes_byte_for_byte() -> None:
     body = b'{ "model":"m","messages" : [{"role":"user","content":"h\\u00e9"}],"temperature":1.50,"x":1e400}'
     assert check_now(body, CHAT).body is body
 

@@ -38,7 +38,7 @@ async def test_a_request_says_how_long_its_model_stays(open_house: Any) -> None:
         assert (await _row(house))["stays"] == stays
 
 
-async def test_none_at_all_ends_it_after_the_request(open_house: Any) -> None:
+async def test_a_keep_alive_of_zero_ends_the_engine_after_the_request(open_house: Any) -> None:
     house = await open_house()
     for wish in (0, "0", "0s"):
         async with house.chat(keep_alive=wish) as response:
@@ -46,7 +46,7 @@ async def test_none_at_all_ends_it_after_the_request(open_house: Any) -> None:
         await until_async(lambda: not house.engines())
 
 
-async def test_what_is_no_duration_is_refused_and_named(open_house: Any) -> None:
+async def test_what_is_not_a_duration_is_refused_and_named(open_house: Any) -> None:
     house = await open_house()
     wishes: tuple[Any, ...] = ("5", "5 minutes", "", "forever", True, [1], {})
     for wish in wishes:
@@ -56,7 +56,7 @@ async def test_what_is_no_duration_is_refused_and_named(open_house: Any) -> None
     assert house.engines() == []
 
 
-async def test_the_engine_does_not_see_the_wish(open_house: Any) -> None:
+async def test_the_engine_does_not_see_the_keep_alive(open_house: Any) -> None:
     house = await open_house("--echo-fields")
     async with house.chat(keep_alive="10m", temperature=0.5) as response:
         seen = (await response.json())["fields"]
@@ -183,7 +183,7 @@ NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
 )
 
 
-async def test_a_configuration_that_makes_no_sense_is_refused_with_a_sentence(open_house: Any) -> None:
+async def test_a_configuration_that_is_invalid_is_refused_with_a_sentence(open_house: Any) -> None:
     house = await open_house(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
     for body, said in NONSENSE:
         status, text = await configured(house, **body)

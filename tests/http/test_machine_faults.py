@@ -30,7 +30,7 @@ def test_a_refusal_of_the_machine_is_no_fault_of_ours(error: Exception, status: 
     assert refusal.advice
 
 
-async def test_a_thread_that_never_begins_holds_up_neither_the_loop_nor_who_asked(
+async def test_a_thread_that_never_starts_blocks_neither_the_loop_nor_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As one does that finds no memory to begin with."""

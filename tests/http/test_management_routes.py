@@ -209,7 +209,7 @@ async def test_progress_comes_as_events(open_house: Any, permanent: Failure) -> 
     assert "\nevent: error\ndata: " in text
 
 
-async def test_fifty_who_ask_for_one_absent_backend_share_one_installation(
+async def test_fifty_requests_for_one_absent_backend_share_one_installation(
     open_house: Any, permanent: Failure
 ) -> None:
     house = await open_house()
@@ -249,7 +249,7 @@ async def test_a_client_that_leaves_cancels_no_installation(open_house: Any, per
     builds.go.set()
 
 
-async def test_what_is_installed_already_is_said(open_house: Any) -> None:
+async def test_what_is_installed_already_is_reported(open_house: Any) -> None:
     house = await open_house()
     headers = {"Accept": "application/x-ndjson"}
     async with house.post("/engines/install-backend", {"backend": "fake"}, headers=headers) as response:
@@ -338,7 +338,9 @@ async def test_pulling_tells_progress_in_the_contracts_lines(open_house: Any, sh
         assert "&#34;type&#34;:&#34;success&#34;" in await response.text()
 
 
-async def test_a_file_that_is_no_model_is_refused_with_a_sentence(open_house: Any, short_path: Any) -> None:
+async def test_a_file_that_is_not_a_model_is_refused_with_a_sentence(
+    open_house: Any, short_path: Any
+) -> None:
     house = await open_house()
     file = short_path / "letter.gguf"
     file.write_text("Dear Sir or Madam")
@@ -349,7 +351,7 @@ async def test_a_file_that_is_no_model_is_refused_with_a_sentence(open_house: An
     assert "Traceback" not in text
 
 
-async def test_pulling_what_is_no_name_is_400(open_house: Any) -> None:
+async def test_pulling_what_is_not_a_name_is_400(open_house: Any) -> None:
     house = await open_house()
     for name in ("", "http://a/b", "./x.gguf", "A B"):
         async with house.post("/models/create", {"from": name}) as response:
@@ -394,7 +396,7 @@ async def test_only_a_daemon_can_be_stopped_over_http(open_house: Any) -> None:
         assert response.status == 409
 
 
-async def test_a_host_that_answers_itself_is_heard(open_house: Any) -> None:
+async def test_a_host_may_answer_commands_itself(open_house: Any) -> None:
     # The actors are the same ones the routes use.
     house = await open_house()
     from greenroom.actors.installer.messages import Ensure

@@ -80,7 +80,7 @@ async def test_what_is_refused_before_the_first_byte_keeps_its_status(open_house
         assert "Traceback" not in lines[0]["message"]
 
 
-async def test_what_cannot_run_here_is_said_first_and_can_be_overruled(
+async def test_what_cannot_run_here_is_reported_first_and_can_be_overruled(
     open_house: Any, make_gguf: Any, short_path: Path
 ) -> None:
     house = await open_house()
@@ -116,7 +116,7 @@ async def test_inspect_says_of_what_a_model_is_made_and_what_would_serve_it(open
     assert listed["dmr"]["architecture"] == "llama"
 
 
-async def test_a_tag_is_given_moved_and_refused_where_it_makes_no_sense(open_house: Any) -> None:
+async def test_a_tag_is_given_moved_and_refused_where_it_has_no_meaning(open_house: Any) -> None:
     house = await open_house()
     status, text = await text_of(house.post("/models/tiny/tag?repo=reg.example/me/m&tag=v1"))
     assert status == 201
@@ -213,7 +213,9 @@ def _archive(**members: bytes) -> bytes:
         (_archive(**{f"blobs/sha256/{'0' * 64}": b"x", "manifest.json": b"{}"}), "does not match its name"),
     ],
 )
-async def test_what_is_no_archive_of_a_model_is_refused(open_house: Any, archive: bytes, reason: str) -> None:
+async def test_what_is_not_an_archive_of_a_model_is_refused(
+    open_house: Any, archive: bytes, reason: str
+) -> None:
     house = await open_house()
     async with house.session.post(house.base + "/models/load", data=archive) as response:
         assert response.status == 422

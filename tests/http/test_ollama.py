@@ -101,7 +101,7 @@ async def test_options_become_the_fields_of_a_chat() -> None:
         assert not {"max_tokens", "seed"} & bare.keys()
 
 
-async def test_a_format_and_a_wish_to_think_are_passed_on() -> None:
+async def test_a_format_and_a_request_to_think_are_passed_on() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     asked = {"model": "m", "messages": HELLO}
     made = Chat({**asked, "format": schema, "think": "low"}).chat
@@ -239,7 +239,7 @@ async def test_shorter_embeddings_have_a_length_of_one() -> None:
     assert json.loads(embed.whole({"data": rows}))["embeddings"] == [[0.6, 0.8], [0.0, 0.0]]
 
 
-async def test_what_has_no_meaning_here_is_listed(open_house: Any) -> None:
+async def test_settings_without_a_meaning_here_are_listed(open_house: Any) -> None:
     house = await open_house()
     fields = {"context": [1], "shift": True, "options": {"num_gpu": 1, "temperature": 0}}
     async with generate(house, **fields) as response:
@@ -278,7 +278,7 @@ async def test_a_mistake_is_one_sentence_and_loads_nothing(
     assert not house.engines()
 
 
-async def test_a_model_that_is_not_there_is_told_in_ollamas_words(open_house: Any) -> None:
+async def test_a_model_that_is_not_there_is_reported_in_ollamas_words(open_house: Any) -> None:
     house = await open_house()
     for route in ("chat", "generate", "show", "embed"):
         asked = {"model": "absent", "messages": HELLO, "prompt": "hi", "input": "x"}

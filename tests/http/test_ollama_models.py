@@ -112,7 +112,7 @@ async def test_a_model_is_made_of_another_with_a_context(open_house: Any) -> Non
     assert said["parameters"].split() == ["num_ctx", "99"]
 
 
-async def test_what_a_model_cannot_be_made_with_is_said(open_house: Any) -> None:
+async def test_what_a_model_cannot_be_made_with_is_reported(open_house: Any) -> None:
     house = await open_house()
     for field, value in (
         ("system", "Be brief."),
@@ -158,7 +158,7 @@ async def test_a_pull_tells_its_steps_and_ends_with_success(
     assert (status, "registry" in said["error"]) == (400, True)
 
 
-def test_a_file_that_moves_is_told_to_its_end() -> None:
+def test_a_transferring_file_is_reported_until_it_is_complete() -> None:
     lines = StatusLines("pull")
     said: list[Any] = []
 

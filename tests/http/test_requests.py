@@ -182,7 +182,7 @@ async def test_docker_cli_gets_500_where_others_get_503(open_house: Any) -> None
     await house.nothing_is_held()
 
 
-async def test_a_503_says_when_to_come_again(open_house: Any) -> None:
+async def test_a_503_says_when_to_retry(open_house: Any) -> None:
     house = await open_house("--load-forever", max_wait=0.2)
     async with house.chat() as response:
         assert response.status == 503

@@ -72,7 +72,7 @@ def start(programs: Path, short_path: Path) -> Iterator[Start]:
         daemon.process.communicate(timeout=30)
 
 
-def test_it_says_where_it_is_as_long_as_it_is_there(start: Start) -> None:
+def test_daemon_json_exists_as_long_as_the_daemon_runs(start: Start) -> None:
     daemon = start("0")
     note = json.loads((daemon.home / "daemon.json").read_text())
     live = daemon.get("/livez")
@@ -87,13 +87,13 @@ def test_it_says_where_it_is_as_long_as_it_is_there(start: Start) -> None:
     assert not (daemon.home / "daemon.json").exists()
 
 
-def test_it_stops_on_request(start: Start) -> None:
+def test_a_daemon_stops_on_request(start: Start) -> None:
     daemon = start("0")
     assert daemon.post("/daemon/stop", {}).status == 202
     assert daemon.process.wait(20) == 0
 
 
-def test_a_second_one_for_the_same_data_directory_ends_and_names_the_first(start: Start) -> None:
+def test_a_second_daemon_for_the_same_data_directory_ends_and_names_the_first(start: Start) -> None:
     first = start("0")
     port = first.said.rpartition(":")[2]
     for second in (start("0"), start(port)):
@@ -120,7 +120,7 @@ def test_an_address_that_others_can_reach_is_refused(start: Start, bind: str) ->
     assert not (daemon.home / "journal.db").exists()
 
 
-def test_it_listens_on_the_other_loopback_too(start: Start) -> None:
+def test_a_daemon_can_listen_on_the_ipv6_loopback(start: Start) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -146,7 +146,7 @@ def test_a_stream_under_way_ends_with_a_sentence_when_the_daemon_stops(
     assert daemon.process.wait(20) == 0
 
 
-def test_a_second_signal_ends_it_at_once(
+def test_a_second_signal_ends_the_daemon_at_once(
     start: Start, short_path: Path, make_gguf: Callable[[Path], Path]
 ) -> None:
     daemon = start("0", "--", "--tokens", "100000", "--token-delay", "0.01")
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_it_at_once(
         assert daemon.process.wait(5) == 128 + signal.SIGTERM
 
 
-def test_a_killed_one_is_followed_by_the_next(start: Start) -> None:
+def test_a_new_daemon_starts_after_a_killed_one(start: Start) -> None:
     first = start("0")
     instance = first.get("/livez")["instance_id"]
     first.process.kill()

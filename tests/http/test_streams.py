@@ -84,7 +84,7 @@ async def test_comments_tell_a_client_that_it_waits_for_the_first_token(open_hou
     assert frames(lines)[-1] == "[DONE]"
 
 
-async def test_nothing_is_said_to_a_client_who_does_not_stream(open_house: Any) -> None:
+async def test_a_client_that_does_not_stream_gets_no_comments(open_house: Any) -> None:
     house = await open_house("--load-seconds", "0.6", progress_after=0.1)
     async with house.chat() as response:
         assert response.status == 200
@@ -154,7 +154,7 @@ async def test_an_engine_that_dies_before_its_first_byte_is_replaced_and_the_cli
     await house.nothing_is_held()
 
 
-async def test_a_whole_answer_is_tried_again_too(open_house: Any) -> None:
+async def test_a_whole_answer_is_retried_too(open_house: Any) -> None:
     house = await open_house("--tokens", "5", "--token-delay", "0.1")
     await house.stream(max_tokens=1)
 

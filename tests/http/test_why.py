@@ -45,7 +45,7 @@ async def test_an_unknown_name_is_404_with_near_names(open_house: Any) -> None:
         assert "Did you mean tiny?" in await response.text()
 
 
-async def test_many_who_ask_at_once_are_all_answered(open_house: Any) -> None:
+async def test_many_simultaneous_questions_are_all_answered(open_house: Any) -> None:
     house = await open_house()
 
     async def ask() -> int:

@@ -103,7 +103,7 @@ async def test_a_connection_is_used_again(engine: Engine, upstreams: Upstreams) 
     assert engine.connections == 1
 
 
-async def test_one_that_closes_is_not_used_again(engine: Engine, upstreams: Upstreams) -> None:
+async def test_a_connection_that_closes_is_not_reused(engine: Engine, upstreams: Upstreams) -> None:
     closing = LENGTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
     engine.scripts = [([closing], False), ([CLOSED], True), ([LENGTH], False)]
     for _ in range(3):
@@ -112,7 +112,9 @@ async def test_one_that_closes_is_not_used_again(engine: Engine, upstreams: Upst
 
 
 @pytest.mark.parametrize("whole", [CHUNKED, LENGTH], ids=["chunks", "length"])
-async def test_an_answer_that_breaks_off_is_lost(engine: Engine, upstreams: Upstreams, whole: bytes) -> None:
+async def test_an_answer_that_breaks_off_means_a_lost_engine(
+    engine: Engine, upstreams: Upstreams, whole: bytes
+) -> None:
     for cut in range(len(whole) - 2):
         engine.scripts = [([whole[:cut]], True)]
         with pytest.raises(Lost):
@@ -307,7 +309,7 @@ async def test_an_unsolicited_answer_does_not_join_the_one_before(
     ],
     ids=["headers", "one header", "a trailer", "a chunk's extension"],
 )
-async def test_an_engine_that_never_comes_to_the_point_is_cut_off(
+async def test_an_engine_that_never_ends_its_headers_is_cut_off(
     engine: Engine, upstreams: Upstreams, begin: bytes
 ) -> None:
     more = b"A: b\r\n" * 1000 if begin.endswith(b"OK\r\n") else b"a" * 6000

@@ -137,7 +137,7 @@ def live(steps: Sequence[Any]) -> None:
         assert not [one for one in there if not (one / "installation.json").exists()]
 
 
-def test_a_life_of_everything() -> None:
+def test_a_life_with_every_operation_ends_with_a_status_that_equals_the_disk() -> None:
     live(
         [
             *("install 1.0", "install 2.0", "rollback", ("install 2.0", 0.1), ("repair", 0.3)),

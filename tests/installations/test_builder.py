@@ -308,7 +308,7 @@ def test_the_user_may_name_other_indexes_or_another_image() -> None:
     ],
     ids=["thread", "files", "bug"],
 )
-def test_what_cannot_be_begun_is_reported_as_failed(
+def test_what_cannot_be_started_is_reported_as_failed(
     tmp_path: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch, effect: Any, error: Any, code: str, blame: str
 ) -> None:
     def refuse(*_: Any) -> None:

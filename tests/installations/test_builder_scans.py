@@ -29,7 +29,7 @@ from toys import Toy
 from waiting import until
 
 
-def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
+def test_a_scan_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
     make_builder: Callable[..., Builder],
     heard: BuilderReports,
     toy: Toy,
@@ -53,7 +53,7 @@ def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
     assert heard.building == ()
 
 
-def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(
+def test_a_scan_in_the_middle_of_unpacking_takes_nothing_away(
     make_builder: Callable[..., Builder], heard: BuilderReports, toy: Toy
 ) -> None:
     builder = make_builder(toy)

@@ -226,7 +226,7 @@ def test_wrong_bytes_are_permanent_and_leave_nothing(
     assert left_behind(home) == []
 
 
-def test_too_little_space_is_said_before_anything_is_fetched(
+def test_too_little_space_is_reported_before_anything_is_fetched(
     environments: Environments, toy: Toy, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
@@ -283,7 +283,7 @@ def test_what_the_system_refuses_becomes_a_sentence_and_is_the_machines(
     assert failure.kind == ("transient" if passing else "permanent")
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_sentence(
+def test_a_file_in_the_place_of_the_folder_is_reported_in_a_sentence(
     environments: Environments, toy: Toy, home: Path
 ) -> None:
     home.mkdir()

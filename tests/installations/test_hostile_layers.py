@@ -124,7 +124,7 @@ def hostile(data: bytes, tmp_path: Path) -> JobFailed:
 
 @pytest.mark.parametrize("what", HOSTILE)
 @pytest.mark.timeout(20)
-def test_a_layer_that_lies_is_refused_in_a_sentence_and_at_once(what: str, tmp_path: Path) -> None:
+def test_a_layer_with_a_false_size_is_refused_at_once_with_a_sentence(what: str, tmp_path: Path) -> None:
     began = time.process_time()
     failure = hostile(HOSTILE[what] + END, tmp_path).failure
     assert failure.code in ("damaged_layer", "unsafe_image"), failure

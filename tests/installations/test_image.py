@@ -205,7 +205,7 @@ def test_a_single_image_for_another_platform_is_refused_before_its_layers_are_fe
     assert not set(published.layers) & set(shelf.blobs_asked())
 
 
-def test_a_tag_that_is_not_there_is_said(shelf: Shelf) -> None:
+def test_a_tag_that_is_not_there_is_reported(shelf: Shelf) -> None:
     failure = shelf.failure()
     assert (failure.kind, failure.code) == ("permanent", "not_found")
     assert failure.message == (f"There is no such image on {shelf.doorway.host}: {shelf.source.reference}.")
@@ -236,7 +236,7 @@ def test_a_tampered_manifest_or_configuration_is_refused(shelf: Shelf, tree_laye
     assert not set(published.layers) & set(shelf.blobs_asked())
 
 
-def test_a_cut_connection_is_gone_on_with_by_the_same_attempt(
+def test_a_cut_connection_is_resumed_by_the_same_attempt(
     shelf: Shelf, tree_layer: Layer, heavy_layer: Layer
 ) -> None:
     published = shelf.push(tree_layer, heavy_layer)
@@ -246,7 +246,7 @@ def test_a_cut_connection_is_gone_on_with_by_the_same_attempt(
     assert ranges == [None, "bytes=600000-"]
 
 
-def test_a_connection_that_stays_cut_is_worth_another_attempt_which_goes_on_there(
+def test_a_connection_that_stays_cut_is_worth_another_attempt_which_resumes_there(
     shelf: Shelf, tree_layer: Layer, heavy_layer: Layer
 ) -> None:
     published = shelf.push(tree_layer, heavy_layer)
@@ -294,7 +294,7 @@ def test_cancelling_is_prompt_and_keeps_what_has_come(
     assert shelf.images().plan(BACKEND, shelf.source).download_bytes < published.size
 
 
-def test_too_little_space_is_said_before_anything_is_fetched(
+def test_too_little_space_is_reported_before_anything_is_fetched(
     shelf: Shelf, tree_layer: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = shelf.push(tree_layer)
@@ -391,13 +391,13 @@ def test_an_image_of_the_users_own_may_be_called_anything(shelf: Shelf, tree_lay
 @pytest.mark.parametrize(
     "reference", ["https://r/x:y", "hf.co/org/model", "./folder", "", "r.example/UP CASE"]
 )
-def test_a_name_that_is_no_images_is_said_with_how_they_look(shelf: Shelf, reference: str) -> None:
+def test_an_invalid_image_name_is_refused_with_the_right_form(shelf: Shelf, reference: str) -> None:
     failure = shelf.failure(source=replace(shelf.source, reference=reference))
     assert failure.code == "bad_image_name"
     assert "registry/repository:tag" in failure.advice
 
 
-def test_an_image_without_the_tree_is_said(shelf: Shelf) -> None:
+def test_an_image_without_the_tree_is_reported(shelf: Shelf) -> None:
     shelf.push(layer([file("opt/x")]))
     failure = shelf.failure()
     assert failure.code == "not_an_image"
@@ -405,14 +405,14 @@ def test_an_image_without_the_tree_is_said(shelf: Shelf) -> None:
     assert '[backends."vllm-metal"] image' in failure.advice
 
 
-def test_a_python_for_another_machine_is_said(shelf: Shelf) -> None:
+def test_a_python_for_another_machine_is_reported(shelf: Shelf) -> None:
     shelf.push(layer([file("vllm-metal/bin/python3", b"\xcf\xfa\xed\xfe" + bytes(100))]))
     failure = shelf.failure()
     assert failure.code == "probe_failed"
     assert "does not run here" in failure.message
 
 
-def test_a_tree_whose_modules_do_not_import_is_said_with_pythons_own_words(
+def test_a_tree_whose_modules_do_not_import_is_reported_in_pythons_words(
     shelf: Shelf, tree_layer: Layer, tree: Path
 ) -> None:
     name = next(tree.glob("lib/python3.*")).name
@@ -432,7 +432,7 @@ def test_an_image_made_to_do_harm_leaves_nothing(shelf: Shelf, tree_layer: Layer
     assert "its link lib/out leads out of the tree" in failure.message
 
 
-def test_an_artifact_that_is_no_image_is_said(shelf: Shelf) -> None:
+def test_an_artifact_that_is_not_an_image_is_reported(shelf: Shelf) -> None:
     shelf.doorway.wrong["/manifests/"] = Wrong(status=200, body=b'{"schemaVersion": 1, "fsLayers": []}')
     assert "lists neither layers nor platforms" in shelf.failure().message
     shelf.doorway.wrong["/manifests/"] = Wrong(status=200, body=b"<html>log in</html>")
@@ -481,7 +481,7 @@ def test_kernels_are_put_back_before_an_engine_starts_and_strangers_are_left_alo
     }
 
 
-def test_a_home_that_cannot_be_written_to_is_a_sentence(shelf: Shelf, tree_layer: Layer) -> None:
+def test_a_home_that_cannot_be_written_to_is_reported_in_a_sentence(shelf: Shelf, tree_layer: Layer) -> None:
     shelf.push(tree_layer)
     (shelf.user_home / ".cache").write_text("a file")
     with pytest.raises(JobFailed) as caught:

@@ -255,7 +255,7 @@ def outside(tmp_path: Path) -> list[str]:
         pytest.param([link("opt/l", "x" * 5_000)], "leads out of the tree", id="endless link"),
     ],
 )
-def test_nothing_leaves_the_tree(
+def test_no_file_is_written_outside_the_tree(
     lay: Lay, tmp_path: Path, folder: Path, entries: list[Entry], told: str
 ) -> None:
     folder.parent.mkdir()
@@ -286,7 +286,7 @@ def test_an_unrecorded_link_is_found_on_the_disk(folder: Path) -> None:
             tree.finish(())
 
 
-def test_links_that_lead_nowhere_or_round_in_circles_are_left_as_they_are(lay: Lay) -> None:
+def test_dangling_and_circular_links_are_left_as_they_are(lay: Lay) -> None:
     found = lay([link("opt/nowhere", "nothing"), link("opt/a", "b"), link("opt/b", "a")])
     assert found == {"nowhere": "-> nothing", "a": "-> b", "b": "-> a"}
 
@@ -309,7 +309,7 @@ def test_a_layer_that_is_not_the_one_its_configuration_names_is_refused(lay: Lay
         pytest.param(b"", id="nothing"),
     ],
 )
-def test_a_damaged_layer_is_a_sentence(lay: Lay, data: bytes) -> None:
+def test_a_damaged_layer_is_reported_in_a_sentence(lay: Lay, data: bytes) -> None:
     said = refused(lay, Layer(data, f"sha256:{hashlib.sha256(data).hexdigest()}"))
     assert said.startswith("damaged_layer"), said
 

@@ -177,7 +177,7 @@ def test_a_settings_file_that_is_damaged_is_named_and_the_rest_goes_on(
         ("uv/uv.toml", b"index-url = mirror"),
     ],
 )
-def test_packages_are_not_fetched_past_settings_that_make_no_sense(
+def test_packages_are_not_fetched_with_invalid_settings(
     discover: Callable[..., PackageSources], home: Path, place: str, content: bytes
 ) -> None:
     file = home / ".config" / place

@@ -88,7 +88,7 @@ def test_with_ample_room_no_sizes_are_requested(environments: Environments, inde
     assert sum(path.startswith("/files/") for path in index.paths()) == 1
 
 
-def test_a_second_one_of_the_same_files_needs_no_room_but_what_stays_free(
+def test_a_second_model_of_the_same_files_needs_only_the_reserve(
     environments: Environments, dense: Toy, small: Callable[[int], None]
 ) -> None:
     environments.build("toy", dense.source, job="install-1")

@@ -131,7 +131,7 @@ def test_a_python_that_the_machine_cannot_start_now_is_not_broken(
     assert os.strerror(number) in environments.installed.judged("toy")[1][built.id]
 
 
-def test_a_disk_that_does_not_answer_holds_up_no_look(
+def test_a_disk_that_does_not_answer_delays_no_scan(
     environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
@@ -162,7 +162,7 @@ def test_a_disk_of_backends_that_is_not_mounted_is_not_an_empty_one(
         environments.installed.judged("toy")
 
 
-def test_a_data_directory_mounted_noexec_is_said_before_anything_is_fetched(
+def test_a_data_directory_mounted_noexec_is_reported_before_anything_is_fetched(
     environments: Environments, toy: Toy, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.statvfs

@@ -22,7 +22,7 @@ def uv(tmp_path: Path) -> Callable[..., Uv]:
     return lambda binary=None, sources=None: Uv(tmp_path / "cache", sources or PackageSources(), binary)
 
 
-def test_it_runs_with_a_cleaned_environment_in_an_empty_folder(
+def test_a_program_runs_with_a_cleaned_environment_in_an_empty_folder(
     uv: Callable[..., Uv], program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/evil")
@@ -124,7 +124,7 @@ def test_the_program_can_be_replaced_by_a_variable(
     assert "it is me" in uv().run([]).stdout
 
 
-def test_a_program_that_is_missing_is_a_sentence(uv: Callable[..., Uv], tmp_path: Path) -> None:
+def test_a_program_that_is_missing_is_reported_in_a_sentence(uv: Callable[..., Uv], tmp_path: Path) -> None:
     with pytest.raises(JobFailed, match="could not be started"):
         uv(tmp_path / "nothing").run([])
 
@@ -195,7 +195,7 @@ def test_real_uv_and_an_index_that_refuses_connections_are_done_within_seconds(
     assert time.monotonic() - began < 15
 
 
-def test_of_several_indexes_the_one_that_cannot_be_reached_is_named() -> None:
+def test_the_unreachable_index_among_several_is_named() -> None:
     told = "The package index at 127.0.0.1:9 could not be reached."
     assert classify(REFUSED, 2).failure.message == told
     hidden = "error sending request for url (https://user:secret@m.example:8443/whl/torch/)"

@@ -63,7 +63,7 @@ def test_a_second_fetch_sends_no_request(store: FileStore, index: Index, big: Lo
     assert reports == [(big.size, big.size)]
 
 
-def test_a_connection_cut_in_the_middle_goes_on_where_it_broke(
+def test_a_connection_cut_in_the_middle_resumes_where_it_broke_off(
     store: FileStore, index: Index, big: LockedFile, misbehave: type[Misbehaviour]
 ) -> None:
     index.wrong[big.name] = misbehave(cut_after=400_000, times=1)
@@ -256,7 +256,7 @@ def test_cancelling_in_the_middle_keeps_what_has_come(
     assert store.part(big).stat().st_size >= 100_000
 
 
-def test_two_who_want_the_same_file_fetch_it_once(
+def test_two_callers_that_want_the_same_file_fetch_it_once(
     store: FileStore, index: Index, big: LockedFile, misbehave: type[Misbehaviour]
 ) -> None:
     index.wrong[big.name] = misbehave(rate=2_000_000)
@@ -372,7 +372,7 @@ def test_a_file_damaged_in_the_store_is_found_by_reading_it(
     assert not store.has(big)
 
 
-def test_unneeded_files_are_swept_after_a_while(store: FileStore, index: Index, big: LockedFile) -> None:
+def test_unneeded_files_are_removed_after_a_while(store: FileStore, index: Index, big: LockedFile) -> None:
     fetch(store, index.sources, big)
     store.sweep({big.sha256}, time.time() + 1)
     assert store.has(big)

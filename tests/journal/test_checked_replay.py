@@ -102,7 +102,7 @@ def test_an_append_before_any_reading_checks_first(path: Path) -> None:
     assert contents(path) == before
 
 
-def test_closed_unread_it_is_as_it_was_and_free_for_others(path: Path) -> None:
+def test_a_journal_closed_unread_is_unchanged_and_free_for_others(path: Path) -> None:
     before = contents(path)
     journal = SqliteJournal(path, lazy=True)
     journal.close()
@@ -144,7 +144,7 @@ def test_a_missing_end_refuses_the_start_before_any_actor_acts(path: Path) -> No
     assert ticker.decided == []
 
 
-def test_what_is_whole_starts_and_goes_on(path: Path) -> None:
+def test_an_undamaged_journal_starts_and_continues(path: Path) -> None:
     ticker = Ticker()
     system = ActorSystem(SqliteJournal(path, lazy=True))
     system.register(ticker)

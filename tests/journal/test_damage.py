@@ -143,18 +143,20 @@ def test_a_flipped_bit_in_any_file_gives_the_whole_history_or_a_refusal_with_the
     flip_bits(spoil, name, [chance.randrange(size * 8) for _ in range(60)])
 
 
-def test_a_flipped_bit_in_the_header_of_the_database_is_noticed_or_harmless(spoil: Iterator[Spoiled]) -> None:
+def test_a_flipped_bit_in_the_header_of_the_database_is_detected_or_harmless(
+    spoil: Iterator[Spoiled],
+) -> None:
     flip_bits(spoil, "journal.db", [byte * 8 + byte % 8 for byte in range(100)])
 
 
-def test_a_flipped_bit_in_the_header_of_the_log_is_noticed_or_harmless(spoil: Iterator[Spoiled]) -> None:
+def test_a_flipped_bit_in_the_header_of_the_log_is_detected_or_harmless(spoil: Iterator[Spoiled]) -> None:
     flip_bits(spoil, "journal.db-wal", [byte * 8 + byte % 8 for byte in range(56)])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_in_every_byte_of_any_file_is_noticed_or_harmless(
+def test_a_flipped_bit_in_every_byte_of_any_file_is_detected_or_harmless(
     spoil: Iterator[Spoiled], name: str
 ) -> None:
     size = (next(spoil).folder / name).stat().st_size

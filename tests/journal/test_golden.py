@@ -58,7 +58,7 @@ def test_no_golden_journal_has_changed() -> None:
     )
 
 
-def test_there_is_a_golden_life_to_read() -> None:
+def test_golden_journals_exist() -> None:
     assert LIVES
 
 

@@ -66,7 +66,7 @@ def hold(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
 
 @LOCKS
-def test_one_who_lives_is_named_at_once(
+def test_a_live_holder_is_named_at_once(
     tmp_path: Path, hold: Any, kind: str, take: Callable[[Path], Any], busy: type[Any]
 ) -> None:
     holder = hold(kind)

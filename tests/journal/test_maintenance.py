@@ -174,7 +174,7 @@ def test_a_damaged_export_is_refused_with_the_number_and_nothing_is_made(
     assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["journal.db-lock"]
 
 
-def test_an_import_of_what_is_no_export_is_refused(path: Path) -> None:
+def test_an_import_of_what_is_not_an_export_is_refused(path: Path) -> None:
     for lines in ([], [b"hello\n"], [b'{"a":1}\n'], [b"\xff\xfe\n"]):
         with pytest.raises(NotAJournal, match="not a journal export"):
             maintenance.import_(path, lines)
@@ -188,7 +188,7 @@ def test_an_export_of_a_newer_format_is_refused(killed: Path, path: Path) -> Non
         maintenance.import_(path, lines)
 
 
-def test_the_good_beginning_of_a_damaged_journal_is_exported_before_the_refusal(killed: Path) -> None:
+def test_the_readable_beginning_of_a_damaged_journal_is_exported_before_the_refusal(killed: Path) -> None:
     change(killed, "UPDATE events SET data = '{}' WHERE seq = 77")
     out = io.BytesIO()
     with pytest.raises(JournalDamaged):
@@ -245,7 +245,9 @@ def test_the_log_of_a_damaged_journal_is_renamed_with_it(killed: Path, left_behi
     assert tuple(read_journal(done.path)) == left_behind[1]
 
 
-def test_the_good_beginning_of_a_damaged_journal_can_be_kept(killed: Path, left_behind: LeftBehind) -> None:
+def test_the_readable_beginning_of_a_damaged_journal_can_be_kept(
+    killed: Path, left_behind: LeftBehind
+) -> None:
     killed.with_name("journal.db-wal").unlink()
     with pytest.raises(JournalDamaged):
         SqliteJournal(killed)
@@ -259,7 +261,7 @@ def test_the_good_beginning_of_a_damaged_journal_can_be_kept(killed: Path, left_
     journal.close()
 
 
-def test_a_file_that_is_no_journal_at_all_is_set_aside_too(path: Path) -> None:
+def test_a_file_that_is_not_a_journal_at_all_is_set_aside_too(path: Path) -> None:
     path.write_text("nothing of ours")
     done = maintenance.set_aside(path)
     assert done.path.read_text() == "nothing of ours"

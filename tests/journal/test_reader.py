@@ -214,7 +214,7 @@ def test_a_journal_in_use_is_read_where_nothing_can_be_written(closed_folder: Pa
     journal.close()
 
 
-def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused(path: Path) -> None:
     path.write_bytes(b"\x00\x01 something else entirely" * 300)
     refused(path, NotAJournal, "not an SQLite database; it was not touched")
 

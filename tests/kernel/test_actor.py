@@ -394,7 +394,7 @@ def test_a_command_to_an_unknown_actor_is_logged_and_does_no_harm(
     assert "undelivered Add" in caplog.text
 
 
-def test_settling_answers_those_who_wait(bench: Bench) -> None:
+def test_settling_answers_waiting_callers(bench: Bench) -> None:
     bench.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Ended(),), effects=(Answer(key="end", outcome="done"),))
         if state.total > 2 and not state.ended

@@ -247,7 +247,7 @@ def test_defaults_are_not_stored_and_come_back() -> None:
     assert stored.id == "s/1"
 
 
-def test_a_case_and_a_system_agree_on_a_life() -> None:
+def test_a_case_and_a_system_agree_on_a_whole_life() -> None:
     case = given(Counter()).when(Add(by=2, times=2)).then(Counted(by=2), Counted(by=2))
     system = started(journal(), Counter())
     system.ask(Add(by=2, times=2), to=COUNTER).get(timeout=5)

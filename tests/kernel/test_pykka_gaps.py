@@ -175,7 +175,7 @@ def test_a_hosts_actor_that_exits_leaves_ours_alive(bench: Bench, host_actor: An
     assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
 
 
-def test_we_are_never_in_the_registry_of_the_process(bench: Bench) -> None:
+def test_our_actors_are_never_in_pykkas_registry(bench: Bench) -> None:
     assert pykka.ActorRegistry.get_all() == []
 
 

@@ -51,7 +51,7 @@ def parked(bench: Bench) -> list[CommandParked]:
     ]
 
 
-def test_a_command_that_fails_once_is_tried_again_and_succeeds(bench: Bench) -> None:
+def test_a_command_that_fails_once_is_retried_and_succeeds(bench: Bench) -> None:
     bench.system.ask(Add(by=4), to=COUNTER).get(timeout=5)
     bench.counter.faults["decide"] = [ValueError("once")]
     assert bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 5
@@ -98,7 +98,7 @@ def test_a_report_that_fails_twice_is_parked_too(bench: Bench) -> None:
     assert [event.command for event in parked(bench)] == ["Run"]
 
 
-def test_those_who_wait_go_on_waiting_when_the_actor_is_rebuilt(bench: Bench) -> None:
+def test_waiting_callers_keep_waiting_when_the_actor_is_rebuilt(bench: Bench) -> None:
     waiting = bench.system.ask(Await(key="later"), to=COUNTER)
     bench.system.rest()
     fail_in_effect(bench)

@@ -85,7 +85,7 @@ def test_a_system_leaves_nothing_behind_in_its_process() -> None:
     assert set(threading.enumerate()) <= threads
 
 
-def test_a_stop_lets_everyone_finish_what_is_in_hand() -> None:
+def test_a_stop_lets_every_actor_finish_its_message() -> None:
     journal = MemoryJournal()
     system = made(journal)
     system.start()
@@ -138,7 +138,7 @@ def test_an_actor_left_behind_stores_nothing_any_more_and_says_nothing(
     assert bench.failures == []
 
 
-def test_those_who_wait_for_an_answer_get_an_error_when_it_stops(bench: Bench) -> None:
+def test_waiting_callers_get_an_error_when_the_system_stops(bench: Bench) -> None:
     waiting = bench.system.ask(Await(key="never"), to=COUNTER)
     bench.system.stop()
     with pytest.raises(ActorStopped, match="counter has stopped"):
@@ -176,7 +176,7 @@ def test_a_failing_start_closes_the_journal_and_stops_the_others(make_bench: Cal
     assert not bench.counter.thread.is_alive()
 
 
-def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench: Callable[..., Bench]) -> None:
+def test_actors_may_send_messages_while_they_start(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     early = Counter("early")
     early.on_settle = lambda state, now, volatile: (
@@ -200,7 +200,9 @@ def test_an_unknown_address_is_an_error_that_names_the_known_ones(bench: Bench) 
         bench.system.state("couter")
 
 
-def test_an_address_is_had_once(bench: Bench, make_bench: Callable[..., Bench]) -> None:
+def test_an_actor_is_registered_once_and_before_the_start(
+    bench: Bench, make_bench: Callable[..., Bench]
+) -> None:
     with pytest.raises(StartFailed, match="before the system starts"):
         bench.system.register(Counter("late"))
     with pytest.raises(StartFailed, match="already an actor counter"):
@@ -277,7 +279,7 @@ def test_an_ask_that_was_answered_with_later_expires_too(bench: Bench) -> None:
         reply.get(timeout=0)
 
 
-def test_expired_asks_leave_no_trail(bench: Bench) -> None:
+def test_expired_asks_leave_nothing_behind(bench: Bench) -> None:
     replies = []
     for _ in range(300):
         replies.append(weakref.ref(bench.system.ask(Await(key="door"), to=COUNTER, timeout=1)))
@@ -312,7 +314,7 @@ def test_listeners_hear_every_stored_event_and_cannot_undo_it(
     assert "a listener failed on counter/1" in caplog.text
 
 
-def test_rest_waits_for_a_whole_conversation(make_bench: Callable[..., Bench]) -> None:
+def test_rest_waits_until_no_message_is_left(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     for number in range(5):
         bench.system.register(Counter(f"relay-{number}"))
@@ -325,7 +327,7 @@ def test_rest_waits_for_a_whole_conversation(make_bench: Callable[..., Bench]) -
     assert bench.system.state(COUNTER).total == 1
 
 
-def test_rest_says_when_it_does_not_come(make_bench: Callable[..., Bench]) -> None:
+def test_rest_fails_when_the_system_does_not_come_to_rest(make_bench: Callable[..., Bench]) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
     bench.system.tell(Run(what=held), to=COUNTER)

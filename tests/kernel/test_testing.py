@@ -120,7 +120,7 @@ class Cistern:
         return Decision(wake_at=state.last + 5 if state.litres else None)
 
 
-def test_a_case_tells_a_life_step_by_step() -> None:
+def test_a_case_runs_a_life_step_by_step() -> None:
     case = given(Cistern(), Filled(by=3))
     assert case.state.litres == 3
     case.when(Fill(by=4)).then(Filled)
@@ -151,7 +151,7 @@ def test_a_rebuilt_case_has_its_state_and_has_seen_nothing() -> None:
     assert (case.state.litres, case.volatile) == (2, 0)
 
 
-def test_then_names_what_was_expected_and_what_was_got() -> None:
+def test_a_failed_then_names_what_was_expected_and_what_came() -> None:
     with pytest.raises(AssertionError, match=r"expected\s+Emptied[\s\S]*but got\s+Filled"):
         given(Cistern()).when(Fill(by=1)).then(Emptied())
 

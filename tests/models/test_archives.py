@@ -166,7 +166,7 @@ def test_a_load_stops_before_the_disk_is_full(store: ModelStore, monkeypatch: py
     assert "1.05 MB left" in caught.value.failure.message
 
 
-def test_of_an_archive_in_a_model_only_files_of_models_come_out(tmp_path: Path) -> None:
+def test_only_model_files_are_unpacked_from_an_archive_in_a_model(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in (
             "config.json",

@@ -90,7 +90,7 @@ def test_closing_is_bounded_whatever_a_server_does(
         assert recorder.answer("push_failed")[1].code == "cancelled"
 
 
-def test_what_cannot_be_woken_is_left_alone(
+def test_a_call_that_cannot_be_interrupted_is_left_alone(
     new_puller: NewPuller, recorder: Any, tmp_path: Path, gguf: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name server that does not answer, a disk that is frozen."""

@@ -24,11 +24,11 @@ def test_the_first_model_is_known_by_all_its_names_and_pinned(name: str) -> None
 @pytest.mark.parametrize(
     "name", ["ghcr.io/ai/smollm2", "org/smollm2", "smollm2:v2", f"smollm2@sha256:{'a' * 64}", "./smollm2"]
 )
-def test_who_names_another_registry_or_a_version_does_not_mean_the_catalogue(name: str) -> None:
+def test_a_name_with_another_registry_or_a_version_is_not_looked_up_in_the_catalogue(name: str) -> None:
     assert Catalogue.load().find(Reference.parse(name)) is None
 
 
-def test_users_add_names_and_win_over_what_ships() -> None:
+def test_the_users_short_names_win_over_ours() -> None:
     catalogue = Catalogue.load({"mine": "/models/mine.gguf", "smollm2": {"source": "hf.co/org/smollm2:Q8_0"}})
     mine, smollm2 = catalogue.find(Reference.parse("mine")), catalogue.find(Reference.parse("smollm2"))
     assert mine is not None

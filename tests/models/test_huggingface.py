@@ -167,7 +167,7 @@ def test_several_files_come_side_by_side_and_each_tells_how_far_it_is(
     assert sum(ends.values()) == told[-1].total
 
 
-def test_a_file_that_broke_off_is_gone_on_with_by_the_next_attempt(
+def test_a_file_that_broke_off_is_resumed_by_the_next_attempt(
     hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     hub.cut_after = 700_000
@@ -224,7 +224,7 @@ def test_a_pull_is_cancelled_in_mid_file_at_once_and_keeps_what_has_come(
     assert not list((store.root / "incoming").iterdir())
 
 
-def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_is_kept(
+def test_a_server_that_stops_sending_is_reported_and_ends_the_attempt_and_what_came_is_kept(
     hub: LocalHub,
     quants: dict[str, bytes],
     new_puller: NewPuller,
@@ -250,7 +250,7 @@ def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_
 
 
 @pytest.mark.parametrize("what", ["commit", "name", "size", "hash"])
-def test_a_hub_that_answers_nonsense_is_not_believed(
+def test_an_invalid_answer_of_a_hub_is_not_believed(
     what: str,
     hub: LocalHub,
     quants: dict[str, bytes],

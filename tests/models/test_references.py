@@ -177,7 +177,7 @@ def test_paths_are_anchored_where_the_caller_is(text: str, anchored: str) -> Non
         "UPPER..case",
     ],
 )
-def test_nonsense_is_refused_with_one_sentence(text: str) -> None:
+def test_invalid_input_is_refused_with_one_sentence(text: str) -> None:
     with pytest.raises(BadReference) as caught:
         Reference.parse(text)
     message = str(caught.value)
@@ -234,7 +234,7 @@ def test_only_digests_become_blob_names(text: str) -> None:
         blob_name(text)
 
 
-def test_people_are_shown_the_short_form() -> None:
+def test_users_are_shown_the_short_form() -> None:
     assert familiar("docker.io/ai/smollm2:latest") == "smollm2"
     assert familiar("docker.io/org/m:v1") == "org/m:v1"
     assert familiar("huggingface.co/org/model:Q4_K_M") == "huggingface.co/org/model:Q4_K_M"

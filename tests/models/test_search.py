@@ -14,7 +14,7 @@ from trickle import HANGS, Trickle
 
 
 @pytest.mark.parametrize("hang", [one for one in HANGS if "token" not in one])
-def test_what_has_come_is_shown_and_who_is_silent_is_said(
+def test_the_received_bytes_and_the_silent_server_are_shown(
     hang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Trickle(hang)

@@ -308,7 +308,7 @@ def test_a_damaged_model_is_not_offered_and_a_new_arrival_repairs_it(
     assert store.open_model(model.id).path.read_bytes()[:4] == b"GGUF"
 
 
-def test_verification_reads_every_byte_and_condemns_what_changed(store: ModelStore, bring: Bring) -> None:
+def test_verification_reads_every_byte_and_reports_what_changed(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "a")
     blob = store.root / "blobs" / "sha256" / store.manifest(model.id).layers[0].digest[7:]
     counted = 0
@@ -330,7 +330,7 @@ def test_verification_reads_every_byte_and_condemns_what_changed(store: ModelSto
     assert store.open_model(model.id).path.read_bytes()[-1] == 1
 
 
-def test_many_at_once_lose_nothing(store: ModelStore, bring: Bring) -> None:
+def test_concurrent_changes_lose_nothing(store: ModelStore, bring: Bring) -> None:
     with ThreadPoolExecutor(8) as pool:
         models = list(pool.map(lambda n: bring(store, f"t{n}", bytes([n])), range(24)))
         list(pool.map(lambda m: store.tag(m.id, f"also-{m.id}"), models))
@@ -363,7 +363,7 @@ def test_what_does_not_match_its_pin_is_thrown_away(store: ModelStore, tmp_path:
     assert not list((store.root / "incoming").iterdir())
 
 
-def test_an_arrival_that_is_no_model_leaves_the_store_as_it_was(store: ModelStore, tmp_path: Path) -> None:
+def test_an_arrival_that_is_not_a_model_leaves_the_store_as_it_was(store: ModelStore, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"nonsense")
     with store.arrival() as arrival:
         arrival.take(tmp_path / "x.gguf", "x.gguf", how="move", cancel=NEVER)
@@ -463,7 +463,7 @@ def test_an_original_that_was_written_to_is_noticed_though_the_index_was_lost_me
     assert [model.id for model, _ in store.damaged()] == ids[1:]
 
 
-def test_who_follows_the_advice_of_a_damaged_index_loses_nothing(store: ModelStore, bring: Bring) -> None:
+def test_following_the_advice_for_a_damaged_index_loses_nothing(store: ModelStore, bring: Bring) -> None:
     ids = {bring(store, tag, bytes([number])).id for number, tag in enumerate("ab", 1)}
     had = blobs(store)
     damage(store, *BOTH)

@@ -187,7 +187,7 @@ def test_a_store_whose_disk_is_gone_is_neither_empty_nor_created_again(
     assert store.look() == (model,)
 
 
-def test_each_failure_of_a_pull_says_whose_it_was() -> None:
+def test_each_failure_of_a_pull_says_what_to_blame() -> None:
     errors = {
         "network": JobFailed.transient("unreachable", "No answer."),
         "model": JobFailed.permanent("not_a_model", "It is none."),

@@ -144,7 +144,7 @@ def test_tags_come_page_by_page_from_the_same_host_only(
     assert stranger.told == []
 
 
-def test_tags_that_lead_round_in_circles_come_to_an_end(doorway: Doorway, name: str) -> None:
+def test_circular_tags_come_to_an_end(doorway: Doorway, name: str) -> None:
     link = f'</v2/{name}/tags/list>; rel="next"'
     doorway.wrong["/tags/"] = Wrong(status=200, body=b'{"tags": ["a"]}', headers={"Link": link})
     assert set(client(doorway.host, name).tags()) == {"a"}
@@ -331,7 +331,7 @@ def test_an_answer_larger_than_any_manifest_is_not_read_to_its_end(doorway: Door
     assert told.code == "bad_answer"
 
 
-def test_a_token_server_that_makes_no_sense_is_said(doorway: Doorway, name: str) -> None:
+def test_a_token_server_that_makes_no_sense_is_reported(doorway: Doorway, name: str) -> None:
     for answer in ({"token": ""}, {"token": 7}, {"token": "a\r\nX-Injected: 1"}, {"nothing": 1}):
         challenge(doorway, answer=answer)
         told = failure(lambda: client(doorway.host, name).manifest("v1"))
@@ -370,7 +370,7 @@ def test_an_unreachable_registry_is_worth_another_attempt(name: str) -> None:
         ),
     ],
 )
-def test_where_a_registry_is_asked(
+def test_a_registry_is_asked_at_its_own_host(
     registry: str, settings: dict[str, RegistrySettings], bases: list[str]
 ) -> None:
     found = endpoints_of(registry, settings, {})

@@ -136,7 +136,7 @@ def test_json_without_end_is_no_list_of_tags(serve: Callable[[Answer], Registry]
     "script",
     ["sleep 60", "sleep 60 & echo '{}'", "echo '[1]'", "echo nonsense", "yes '[' | head -c 200000", "exit 1"],
 )
-def test_a_credential_helper_that_is_no_help_holds_up_nothing(
+def test_a_credential_helper_that_is_no_help_delays_nothing(
     script: str, docker_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(credentials, "_SECONDS", 1.0)

@@ -33,7 +33,7 @@ async def test_pinned_models_come_back_at_once_and_others_on_demand(make_daemon:
     assert (await daemon.chat("plain")).status == 200
 
 
-async def test_everything_comes_back_at_once_where_that_is_the_policy_and_nothing_where_not(
+async def test_the_reload_policy_decides_whether_all_models_or_none_return_at_a_restart(
     make_daemon: Any,
 ) -> None:
     daemon = await make_daemon(restore="all")

@@ -33,7 +33,7 @@ async def served_by(daemon: Any, name: str) -> str:
     return str(spec["installation_id"].partition("-")[0])
 
 
-async def test_it_is_served_by_the_old_version_until_a_person_has_it_tried_again(make_daemon: Any) -> None:
+async def test_a_model_is_served_by_the_old_version_until_a_user_retries_it(make_daemon: Any) -> None:
     daemon = await make_daemon("--for", "fragile=--die-under,toy==2.0", toy=True, start=False)
     wheels = daemon.home.parent / "wheels"
     make_wheel(wheels)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 
-async def test_two_models_that_drive_each_other_out_both_go_on_being_served(make_daemon: Any) -> None:
+async def test_two_models_that_evict_each_other_are_both_served(make_daemon: Any) -> None:
     # They hold what is reserved for them: an engine measured to need less would leave room for both.
     daemon = await make_daemon("--tokens", "2", "--memory", "50", memory_budget="100MiB")
     await daemon.add("one", "two")

@@ -10,7 +10,9 @@ from typing import Any
 from waiting import until_async
 
 
-async def test_it_is_detected_ended_and_replaced_and_waiting_requests_are_served(make_daemon: Any) -> None:
+async def test_a_dead_engine_is_detected_ended_and_replaced_and_waiting_requests_are_served(
+    make_daemon: Any,
+) -> None:
     daemon = await make_daemon("--freeze-after-requests", "2", stall_after="2")
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
@@ -74,7 +76,7 @@ async def test_without_requests_inside_there_is_nothing_to_detect(make_daemon: A
     assert daemon.events("engine_stop_requested") == []
 
 
-async def test_one_that_hangs_is_found_out_also_when_its_client_does_not_wait_for_that(
+async def test_a_hanging_engine_is_found_even_if_its_client_has_left(
     make_daemon: Any,
 ) -> None:
     daemon = await make_daemon("--freeze-after-requests", "1", stall_after="3")
@@ -89,7 +91,7 @@ async def test_one_that_hangs_is_found_out_also_when_its_client_does_not_wait_fo
     assert failed["failure"]["code"] == "engine_stalled"
 
 
-async def test_one_that_was_stopped_is_replaced_within_seconds_and_why_says_so(make_daemon: Any) -> None:
+async def test_a_stopped_engine_is_replaced_within_seconds_and_why_says_so(make_daemon: Any) -> None:
     daemon = await make_daemon("--tokens", "3")
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
@@ -106,7 +108,7 @@ async def test_one_that_was_stopped_is_replaced_within_seconds_and_why_says_so(m
     assert "stopped by a signal from outside" in (await daemon.get("/why/tiny")).body.decode()
 
 
-async def test_one_whose_socket_is_gone_is_replaced_though_clients_keep_asking(make_daemon: Any) -> None:
+async def test_an_engine_without_its_socket_is_replaced_though_clients_keep_asking(make_daemon: Any) -> None:
     daemon = await make_daemon("--tokens", "3")
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200

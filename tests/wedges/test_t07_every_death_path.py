@@ -100,7 +100,7 @@ def _die(stage: Stage, how: str, moment: str) -> None:
     )
 
 
-def test_memory_of_the_dead_is_forgotten() -> None:
+def test_memory_of_ended_engines_is_forgotten() -> None:
     stage = Stage().begin(model("tiny", GIB))
     spec = stage.loaded("tiny")
     stage.when(

@@ -10,7 +10,7 @@ from typing import Any
 from waiting import until_async
 
 
-async def test_an_engine_that_was_not_well_once_is_asked_again_and_heals(
+async def test_an_engine_that_failed_one_check_is_asked_again_and_recovers(
     make_daemon: Any, place: Path
 ) -> None:
     unwell = place / "unwell"

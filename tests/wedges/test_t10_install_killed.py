@@ -32,7 +32,7 @@ async def toy(make_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         "installation_committed:after",
     ],
 )
-async def test_at_this_boundary_of_a_repair_the_model_is_served_afterwards(toy: Any, boundary: str) -> None:
+async def test_a_model_is_served_after_a_kill_at_any_boundary_of_a_repair(toy: Any, boundary: str) -> None:
     await toy.stop()
     await toy.start(GREENROOM_TEST_KILL=boundary)
     repair = {"backend": "toy", "reinstall": True}
@@ -45,7 +45,7 @@ async def test_at_this_boundary_of_a_repair_the_model_is_served_afterwards(toy: 
 
 
 @pytest.mark.parametrize("after", [0.02, 0.1, 0.3])
-async def test_in_the_middle_of_the_work_the_engine_of_the_old_one_serves_on(toy: Any, after: float) -> None:
+async def test_an_engine_of_the_old_version_keeps_serving_during_the_install(toy: Any, after: float) -> None:
     engine = await toy.engine("tiny")
     repair = {"backend": "toy", "reinstall": True}
     ask = asyncio.create_task(toy.post("/engines/install-backend", repair))

@@ -7,7 +7,9 @@ from typing import Any
 from toy import make_wheel, sources
 
 
-async def test_it_is_named_refused_and_repaired_by_the_next_install(make_daemon: Any) -> None:
+async def test_a_damaged_installation_is_named_refused_and_repaired_by_the_next_install(
+    make_daemon: Any,
+) -> None:
     daemon = await make_daemon(toy=True, start=False)
     make_wheel(daemon.home.parent / "wheels")
     daemon.env |= sources(daemon.home.parent / "wheels")

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 
-async def test_it_is_started_a_bounded_number_of_times_and_others_load(make_daemon: Any) -> None:
+async def test_a_broken_model_is_started_a_bounded_number_of_times_and_others_load(make_daemon: Any) -> None:
     daemon = await make_daemon("--for", "broken=--die-in-load,3,--say,no such tensor")
     await daemon.add("broken", "whole")
     answers = []

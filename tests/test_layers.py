@@ -57,7 +57,7 @@ IMPURE_LIBRARIES = set(
 HOMES = {
     "aiohttp": ("runner.http.aiohttp_adapter",),
     "pykka": ("actors.kernel",),
-    "sqlite3": ("actors.journal",),
+    "sqlite3": ("actors.journal", "runner.http.response_store"),
     "tenacity": ("actors.retry",),
 }
 

@@ -100,6 +100,8 @@ class Settings:
     """While others wait, a client that reads nothing of its response for this long is disconnected; 0:
     never.
     """
+    store_responses: bool = True
+    """Keep responses of OpenAI's Responses API, for clients that refer to them later."""
     queue_limit: int = 256
     """Maximum requests waiting at the same time."""
     slots: int | None = None
@@ -381,6 +383,13 @@ def _yes_or_no(raw: Any) -> bool:
     return raw
 
 
+def _switch(raw: Any) -> bool:
+    """Yes or no, from a file or as text."""
+    if isinstance(raw, str) and raw.lower() in ("true", "false"):
+        return raw.lower() == "true"
+    return _yes_or_no(raw)
+
+
 def _indexes(raw: Any) -> tuple[str, ...]:
     if not isinstance(raw, list):
         raise TypeError("indexes must be a list of package index URLs")
@@ -463,6 +472,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "max_queued": parse_duration,
     "progress_after": parse_duration,
     "unread_for": parse_duration,
+    "store_responses": _switch,
     "queue_limit": _whole,
     "slots": _slots,
     "prompt_cache": _budget,

@@ -16,7 +16,16 @@ from pathlib import Path
 
 _MODELS = "models"
 _FOLDERS = (_MODELS, "backends", "cache", "engines")
-_FILES = ("secret", "instance", "daemon.json", "daemon.lock", "daemon.log", "journal.db", "journal.db-wal")
+_FILES = (
+    "secret",
+    "instance",
+    "daemon.json",
+    "daemon.lock",
+    "daemon.log",
+    "journal.db",
+    "journal.db-wal",
+    "responses.db",
+)
 _OTHERS_WRITE = 0o022
 _ELSEWHERE = "Set GREENROOM_HOME to a folder you may write to."
 

@@ -18,6 +18,7 @@ from greenroom.runner.http.admission import Abilities, RequestIds, Suspects
 from greenroom.runner.http.clients import Callers, Clients, Lingering
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import Request
+from greenroom.runner.http.response_store import ResponseStore
 from greenroom.runner.http.upstream import Upstreams
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 
@@ -42,6 +43,7 @@ class Context:
         self.clients = Clients()
         self.ids = RequestIds()
         self.callers = Callers()
+        self.responses = ResponseStore(greenroom.home)
         self.upstreams = Upstreams(self._live_endpoints)
         self.suspects = Suspects()
         self.lingering = Lingering(greenroom.gates, self.engine)
@@ -147,6 +149,7 @@ class Context:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self.responses.close()
         self.clients.close()
         self.upstreams.close()
 

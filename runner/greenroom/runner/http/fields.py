@@ -241,7 +241,7 @@ class Dialogue:
 _text_part = record({"text": text()}, required=("text",))
 
 
-def _url(value: Any, where: str) -> Any:
+def url(value: Any, where: str) -> Any:
     text(least=1)(value, where)
     # Engines would open files of this machine, or read on from addresses that are none.
     if not value[:8].lower().startswith(("data:", "http://", "https://")):
@@ -249,7 +249,7 @@ def _url(value: Any, where: str) -> Any:
     return value
 
 
-_linked = either("a URL or an object with one", (str, _url), (dict, record({"url": _url}, required=("url",))))
+_linked = either("a URL or an object with one", (str, url), (dict, record({"url": url}, required=("url",))))
 
 
 def _link(name: str) -> Check:
@@ -271,7 +271,7 @@ _content = either(
 )
 
 
-def _arguments(value: Any, where: str) -> Any:
+def arguments(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return value
     text()(value, where)
@@ -285,7 +285,7 @@ def _arguments(value: Any, where: str) -> Any:
     return "{}"
 
 
-_function_call = record({"name": text(least=1), "arguments": _arguments}, required=("name",))
+_function_call = record({"name": text(least=1), "arguments": arguments}, required=("name",))
 _tool_call = by_type(
     {"function": record({"id": text(), "function": _function_call}, required=("function",))},
     "tool call",
@@ -483,7 +483,7 @@ EMBEDDING = Dialogue(
 _source = by_type(
     {
         "base64": record({"data": text(least=1), "media_type": text()}, required=("data",)),
-        "url": record({"url": _url}, required=("url",)),
+        "url": record({"url": url}, required=("url",)),
     },
     "source",
 )

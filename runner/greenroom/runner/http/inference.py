@@ -365,6 +365,8 @@ class Exchange:
     # when it fails
 
     async def _refuse(self, error: Exception) -> AnyResponse:
+        if self._translation is not None and isinstance(error, HttpRefusal):
+            error = self._translation.renamed(error)
         stream = await self._stop_talking() or self._stream
         if stream is None:
             return answer_error(self._request, error, self._kind.family)

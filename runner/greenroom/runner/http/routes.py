@@ -5,7 +5,7 @@ A name of a model may hold slashes, so `{reference:.+}` comes after the paths th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.configuring import Configuring
@@ -27,6 +27,7 @@ from greenroom.runner.http.ollama import OllamaInference
 from greenroom.runner.http.ollama_models import OllamaModels
 from greenroom.runner.http.ollama_transfers import OllamaTransfers
 from greenroom.runner.http.port import Handler, Route
+from greenroom.runner.http.response_routes import Responses
 from greenroom.runner.http.transfers import Transfers
 
 _DONE = b"data: [DONE]"
@@ -52,6 +53,9 @@ def all_routes(context: Context) -> Iterator[Route]:
         handler = inference(context, kind)
         for prefix in PREFIXES:
             yield Route("POST", prefix + path, handler, query=None)
+    responses = Responses(context)
+    for prefix in PREFIXES:
+        yield from _responses(f"{prefix}/v1/responses", responses, attended)
     listing = Listing(context)
     for prefix in PREFIXES:
         yield Route("GET", f"{prefix}/v1/models", listing.all)
@@ -128,6 +132,17 @@ def _ollama(context: Context) -> Iterator[Route]:
     yield Route("POST", "/api/push", attended(transfers.push))
     yield Route("HEAD", "/api/blobs/{digest}", models.has_blob)
     yield Route("POST", "/api/blobs/{digest}", models.take_blob)
+
+
+def _responses(path: str, responses: Responses, attended: Callable[[Handler], Handler]) -> Iterator[Route]:
+    yield Route("POST", path, responses.create, query=None)
+    yield Route("POST", f"{path}/input_tokens", responses.count, query=None)
+    one = f"{path}/{{response}}"
+    yield _known("GET", one, attended(responses.one), "include", "stream")
+    yield Route("DELETE", one, attended(responses.remove))
+    yield Route("POST", f"{one}/cancel", attended(responses.cancel))
+    listed = ("after", "include", "limit", "order")
+    yield _known("GET", f"{one}/input_items", attended(responses.input_items), *listed)
 
 
 def _known(method: str, pattern: str, handler: Handler, *query: str) -> Route:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.runner.http.errors import HttpRefusal
 
 _DATA = b"data:"
 _DONE = b"[DONE]"
@@ -40,6 +41,8 @@ class Translation(ABC):
     """Of a streamed answer."""
     answers = "choices"
     """The field that a whole answer of the engine has."""
+    names: ClassVar[Mapping[str, str]] = {}
+    """What fields of a chat are called in this family, for refusals."""
     _begun = False
 
     @property
@@ -75,6 +78,18 @@ class Translation(ABC):
     @abstractmethod
     def error(self, refusal: Refusal, param: str | None, request_id: str) -> bytes:
         """The last bytes of a stream that failed, whether or not it has begun."""
+
+    def renamed(self, error: HttpRefusal) -> HttpRefusal:
+        """A refusal of the chat, about the field that the client knows."""
+        field = re.split(r"[.\[]", error.param or "", maxsplit=1)[0]
+        if (name := self.names.get(field)) is None:
+            return error
+        message = error.refusal.message
+        if message.startswith(f"{error.param}:"):
+            message = name + message[len(error.param or "") :]
+        renamed = HttpRefusal(error.refusal.status, error.refusal.code, message, param=name)
+        renamed.refusal = msgspec.structs.replace(error.refusal, message=message)
+        return renamed
 
     def __call__(self, lines: bytes) -> bytes:
         """The bytes for the client that some whole lines of the engine's stream become."""

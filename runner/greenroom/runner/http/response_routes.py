@@ -1,0 +1,218 @@
+"""`/v1/responses`: making a response, and what can be done with those that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from greenroom.actors.limits import escaped
+from greenroom.actors.values import Caller
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, read_body
+from greenroom.runner.http.context import Context
+from greenroom.runner.http.errors import HttpRefusal, encoded
+from greenroom.runner.http.inference import Kind, inference
+from greenroom.runner.http.port import AnyResponse, Request, Response
+from greenroom.runner.http.response_fields import RESPONSES
+from greenroom.runner.http.response_input import Item, items_of, references_in
+from greenroom.runner.http.response_store import StoredResponse, StoreUnusable, Unlinked
+from greenroom.runner.http.responses import ResponseTranslation, TokenCount
+from greenroom.runner.http.translation import Translation
+
+_CREATE = Kind("completion", "/v1/chat/completions", RESPONSES, param="input", end=b"data: [DONE]")
+_COUNT = Kind("completion", "/v1/chat/completions/input_tokens", RESPONSES, param="input")
+_PAGE, _LONGEST_PAGE = 20, 100
+"""Items of a list where nothing else is asked for, and at most."""
+
+T = TypeVar("T")
+
+
+class _Asked(msgspec.Struct, gc=False):
+    """What has to be known of a request before it can be translated."""
+
+    input: Any = None
+    previous_response_id: Any = None
+    store: Any = None
+
+
+_decode_asked = msgspec.json.Decoder(_Asked).decode
+
+
+class Responses:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._store = context.responses
+        self._keeping: set[asyncio.Task[None]] = set()
+        """Responses that are about to be kept."""
+
+    async def create(self, request: Request) -> AnyResponse:
+        asked = await self._asked(request)
+        stores = self._context.greenroom.settings.store_responses
+        store = stores and asked.store is not False
+        if asked.store is True and not stores:
+            request.ignore(["store"])
+        owner = asyncio.ensure_future(self._owner(request)) if store else None
+        before, found = await self._referred(request, asked)
+
+        def translated(fields: Mapping[str, Any]) -> Translation:
+            own = _resolved(items_of(fields["input"]), found)
+
+            def keep(response: dict[str, Any]) -> None:
+                if owner is not None:
+                    self._keep(owner, own, response)
+
+            return ResponseTranslation(fields, [*before, *own], store=store, keep=keep)
+
+        return await inference(self._context, replace(_CREATE, translate=translated))(request)
+
+    async def count(self, request: Request) -> AnyResponse:
+        """How many tokens a request would be read as."""
+        before, found = await self._referred(request, await self._asked(request))
+
+        def translated(fields: Mapping[str, Any]) -> Translation:
+            return TokenCount(fields, [*before, *_resolved(items_of(fields["input"]), found)])
+
+        return await inference(self._context, replace(_COUNT, translate=translated))(request)
+
+    async def one(self, request: Request) -> Response:
+        if request.query.get("stream") in ("true", "1"):
+            raise invalid("stream: only a response that is being made can be streamed", param="stream")
+        return encoded((await self._found(request)).response)
+
+    async def remove(self, request: Request) -> Response:
+        found = await self._found(request)
+        await self._answered(self._store.delete(found.id, found.owner))
+        return encoded({"id": found.id, "object": "response.deleted", "deleted": True})
+
+    async def cancel(self, request: Request) -> Response:
+        await self._found(request)
+        raise HttpRefusal(
+            400,
+            "not_cancellable",
+            "Only a response that is made in the background can be cancelled; this one has ended.",
+            advice="To end a response that is being made, close its connection.",
+        )
+
+    async def input_items(self, request: Request) -> Response:
+        """The items that the model read for a response, those of earlier responses too; a page of them."""
+        found, query = await self._found(request), request.query
+        items = list(found.input)
+        if (previous := found.response.get("previous_response_id")) is not None:
+            items = [*await self._conversation(previous, found.owner), *items]
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise invalid("order must be asc or desc", param="order")
+        if order == "desc":
+            items.reverse()
+        limit = _limit(query.get("limit", str(_PAGE)))
+        if (after := query.get("after")) is not None:
+            at = next((index for index, item in enumerate(items) if item["id"] == after), None)
+            if at is None:
+                raise invalid("after is no item of this response", param="after")
+            items = items[at + 1 :]
+        page = items[:limit]
+        first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
+        ids = {"first_id": first, "last_id": last}
+        return encoded({"object": "list", "data": page, "has_more": len(items) > limit, **ids})
+
+    # what is referred to
+
+    async def _asked(self, request: Request) -> _Asked:
+        body = request.known_body = await read_body(request, self._context.greenroom.settings.max_body)
+        try:
+            return _decode_asked(body or b"{}")
+        except NOT_UNDERSTOOD:
+            return _Asked()  # it is refused with all that is wrong with it
+
+    async def _referred(self, request: Request, asked: _Asked) -> tuple[list[Item], dict[str, Item]]:
+        """The items of earlier responses that it goes on from, and those that its own input names."""
+        references, previous = references_in(asked.input), asked.previous_response_id
+        if not references and not isinstance(previous, str):
+            return [], {}
+        if not self._context.greenroom.settings.store_responses:
+            raise HttpRefusal(
+                400,
+                "not_stored",
+                "No responses are stored here: store_responses is false in the configuration.",
+                advice="Send the whole conversation as input.",
+                param="previous_response_id" if isinstance(previous, str) else "input",
+            )
+        owner = await self._owner(request)
+        await self._kept()
+        before = await self._conversation(previous, owner) if isinstance(previous, str) else []
+        return before, await self._answered(self._store.items(references, owner)) if references else {}
+
+    async def _conversation(self, response_id: str, owner: str) -> list[Item]:
+        try:
+            return await self._answered(self._store.conversation(response_id, owner))
+        except Unlinked as missing:
+            code = "previous_response_not_found"
+            raise _not_found(str(missing), code, "previous_response_id") from None
+
+    async def _found(self, request: Request) -> StoredResponse:
+        """The response that the path names. Raises HttpRefusal: 404."""
+        self._context.backend_of(request)
+        response_id = request.params["response"]
+        owner = await self._owner(request)
+        await self._kept()
+        found = await self._answered(self._store.get(response_id, owner))
+        if found is None:
+            raise _not_found(response_id, "response_not_found", None)
+        return found
+
+    async def _answered(self, asked: Awaitable[T]) -> T:
+        try:
+            return await asked
+        except StoreUnusable as error:
+            raise HttpRefusal(
+                503, "responses_unusable", f"The stored responses cannot be used: {error}.", retry_after=5.0
+            ) from error
+
+    # whose they are
+
+    async def _owner(self, request: Request) -> str:
+        return owner_of(await self._context.callers.looked_up(request))
+
+    def _keep(self, owner: asyncio.Future[str], own: list[Item], response: dict[str, Any]) -> None:
+        async def put() -> None:
+            self._store.put(StoredResponse(await owner, own, response))
+
+        task = asyncio.get_running_loop().create_task(put())
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    async def _kept(self) -> None:
+        """Wait for what is about to be kept: a client may go on from it at once."""
+        if self._keeping:
+            await asyncio.wait(self._keeping)
+
+
+def owner_of(caller: Caller) -> str:
+    """Whose a response is: a key's, a user's of this machine whatever the process, or an address's."""
+    return f"user:{caller.id.partition('/')[0]}" if caller.kind == "process" else caller.key
+
+
+def _resolved(items: list[Item], found: Mapping[str, Item]) -> list[Item]:
+    """The items, each reference replaced by what it refers to. Raises HttpRefusal: 404."""
+    for index, item in enumerate(items):
+        if item["type"] == "item_reference" and item["id"] not in found:
+            raise _not_found(item["id"], "item_not_found", f"input[{index}].id", what="item")
+    return [found[item["id"]] if item["type"] == "item_reference" else item for item in items]
+
+
+def _not_found(name: str, code: str, param: str | None, what: str = "response") -> HttpRefusal:
+    return HttpRefusal(
+        404,
+        code,
+        f"There is no {what} {escaped(name, 80)} here: it was not stored, was deleted, or has expired.",
+        param=param,
+    )
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= _LONGEST_PAGE):
+        raise invalid(f"limit must be from 1 to {_LONGEST_PAGE}", param="limit")
+    return int(text)

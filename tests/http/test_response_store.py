@@ -1,0 +1,117 @@
+"""What is kept of responses, how long, and who may read it."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greenroom.actors.values import Caller
+from greenroom.runner.http.response_routes import owner_of
+from greenroom.runner.http.response_store import (
+    FILE,
+    KEPT,
+    ResponseStore,
+    StoredResponse,
+    StoreUnusable,
+    Unlinked,
+)
+
+Make = Callable[..., ResponseStore]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    made: list[ResponseStore] = []
+
+    def make_one(**settings: Any) -> ResponseStore:
+        made.append(ResponseStore(tmp_path, **settings))
+        return made[-1]
+
+    yield make_one
+    for one in made:
+        await one.close()
+
+
+def stored(name: str, owner: str = "me", previous: str | None = None, text: str = "x") -> StoredResponse:
+    def item(kind: str) -> dict[str, Any]:
+        return {"id": f"{kind}-{name}", "text": f"{text} {kind}"}
+
+    response = {"id": name, "previous_response_id": previous, "output": [item("out")]}
+    return StoredResponse(owner, [item("in")], response)
+
+
+async def test_a_response_survives_a_restart_and_is_its_owners_alone(make: Make, tmp_path: Path) -> None:
+    store = make()
+    assert await store.get("a", "me") is None
+    assert not (tmp_path / FILE).exists()
+    store.put(stored("a"))
+    await store.close()
+    again = make()
+    assert await again.get("a", "me") == stored("a")
+    assert await again.get("a", "you") is None
+    assert not await again.delete("a", "you")
+    assert await again.items(["in-a"], "you") == {}
+    with pytest.raises(Unlinked):
+        await again.conversation("a", "you")
+    assert (await again.items(["in-a", "none"], "me")).keys() == {"in-a"}
+    assert await again.delete("a", "me")
+    assert await again.get("a", "me") is None
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+
+
+async def test_a_conversation_is_all_items_in_order(make: Make) -> None:
+    store = make()
+    for name, previous in (("a", None), ("b", "a"), ("c", "b")):
+        store.put(stored(name, previous=previous))
+    ids = [one["id"] for one in await store.conversation("c", "me")]
+    assert ids == ["in-a", "out-a", "in-b", "out-b", "in-c", "out-c"]
+    await store.delete("a", "me")
+    with pytest.raises(Unlinked):
+        await store.conversation("c", "me")
+
+
+async def test_the_oldest_go_when_there_are_too_many_bytes_or_rows_or_days(
+    make: Make, tmp_path: Path
+) -> None:
+    now = 1000.0
+    store = make(clock=lambda: now, most=3, most_bytes=10_000)
+    for name in "abcd":
+        store.put(stored(name))
+    assert [await store.get(name, "me") is not None for name in "abcd"] == [False, True, True, True]
+    store.put(stored("e", text="y" * 4900))
+    assert [await store.get(name, "me") is not None for name in "bcde"] == [False, False, False, True]
+    now += KEPT + 1
+    assert await store.get("e", "me") is None
+    store.put(stored("f"))
+    assert await store.get("f", "me") is not None
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        assert connection.execute("SELECT count(*) FROM items").fetchone() == (2,)
+
+
+async def test_what_cannot_be_kept_is_logged_and_asking_for_it_raises(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / FILE).write_bytes(b"This is no database, but long enough to be taken for one." * 100)
+    store = make()
+    store.put(stored("a"))
+    with pytest.raises(StoreUnusable):
+        await store.get("a", "me")
+    assert "could not be kept" in caplog.text
+
+
+def test_a_response_belongs_to_a_key_or_a_user_or_an_address() -> None:
+    assert owner_of(Caller(kind="process", id="1000/4711")) == owner_of(
+        Caller(kind="process", id="1000/4712")
+    )
+    owners = {
+        owner_of(Caller(kind="process", id="1000/1")),
+        owner_of(Caller(kind="process", id="1001/1")),
+        owner_of(Caller(kind="address", id="10.0.0.1", share="5")),
+        owner_of(Caller(kind="key", id="10.0.0.1")),
+    }
+    assert len(owners) == 4

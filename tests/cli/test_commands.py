@@ -177,6 +177,20 @@ def test_status_shows_usable_backends_first(greenroom: Any, our_daemon: Any) -> 
     assert lines[-1].split(maxsplit=3) == ["vllm-metal", "Not", "Installed", "needs a Mac"]
 
 
+def test_status_names_models_of_which_less_lies_on_devices_than_planned(
+    greenroom: Any, our_daemon: Any
+) -> None:
+    our_daemon.routes["GET /engines/status"] = STATUS
+    told = "a has 0 of 17 layers on devices, and 17 were planned."
+    our_daemon.routes["GET /engines/ps"] = [
+        {"model_name": "a", "shortfall": told},
+        {"model_name": "b", "shortfall": ""},
+    ]
+
+    assert f"{told} See: greenroom why a" in greenroom("status").out
+    assert len(json.loads(greenroom("status", "--json").out)["shortfalls"]) == 1
+
+
 def test_status_says_why_the_daemon_is_not_ready_and_what_it_does(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes["GET /engines/status"] = STATUS
     our_daemon.routes["GET /readyz"] = (503, {"error": {"message": "It looks around.", "code": "starting"}})

@@ -6,7 +6,8 @@ Any of the fake engine's flags may be configured for a model. With `--toy` there
 that is really installed, from the wheels and the lock beside the data directory. Beside it, a file
 `available` says how many bytes of memory are free on this machine, for tests about memory.
 
-Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_nvidia_smi.py` tells of.
+Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_nvidia_smi.py` tells of; with
+`GREENROOM_TEST_DIVIDES` they divide models between these and memory, and log what llama.cpp would.
 
 `GREENROOM_TEST_COOL_DOWN=SECONDS` is how long a breaker stays open first.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
@@ -29,6 +30,8 @@ import psutil
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.scheduler import quarantine
+from greenroom.actors.values import Loaded
+from greenroom.runner.backends import llama_cpp_log
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.config import ExternalBackend, load
 from greenroom.runner.daemon import Greenroom
@@ -82,6 +85,16 @@ def pretend(file: Path) -> None:
     psutil.virtual_memory = virtual_memory
 
 
+def dividing(fake: Backend) -> Backend:
+    class Dividing(type(fake)):  # type: ignore[misc]
+        divides = True
+
+        def loaded(self, log: str) -> Loaded | None:
+            return llama_cpp_log.loaded(log, 0)
+
+    return Dividing()
+
+
 def main() -> None:
     own, flags = sys.argv[1:], []
     if "--" in own:
@@ -102,6 +115,8 @@ def main() -> None:
         overhead=OVERHEAD,
         uses_devices="NVIDIA_FAKE_FOLDER" in os.environ,
     )
+    if "GREENROOM_TEST_DIVIDES" in os.environ:
+        fake = dividing(fake)
     backends: dict[str, Backend] = {"fake": fake}
     if given.toy:
         backends = {"toy": toy_backend(given.home.parent, *flags)}

@@ -169,6 +169,75 @@ async def test_what_fits_no_device_is_refused_with_the_device_and_the_numbers(ma
     assert (chat["memory_budget"] // MIB, chat["fits"]) == (50, False)
 
 
+DIVIDES = {"test_divides": "1", "gpu_headroom": "10MiB"}
+OFFLOADED = (
+    "load_tensors: offloaded {}/17 layers to GPU",
+    "load_tensors:        CUDA0 model buffer size =    {}.00 MiB",
+    "load_tensors:   CPU_Mapped model buffer size =     1.00 MiB",
+)
+
+
+def saying(layers: int) -> tuple[str, ...]:
+    """Flags of an engine that logs so many layers on a device, of a MiB each."""
+    lines = [line.format(layers) for line in (OFFLOADED if layers else OFFLOADED[2:])]
+    return tuple(word for line in lines for word in ("--say", line))
+
+
+async def why(daemon: Daemon) -> Any:
+    return (await daemon.get("/why/a")).json
+
+
+async def test_what_an_engine_has_loaded_on_devices_is_shown(
+    machine: Machine,
+) -> None:
+    daemon = await machine(200, flags=saying(17), **DIVIDES)
+    await daemon.add("a")
+    before = (await daemon.get("/models/a")).json["serving"][0]
+    assert before["placement"] == "17 of 17 layers on Test 0"
+    assert (await daemon.chat("a")).headers.get("X-Greenroom-Device") is None
+    answer = await daemon.post(
+        "/v1/chat/completions",
+        {"model": "a", "messages": [{"role": "user", "content": "hi"}]},
+        X_Greenroom_Explain="1",
+    )
+    assert answer.headers["X-Greenroom-Device"] == "17/17 on Test 0"
+    row = await daemon.engine("a")
+    assert (row["where"], row["shortfall"]) == ("17/17 on Test 0", "")
+    assert row["loaded"] == {"layers": 17, "total": 17, "size": 17 * MIB}
+    (said,) = daemon.events("engine_loaded")
+    assert (said["planned"], said["loaded"]["layers"]) == (17, 17)
+    assert (await why(daemon))["answer"].endswith("All 17 layers lie on NVIDIA Test 0.")
+
+    async def measured() -> bool:
+        return bool((await daemon.engine("a"))["device_measured"] == 17 * MIB)
+
+    # Its driver tells nothing of this process, so its own report counts.
+    await until_async(measured)
+
+
+async def test_an_engine_that_does_not_use_its_device_is_told_at_once_and_serves(machine: Machine) -> None:
+    daemon = await machine(200, flags=saying(0), **DIVIDES)
+    await daemon.add("a")
+    assert (await daemon.chat("a")).status == 200
+    row = await daemon.engine("a")
+    told = "a has 0 of 17 layers on devices, and 17 were planned."
+    assert (row["where"], row["shortfall"]) == ("processor", told)
+    told_why = await why(daemon)
+    first = "a is computed by the processor, and 17 layers were planned for devices."
+    assert (told_why["cause"], told_why["answer"].startswith(first)) == ("layers_missed", True)
+
+
+async def test_a_model_that_requires_a_device_is_refused_when_its_engine_uses_none(machine: Machine) -> None:
+    daemon = await machine(200, flags=saying(0), require_device="true", **DIVIDES)
+    await daemon.add("a")
+    refused = await daemon.chat("a")
+    assert (refused.status, refused.error["code"]) == (503, "device_unused")
+    assert "has loaded 0 of 17 layers there" in refused.error["message"]
+    not_required: Any = {"require-device": False}
+    await daemon.configure("a", **not_required)
+    assert (await daemon.chat("a")).status == 200
+
+
 async def test_a_restart_adopts_an_engine_with_its_device(machine: Machine) -> None:
     daemon = await machine(164, gpu_headroom="64MiB")
     await daemon.add("a")

@@ -109,6 +109,8 @@ class Settings:
     fewer if memory is short."""
     prompt_cache: int | None = None
     """Memory an engine may use for prompts it has read before; None lets the ledger decide, 0 is none."""
+    require_device: bool = False
+    """Refuse models that do not lie on graphics devices as a whole, rather than let the processor compute."""
     max_body: int = 10_000_000
     """The largest request body."""
     engine_grace: float = 120.0
@@ -377,6 +379,14 @@ def _budget(raw: Any) -> int | None:
     return parse_size(raw)
 
 
+def _true_or_false(raw: Any) -> bool:
+    """Also as text, as variables have it."""
+    word = str(raw).strip().lower()
+    if word not in ("true", "false"):
+        raise TypeError(f"{raw!r} must be true or false")
+    return word == "true"
+
+
 def _yes_or_no(raw: Any) -> bool:
     if not isinstance(raw, bool):
         raise TypeError(f"{raw!r} must be true or false")
@@ -476,6 +486,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "queue_limit": _whole,
     "slots": _slots,
     "prompt_cache": _budget,
+    "require_device": _true_or_false,
     "max_body": parse_size,
     "engine_grace": parse_duration,
     "stall_after": _stall,

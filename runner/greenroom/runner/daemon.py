@@ -71,6 +71,7 @@ from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.placement_text import where
 from greenroom.runner.preload import Wanted, interrupted, preload
 from greenroom.runner.proof import keep_secret, prove, write_privately
 from greenroom.runner.shutdown import StopDeadline
@@ -249,6 +250,7 @@ class Greenroom(Startable):
             queue=self.settings.queue_limit,
             slots=self.settings.slots,
             prompt_cache=self.settings.prompt_cache,
+            require_device=self.settings.require_device,
         )
         for problem in self._declared.problems if isinstance(self._declared, Catalog) else ():
             _log.warning("%s", problem)
@@ -411,9 +413,27 @@ class Greenroom(Startable):
         }
         return device_users(self.backends.values(), graphics, self._platform, installed)
 
+    def where(self, engine_id: str) -> str:
+        """Where the layers of an engine's model lie, such as `28/37 on RTX 4070`; `unknown` if that is not
+        known.
+        """
+        engine = next((one for one in self.engines() if one.spec.engine_id == engine_id), None)
+        return (where(engine, self.device_names()) if engine is not None else "") or "unknown"
+
+    def device_names(self) -> dict[str, str]:
+        """Device → its name, of those that can compute."""
+        return {one.id: one.name for one in self._devices.graphics.usable}
+
     def budget_for(self, backend: str) -> int:
-        """Bytes one engine of this backend may use at most; of a graphics device if it computes there."""
-        devices = [one for one in self._devices.now() if not one.is_shared and "cuda" in one.runtimes]
+        """Bytes one engine of this backend may use at most: of a graphics device if it computes there, of all
+        devices and memory if it can divide a model between them.
+        """
+        own = [one for one in self._devices.now() if not one.is_shared]
+        facts = next((one for one in self.facts if one.name == backend), None)
+        if facts is not None and facts.divides:
+            reached = {runtime for _, runtime in facts.runtimes}
+            return self.memory_budget + sum(one.budget for one in own if reached & set(one.runtimes))
+        devices = [one for one in own if "cuda" in one.runtimes]
         if devices and any(one.name == backend and one.device for one in self.facts):
             return max(one.budget for one in devices)
         return self.memory_budget

@@ -41,7 +41,7 @@ from greenroom.actors.scheduler.effects import LeaveGate
 from greenroom.actors.scheduler.errors import unloaded
 from greenroom.actors.scheduler.events import ConfigChanged, LoadAdmitted
 from greenroom.actors.scheduler.eviction import eviction, idle_only, unloadable
-from greenroom.actors.scheduler.ledger_reading import ledger_reading
+from greenroom.actors.scheduler.ledger_reading import ledger_reading, placement_reading
 from greenroom.actors.scheduler.messages import (
     CONFIG_FIELDS,
     SCHEDULER,
@@ -56,6 +56,7 @@ from greenroom.actors.scheduler.messages import (
     Keep,
     LiftQuarantines,
     ReadLedger,
+    ReadPlacement,
     Serve,
     SlotFreed,
     Unload,
@@ -140,6 +141,9 @@ class Scheduler(SingleStream[SchedulerState]):
                 return Decision(
                     reply=command.replied(ledger_reading(state, now, volatile, self._facts, self._limits))
                 )
+            case ReadPlacement():
+                told = placement_reading(command, state, now, volatile, self._facts, self._limits)
+                return Decision(reply=command.replied(told))
             case AwaitReady():
                 return Decision(reply=Later(READY))
             case Drain():

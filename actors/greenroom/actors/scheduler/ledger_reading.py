@@ -8,9 +8,24 @@ from collections.abc import Sequence
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.scheduler.context import Limits, TurnContext, fits, holding
 from greenroom.actors.scheduler.ledger import Device, context_reckoned
-from greenroom.actors.scheduler.messages import DeviceAccount, EngineAccount, LedgerReading, QueueEntry
-from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting
-from greenroom.actors.values import BackendFacts
+from greenroom.actors.scheduler.messages import (
+    DeviceAccount,
+    EngineAccount,
+    LedgerReading,
+    PlacementReading,
+    QueueEntry,
+    ReadPlacement,
+)
+from greenroom.actors.scheduler.placement import Placements
+from greenroom.actors.scheduler.state import (
+    LoadState,
+    ModelConfigState,
+    SchedulerState,
+    SchedulerVolatile,
+    Waiting,
+    config_key,
+)
+from greenroom.actors.values import BackendFacts, EngineSpec
 
 
 def ledger_reading(
@@ -29,8 +44,47 @@ def ledger_reading(
         free=account.free,
         waiting=len(turn.queue),
         engines=tuple(_engine(turn, load) for load in state.loads.values()),
-        devices=tuple(_device(turn, one) for one in volatile.memory.devices),
+        devices=tuple(_device(turn, one) for one in volatile.memory.devices if not one.is_shared),
         queue=tuple(_entry(turn, one) for one in sorted(turn.queue, key=lambda one: one.place or math.inf)),
+    )
+
+
+def placement_reading(
+    ask: ReadPlacement,
+    state: SchedulerState,
+    now: Moment,
+    volatile: SchedulerVolatile,
+    facts: Sequence[BackendFacts],
+    limits: Limits,
+) -> PlacementReading:
+    model = (volatile.models or {}).get(ask.model_id)
+    one = next((one for one in facts if one.name == ask.backend), None)
+    if model is None or one is None:
+        return PlacementReading()
+    turn = TurnContext(state, now, volatile, facts, limits, storing=False)
+    config = state.configs.get(config_key(model.id, ask.mode), ModelConfigState())
+    spec = EngineSpec(
+        engine_id="",
+        backend=ask.backend,
+        installation_id=ask.installation_id,
+        model_id=model.id,
+        model_ref=model.id,
+        mode=ask.mode,
+        context_size=model.context_size if config.context_size is None else config.context_size,
+        flags=config.flags or (),
+    )
+    places = Placements(turn)
+    found = places.of(spec, model, one)
+    if not found:
+        return PlacementReading()
+    best = next((place for place in found if place.fits), found[-1])
+    context = context_reckoned(spec.context_size, model.context_length)
+    return PlacementReading(
+        layers=best.spec.layers,
+        placement=best.spec.placement,
+        reason=best.reason,
+        context=context,
+        context_for_all=0 if best.is_whole else places.context_for_all(spec, model, one, context),
     )
 
 

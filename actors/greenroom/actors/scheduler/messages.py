@@ -17,7 +17,7 @@ from greenroom.actors.limits import (
     Seconds,
     Slots,
 )
-from greenroom.actors.values import RESERVED_IN_JSON, Caller, Fact, InstallPolicy, Mode
+from greenroom.actors.values import RESERVED_IN_JSON, Caller, Fact, InstallPolicy, LayersOn, Mode
 
 SCHEDULER = Address("scheduler")
 
@@ -166,6 +166,28 @@ class LedgerReading(Fact, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):
 
 class ReadLedger(SchedulerCommand[LedgerReading], frozen=True, kw_only=True):
     """Which engine holds how much memory, and until when."""
+
+
+class PlacementReading(Fact, frozen=True, kw_only=True):
+    """Where the layers of a model would lie if it were loaded now."""
+
+    layers: int = 0
+    """All of them; 0 where its engine decides for itself."""
+    placement: tuple[LayersOn, ...] = ()
+    reason: str = ""
+    context: int = 0
+    """Tokens of context it would be loaded with."""
+    context_for_all: int = 0
+    """A smaller context with which all layers would lie on devices; 0 if none is, or all do."""
+
+
+class ReadPlacement(SchedulerCommand[PlacementReading], frozen=True, kw_only=True):
+    """Where a model would be loaded now, by this installation."""
+
+    model_id: Id
+    backend: BackendName
+    installation_id: Id
+    mode: Mode = "completion"
 
 
 class EngineAccount(Fact, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):

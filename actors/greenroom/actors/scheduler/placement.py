@@ -16,6 +16,7 @@ from greenroom.actors.scheduler.layers import (
     Division,
     Site,
     asked_layers,
+    context_that_fits,
     most_of,
     wholes,
 )
@@ -266,6 +267,16 @@ class Placements:
         largest = max(devices, key=lambda one: one.budget)
         division = demand.divided([LayersOn(device=largest.id, layers=demand.layers)])
         return self._placed(spec, capacity, division, 0)
+
+    def context_for_all(self, spec: EngineSpec, model: Model, facts: BackendFacts, below: int) -> int:
+        """The largest context, of half of `below`, a quarter and so on, with which all layers would lie on
+        devices now; 0 for none.
+        """
+        devices = self._devices(_runtime(self._installation(spec), facts))
+        own = [one for one in devices if not one.is_shared] if facts.divides else []
+        sites = self._sites(spec, own, lambda one: self._turn.account(one.id).free)
+        smallest, _ = self._range(spec, model, facts)
+        return context_that_fits(model, smallest, facts, sites, below)
 
     def _free_without_idle(self, device: Device) -> int:
         turn = self._turn

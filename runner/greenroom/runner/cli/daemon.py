@@ -58,7 +58,11 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
     backends: dict[str, str] = client.get("/engines/status") or {}
     reason = _not_ready(client)
     if as_json:
-        fields = {**_fields(daemon, backends, reason), "devices": _devices(client)}
+        fields = {
+            **_fields(daemon, backends, reason),
+            "devices": _devices(client),
+            "shortfalls": _shortfalls(client),
+        }
         click.echo(json.dumps(fields, ensure_ascii=False))
         return exit_codes.OK
     click.echo(f"Greenroom is running at {daemon.url} (process {daemon.pid}, version {daemon.version}).")
@@ -72,9 +76,24 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
         click.echo(f"{title_of(str(job.get('job', '')))}: {describe(job)}")
     for one in _devices(client):
         click.echo(line(one))
+    for told in _shortfalls(client):
+        click.echo(told)
     click.echo()
     click.echo(table(("BACKEND", "STATUS", "DETAILS"), rows(backends), width=terminal_width()))
     return exit_codes.OK
+
+
+def _shortfalls(client: Client) -> list[str]:
+    """For each model of which less lies on devices than was planned, or than could."""
+    try:
+        engines = client.get("/engines/ps") or []
+    except DaemonRefused:
+        return []
+    return [
+        f"{one['shortfall']} See: greenroom why {one['model_name']}"
+        for one in engines
+        if one.get("shortfall")
+    ]
 
 
 def _devices(client: Client) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ _HEADINGS = (
         "PID",
         "RESERVED",
         "USED",
+        "LAYERS",
         "SLOTS",
         "CONTEXT",
         "QUEUE",
@@ -32,7 +33,7 @@ _HEADINGS = (
     ),
     *("UNTIL", "ENGINE", "CAUSE"),
 )
-_SPARE = ("CONTEXT", "CAUSE", "ENGINE", "PID", "IDLE", "MODE", "QUEUE", "USED")
+_SPARE = ("CONTEXT", "CAUSE", "ENGINE", "PID", "IDLE", "MODE", "QUEUE", "USED", "LAYERS")
 _EVERY = 1.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
@@ -99,6 +100,7 @@ def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
         str(engine.get("pid") or ""),
         _memory(engine, "memory"),
         "" if gone else _memory(engine, "measured", "not measured"),
+        "" if gone else str(engine.get("where") or ""),
         _slots(engine),
         str(engine.get("context_size") or ""),
         str(engine.get("queue") or ""),

@@ -175,8 +175,15 @@ def _served(mode: dict[str, Any]) -> list[str]:
         room = format_size(float(mode["memory_budget"]))
         verdict = f"of {room}" if mode.get("fits") else f"more than the {room} available to engines"
         memory = f", needs at least {format_size(float(mode['memory']))} of memory ({verdict})"
+    placed = []
+    if mode.get("placement"):
+        placed.append(f"    would put {mode['placement']}")
+    if mode.get("context_for_all"):
+        size = f"a context of {mode['context_for_all']} instead of {mode['context']}"
+        placed.append(f"    {size} would put all layers there")
     return [
         f"  {mode['mode']}: {backend}{state}{memory}",
+        *placed,
         *(f"    {one}" for one in mode.get("reasons") or ()),
     ]
 

@@ -9,6 +9,7 @@ import msgspec
 from greenroom.actors.engine_runner.events import (
     EngineAdopted,
     EngineExited,
+    EngineLoaded,
     EngineLost,
     EngineReady,
     EngineSpawned,
@@ -38,6 +39,7 @@ class EngineHistory(msgspec.Struct, kw_only=True):
     requested_at: float = 0.0
     spawned: EngineSpawned | None = None
     spawned_at: float = 0.0
+    loaded: EngineLoaded | None = None
     ready: EngineReady | None = None
     ready_at: float = 0.0
     adopted_at: float = 0.0
@@ -96,6 +98,8 @@ class EngineHistory(msgspec.Struct, kw_only=True):
                 self.requested_at, self.spec = happening.at, self.spec or e.spec
             case EngineSpawned() as e:
                 self.spawned, self.spawned_at = e, happening.at
+            case EngineLoaded() as e:
+                self.loaded = e
             case EngineReady() as e:
                 self.ready, self.ready_at = e, happening.at
             case EngineAdopted():

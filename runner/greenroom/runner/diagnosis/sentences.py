@@ -299,6 +299,8 @@ class Narrator:
             parts.append(counted(int(fields["slots"]), "slot"))
         if (cache := fields.get("prompt_cache")) is not None and cache >= 0:
             parts.append(f"a prompt cache of {format_size(cache)}")
+        if (required := fields.get("require_device")) is not None:
+            parts.append("graphics devices required" if required else "graphics devices not required")
         back = [name.replace("_", " ") for name in fields.get("reset") or () if fields.get(name) is None]
         parts += [f"the default {name}" for name in back]
         what = ", ".join(parts) or "the defaults"

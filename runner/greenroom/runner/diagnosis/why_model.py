@@ -106,6 +106,11 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
         ),
         remedies=(Remedy(aim="To unload it", command=f"greenroom unload {model.name}"),),
     )
+    if missed := _missed_layers(model, engine):
+        found.answer = f"{missed} {found.answer}"
+        found.cause = "layers_missed"
+    elif engine.admitted is not None and engine.admitted.placed:
+        found.answer += f" {engine.admitted.placed}"
     if engine.ready is not None and engine.ready.seconds:
         found.numbers["load_seconds"] = engine.ready.seconds
     if engine.adopted_at:
@@ -121,6 +126,17 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
         aim = f"To load it on {better} next time"
         found.remedies = (Remedy(aim=aim, command=stop_reasons.install(better)), *found.remedies)
     return found
+
+
+def _missed_layers(model: ModelHistory, engine: EngineHistory) -> str:
+    """The sentence when less of it lies on devices than was planned; empty otherwise."""
+    loaded, spec = engine.loaded, engine.spec
+    if loaded is None or spec is None or loaded.loaded.layers >= loaded.planned:
+        return ""
+    reason = f": {loaded.loaded.reason}" if loaded.loaded.reason else ""
+    count = loaded.loaded.layers
+    where = f"has {count} of {spec.layers} layers on devices" if count else "is computed by the processor"
+    return f"{model.name} {where}, and {loaded.planned} layers were planned for devices{reason}."
 
 
 def _loading(model: ModelHistory, engine: EngineHistory) -> Explanation:

@@ -87,6 +87,8 @@ class ConfigureBody(msgspec.Struct, rename="kebab"):
     """Requests answered at the same time."""
     prompt_cache: limits.PromptCache | UnsetType | None = UNSET
     """Bytes of prompts that are kept after their requests; 0 is none."""
+    require_device: bool | UnsetType | None = UNSET
+    """Load it only if it lies on graphics devices as a whole."""
     runtime_flags: limits.Flags | UnsetType | None = UNSET
     raw_runtime_flags: limits.Flag | UnsetType | None = UNSET
     keep_alive: limits.Id | UnsetType | None = msgspec.field(name="keep_alive", default=UNSET)
@@ -129,6 +131,8 @@ class Configuring:
             reset.append("slots")
         if body.prompt_cache is None or body.prompt_cache == -1:
             reset.append("prompt_cache")
+        if body.require_device is None:
+            reset.append("require_device")
         if flags == ():
             flags = None
             reset.append("flags")
@@ -141,6 +145,7 @@ class Configuring:
             context_size=sizes.context,
             slots=sizes.slots,
             prompt_cache=sizes.prompt_cache,
+            require_device=body.require_device if isinstance(body.require_device, bool) else None,
             flags=flags,
             keep_alive=_keep_alive(body.keep_alive or None),
             reset=tuple(reset),
@@ -245,6 +250,8 @@ def _config(config: ModelConfigState) -> dict[str, Any]:
         fields["slots"] = config.slots
     if config.prompt_cache is not None and config.prompt_cache >= 0:
         fields["prompt-cache"] = config.prompt_cache
+    if config.require_device is not None:
+        fields["require-device"] = config.require_device
     if config.flags:
         fields["runtime-flags"] = list(config.flags)
     if config.keep_alive is not None:

@@ -17,7 +17,7 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.admission import Abilities, RequestIds, Suspects
 from greenroom.runner.http.clients import Callers, Clients, Lingering
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.port import Request
+from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER, Request
 from greenroom.runner.http.response_store import ResponseStore
 from greenroom.runner.http.upstream import Upstreams
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
@@ -54,6 +54,11 @@ class Context:
         self._named: dict[str, Model] = {}
         """What names stood for while the models were these."""
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell_device(self, request: Request, engine_id: str) -> None:
+        """Answer a request that asks for it with where its model is computed."""
+        if request.headers.get(EXPLAIN_HEADER) == "1":
+            request.answer_headers[DEVICE_HEADER] = ascii(self.greenroom.where(engine_id))[1:-1]
 
     def model(self, name: str, param: str = "model") -> Model:
         """The model of that name. Raises HttpRefusal: 404 when there is none, 400 when it is no name.

@@ -30,6 +30,7 @@ from greenroom.runner.http.go_duration import go_duration
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.http.progress_stream import sentence_of
 from greenroom.runner.models.references import AmbiguousName, BadReference
+from greenroom.runner.placement_text import shortfall, where
 
 
 class UnloadBody(msgspec.Struct):
@@ -88,6 +89,7 @@ class Engines:
                     accounts,
                     now,
                     greenroom.gates.slots(engine.spec.engine_id),
+                    greenroom.device_names(),
                 )
                 for engine in greenroom.engines()
                 if everything or engine.state != "gone"
@@ -172,6 +174,7 @@ def _row(
     accounts: Mapping[str, EngineAccount],
     now: float,
     taken: Sequence[Slot],
+    names: Mapping[str, str],
 ) -> dict[str, Any]:
     """The contract's fields, then ours."""
     spec = engine.spec
@@ -202,6 +205,13 @@ def _row(
         "device": spec.device,
         "device_memory": account.device_reserved if account is not None else spec.device_memory,
         "device_measured": account.device_measured if account is not None else None,
+        "layers": spec.layers,
+        "placement": [
+            {**msgspec.to_builtins(one), "name": names.get(one.device, "")} for one in spec.placement
+        ],
+        "loaded": msgspec.to_builtins(engine.loaded),
+        "where": where(engine, names),
+        "shortfall": shortfall(engine, names),
         "inside": inside,
         "slots": spec.slots,
         "slots_used": reading.used if reading is not None else 0,

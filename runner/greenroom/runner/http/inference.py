@@ -252,6 +252,7 @@ class Exchange:
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             suspects.enter(place.engine_id, admission.request_id)
             self._engine_id = place.engine_id
+            self._context.tell_device(self._request, place.engine_id)
             began, seen = False, True
             if self._translation is not None:
                 self._translation.entered()

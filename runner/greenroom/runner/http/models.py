@@ -24,8 +24,9 @@ from greenroom.actors.library.pulls import refusal_of
 from greenroom.actors.limits import CONTEXT, Name
 from greenroom.actors.scheduler.backend_choice import Install, Use, choose
 from greenroom.actors.scheduler.ledger import Capacity, reservation_for
+from greenroom.actors.scheduler.messages import ReadPlacement
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
-from greenroom.actors.values import Model, Progress
+from greenroom.actors.values import Mode, Model, Progress
 from greenroom.runner.disk_usage import measure
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import is_true, read_json
@@ -37,6 +38,7 @@ from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfers import TransferLines, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
 from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
+from greenroom.runner.placement_text import would_put
 from greenroom.runner.threads import Cancel, in_thread
 from greenroom.runner.units import size_text
 
@@ -285,6 +287,10 @@ class PruneBody(msgspec.Struct, forbid_unknown_fields=True):
     """Also models that have no name any more."""
 
 
+_PLACED_WITHIN = 2.0
+"""Seconds after which `inspect` tells what it knows without the scheduler."""
+
+
 def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
     """For each mode that any backend could serve it in: which one would, and the memory that needs."""
     greenroom = context.greenroom
@@ -297,7 +303,8 @@ def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
         choice = choose(model, mode, "", greenroom.settings.install_policy, greenroom.facts, statuses)
         config = configs.get(config_key(model.id, mode), ModelConfigState())
         size = model.context_size if config.context_size is None else config.context_size
-        found.append({"mode": mode, **_choice(choice), **_memory(context, model, choice, size)})
+        memory = _memory(context, model, choice, size)
+        found.append({"mode": mode, **_choice(choice), **memory, **_placed(context, model, mode, choice)})
     return found
 
 
@@ -308,6 +315,29 @@ def _choice(choice: Use | Install | Refusal) -> dict[str, Any]:
         return {"backend": choice.backend, "installed": False, "reasons": [choice.reason]}
     backend = choice.subject or None
     return {"backend": backend, "installed": False, "reasons": [choice.sentence()]}
+
+
+def _placed(context: Context, model: Model, mode: Mode, choice: Use | Install | Refusal) -> dict[str, Any]:
+    """Where its layers would lie; nothing if that is not known."""
+    if not isinstance(choice, Use):
+        return {}
+    ask = ReadPlacement(
+        model_id=model.id, backend=choice.backend, installation_id=choice.installation_id, mode=mode
+    )
+    try:
+        told = context.greenroom.system.ask(ask).get(timeout=_PLACED_WITHIN)
+    except (KernelError, TimeoutError):
+        return {}
+    names = context.greenroom.device_names()
+    if not told.layers or not names:
+        return {}
+    return {
+        "layers": told.layers,
+        "placement": would_put(told.layers, told.placement, names),
+        "placement_reason": told.reason,
+        "context": told.context,
+        **({"context_for_all": told.context_for_all} if told.context_for_all else {}),
+    }
 
 
 def _memory(context: Context, model: Model, choice: Use | Install | Refusal, size: int) -> dict[str, Any]:

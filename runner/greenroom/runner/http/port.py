@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "X-Request-Id"
 IGNORED_HEADER = "X-Greenroom-Ignored"
+EXPLAIN_HEADER = "X-Greenroom-Explain"
+"""With `1` a request asks where its model is computed."""
+DEVICE_HEADER = "X-Greenroom-Device"
+"""The answer to that: `28/37 on RTX 4070`, `processor`."""
 """Names of fields and parameters of the request that have no meaning here."""
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"

@@ -83,7 +83,7 @@ def test_software_has_a_line_only_where_there_is_nothing_else() -> None:
     ("fields", "text"),
     [
         ({}, "L4: 12.0 GB, 11.0 GB free"),
-        ({"memory_free": None, "shared": True}, "L4: 12.0 GB of the machine"),
+        ({"memory_free": None, "shared": True}, "L4: 12.0 GB of the machine's memory"),
         ({"memory": 0, "memory_free": None}, "L4: memory of unknown size"),
     ],
 )

@@ -103,3 +103,14 @@ def test_a_driver_that_crashes_in_its_own_process_does_no_harm_here(machine: Hos
     (device,) = read(replace(machine, run=Children().run)).devices
     assert device.problem is not None
     assert device.problem.code == "driver_incomplete"
+
+
+def test_a_bug_in_reading_a_machine_is_a_problem_and_ends_nothing(machine: HostView) -> None:
+    def broken(*_: object) -> Told:
+        raise RuntimeError("odd")
+
+    graphics = read(replace(machine, run=broken))
+    assert graphics.devices == ()
+    (problem,) = graphics.problems
+    assert (problem.code, problem.blame) == ("not_read", "ours")
+    assert "RuntimeError: odd" in problem.detail

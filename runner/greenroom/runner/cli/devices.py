@@ -62,7 +62,8 @@ def line(one: Mapping[str, Any]) -> str:
         return f"{one['name']}: cannot be used. {_sentence(one['problem'])}"
     size = format_size(one["memory"]) if one["memory"] else "memory of unknown size"
     free = f", {format_size(one['memory_free'])} free" if one["memory_free"] is not None else ""
-    return f"{one['name']}: {size}{' of the machine' if one['shared'] else ''}{free}"
+    whose = " of the machine's memory" if one["shared"] else ""
+    return f"{one['name']}: {size}{whose}{free}"
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:

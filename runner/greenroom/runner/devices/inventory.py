@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from greenroom.actors.graphics import Graphics
 from greenroom.actors.values import Failure
@@ -13,6 +14,9 @@ from greenroom.runner.devices.host_view import HostView
 from greenroom.runner.devices.pci import Controller, controllers
 from greenroom.runner.devices.visible import VULKAN, allowed
 from greenroom.runner.devices.vulkan import VulkanLook
+from greenroom.runner.threads import Beside
+
+_log = logging.getLogger(__name__)
 
 _SIGNS = ("/dev/dri", "/dev/dxg", "/dev/nvidiactl", "/dev/nvmap")
 
@@ -28,17 +32,24 @@ def read(view: HostView | None = None, *, software: bool = False) -> Graphics:
 
 def look(view: HostView, *, software: bool = False) -> Look:
     """The same, with what this process needs to limit engines to devices."""
+    try:
+        return _look(view, software=software)
+    except Exception:  # noqa: BLE001 - an odd machine must not keep a daemon from starting
+        _log.exception("the graphics devices could not be read")
+        return Look(problems=(problems.not_read(traceback.format_exc()),), glibc=view.glibc)
+
+
+def _look(view: HostView, *, software: bool) -> Look:
     if view.system == "darwin":
         return Look(apple.look(view))
     listed = controllers(view)
-    with ThreadPoolExecutor(1, "vulkan") as beside:
-        is_asked = software or _may_have_vulkan(view, listed)
-        asked = beside.submit(vulkan.look, view) if is_asked else None
-        boards = jetson.look(view)
-        cards, troubles = ((), ()) if boards else nvidia.look(view, listed)
-        radeons, compute_troubles = amd.look(view, listed)
-        found = (*boards, *cards, *radeons, *intel.look(view, listed))
-        offered = asked.result() if asked is not None else VulkanLook()
+    is_asked = software or _may_have_vulkan(view, listed)
+    asked = Beside(lambda: vulkan.look(view), "vulkan") if is_asked else None
+    boards = jetson.look(view)
+    cards, troubles = ((), ()) if boards else nvidia.look(view, listed)
+    radeons, compute_troubles = amd.look(view, listed)
+    found = (*boards, *cards, *radeons, *intel.look(view, listed))
+    offered = asked.result() if asked is not None else VulkanLook()
     merged = vulkan.merged(found, offered, view)
     explained = tuple(_explained(one, offered, compute_troubles) for one in merged)
     told = {one.device.problem for one in explained}

@@ -234,6 +234,17 @@ def unexplained(maker: str, detail: str) -> Failure:
     )
 
 
+def not_read(detail: str) -> Failure:
+    return Failure(
+        kind="permanent",
+        code="not_read",
+        message="The graphics devices could not be read because of a bug in Greenroom.",
+        advice="Please report it and attach the file that greenroom bundle writes.",
+        detail=detail[-_DETAIL:],
+        blame="ours",
+    )
+
+
 def hidden(variable: str, value: str) -> Failure:
     return _problem(
         "hidden",

@@ -59,21 +59,24 @@ def allowed(found: Sequence[Probed], env: Mapping[str, str]) -> tuple[Probed, ..
         counted = [one for one in devices if runtime in one.indexes]
         if value is None or not counted:
             continue
-        chosen = _named(value, counted, runtime)
+        if variable == "HIP_VISIBLE_DEVICES" and "ROCR_VISIBLE_DEVICES" in env:
+            places = [str(place) for place in range(len(counted))]  # among those that are left
+        else:
+            places = [one.indexes[runtime] for one in counted]
+        chosen = _named(value, dict(zip(places, counted, strict=True)))
         hidden = [_without(one, runtime, variable, env) for one in counted if one not in chosen]
         devices = [*chosen, *hidden, *(one for one in devices if one not in counted)]
     return tuple(devices)
 
 
-def _named(value: str, counted: Sequence[Probed], runtime: Runtime) -> list[Probed]:
-    """By index, id or the beginning of an id. As in CUDA itself, the list ends at the first unknown entry."""
+def _named(value: str, counted: Mapping[str, Probed]) -> list[Probed]:
+    """By place, id or the beginning of an id. As in CUDA itself, the list ends at the first unknown entry."""
     chosen: list[Probed] = []
     for word in (word.strip() for word in value.split(",")):
         matching = [
             one
-            for one in counted
-            if word == one.indexes[runtime]
-            or (word and not word.isdigit() and one.device.id.startswith(word))
+            for place, one in counted.items()
+            if word == place or (word and not word.isdigit() and one.device.id.startswith(word))
         ]
         if len(matching) != 1:
             break

@@ -25,8 +25,10 @@ _log = logging.getLogger(__name__)
 
 EVERY = 2.0
 """Seconds between two readings."""
-_NONE_EVERY = 10.0
-"""The same without a device: then only files are read."""
+_QUIET_EVERY = 10.0
+"""The same while no model is loaded or requested, so that a laptop's card may be switched off; and without a
+device, when only files are read."""
+_QUIET_AFTER = 30.0
 _WHOLE_EVERY = 600.0
 """Seconds after which everything is asked again: a driver may have been installed, or hang no longer."""
 _TROUBLED_EVERY = 60.0
@@ -52,8 +54,9 @@ class DeviceWatch:
         self._look = Look()
         self._signs: object = None
         self._looked_at = 0.0
+        self._asked_at = time.monotonic()
         self._closed, self._looked = threading.Event(), threading.Event()
-        self._looking = threading.Lock()
+        self._looking = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def look(self, *, software: bool = False) -> Graphics:
@@ -85,6 +88,7 @@ class DeviceWatch:
 
     def now(self) -> tuple[Device, ...]:
         """Those that can compute, as pools of memory."""
+        self._asked_at = time.monotonic()
         return tuple(
             Device(
                 id=one.id,
@@ -100,6 +104,7 @@ class DeviceWatch:
 
     def used_by(self, pids: Collection[int]) -> int | None:
         """Bytes of devices' own memory that these processes hold together; None if not reported."""
+        self._asked_at = time.monotonic()
         found = self._look.found
         buses = {one.device.bus for one in found if one.device.maker != "nvidia" and not one.device.is_shared}
         told = used_by(found, pids)
@@ -116,14 +121,16 @@ class DeviceWatch:
     def _run(self) -> None:
         while True:
             if self._looked.is_set():
-                self._closed.wait(self._every if self._look.found else _NONE_EVERY)
+                is_quiet = time.monotonic() - self._asked_at > _QUIET_AFTER
+                self._closed.wait(self._every if self._look.found and not is_quiet else _QUIET_EVERY)
             if self._closed.is_set():
                 return
             try:
-                if self._is_new():
-                    self.look()
-                else:
-                    self._measure()
+                with self._looking:
+                    if self._is_new():
+                        self.look()
+                    else:
+                        self._measure()
             except Exception:  # noqa: BLE001 - one odd answer must not end the watch
                 _log.exception("the graphics devices could not be read")
                 self._looked.set()

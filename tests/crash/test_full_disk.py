@@ -74,7 +74,7 @@ def test_on_a_full_disk_engines_serve_stops_are_recorded_and_all_recovers(life: 
             "/v1/chat/completions", {"model": "one", "messages": [{"role": "user", "content": "hello"}]}
         )
         assert status == 507, answer
-        assert "What is loaded goes on serving. Make room on the disk" in answer["error"]["message"]
+        assert "Loaded models still work. Free space on the disk" in answer["error"]["message"]
         assert life.post("/engines/install-backend", {"backend": "toy"})[0] == 200  # there already
         assert life.get("/readyz")[0] == 200
         # An engine's end is recorded all the same.

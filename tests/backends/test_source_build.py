@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Launch, ModelFiles
+from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.llama_cpp_builds import LLAMA_CPP_BUILDS
 from greenroom.runner.backends.source_build import (
     Percent,
@@ -182,3 +186,28 @@ def test_the_percentage_follows_ninja_and_never_falls() -> None:
     assert percent.add(b"[60/198] a step was not needed\n") == 30
     assert percent.add(b"warning: [99/100] is not at the front\n") == 30
     assert percent.add(b"[198/198] Linking\n") == 100
+
+
+def test_a_compiled_server_is_run_itself_with_all_that_ours_gets() -> None:
+    model = ModelFiles(path=Path("/m.gguf"), format="gguf", name="m", context_length=2048)
+    spec = EngineSpec(
+        engine_id="e",
+        backend="llama.cpp",
+        installation_id="i",
+        model_id="m",
+        model_ref="m",
+        mode="completion",
+    )
+    launch = Launch(spec=spec, root=Path("/i"), python=Path("/p"), model=model, socket=Path("/s.sock"))
+    ours = LlamaCpp().command(launch).argv
+    compiled = LlamaCpp().command(replace(launch, built=Path("/i/bin/llama-server"))).argv
+    theirs = LlamaCpp().command(replace(launch, binary=Path("/usr/bin/llama-server"))).argv
+    assert compiled[0] == "/i/bin/llama-server"
+    assert set(ours[3:]) <= set(compiled)
+    # How many tokens to read at once our launcher guesses; others are told until an engine has measured.
+    assert compiled[compiled.index("--batch-size") + 1] == "512"
+    assert theirs[0] == "/usr/bin/llama-server"
+    assert "--ctx-checkpoints" in compiled
+    assert "--ctx-checkpoints" not in theirs
+    fast = LlamaCpp().command(replace(launch, built=Path("/b"), prompt_speed=100.0)).argv
+    assert fast[fast.index("--batch-size") + 1] == "128"

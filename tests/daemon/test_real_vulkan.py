@@ -18,11 +18,14 @@ import pytest
 from greenroom.runner.backends.llama_cpp_builds import LLAMA_CPP_BUILDS
 from greenroom.runner.backends.source_build import lacking
 from greenroom.runner.installations.toolchain import look
+from waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(3 * 3600)]
 
 BUILD = LLAMA_CPP_BUILDS["build-vulkan"]
 BOUND = 2.5 * 3600.0
+LAYERS = 31
+"""SmolLM2-135M's 30, and its output."""
 ANSWER = {"max_tokens": 4, "temperature": 0}
 """The device makes a token a second."""
 
@@ -117,22 +120,56 @@ def test_vulkan_llama_cpp_is_compiled_installed_and_names_its_toolchain(
     assert sorted(record["files"]) == ["bin/llama-server"]
     assert record["variant"] == "build-vulkan"
     assert "glslc" in record["built_with"]
-    assert "-DGGML_VULKAN=ON" in record["built_with"]
+    assert "GGML_VULKAN=ON" in record["built_with"]
     assert [path.name for path in folder.iterdir() if path.name != "installation.json"] == ["bin"]
     assert "llama.cpp backend installed successfully" in (vulkan_home.parent / "install.txt").read_text()
     told = " ".join(vulkan.run("why", "llama.cpp").stdout.split())
     assert f"It was compiled on this machine with {record['built_with']}." in told
 
 
-def test_the_real_model_is_served_on_the_device(vulkan: Any, smollm2_gguf: Path) -> None:
+def test_the_real_model_lies_on_the_device_as_planned_and_is_served_there(
+    vulkan: Any, smollm2_gguf: Path
+) -> None:
     answer = vulkan.chat(str(smollm2_gguf), **ANSWER)
     assert answer.status == 200, answer.body
     assert answer.json["usage"]["completion_tokens"] > 0
     (engine,) = vulkan.engines()
     assert engine["installation"].startswith("build-vulkan-")
+    assert "llvmpipe" in engine["device"]
+    ((_, told),) = vulkan.events("engine_loaded")
+    assert told["planned"] == told["loaded"]["layers"] == told["loaded"]["total"] == LAYERS
+    # Prompts are kept in memory; the rest is on the device, and no more than was reserved.
+    (reserved,) = engine["promises"]
+    on_device = reserved["total"] - reserved["prompt_cache"]
+    assert abs(told["loaded"]["size"] - on_device) < max(0.05 * on_device, 300 * 2**20)
     log = engine_log(vulkan, engine)
-    assert "Vulkan0" in log
-    assert "llvmpipe" in log
+    assert f"offloaded {LAYERS}/{LAYERS} layers to GPU" in log
+    assert "Vulkan0 model buffer size" in log
+
+
+def test_a_driver_that_is_taken_away_is_told_and_the_processor_answers(
+    vulkan: Any, needed: dict[str, str], smollm2_gguf: Path
+) -> None:
+    driver = Path(needed["VK_DRIVER_FILES"])
+    away = driver.with_suffix(".away")
+    driver.rename(away)
+    try:
+        assert vulkan.chat(str(smollm2_gguf), **ANSWER).status == 200
+        (engine,) = vulkan.engines()
+        assert "Vulkan0" not in engine_log(vulkan, engine)
+        told = " ".join(vulkan.run("why", str(smollm2_gguf)).stdout.split())
+        assert f"has 0 layers on devices, fewer than the {LAYERS} that were planned" in told
+        assert "no usable GPU found" in told
+        assert "No graphics device was found" in vulkan.run("devices").stdout
+        until(
+            lambda: any(
+                gone["name"].startswith("llvmpipe")
+                for _, change in vulkan.events("devices_changed")
+                for gone in change["before"]
+            )
+        )
+    finally:
+        away.rename(driver)
 
 
 def engine_log(daemon: Any, engine: dict[str, Any]) -> str:

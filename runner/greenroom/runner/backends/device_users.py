@@ -46,6 +46,10 @@ def _user(
 ) -> DeviceUser | None:
     """None if it has no variant for what the device offers."""
     offered = dict(graphics.devices[0].runtimes)
+    for name, build in backend.builds.items():
+        if build.sees.lower() in offered and (backend.name, name) in installed:
+            reason = "It was compiled on this machine."
+            return DeviceUser(backend=backend.name, variant=name, is_installed=True, reason=reason)
     ranked = [one for one in order(backend.variants, graphics, platform) if one.runtime in offered]
     for one in ranked:
         if one.usable:

@@ -27,7 +27,6 @@ from greenroom.runner.backends.source_build import (
     BuildNeed,
     SourceBuild,
     Toolchain,
-    arguments,
     jobs_for,
     key_of,
     lacking,
@@ -311,7 +310,8 @@ class SourceBuilds(Maker):
     ) -> InstallationRecord:
         sizes, links = inventory(folder)
         sizes.pop(ATTEMPT, None)
-        options = [word for word in arguments(build, toolchain) if word.startswith("-D")]
+        options = sorted(f"{name}={value}" for name, value in build.options.items() if value != "OFF")
+        compiled = f" ({', '.join(options)})" if options else ""
         return InstallationRecord(
             schema=WITH_PROGRAM,
             id=folder.name,
@@ -328,7 +328,7 @@ class SourceBuilds(Maker):
             links=links,
             sums={name: sha256(folder / name) for name in sizes},
             program=f"bin/{build.target}",
-            built_with=f"{toolchain.described()}; {' '.join(options)}",
+            built_with=f"{toolchain.described()}{compiled}",
         )
 
 

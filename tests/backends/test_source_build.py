@@ -204,7 +204,7 @@ def test_a_compiled_server_is_run_itself_with_all_that_ours_gets() -> None:
     theirs = LlamaCpp().command(replace(launch, binary=Path("/usr/bin/llama-server"))).argv
     assert compiled[0] == "/i/bin/llama-server"
     assert set(ours[3:]) <= set(compiled)
-    # How many tokens to read at once our launcher guesses; others are told until an engine has measured.
+    # How many tokens to read at once our launcher guesses; others get a number until an engine has measured.
     assert compiled[compiled.index("--batch-size") + 1] == "512"
     assert theirs[0] == "/usr/bin/llama-server"
     assert "--ctx-checkpoints" in compiled

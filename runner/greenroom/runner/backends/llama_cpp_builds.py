@@ -102,6 +102,7 @@ _BUILD = partial(
     tree="llama.cpp",
     target="llama-server",
     compiler=(_C, _CPP),
+    computes="llama_server",
 )
 _OPTIONS: Mapping[str, str] = {
     # One program without libraries of its own, for this very processor.

@@ -75,6 +75,8 @@ class SourceBuild:
     """Memory that one compiler needs at most."""
     disk_bytes: int = 6 * 10**8
     """What the sources and everything compiled take."""
+    computes: str = ""
+    """The launcher that computes once with the program; empty if running it must do."""
     sees: str = ""
     """How its program names the devices it should find, such as `Vulkan`; empty if it needs none."""
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Sequence
 from threading import Event
 from typing import NamedTuple
 
 from greenroom.actors.values import Failure
-from greenroom.runner.backends.base import Environment
 from greenroom.runner.engines.keeper_watch import cleaned
-from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.verification import InterpreterRun, interpreter, run_briefly
+from greenroom.runner.installations.verification import InterpreterRun, run_briefly
 
 SECONDS = 300.0
 """A driver may compile the build's code at first use, which takes minutes."""
@@ -70,23 +68,27 @@ _REASONS = (
 )
 
 
-def prove(folder: Path, name: str, source: Environment, cancel: Event) -> None:
-    """Have the installation compute once, by its own interpreter; on a device, if it is made for one.
+def prove(argv: Sequence[str], name: str, *, on_device: bool, cancel: Event) -> None:
+    """Have an installation compute once; on a device, if it is made for one.
+
+    Args:
+        argv: A launcher that computes, but for its last argument: on what.
+        name: What is tried.
+        on_device: It must find a graphics device.
+        cancel: Ends it.
 
     Raises:
         JobFailed: It does not compute; permanent, with the library's reason translated.
         JobCancelled: `cancel` was set.
     """
-    script = launcher(source.computes, "compute")
-    where = "device" if source.on_device else "processor"
     outcome = run_briefly(
-        [str(interpreter(folder)), "-I", str(script), where],
+        [*argv, "device" if on_device else "processor"],
         env=cleaned({"GGML_NO_BACKTRACE": "1", "PYTHONNOUSERSITE": "1"}),
         seconds=SECONDS,
         cancel=cancel,
     )
     if outcome.code != 0:
-        raise JobFailed(_reason(name, outcome, on_device=source.on_device))
+        raise JobFailed(_reason(name, outcome, on_device=on_device))
 
 
 def _reason(name: str, outcome: InterpreterRun, *, on_device: bool) -> Failure:

@@ -19,6 +19,7 @@ import msgspec
 from greenroom.actors.progress import ProgressReport
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Environment, Platform
+from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.archive import kept_lock
 from greenroom.runner.installations.computing import prove
@@ -50,6 +51,7 @@ from greenroom.runner.installations.verification import (
     Wheel,
     base_python,
     flush,
+    interpreter,
     inventory,
     own_sums,
     probe,
@@ -188,7 +190,14 @@ class Environments(Maker):
                 flushed = Beside(partial(flush, folder), f"flush-{job}")
                 probe(folder, source.distribution, source.probe, cancel)
                 if source.computes:
-                    prove(folder, " ".join(filter(None, (backend, variant))), source, cancel)
+                    script = launcher(source.computes, "compute")
+                    argv = (str(interpreter(folder)), "-I", str(script))
+                    prove(
+                        argv,
+                        " ".join(filter(None, (backend, variant))),
+                        on_device=source.on_device,
+                        cancel=cancel,
+                    )
                 flushed.result(cancel=cancel)
                 contents = (sizes, links, sums.result(cancel=cancel))
                 stop_if(cancel)  # the last moment at which cancelling leaves nothing: the commit comes next

@@ -32,8 +32,10 @@ from greenroom.runner.backends.source_build import (
     lacking,
 )
 from greenroom.runner.engines.keeper_watch import cleaned
+from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.compiling import Compiling
+from greenroom.runner.installations.computing import prove
 from greenroom.runner.installations.errors import machine_failed
 from greenroom.runner.installations.installed import (
     ATTEMPT,
@@ -52,6 +54,7 @@ from greenroom.runner.installations.verification import (
     InstallationRecord,
     Interpreter,
     Wheel,
+    base_python,
     inventory,
     run_briefly,
     sha256,
@@ -146,6 +149,10 @@ class SourceBuilds(Maker):
                 _link(program, place)
                 report.phase("verifying", f"Starting {build.target} once")
                 probe_program(place, name, build, cancel)
+                if build.computes:
+                    script = launcher(build.computes, "compute")
+                    argv = (str(base_python()), "-I", str(script), str(place))
+                    prove(argv, f"{backend} {variant}", on_device=bool(build.sees), cancel=cancel)
                 found = self._record(folder, backend, variant, build, toolchain, files, key)
                 (folder / ATTEMPT).unlink()
                 write_record(folder, found)

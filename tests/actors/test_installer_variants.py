@@ -75,6 +75,21 @@ def test_without_a_look_at_the_devices_the_best_variant_is_the_usual_one() -> No
     assert builds(case) == [("mlx.1", "")]
 
 
+def test_a_choice_that_is_left_open_joins_the_default_job_and_is_left_again() -> None:
+    case = look_at_devices(new_life(mlx=replace(MLX, deferred=False)), "cpu")
+    assert [one.event.wanted_by for one in case.history if isinstance(one.event, InstallRequested)] == [
+        "default"
+    ]
+    assert ensure(case, variant="best") == Later("install/mlx@best/")
+    assert status(case).job == "mlx.1"
+    case.when(build_committed("mlx.1", CPU)).rest()
+    assert case.answers["install/mlx@best/"] == Ensured(installation=CPU, fresh=True)
+
+    case = look_at_devices(new_life(), "cuda", "cpu")
+    ensure(case, variant="best", waiter="a")
+    assert case.when(CancelInstall(backend="mlx", variant="best", waiter="a", leave=True)).reply.ended
+
+
 def test_what_does_not_work_here_gives_way_to_the_next_in_order() -> None:
     case = look_at_devices(new_life(), "cuda", "vulkan", "cpu")
     ensure(case, variant="best")

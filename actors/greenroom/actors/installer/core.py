@@ -266,7 +266,9 @@ class Installer:
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE), volatile=volatile)
             variant = to_build(variant, backend)
             events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", variant, ask.version),)
-        elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
+        elif (job.wanted_by == "request" and ask.wanted_by == "explicit") or (
+            ask.variant == BEST and not job.best
+        ):  # 6
             events = (_requested(ask, job.id, job.variant, job.version),)
         return Decision(events=events, reply=Later(key), volatile=waits(volatile, key, ask))
 

@@ -169,7 +169,10 @@ def apply(state: InstallerState, stored: Stored[Any]) -> InstallerState:
 def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendInstallState:
     match stored.event:
         case InstallRequested() as e if any(one.id == e.job for one in old.jobs_open):
-            jobs = [replace(one, wanted_by=e.wanted_by) if one.id == e.job else one for one in old.jobs_open]
+            jobs = [
+                replace(one, wanted_by=e.wanted_by, best=one.best or e.best) if one.id == e.job else one
+                for one in old.jobs_open
+            ]
             return replace(old, job=jobs[0], queue=tuple(jobs[1:]), wanted=True)
         case InstallRequested() as e:
             job = JobState(
@@ -299,9 +302,10 @@ def job_for(jobs: Sequence[JobState], version: str, variant: str = "") -> JobSta
     """The job that a request joins; without a version, the one under way."""
     if not (version or variant):
         return jobs[0] if jobs else None
-    return next(
-        (one for one in jobs if one.version == version and variant in ("", one.variant or USUAL)), None
-    )
+    fitting = (one for one in jobs if one.version == version)
+    if variant == BEST:
+        return next((one for one in fitting if one.best), None)
+    return next((one for one in fitting if variant in ("", one.variant or USUAL)), None)
 
 
 def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     model_ref: str
     backend: str
     reason: str
-    """`idle`, `room`, `unload`, `retiring`, `reconfigured`, `removed`, `shutdown`."""
+    """`idle`, `room`, `unload`, `retiring`, `superseded`, `reconfigured`, `removed`, `shutdown`."""
     in_favour_of: str = ""
     """The model that needs the room."""
     idle_seconds: float = 0.0

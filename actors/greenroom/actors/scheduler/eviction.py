@@ -1,7 +1,8 @@
 """What is evicted: which engines end, and for what.
 
 - `Evictions.end_due`, step 4 of a scheduler turn: all engines when the daemon stops, those of an installation
-  that retires, and those that have been idle for longer than their keep-alive.
+  that retires, those that have been idle for longer than their keep-alive, and idle ones of a variant that is
+  no longer in use.
 - `Evictions.room_for`: when a load does not fit, the least recently used idle engines, as few as possible.
 - `unloadable` and `idle_only`: what `unload`, the removal of a model and a new configuration end.
 
@@ -24,6 +25,7 @@ from greenroom.actors.scheduler.context import TurnContext, device_footprint, fi
 from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.messages import Unload
 from greenroom.actors.scheduler.placement import Need, Placement
+from greenroom.actors.scheduler.quarantine import is_superseded
 from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting
 from greenroom.actors.values import Engine, EngineSpec
 
@@ -101,6 +103,10 @@ class Evictions:
         turn, spec = self._turn, engine.spec
         keep = turn.keep_alive(spec.model_id, spec.mode)
         if keep < 0 or not reading.open or turn.wanted(spec):
+            return
+        if is_superseded(spec, turn.state, turn.volatile.statuses or {}):
+            cause = turn.state.loads[spec.engine_id].cause
+            turn.record(eviction(engine, turn.volatile, turn.now, "superseded"), cause=cause)
             return
         ends = reading.idle_since + keep
         if ends <= turn.now.monotonic:

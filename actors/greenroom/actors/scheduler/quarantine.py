@@ -9,8 +9,7 @@ A model is quarantined on an installation that cannot load it, if it has never r
 another of the same backend, which is still installed. The older one then serves it; all other models stay on
 the newer one. One engine that ends by itself before it is ready is enough, and the requests waiting for it
 are served by the older one without an error. Ends with another possible cause (killed, too slow, had been
-ready) must come three times in a row, when the breaker opens. A quarantine is lifted
-
+ready)
 - when either installation is gone,
 - when a newer installation of the backend comes into use: the model is tried there,
 - when a user brings the installation into use again, asks for its version, or reconfigures the model,
@@ -73,6 +72,14 @@ _FROM_OUTSIDE = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})
 
 def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
     """The same backend, from the installation that serves this model."""
+    seen = {choice.installation_id}
+    while (further := _diverted_once(choice, model_id, state, statuses)).installation_id not in seen:
+        choice = further
+        seen.add(choice.installation_id)
+    return choice
+
+
+def _diverted_once(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
     one = state.quarantines.get(breaker_key(model_id, choice.backend, choice.installation_id))
     if one is None or _whole(statuses, choice.backend).get(one.back_to) is None:
         return choice
@@ -120,6 +127,56 @@ def broken_by_version(
     )
 
 
+def broken_by_variant(
+    spec: EngineSpec, failures: int, reason: str, state: SchedulerState, statuses: Statuses
+) -> ModelQuarantined | None:
+    """The quarantine that sends the model on to the next installed variant in the machine's order."""
+    usable = _whole(statuses, spec.backend)
+    here = usable.get(spec.installation_id)
+    if here is None:
+        return None
+    places = {one.name: place for place, one in enumerate(statuses[spec.backend].variants)}
+    others = [
+        one
+        for one in usable.values()
+        if one.variant != here.variant
+        and breaker_key(spec.model_id, spec.backend, one.id) not in state.quarantines
+    ]
+    # The usual one, which is for the processor, has no name here and comes last.
+    following = min(
+        others, key=lambda one: (places.get(one.variant, len(places)), -one.built_at), default=None
+    )
+    if following is None:
+        return None
+    return ModelQuarantined(
+        model_id=spec.model_id,
+        model_ref=spec.model_ref,
+        backend=spec.backend,
+        installation_id=here.id,
+        version=_named(here),
+        back_to=following.id,
+        back_to_version=_named(following),
+        failures=failures,
+        reason=reason,
+    )
+
+
+def is_superseded(spec: EngineSpec, state: SchedulerState, statuses: Statuses) -> bool:
+    """Whether another variant of its backend is in use now, and would serve this model."""
+    status = statuses.get(spec.backend)
+    if status is None or status.current is None:
+        return False
+    here = _whole(statuses, spec.backend).get(spec.installation_id)
+    if here is None or here.variant == status.current.variant:
+        return False
+    use = Use(backend=spec.backend, installation_id=status.current.id, reasons=())
+    return diverted(use, spec.model_id, state, statuses).installation_id != here.id
+
+
+def _named(one: Installation) -> str:
+    return f"{one.variant} {one.version}".strip()
+
+
 def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterator[QuarantineLifted]:
     """The quarantines whose older installation fails too, by a breaker that opens there."""
     for one in state.quarantines.values():
@@ -141,7 +198,9 @@ def outlived(
             yield lifted(one, f"{one.backend} {one.version} is no longer installed")
         elif one.back_to not in usable:
             yield lifted(one, f"{one.backend} {one.back_to_version}, which served it, is no longer installed")
-        elif current is not None and _is_newer(current, quarantined):
+        elif (
+            current is not None and current.variant == quarantined.variant and _is_newer(current, quarantined)
+        ):
             yield lifted(one, f"a newer installation of {one.backend} ({current.version}) is in use")
         elif current == quarantined and before.get(one.backend, quarantined.id) != quarantined.id:
             yield lifted(one, f"{one.backend} {one.version} was brought into use again")

@@ -45,6 +45,7 @@ from greenroom.actors.scheduler.quarantine import (
     LONGEST_COOL_DOWN,
     SPARED,
     breaker_of,
+    broken_by_variant,
     broken_by_version,
     cleared_by,
     cool_down,
@@ -233,8 +234,11 @@ class Turn(TurnContext):
                 reason=failure.message,
             )
             cleared = tuple(cleared_by(spec, failures, self.state))
-            self.record(opened, *cleared, cause=load.cause)
-            away = None if cleared else away
+            further = broken_by_variant(
+                spec, failures, failure.message, self.state, self.volatile.statuses or {}
+            )
+            away = further if cleared else away or further
+            self.record(opened, *(() if away is not None else cleared), cause=load.cause)
         elif failed.was_ready or not is_telling(self.volatile.engine(spec.engine_id), failure):
             away = None
         if away is not None:

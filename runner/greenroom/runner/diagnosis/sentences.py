@@ -28,6 +28,7 @@ _EVICTED = {
     "idle": "it has been idle for {idle}",
     "unload": "an unload was requested",
     "retiring": "its installation is being removed",
+    "superseded": "another variant of its backend is in use now",
     "removed": "the model is being removed",
     "reconfigured": "its configuration has changed",
     "shutdown": "Greenroom is stopping",

@@ -71,6 +71,12 @@ def of_eviction(
             found.remedies = ()
         case "retiring":
             _tell_retiring(found, event, at, history, f"{subject} was unloaded at {when}")
+        case "superseded":
+            found.answer = (
+                f"{subject} was unloaded at {when}, idle, because another variant of its backend is in use "
+                "now: the next request loads it there."
+            )
+            found.remedies = ()
         case "reconfigured":
             _tell_reconfigured(found, event, at, history, f"{subject} was unloaded at {when}")
         case "shutdown":

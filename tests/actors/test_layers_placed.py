@@ -218,6 +218,17 @@ def test_a_model_can_be_configured_to_lie_on_devices_or_not() -> None:
     assert strict.loaded("large").on_devices == 0
 
 
+def test_a_model_that_must_lie_on_devices_lies_there_as_a_whole_whatever_its_flags_ask() -> None:
+    for devices in ([card(0, 2000)], [card(0, 2000, is_shared=True)]):
+        at = stage(*devices, require_device=True)
+        at.when(Configure(model_id="sha256:small", model_ref="small", flags=("-ngl", "4"))).rest()
+        assert where(at.loaded("small")) == {"GPU-0": 10}
+    at = stage(card(0, 800, is_shared=True), require_device=True).serve("r", "small")
+    assert at.refused("r").message.startswith(
+        "small needs 1.16 GB of the memory of card 0; engines may use 839 MB"
+    )
+
+
 def test_an_engine_that_is_partly_in_memory_ends_when_its_model_must_lie_on_devices() -> None:
     at = stage(card(0, 2200))
     spec = at.loaded("large")

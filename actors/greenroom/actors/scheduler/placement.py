@@ -234,7 +234,9 @@ class Placements:
         the user configured is never exceeded.
         """
         demand = Demand(model, spec.context_size, capacity, facts)
-        most = asked_layers(spec.flags, facts.layer_flags)
+        # A model that must lie on devices as a whole is not loaded in part because of an older flag.
+        required = self._turn.requires_device(spec)
+        most = None if required else asked_layers(spec.flags, facts.layer_flags)
         if not any(not one.is_shared for one in devices):
             found = [self._shared(demand, one, most) for one in devices[:1]]
             return [self._placed(spec, capacity, one, 0) for one in found or [demand.on_processor()]]

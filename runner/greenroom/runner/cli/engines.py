@@ -123,7 +123,7 @@ def _size(size: Any, otherwise: str = "") -> str:
 def _memory(engine: dict[str, Any], key: str, otherwise: str = "") -> str:
     """The machine's; for an engine on a graphics device that device's too, told apart by `gpu`."""
     size = _size(engine.get(key), otherwise)
-    if not engine.get("device"):
+    if not engine.get("device_memory"):
         return size
     return f"{size} + gpu {_size(engine.get(f'device_{key}'), otherwise)}"
 

@@ -10,7 +10,7 @@ from greenroom.actors.engine_runner.messages import EngineList, StopEngine
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.ledger import Device, Memory
-from greenroom.actors.scheduler.messages import Configure, ReadLedger, Unload
+from greenroom.actors.scheduler.messages import Configure, ReadLedger, ReadPlacement, Unload
 from greenroom.actors.values import (
     EngineSpec,
     Failure,
@@ -302,3 +302,22 @@ def test_what_an_engine_was_measured_to_hold_of_a_device_corrects_the_next_place
     again = at.loaded("large")
     assert again.on_devices == spec.on_devices - 2
     assert again.reservations[0].learned == 250 * MIB
+
+
+def test_where_a_model_would_lie_is_known_before_it_is_loaded_and_with_which_context_all_would_fit() -> None:
+    parts = ModelLayers(
+        weights=(100 * MIB,) * 9, cache=(32 * 1024,) * 9, output=100 * MIB, input=MIB, largest=MIB
+    )
+    hungry = model("hungry", 1001 * MIB, layers=parts, kv_bytes_per_token=9 * 32 * 1024, context_length=16384)
+    at = stage(card(0, 2200))
+    at.hear_library(hungry).when(Configure(model_id=hungry.id, model_ref="hungry", context_size=16384)).rest()
+    ask = ReadPlacement(model_id=hungry.id, backend="llama.cpp", installation_id=installation("llama.cpp").id)
+    told = at.when(ask).reply
+    assert (told.layers, told.placement) == (10, (LayersOn(device="GPU-0", layers=4),))
+    assert (told.context, told.context_for_all) == (16384, 2048)
+    assert told.reason.startswith("4 of 10 layers lie on card 0")
+    # Nothing has been loaded for that, and what is loaded then is the same.
+    assert not at.loads
+    assert where(at.loaded("hungry")) == {"GPU-0": 4}
+    small = at.when(msgspec.structs.replace(ask, model_id=SMALL.id)).reply
+    assert (small.layers, small.context_for_all) == (10, 0)

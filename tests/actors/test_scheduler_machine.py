@@ -308,7 +308,7 @@ TestNormally.settings = settings(RULES, max_examples=25, stateful_step_count=30)
 
 
 class OnDevices(Greenroom):
-    """The same where one backend computes on graphics devices, of which one is too small for most."""
+    """The same where backends compute on graphics devices, of which one is too small for most models."""
 
     devices = (
         Device(id="GPU-0", name="large", total=3 * UNIT, budget=3 * UNIT),

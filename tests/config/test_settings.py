@@ -125,6 +125,14 @@ def test_a_wrong_variable_is_named(environment: dict[str, str]) -> None:
         load(environment=environment | {"GREENROOM_PORT": "x"})
 
 
+def test_a_device_is_required_by_the_file_or_by_a_variable(environment: dict[str, str]) -> None:
+    written(environment, "require_device = true\n")
+    assert load(environment=environment).require_device
+    assert not load(environment=environment | {"GREENROOM_REQUIRE_DEVICE": "false"}).require_device
+    with pytest.raises(BadSetting, match="must be true or false"):
+        load(environment=environment | {"GREENROOM_REQUIRE_DEVICE": "maybe"})
+
+
 def test_the_config_file_can_be_elsewhere_but_not_nowhere(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

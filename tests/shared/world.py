@@ -47,7 +47,7 @@ from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import InspectModels
 from greenroom.actors.library.messages import LIBRARY, ModelsSeen
 from greenroom.actors.reports import Happened
-from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.context import Limits, share
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import (
     AdmitRequest,
@@ -125,7 +125,9 @@ class World:
         limits: Limits | None = None,
         devices: Sequence[Device] = (),
     ) -> None:
-        """With `devices`, the engines of mlx compute there; how much is free on them is never told."""
+        """With `devices`, the engines of mlx compute there, and those of llama.cpp divide models between them
+        and memory; how much is free on them is never told.
+        """
         self.devices = tuple(devices)
         self.clock = ManualClock()
         self.budget = budget
@@ -144,7 +146,10 @@ class World:
         self.history: list[tuple[Record, Stored[Any]]] = []
         """All that was ever stored."""
         self._built = 0
-        self.facts = (LLAMA, msgspec.structs.replace(MLX, device=True) if devices else MLX)
+        self.facts = (LLAMA, MLX)
+        if devices:
+            divides = msgspec.structs.replace(LLAMA, device=True, divides=True, device_overhead=2**27)
+            self.facts = (divides, msgspec.structs.replace(MLX, device=True))
         self.policy, self.limits = policy, limits or Limits()
         self.begin()
 
@@ -432,7 +437,7 @@ class World:
         total = sum(spec.memory for spec in held.values())
         assert total <= self.budget, f"{total} of {self.budget} are held by {sorted(held)}"
         for device in self.devices:
-            there = sum(spec.device_memory for spec in held.values() if spec.device == device.id)
+            there = sum(share(spec, device.id) for spec in held.values())
             assert there <= device.budget, f"{there} of {device.budget} are held on {device.id}"
         for client in self.clients.values():
             assert len(client.answers) <= 1, f"{client.request_id} was answered {client.answers}"

@@ -31,7 +31,9 @@ def machine(tmp_path: Path) -> HostView:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
     (tmp_path / "sys/bus/pci/devices/0000:01:00.0/driver").symlink_to("../drivers/nvidia")
-    return HostView(root=tmp_path, env={"PATH": "/nowhere"}, run=lambda _, __: Told(code=None))
+    return HostView(
+        system="linux", root=tmp_path, env={"PATH": "/nowhere"}, run=lambda _, __: Told(code=None)
+    )
 
 
 def test_a_child_that_hangs_is_ended_and_not_started_again_for_a_while(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from greenroom.runner.devices.visible import variables
 ICDS = [*Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json")]
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not ICDS or not HostView().library("libvulkan.so.1"),
-    reason="without Debian's mesa-vulkan-drivers",
+    reason="there is no llvmpipe: apt-get install libvulkan1 mesa-vulkan-drivers",
 )
 
 

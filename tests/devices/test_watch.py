@@ -33,7 +33,9 @@ def machine(tmp_path: Path) -> Machine:
         tool.write_text(f"#!/bin/sh\n{script}\n")
         tool.chmod(0o755)
         path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
-        return HostView(root=tmp_path, env={"PATH": path, **env}, run=Children(seconds=seconds).run)
+        return HostView(
+            system="linux", root=tmp_path, env={"PATH": path, **env}, run=Children(seconds=seconds).run
+        )
 
     return make
 
@@ -104,7 +106,7 @@ def test_devices_that_a_variable_hides_from_the_daemon_are_not_used(
 
 
 def test_without_a_tool_or_a_card_no_device_is_found(tmp_path: Path) -> None:
-    watch = DeviceWatch(headroom=0, view=HostView(root=tmp_path, env={"PATH": "/nowhere"}))
+    watch = DeviceWatch(headroom=0, view=HostView(system="linux", root=tmp_path, env={"PATH": "/nowhere"}))
     watch.start()
     assert watch.graphics.devices == ()
     assert watch.now() == ()

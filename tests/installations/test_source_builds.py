@@ -369,6 +369,16 @@ def test_an_older_release_leaves_a_compiled_program_alone(
     assert told["python"]["tag"]
 
 
+def test_a_platform_without_packages_is_advised_to_compile(
+    make_builder: Callable[..., Builder], index: Index, heard: BuilderReports
+) -> None:
+    builder = make_builder(backends={"toy": built_backend(native=source_toy(index))})
+    builder.start(BuildInstallation(job="j1", backend="toy", version="", attempt=1, repair=False))
+    _, _, failure = heard.next()
+    assert failure.code == "no_lock"
+    assert failure.advice == "Compile it on this machine: greenroom install-runner --backend toy --build"
+
+
 @pytest.mark.slow
 def test_on_a_machine_without_cmake_and_ninja_both_are_fetched(
     home: Path, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch

@@ -61,6 +61,7 @@ _log = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 10.0
 _REASON = 400
+_NO_PACKAGE = ("unsupported_platform", "no_lock")
 
 
 def source_of(
@@ -375,12 +376,22 @@ class Builder:
         except Unclear as error:
             failure = JobFailed.transient("unreadable", f"{name}: {error}.", advice=UNREADABLE).failure
         except JobFailed as failed:
-            failure, reached = failed.failure, failed.reached
+            failure, reached = self._or_compiled(build, failed.failure), failed.reached
         except OSError as error:
             failure = os_failure(error, f"{name} could not be installed").failure
         except Exception as error:  # noqa: BLE001 - clients would wait forever for a job without an end
             failure = _fault(error, f"Installing {name}")
         return _failed(build, failure, reached=reached)
+
+    def _or_compiled(self, build: BuildInstallation, failure: Failure) -> Failure:
+        """Where no package is for this platform, one can be compiled here."""
+        declared = self._backends.get(build.backend)
+        if failure.code not in _NO_PACKAGE or declared is None or build.variant in declared.builds:
+            return failure
+        if not declared.builds or declared.verdict(self._platform):
+            return failure
+        advice = f"Compile it on this machine: greenroom install-runner --backend {build.backend} --build"
+        return msgspec.structs.replace(failure, advice=advice)
 
     def _build(self, build: BuildInstallation, cancel: Event) -> Installation:
         source, makers = self._source(build.backend, build.variant), self._makers_with_settings()

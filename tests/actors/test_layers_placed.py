@@ -118,6 +118,11 @@ def test_an_installation_for_the_processor_uses_no_device() -> None:
     at = stage(card(0, 2200), variant="cpu")
     spec = at.loaded("small")
     assert (spec.placement, spec.layers, spec.memory) == ((), 10, SMALL.size + 100 * MIB)
+    assert told(at) == "This installation computes on the processor."
+    without = stage(variant="cpu")
+    without.loaded("small")
+    # Without a device there is nothing to explain.
+    assert told(without) == ""
 
 
 def test_an_installation_uses_only_devices_that_its_runtime_can_reach() -> None:

@@ -106,8 +106,11 @@ class Placements:
         # Without a device it is better not to decide for programs that may find one.
         if facts.divides and told and (devices or runtime not in ("", "metal")):
             places = self._divided(spec, model, facts, smallest, devices)
-            if not devices and runtime:
+            if not devices:
                 reason = f"No device was found that {runtime} can use, so the processor computes."
+                if runtime is None:
+                    there = bool(self._turn.volatile.memory.devices)
+                    reason = "This installation computes on the processor." if there else ""
                 places = [msgspec.structs.replace(one, reason=reason) for one in places]
             if not required:
                 return places

@@ -24,7 +24,7 @@ from greenroom.actors.installer.messages import (
 )
 from greenroom.actors.kernel.core import Answer, Later
 from greenroom.actors.reports import Happened
-from installer_life import NOW, built, committed, ensure, fails, look, new_life, requested, status
+from installer_life import NOW, built, committed, ensure, fails, failure_of, look, new_life, requested, status
 from reports import build_committed
 from stage import NO_SPACE
 
@@ -59,10 +59,7 @@ def test_an_installation_missing_on_disk_is_missing_although_the_journal_knows_i
 def test_a_broken_installation_is_reported_with_the_reason_and_the_next_install_repairs_it() -> None:
     broken = built(broken="mlx/core.so is missing")
     case = new_life(requested(), committed(), disk=(broken,))
-    assert (status(case).state, status(case).failure.message) == (  # type: ignore[union-attr]
-        "broken",
-        "mlx/core.so is missing",
-    )
+    assert (status(case).state, failure_of(case).message) == ("broken", "mlx/core.so is missing")
     ensure(case)
     (build,) = case.of(BuildInstallation)
     assert build.repair
@@ -127,7 +124,7 @@ def test_a_disk_that_cannot_be_read_says_nothing_of_what_is_there_and_none_of_it
     unread(case)
     case.then(InstallationsUnread)
     assert (status(case).state, status(case).current) == ("broken", None)
-    assert status(case).failure.code == "unreadable"  # type: ignore[union-attr]
+    assert failure_of(case).code == "unreadable"
     assert status(case).installations == (built(),)
     assert not case.of(BuildInstallation)
     assert not case.of(RemoveInstallation)
@@ -224,8 +221,7 @@ def theirs(broken: str = "") -> Any:
 def test_a_configured_installation_that_cannot_be_used_is_reported_while_ours_serves() -> None:
     case = new_life(requested(), committed(), disk=(built(), theirs("it does not start")))
     assert (status(case).state, status(case).current) == ("installed", built())
-    failure = status(case).failure
-    assert failure is not None
+    failure = failure_of(case)
     assert (failure.code, failure.blame) == ("configured_broken", "configuration")
     assert "configured in config.toml cannot be used" in failure.message
     assert "it does not start" in failure.message

@@ -178,7 +178,9 @@ def test_the_configured_variant_is_fetched_and_used() -> None:
     case = new_life(disk=(VULKAN, replace(CPU, built_at=CPU.built_at + 1)), mlx=configured)
     assert status(case).current == VULKAN
     ensure(case, variant="cpu")
-    assert status(case).current.variant == "", "for the moment another one may be used"  # type: ignore[union-attr]
+    current = status(case).current
+    assert current is not None
+    assert current.variant == "", "for the moment another one may be used"
 
 
 def test_a_configured_variant_that_cannot_run_here_is_passed_over() -> None:

@@ -274,7 +274,9 @@ def test_a_start_of_an_earlier_life_that_came_to_nothing_is_not_repeated() -> No
     case.when(Happened(event=EngineLost(engine_id="e1", reason="it was never spawned"))).rest()
     case.then(EngineLost)
     assert not case.of(SpawnEngine)
-    assert lists(case)[-1].engines[0].exit.lost  # type: ignore[union-attr]
+    end = lists(case)[-1].engines[0].exit
+    assert end is not None
+    assert end.lost
 
 
 def test_an_engine_of_an_earlier_life_that_is_never_reported_comes_to_an_end() -> None:

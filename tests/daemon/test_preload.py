@@ -20,7 +20,7 @@ class Scheduler:
         self.abandoned: queue.Queue[str] = queue.Queue()
 
     def ask(self, serve: Serve, **_: object) -> Reply[Any]:
-        reply = Reply()  # type: ignore[var-annotated]
+        reply = Reply[Any]()
         self.asked.put((serve, reply))
         return reply
 

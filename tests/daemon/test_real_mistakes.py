@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -116,8 +117,8 @@ def test_a_client_that_leaves_ends_its_generation_and_counts_as_inside_until_the
     for fields in (generating, reading):
         client = _ask(daemon.url, {"model": model, "stream": stream, **fields})
         until(lambda: daemon.engines()[0]["inside"] == 1)
-        before = _seconds(process)
-        until(lambda before=before: _seconds(process) > before + 0.5)  # type: ignore[misc]
+        worked = _seconds(process) + 0.5
+        until(partial(_has_worked, process, worked))
         client.close()
         until(lambda: daemon.engines()[0]["inside"] == 0, 20)
         before = _seconds(process)
@@ -134,6 +135,10 @@ def _ask(url: str, body: dict[str, Any]) -> socket.socket:
     client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode())
     client.sendall(data)
     return client
+
+
+def _has_worked(process: psutil.Process, seconds: float) -> bool:
+    return _seconds(process) > seconds
 
 
 def _seconds(process: psutil.Process) -> float:

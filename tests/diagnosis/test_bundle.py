@@ -85,8 +85,8 @@ def planted(script: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def unpacked(file: Path) -> dict[str, str]:
     with tarfile.open(file) as archive:
-        members = [one for one in archive.getmembers() if one.isfile()]
-        return {one.name.partition("/")[2]: archive.extractfile(one).read().decode() for one in members}  # type: ignore[union-attr]
+        files = {one.name.partition("/")[2]: archive.extractfile(one) for one in archive.getmembers()}
+        return {name: file.read().decode() for name, file in files.items() if file is not None}
 
 
 def test_no_secret_and_no_prompt_is_anywhere_in_it(greenroom: Any, planted: Path, tmp_path: Path) -> None:

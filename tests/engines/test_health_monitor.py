@@ -40,8 +40,8 @@ def test_a_process_group_has_members_memory_and_processor_time() -> None:
         f"import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', {child!r}])\nchild.wait()"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         found = processes.groups({process.pid, 2**22 + 1})
         assert len(found[process.pid]) == 2
@@ -51,7 +51,7 @@ def test_a_process_group_has_members_memory_and_processor_time() -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+        process.stdout.close()
 
 
 def test_a_process_group_that_has_gone_uses_nothing() -> None:

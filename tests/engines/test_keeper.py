@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,17 @@ def test_a_claim_is_exclusive_on_disks_without_hard_links_too(
     assert json.loads((tmp_path / "claim").read_text()) == {"by": 1}
 
 
+def _connects(one: socket.socket, path: str) -> bool:
+    return one.connect_ex(path) == 0
+
+
 def test_excess_connections_are_closed(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1")
     channel.await_event("spawned", BOUND)
     path = stage.claim("e-1")["keeper_socket"]
     many = [socket.socket(socket.AF_UNIX) for _ in range(40)]
     for one in many:
-        until(lambda one=one: one.connect_ex(path) == 0)  # type: ignore[misc]
+        until(partial(_connects, one, path))
         one.settimeout(BOUND)
     assert many[-1].recv(1) == b""
     channel.send("hold", grace=30.0)

@@ -308,8 +308,9 @@ def test_where_the_kernel_does_not_a_child_ends_an_engine_that_holds_pythons_loc
         stdout=subprocess.PIPE,
     )
     os.close(watch)
-    assert engine.stdout.readline() == b"on\n"  # type: ignore[union-attr]
+    assert engine.stdout is not None
+    assert engine.stdout.readline() == b"on\n"
     assert engine.poll() is None
     os.close(keeper)
     assert engine.wait(10) == -signal.SIGKILL
-    engine.stdout.close()  # type: ignore[union-attr]
+    engine.stdout.close()

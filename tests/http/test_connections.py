@@ -82,9 +82,10 @@ def test_idle_connections_beyond_the_limit_of_open_files_do_not_block_requests(
 ) -> None:
     daemon = limited(most_files)
     file = make_gguf(short_path / "tiny.gguf")
+    host, port = daemon.address.split(":")
     with contextlib.ExitStack() as stack:
         for number in range(clients):
-            one = stack.enter_context(socket.create_connection(daemon.address.split(":"), BOUND))  # type: ignore[arg-type]
+            one = stack.enter_context(socket.create_connection((host, int(port)), BOUND))
             if number % 2:
                 # Half of them have asked something once, half never say a word.
                 one.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -86,13 +86,15 @@ def test_cancelling_reports_and_a_new_start_works(
     index: Index,
     misbehave: type[Misbehaviour],
 ) -> None:
-    index.wrong["toy"] = misbehave(hang=threading.Event())
+    go_on = threading.Event()
+    index.wrong["toy"] = misbehave(hang=go_on)
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
     until(lambda: index.requests)
     builder.cancel("j1")
     assert heard.next() == ("cancelled", "j1")
-    index.wrong.pop("toy").hang.set()  # type: ignore[union-attr]
+    del index.wrong["toy"]
+    go_on.set()
     builder.start(build("j1", "toy"))
     assert heard.next()[0] == "committed"
 

@@ -29,7 +29,7 @@ GOMP = "ImportError: libgomp.so.1: cannot open shared object file: No such file 
 def test_the_family_of_a_system_is_known_by_its_release_file(
     release: dict[str, str], of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: release)
     family.cache_clear()
     try:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pykka
@@ -81,7 +82,7 @@ async def test_an_answer_that_is_there_is_awaited_at_once(bench: Bench) -> None:
 
 
 def test_only_the_first_answer_counts() -> None:
-    reply = Reply()  # type: ignore[var-annotated]
+    reply = Reply[int]()
     reply.set(1)
     reply.set(2)
     reply.fail(AskExpired("too late"))
@@ -91,8 +92,9 @@ def test_only_the_first_answer_counts() -> None:
 def test_one_of_two_answers_that_race_is_heard_by_all() -> None:
     with ThreadPoolExecutor(2) as pool:
         for _ in range(500):
-            reply, heard = Reply(), []  # type: ignore[var-annotated]
-            reply.on_done(lambda heard=heard: heard.append("early"))  # type: ignore[misc]
+            reply = Reply[int]()
+            heard: list[str] = []
+            reply.on_done(partial(heard.append, "early"))
             both = threading.Barrier(2)
 
             def give(value: int, reply: Reply[Any] = reply, both: threading.Barrier = both) -> None:
@@ -100,7 +102,7 @@ def test_one_of_two_answers_that_race_is_heard_by_all() -> None:
                 reply.set(value)
 
             list(pool.map(give, (1, 2)))
-            reply.on_done(lambda heard=heard: heard.append("late"))  # type: ignore[misc]
+            reply.on_done(partial(heard.append, "late"))
             assert heard == ["early", "late"]
             assert reply.get() in (1, 2)
 

@@ -44,11 +44,8 @@ def fail_in_effect(bench: Bench) -> None:
 
 
 def parked(bench: Bench) -> list[CommandParked]:
-    return [
-        bench.system.store.codec.decode(one).event  # type: ignore[misc, union-attr]
-        for one in bench.journal.read()
-        if one.type == "command_parked"
-    ]
+    stored = [bench.system.store.codec.decode(one) for one in bench.journal.read()]
+    return [one.event for one in stored if one is not None and isinstance(one.event, CommandParked)]
 
 
 def test_a_command_that_fails_once_is_retried_and_succeeds(bench: Bench) -> None:

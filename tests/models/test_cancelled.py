@@ -168,9 +168,13 @@ def test_changes_of_a_cancelled_job_are_still_reported() -> None:
     go, told = threading.Event(), threading.Event()
     heard: list[str] = []
 
+    def tell() -> None:
+        heard.append("done")
+        told.set()
+
     def run(_: Cancel) -> JobEnding:
         go.wait(BOUND)
-        return JobEnding(lambda: (heard.append("done"), told.set()), late=True)  # type: ignore[arg-type, func-returns-value]
+        return JobEnding(tell, late=True)
 
     crew.start("a", run, lambda: heard.append("gone"))
     crew.close()

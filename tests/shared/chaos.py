@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +318,7 @@ class Chaos:
         self._until("it is ready", lambda: self._ask("GET", "/readyz")[0] == 200)
         for file in self._models:
             body = {"model": f"file:{file}", "messages": [{"role": "user", "content": "hello"}]}
-            self._until(f"{file.stem} answers", lambda body=body: self._answers(body))  # type: ignore[misc]
+            self._until(f"{file.stem} answers", partial(self._answers, body))
         self._daemon.terminate()
         assert self._daemon.wait(AT_REST_WITHIN) == 0, self.said()
         self._until("no process is left", lambda: not self._processes())

@@ -105,3 +105,10 @@ def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "
 
 def status(case: Case[Any, Any], name: str = "mlx") -> BackendStatus:
     return case.core.status(case.state, name, case.now.wall)  # type: ignore[attr-defined, no-any-return]
+
+
+def failure_of(case: Case[Any, Any], name: str = "mlx") -> Failure:
+    """What a backend's status says that went wrong."""
+    failure = status(case, name).failure
+    assert failure is not None
+    return failure

@@ -38,7 +38,7 @@ from greenroom.actors.values import (
     RequestSnapshot,
 )
 
-C = TypeVar("C", bound=Command)  # type: ignore[type-arg]
+C = TypeVar("C", bound=Command[Any])
 
 GIB = 2**30
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
 from collections.abc import Mapping
 from functools import cache
 
@@ -54,7 +53,7 @@ _TOO_OLD = re.compile(r"version [`']GLIBC_(\d+\.\d+)' not found")
 @cache
 def family() -> str:
     """Which packages this system takes: `debian`, `fedora`, …; empty if that is not known."""
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         return "macos"
     try:
         release = platform.freedesktop_os_release()

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pydantic
 import pytest
+
+from openai_types import check_response, events_of
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -31,7 +34,34 @@ def test_llama_cpp_streams_through_the_openai_sdk(
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert len(pieces) > 3
     assert "".join(pieces).strip()
+    responses_of(client, str(smollm2_gguf))
     client.close()
+
+
+class Colour(pydantic.BaseModel):
+    name: str
+
+
+def responses_of(client: openai.OpenAI, model: str) -> None:
+    """A conversation of responses, a schema and a count of tokens."""
+    raw = client.responses.with_raw_response.create(
+        model=model, input="Name a colour.", stream=True, max_output_tokens=8
+    )
+    told = events_of(raw.http_response.read().decode())
+    first = told[-1]["response"]
+    assert (first["status"], first["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert first["usage"]["output_tokens"] == 8
+    second = client.responses.create(
+        model=model, input="And another?", previous_response_id=first["id"], max_output_tokens=8
+    )
+    check_response(second.model_dump(by_alias=True, exclude_unset=True))
+    assert second.usage is not None
+    assert second.usage.input_tokens > first["usage"]["input_tokens"] + 8
+    assert client.responses.retrieve(second.id).output_text == second.output_text
+    parsed = client.responses.parse(model=model, input="A colour.", text_format=Colour, max_output_tokens=64)
+    assert parsed.output_parsed is not None
+    counted = client.responses.input_tokens.count(model=model, input="Name a colour.")
+    assert counted.input_tokens == first["usage"]["input_tokens"]
 
 
 def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(

@@ -9,7 +9,7 @@ from typing import Any
 from greenroom.runner.http.routes import all_routes
 
 DOCS = Path(__file__).parents[2] / "docs" / "http.md"
-PREFIXES = ("/engines/{backend}", "/engines")
+PREFIXES = ("/engines/{backend}", "/engines", "/anthropic")
 
 
 async def test_every_route_is_documented_and_no_other(open_house: Any) -> None:

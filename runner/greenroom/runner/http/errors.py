@@ -35,6 +35,8 @@ Family = Literal["openai", "anthropic", "ollama", "text"]
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
+VERSION_HEADER = "anthropic-version"
+"""Sent by Anthropic's clients with every request."""
 DOCKER_CLI = "docker-model-cli/"
 
 
@@ -198,7 +200,9 @@ def answer(request: Request, refusal: Refusal, family: Family, param: str | None
 def family_of(request: Request) -> Family:
     """Inference speaks its family's error object wherever it is mounted; the verbs speak text."""
     path = request.path
-    if path.endswith(("/v1/messages", "/v1/messages/count_tokens")):
+    if path.endswith(("/v1/messages", "/v1/messages/count_tokens")) or (
+        "/v1/models" in path and VERSION_HEADER in request.headers
+    ):
         return "anthropic"
     if "/api/" in path.partition("/models/")[0]:
         return "ollama"
@@ -241,7 +245,13 @@ def _type_of(status: int) -> str:
 
 
 def _anthropic_type_of(status: int) -> str:
-    named = {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+    named = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+    }
     if status in (503, 507):
         return "overloaded_error"
     return named.get(status, "invalid_request_error" if status < 500 else "api_error")

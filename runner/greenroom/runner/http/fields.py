@@ -1,6 +1,5 @@
-"""What the requests of each family may hold: OpenAI's chats, completions and embeddings, Anthropic's
-messages, rerankings. What is wrong is refused before an engine is loaded, with one sentence whatever the
-engine.
+"""What requests may hold: OpenAI's chats, completions and embeddings, rerankings. What is wrong is refused
+before an engine is loaded, with one sentence whatever the engine.
 
 A check takes a value and the path where it stands. It returns the value, or a copy of it without the nulls
 that stand for "left out"; it raises Wrong. Sentences name paths and what was expected, never the value: a
@@ -222,7 +221,7 @@ def _range(least: float, most: float) -> str:
     return f"from {least:g} to {most:g}"
 
 
-_NAME = 256
+TOOL_NAME = 256
 """Characters of a tool's name; OpenAI takes 64, and tool servers make longer ones."""
 
 
@@ -238,7 +237,7 @@ class Dialogue:
 
 # what messages are made of
 
-_text_part = record({"text": text()}, required=("text",))
+text_part = record({"text": text()}, required=("text",))
 
 
 def url(value: Any, where: str) -> Any:
@@ -257,7 +256,7 @@ def _link(name: str) -> Check:
 
 
 _PARTS = {
-    "text": _text_part,
+    "text": text_part,
     "image_url": _link("image_url"),
     "input_audio": record(
         {"input_audio": record({"data": text(), "format": text()}, required=("data",))}, ("input_audio",)
@@ -326,7 +325,7 @@ _chat_message = record(
 
 _function = record(
     {
-        "name": text(least=1, most=_NAME),
+        "name": text(least=1, most=TOOL_NAME),
         "description": text(),
         "parameters": any_object,
         "strict": flag,
@@ -477,84 +476,6 @@ EMBEDDING = Dialogue(
     },
     required=("input",),
 )
-
-# Anthropic's
-
-_source = by_type(
-    {
-        "base64": record({"data": text(least=1), "media_type": text()}, required=("data",)),
-        "url": record({"url": url}, required=("url",)),
-    },
-    "source",
-)
-_BLOCKS: dict[str, Check] = {
-    "text": _text_part,
-    "image": record({"source": _source}, required=("source",)),
-    "tool_use": record(
-        {"id": text(), "name": text(least=1), "input": any_object}, required=("id", "name", "input")
-    ),
-    "thinking": record({"thinking": text()}, required=("thinking",)),
-    "redacted_thinking": any_object,
-}
-_result = array(by_type({name: _BLOCKS[name] for name in ("text", "image")}, "content of a tool's result"))
-_BLOCKS["tool_result"] = record(
-    {
-        "tool_use_id": text(least=1),
-        "content": either("a string or a list of blocks", (str, text()), (list, _result)),
-        "is_error": flag,
-    },
-    required=("tool_use_id",),
-)
-_blocks = either(
-    "a string or a list of blocks", (str, text()), (list, array(by_type(_BLOCKS, "block"), least=1))
-)
-_anthropic_tool = by_type(
-    {
-        "custom": record(
-            {"name": text(least=1, most=_NAME), "description": text(), "input_schema": any_object},
-            required=("name", "input_schema"),
-        )
-    },
-    "kind of tool",
-    default="custom",
-)
-_anthropic_choice = by_type(
-    {
-        **dict.fromkeys(("auto", "any", "none"), record({"disable_parallel_tool_use": flag})),
-        "tool": record({"name": text(least=1)}, required=("name",)),
-    },
-    "choice of a tool",
-)
-
-
-def _messages_together(fields: dict[str, Any]) -> None:
-    choice, tools = fields.get("tool_choice") or {}, fields.get("tools") or ()
-    if choice.get("type") in ("any", "tool") and not tools:
-        raise Wrong("tool_choice", "tool_choice asks for a tool, but there are no tools.")
-    if choice.get("type") == "tool" and not any(tool["name"] == choice["name"] for tool in tools):
-        raise Wrong("tool_choice", "tool_choice names a tool that is not among the tools.")
-
-
-_MESSAGES: dict[str, Check] = {
-    "model": text(least=1),
-    "messages": array(
-        record({"role": one_of("user", "assistant"), "content": _blocks}, required=("role", "content")),
-        least=1,
-    ),
-    "system": either("a string or a list of blocks", (str, text()), (list, array(_text_part))),
-    "stream": flag,
-    "max_tokens": count,
-    "temperature": number(0, 1),
-    "top_p": number(0, 1),
-    "top_k": whole(0, 2**31 - 1),
-    "stop_sequences": array(text()),
-    "tools": array(_anthropic_tool),
-    "tool_choice": _anthropic_choice,
-    "metadata": any_object,
-    "thinking": any_object,
-}
-MESSAGES = Dialogue(_MESSAGES, required=("messages", "max_tokens"), together=_messages_together)
-TOKEN_COUNT = Dialogue(_MESSAGES, required=("messages",), together=_messages_together)
 
 _document = either("a string or an object", (str, text()), (dict, record({"text": text()})))
 

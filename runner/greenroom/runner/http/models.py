@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -32,7 +33,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
 from greenroom.runner.http.context import Context, shown_name
-from greenroom.runner.http.errors import HttpRefusal, json_response, wants_json
+from greenroom.runner.http.errors import VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfers import TransferLines, canonical
@@ -363,20 +364,40 @@ class Listing:
         """Every model in the store, once, by its first name."""
         self._context.backend_of(request)
         configs = self._context.configs()
+        if VERSION_HEADER in request.headers:
+            found = [_anthropic_entry(model, configs) for model in self._context.greenroom.models()]
+            ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]} if found else {}
+            return json_response(
+                {"data": found, "has_more": False, "first_id": None, "last_id": None, **ends}
+            )
         entries = [_entry(model, configs) for model in self._context.greenroom.models()]
         return json_response({"object": "list", "data": entries})
 
     async def one(self, request: Request) -> Response:
         self._context.backend_of(request)
         model = self._context.model(request.params["name"])
+        if VERSION_HEADER in request.headers:
+            return json_response(_anthropic_entry(model, self._context.configs()))
         return json_response(_entry(model, self._context.configs()))
 
 
-def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
+def _anthropic_entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
+    context = _context_size(model, configs) or None
+    created = datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    name = shown_name(model)
+    about = {"created_at": created, "lifecycle": "active", "max_input_tokens": context, "max_tokens": context}
+    return {"type": "model", "id": name, "display_name": name, **about}
+
+
+def _context_size(model: Model, configs: Mapping[str, ModelConfigState]) -> int:
     config = configs.get(config_key(model.id, "completion"), ModelConfigState())
     context = model.context_size if config.context_size is None else config.context_size
+    return context if context > 0 else model.context_length
+
+
+def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
     about = {
-        "context_window": context if context > 0 else model.context_length,
+        "context_window": _context_size(model, configs),
         "architecture": model.architecture,
         "parameters": model.parameters,
         "quantization": model.quantization,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from greenroom.runner.http.anthropic import MessageTokens, MessageTranslation
+from greenroom.runner.http.anthropic_fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
@@ -15,10 +17,8 @@ from greenroom.runner.http.fields import (
     CHAT,
     COMPLETION,
     EMBEDDING,
-    MESSAGES,
     RERANKING,
     SCORING,
-    TOKEN_COUNT,
 )
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.inference import Kind, inference
@@ -26,18 +26,15 @@ from greenroom.runner.http.models import Listing, Models
 from greenroom.runner.http.ollama import OllamaInference
 from greenroom.runner.http.ollama_models import OllamaModels
 from greenroom.runner.http.ollama_transfers import OllamaTransfers
-from greenroom.runner.http.port import Handler, Route
+from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
 from greenroom.runner.http.response_routes import Responses
 from greenroom.runner.http.transfers import Transfers
 
 _DONE = b"data: [DONE]"
-_STOP = b"event: message_stop"
 INFERENCE = {
     "/v1/chat/completions": Kind("completion", "/v1/chat/completions", CHAT, end=_DONE),
     "/v1/completions": Kind("completion", "/v1/completions", COMPLETION, param="prompt", end=_DONE),
     "/v1/embeddings": Kind("embedding", "/v1/embeddings", EMBEDDING, param="input"),
-    "/v1/messages": Kind("completion", "/v1/messages", MESSAGES, "anthropic", end=_STOP),
-    "/v1/messages/count_tokens": Kind("completion", "/v1/messages/count_tokens", TOKEN_COUNT, "anthropic"),
     "/rerank": Kind("reranking", "/rerank", RERANKING, param="documents"),
     "/score": Kind("reranking", "/score", SCORING, param="text_1"),
 }
@@ -46,6 +43,15 @@ INFERENCE = {
 PREFIXES = ("", "/engines", "/engines/{backend}")
 """A path that names a backend is binding: no other serves it."""
 
+ANTHROPIC = {
+    "/v1/messages": Kind(
+        "completion", "/v1/chat/completions", MESSAGES, "anthropic", end=_DONE, translate=MessageTranslation
+    ),
+    "/v1/messages/count_tokens": Kind(
+        "completion", "/v1/chat/completions/input_tokens", TOKEN_COUNT, "anthropic", translate=MessageTokens
+    ),
+}
+
 
 def all_routes(context: Context) -> Iterator[Route]:
     attended = context.clients.attended
@@ -53,11 +59,15 @@ def all_routes(context: Context) -> Iterator[Route]:
         handler = inference(context, kind)
         for prefix in PREFIXES:
             yield Route("POST", prefix + path, handler, query=None)
+    for path, kind in ANTHROPIC.items():
+        handler = _with_request_id(inference(context, kind))
+        for prefix in (*PREFIXES, "/anthropic"):
+            yield Route("POST", prefix + path, handler, query=None)
     responses = Responses(context)
     for prefix in PREFIXES:
         yield from _responses(f"{prefix}/v1/responses", responses, attended)
     listing = Listing(context)
-    for prefix in PREFIXES:
+    for prefix in (*PREFIXES, "/anthropic"):
         yield Route("GET", f"{prefix}/v1/models", listing.all)
         yield Route("GET", f"{prefix}/v1/models/{{name:.+}}", listing.one)
 
@@ -132,6 +142,16 @@ def _ollama(context: Context) -> Iterator[Route]:
     yield Route("POST", "/api/push", attended(transfers.push))
     yield Route("HEAD", "/api/blobs/{digest}", models.has_blob)
     yield Route("POST", "/api/blobs/{digest}", models.take_blob)
+
+
+def _with_request_id(handler: Handler) -> Handler:
+    """Answers carry the request's id in Anthropic's header too."""
+
+    async def serve(request: Request) -> AnyResponse:
+        request.answer_headers["request-id"] = request.id
+        return await handler(request)
+
+    return serve
 
 
 def _responses(path: str, responses: Responses, attended: Callable[[Handler], Handler]) -> Iterator[Route]:

@@ -1,0 +1,105 @@
+"""What the requests of Anthropic's Messages API may hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenroom.runner.http.fields import (
+    TOOL_NAME,
+    Check,
+    Dialogue,
+    Wrong,
+    any_object,
+    array,
+    by_type,
+    count,
+    either,
+    flag,
+    number,
+    one_of,
+    record,
+    text,
+    text_part,
+    url,
+    whole,
+)
+
+_source = by_type(
+    {
+        "base64": record({"data": text(least=1), "media_type": text()}, required=("data",)),
+        "url": record({"url": url}, required=("url",)),
+    },
+    "source",
+)
+_BLOCKS: dict[str, Check] = {
+    "text": text_part,
+    "image": record({"source": _source}, required=("source",)),
+    "tool_use": record(
+        {"id": text(), "name": text(least=1), "input": any_object}, required=("id", "name", "input")
+    ),
+    "thinking": record({"thinking": text()}, required=("thinking",)),
+    "redacted_thinking": any_object,
+}
+_result = array(by_type({name: _BLOCKS[name] for name in ("text", "image")}, "content of a tool's result"))
+_BLOCKS["tool_result"] = record(
+    {
+        "tool_use_id": text(least=1),
+        "content": either("a string or a list of blocks", (str, text()), (list, _result)),
+        "is_error": flag,
+    },
+    required=("tool_use_id",),
+)
+_blocks = either(
+    "a string or a list of blocks", (str, text()), (list, array(by_type(_BLOCKS, "block"), least=1))
+)
+_format = by_type({"json_schema": record({"schema": any_object}, required=("schema",))}, "output format")
+_tool = by_type(
+    {
+        "custom": record(
+            {"name": text(least=1, most=TOOL_NAME), "description": text(), "input_schema": any_object},
+            required=("name", "input_schema"),
+        )
+    },
+    "kind of tool",
+    default="custom",
+)
+_choice = by_type(
+    {
+        **dict.fromkeys(("auto", "any", "none"), record({"disable_parallel_tool_use": flag})),
+        "tool": record({"name": text(least=1)}, required=("name",)),
+    },
+    "choice of a tool",
+)
+
+
+def _together(fields: dict[str, Any]) -> None:
+    choice, tools = fields.get("tool_choice") or {}, fields.get("tools") or ()
+    if choice.get("type") in ("any", "tool") and not tools:
+        raise Wrong("tool_choice", "tool_choice asks for a tool, but there are no tools.")
+    if choice.get("type") == "tool" and not any(tool["name"] == choice["name"] for tool in tools):
+        raise Wrong("tool_choice", "tool_choice names a tool that is not among the tools.")
+
+
+_MESSAGES: dict[str, Check] = {
+    "model": text(least=1),
+    "messages": array(
+        record({"role": one_of("user", "assistant"), "content": _blocks}, required=("role", "content")),
+        least=1,
+    ),
+    "system": either("a string or a list of blocks", (str, text()), (list, array(text_part))),
+    "stream": flag,
+    "max_tokens": count,
+    "temperature": number(0, 1),
+    "top_p": number(0, 1),
+    "top_k": whole(0, 2**31 - 1),
+    "stop_sequences": array(text()),
+    "tools": array(_tool),
+    "tool_choice": _choice,
+    "metadata": record({"user_id": text()}),
+    "thinking": by_type(dict.fromkeys(("enabled", "adaptive", "disabled"), any_object), "kind of thinking"),
+    "output_config": record({"effort": text(least=1), "format": _format}),
+    "cache_control": any_object,
+    "keep_alive": lambda value, _: value,  # is checked where it is read
+}
+MESSAGES = Dialogue(_MESSAGES, required=("messages", "max_tokens"), together=_together)
+TOKEN_COUNT = Dialogue(_MESSAGES, required=("messages",), together=_together)

@@ -251,6 +251,25 @@ async def test_settings_without_a_meaning_here_are_listed(open_house: Any) -> No
         assert "X-Greenroom-Ignored" not in response.headers
 
 
+async def test_a_larger_context_is_loaded_for_a_request_and_never_configured(open_house: Any) -> None:
+    house = await open_house()
+    await lines_of(
+        house.post("/api/create", {"model": "short", "from": "tiny", "parameters": {"num_ctx": 500}})
+    )
+    fields = {"model": "short", "prompt": ""}
+    (loaded,) = await lines_of(house.post("/api/generate", {**fields, "options": {"num_ctx": 100}}))
+    assert loaded["done_reason"] == "load"
+    (first,) = house.engines("ready")
+    assert first.spec.context_size == 500, "a smaller one changes nothing"
+    await lines_of(house.post("/api/generate", {**fields, "prompt": "x", "options": {"num_ctx": 600}}))
+    (second,) = house.engines("ready")
+    assert second.spec.context_size == 600
+    await lines_of(house.post("/api/generate", {**fields, "prompt": "x"}))
+    assert house.engines("ready") == [second]
+    async with house.get("/engines/_configure") as response:
+        assert await response.json() == []
+
+
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"messages": [{"role": "robot"}]}, "messages[0].role"),
     ("chat", {"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),

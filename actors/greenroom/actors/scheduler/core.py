@@ -199,6 +199,7 @@ class Scheduler(SingleStream[SchedulerState]):
             since=now.monotonic,
             caller=ask.caller,
             slots=ask.slots,
+            context_size=ask.context_size,
         )
         keep_alive = dict(volatile.keep_alive)
         if ask.keep_alive is not None:

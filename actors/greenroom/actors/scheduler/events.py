@@ -86,7 +86,8 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     model_ref: str
     backend: str
     reason: str
-    """`idle`, `room`, `unload`, `retiring`, `superseded`, `reconfigured`, `removed`, `shutdown`."""
+    """`idle`, `room`, `unload`, `retiring`, `superseded`, `reconfigured`, `removed`, `shutdown`,
+    `larger_context`."""
     in_favour_of: str = ""
     """The model that needs the room."""
     idle_seconds: float = 0.0

@@ -52,6 +52,8 @@ class Serve(SchedulerCommand[Granted], frozen=True, kw_only=True):
     """Who asks: callers take turns, and none fills the whole queue."""
     slots: Slots = 1
     """Slots it needs: one for each answer it wants at the same time."""
+    context_size: Context = 0
+    """Tokens that it may fill at least, whatever is configured; 0 leaves that to the configuration."""
     held: bool = False
     """The caller leaves the gate itself, so the slot does not end with its `Granted`."""
 

@@ -29,7 +29,8 @@ from greenroom.actors.scheduler.errors import (
     undecided,
 )
 from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted, LoadRefused
-from greenroom.actors.scheduler.eviction import Evictions
+from greenroom.actors.scheduler.eviction import Evictions, eviction
+from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.scheduler.placement import Need, Placement, Placements
 from greenroom.actors.scheduler.quarantine import (
@@ -126,6 +127,7 @@ class QueueStep:
     def _kind(self, waiting: Waiting) -> tuple[object, ...]:
         return (
             *(waiting.model_id, waiting.mode, waiting.backend, waiting.policy, waiting.slots),
+            waiting.context_size,
             self._is_patient(waiting),
         )
 
@@ -139,7 +141,8 @@ class QueueStep:
 
         a. The daemon is stopping, or the model is not in the store: refused.
         b. A ready engine serves it: a slot, and the answer. If every slot is taken it is queued, and later
-           requests do not overtake it.
+           requests do not overtake it. If it wants a larger context than the engine has, the engine ends
+           after those inside, and the next load has the largest context that any request waits for.
         c. A load it can use is in flight: it waits for that one.
         d. An owner has not sent its list in this life: it waits, since the free memory is not known.
         e. A backend is chosen; one that must be installed first is waited for, or refused by policy. If the
@@ -164,7 +167,13 @@ class QueueStep:
             return
         serving = [engine for engine in turn.serving() if fits(engine.spec, waiting)]  # b
         if serving:
-            self._enter(waiting, serving)
+            large = [one for one in serving if _context_of(one.spec, model) >= waiting.context_size]
+            if large or not turn.storing:
+                self._enter(waiting, large or serving)
+                return
+            for engine in serving:
+                ended = eviction(engine, volatile, turn.now, "larger_context")
+                turn.record(ended, cause=waiting.request_id)
             return
         load = next((one for one in turn.state.loads.values() if fits(one.spec, waiting)), None)  # c
         if load is not None:
@@ -383,6 +392,11 @@ class QueueStep:
     def _spec(self, waiting: Waiting, model: Model, choice: Use) -> EngineSpec:
         turn = self._turn
         config = turn.state.configs.get(config_key(model.id, waiting.mode), ModelConfigState())
+        context_size = model.context_size if config.context_size is None else config.context_size
+        same = (one for one in turn.queue if (one.model_id, one.mode) == (model.id, waiting.mode))
+        wished = max(one.context_size for one in (waiting, *same))
+        if wished > context_reckoned(context_size, model.context_length):
+            context_size = wished
         return EngineSpec(
             engine_id=f"{int(turn.now.wall * 1000):x}-{turn.state.admitted + 1}",
             backend=choice.backend,
@@ -390,7 +404,7 @@ class QueueStep:
             model_id=model.id,
             model_ref=waiting.model_ref,
             mode=waiting.mode,
-            context_size=model.context_size if config.context_size is None else config.context_size,
+            context_size=context_size,
             flags=config.flags or (),
         )
 
@@ -513,6 +527,11 @@ class QueueStep:
                 caller=waiting.caller,
             )
             turn.record(refused, cause=waiting.request_id)
+
+
+def _context_of(spec: EngineSpec, model: Model | None) -> int:
+    """Tokens that each request in an engine may fill."""
+    return context_reckoned(spec.context_size, model.context_length if model is not None else 0)
 
 
 def _taking_turns(lines: Mapping[str, tuple[int, list[Waiting]]]) -> list[Waiting]:

@@ -149,6 +149,8 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     caller: Caller = Caller()
     slots: int = 1
     """Slots it needs."""
+    context_size: int = 0
+    """Tokens that it may fill at least."""
     moved: float = 0.0
     """Monotonic second at which it last moved up in the queue; 0 before the first."""
     bereft: float = 0.0

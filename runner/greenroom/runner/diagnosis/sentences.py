@@ -31,6 +31,7 @@ _EVICTED = {
     "superseded": "another variant of its backend is in use now",
     "removed": "the model is being removed",
     "reconfigured": "its configuration has changed",
+    "larger_context": "a request asked for a larger context",
     "shutdown": "Greenroom is stopping",
 }
 _TOO_PRECISE = re.compile(r"^(?:docker\.io/)?(?:ai/)?(.*?)(?::latest)?$")

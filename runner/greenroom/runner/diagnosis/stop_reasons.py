@@ -79,6 +79,8 @@ def of_eviction(
             found.remedies = ()
         case "reconfigured":
             _tell_reconfigured(found, event, at, history, f"{subject} was unloaded at {when}")
+        case "larger_context":
+            found.answer = f"{subject} was unloaded at {when} because a request asked for a larger context."
         case "shutdown":
             _tell_shutdown(found, at, history, now, subject)
         case reason:

@@ -31,7 +31,7 @@ from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, R
 from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.backend_choice import choose
-from greenroom.actors.scheduler.ledger import context_reckoned
+from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Caller, Mode, Model, Plan
@@ -41,6 +41,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.models.description import files_of
 from greenroom.runner.models.manifest import MMPROJ
+from greenroom.runner.units import format_size
 
 _log = logging.getLogger(__name__)
 TOO_LONG = "context_length_exceeded"
@@ -107,11 +108,17 @@ class Abilities:
         """What was reckoned for a model as configured; see `_context_of`."""
 
     async def look(
-        self, model: Model, mode: Mode, backend: str, fields: Mapping[str, Any], asked: RequestTarget
+        self,
+        model: Model,
+        mode: Mode,
+        backend: str,
+        fields: Mapping[str, Any],
+        asked: RequestTarget,
+        context_size: int = 0,
     ) -> None:
-        """Refuse what no engine for this model could do. Raises HttpRefusal: 400 or 422.
+        """Refuse what no engine for this model could do. Raises HttpRefusal: 400, 422 or 507.
 
-        `backend`, unless empty, is binding.
+        `backend`, unless empty, is binding; `context_size` is what the request wants at least.
         """
         media = next(_media_in(fields), None)
         if media is not None and not (await self.traits(model)).sees:
@@ -130,7 +137,9 @@ class Abilities:
                 if len(self._contexts) >= _REMEMBERED:
                     self._contexts.clear()
                 known = self._contexts[model.id] = model, configs, _context_of(model, configs)
-            _check_length(known[2], fields, asked)
+            if context_size > known[2] > 0:
+                await self._see_that_it_fits(model, backend, context_size)
+            _check_length(known[2] and max(known[2], context_size), fields, asked)
         dialects = self._greenroom.backends
         if mode != "embedding" and not any(
             cannot.asked(fields) for one in dialects.values() for cannot in one.dialect.cannot
@@ -153,6 +162,31 @@ class Abilities:
                 f'The model "{asked.model}" does not make embeddings.',
                 advice="Use an embedding model, or configure --pooling for this one.",
                 param="model",
+            )
+
+    async def _see_that_it_fits(self, model: Model, backend: str, context_size: int) -> None:
+        """Raise HttpRefusal for a context that could never be loaded: nothing is to end for it."""
+        readers = [
+            one
+            for one in self._greenroom.facts
+            if model.format in one.formats and "completion" in one.modes and backend in ("", one.name)
+        ]
+        needed = budget = 0
+        for one in readers:
+            capacity = Capacity(slots=1 if one.slots else 0, shares_cache=one.shares_cache)
+            needed = reservation_for(model, context_size, one.overhead, capacity).total
+            # In a thread: limits of the system are read from files.
+            budget = await asyncio.to_thread(self._greenroom.budget_for, one.name)
+            if needed <= budget:
+                return
+        if readers:
+            raise HttpRefusal(
+                507,
+                "does_not_fit",
+                f"A context of {context_size} tokens needs {format_size(needed)} of memory; engines may use "
+                f"{format_size(budget)} in total.",
+                advice="Ask for a smaller one.",
+                numbers={"needed": float(needed), "budget": float(budget)},
             )
 
     def _serving(self, model: Model, mode: Mode, backend: str) -> str | None:
@@ -440,6 +474,8 @@ class Admission:
     """Used for the first attempt; each further one has an id of its own."""
     keep_alive: float | None = None
     """Seconds the model stays after this request; negative means indefinitely."""
+    context_size: int = 0
+    """Tokens that it may fill at least, whatever is configured; 0 leaves that open."""
     request_id: str = ""
     """The id under which the slot is held or awaited; else empty."""
     _asked: bool = False
@@ -453,7 +489,7 @@ class Admission:
         """
         assert not self.request_id
         self.request_id, self.first_id = self.first_id or self.ids.next(), ""
-        if not skip_gate:
+        if not skip_gate and not self._wants_more():
             place = self.greenroom.gates.enter(
                 self.model.id, self.mode, self.backend, self.request_id, self.caller, self.slots
             )
@@ -487,6 +523,14 @@ class Admission:
             with contextlib.suppress(KernelError):
                 self.greenroom.system.tell(Abandon(request_id=request_id), cause=request_id)
 
+    def _wants_more(self) -> bool:
+        """Whether an engine of this model has too small a context for the request."""
+        return self.context_size > 0 and any(
+            context_reckoned(one.spec.context_size, self.model.context_length) < self.context_size
+            for one in self.greenroom.engines()
+            if one.state == "ready" and (one.spec.model_id, one.spec.mode) == (self.model.id, self.mode)
+        )
+
     async def _ask(self) -> Place:
         serve = Serve(
             request_id=self.request_id,
@@ -497,6 +541,7 @@ class Admission:
             caller=self.caller,
             slots=self.slots,
             keep_alive=self.keep_alive,
+            context_size=self.context_size,
             held=True,
         )
         self._asked = self._grant_due = True

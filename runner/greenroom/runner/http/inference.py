@@ -117,6 +117,7 @@ class Exchange:
         self._stream: Stream | None = None
         """The answer, once its head was sent by us."""
         self._translation: Translation | None = None
+        self._context_size = 0
         self._events: EventStream | None = None
         self._watch: ReadWatch | None = None
         self._fingerprint = b""
@@ -187,10 +188,11 @@ class Exchange:
         if kind.translate is not None:
             translation = self._translation = kind.translate(right.fields)
             request.ignore((*right.unknown, *translation.ignored))
-            chat = translation.chat
+            chat, size = translation.chat, translation.context_size
+            self._context_size = min(size, model.context_length or size)
             right = Checked(msgspec.json.encode(chat), chat)
         await context.abilities.look(
-            model, kind.mode, self._backend, right.fields, self._asked(self._backend)
+            model, kind.mode, self._backend, right.fields, self._asked(self._backend), self._context_size
         )
         if len(context.suspects) and context.suspects.counts(self._print_of(model, right.body)) > 1:
             raise suspected(self._asked_as)
@@ -198,8 +200,7 @@ class Exchange:
         streams = right.fields.get("stream") and kind.end
         if streams and (self._translation is None or self._translation.content_type == EVENT_STREAM):
             # Not at once, so that an immediate refusal keeps its status.
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(settings.progress_after, self._begin_to_talk)
+            self._timer = asyncio.get_running_loop().call_later(settings.progress_after, self._begin_to_talk)
         place, upstream, first = await self._first_byte(admission, model, right)
         try:
             return await self._pass_on(place, model, upstream, first)
@@ -227,6 +228,7 @@ class Exchange:
             slots=slots_of(fields),
             first_id=request.id,
             keep_alive=wished_keep_alive(routing),
+            context_size=self._context_size,
         )
         return self._admission
 

@@ -18,10 +18,11 @@ import msgspec
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.messages import Keep, Unload
 from greenroom.actors.values import Mode
-from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, routing_of, wished_keep_alive
+from greenroom.runner.http.admission import Admission, RequestTarget
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, read_body, routing_of, wished_keep_alive
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.errors import error_object
+from greenroom.runner.http.errors import HttpRefusal, error_object
+from greenroom.runner.http.fields import Wrong, record
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.ollama_fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT, OPTIONS
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
@@ -30,6 +31,7 @@ from greenroom.runner.http.translation import Translation
 NDJSON = "application/x-ndjson"
 
 _encode = msgspec.json.Encoder().encode
+_value = msgspec.json.Decoder()
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _SAME = ("temperature", "stop", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
@@ -451,24 +453,27 @@ class OllamaInference:
     async def chat(self, request: Request) -> AnyResponse:
         fields = await self._glance(request)
         if _is_nothing(fields, "messages"):
-            return await self._only_load(request, "completion", {"message": _message("", "", ())})
+            said = {"message": _message("", "", ())}
+            return await self._only_load(request, "completion", said, fields)
         return await self._chat(request)
 
     async def generate(self, request: Request) -> AnyResponse:
         fields = await self._glance(request)
         if _is_nothing(fields, "prompt"):
-            return await self._only_load(request, "completion", {"response": ""})
+            return await self._only_load(request, "completion", {"response": ""}, fields)
         raw = bytes(fields.get("raw", b"")) == b"true"
         return await (self._complete if raw else self._generate)(request)
 
     async def embed(self, request: Request) -> AnyResponse:
-        if _is_nothing(await self._glance(request), "input"):
-            return await self._only_load(request, "embedding", {"embeddings": []})
+        fields = await self._glance(request)
+        if _is_nothing(fields, "input"):
+            return await self._only_load(request, "embedding", {"embeddings": []}, fields)
         return await self._embed(request)
 
     async def embeddings(self, request: Request) -> AnyResponse:
-        if _is_nothing(await self._glance(request), "prompt"):
-            return await self._only_load(request, "embedding", {"embedding": []})
+        fields = await self._glance(request)
+        if _is_nothing(fields, "prompt"):
+            return await self._only_load(request, "embedding", {"embedding": []}, fields)
         return await self._embedding(request)
 
     async def _glance(self, request: Request) -> Mapping[str, msgspec.Raw]:
@@ -479,10 +484,14 @@ class OllamaInference:
         except NOT_UNDERSTOOD:
             return {"": msgspec.Raw(b"")}  # what is wrong with it is found when it is checked
 
-    async def _only_load(self, request: Request, mode: Mode, said: Mapping[str, Any]) -> AnyResponse:
-        return await self._context.clients.attend(request, lambda: self._loaded(request, mode, said))
+    async def _only_load(
+        self, request: Request, mode: Mode, said: Mapping[str, Any], fields: Mapping[str, msgspec.Raw]
+    ) -> AnyResponse:
+        return await self._context.clients.attend(request, lambda: self._loaded(request, mode, said, fields))
 
-    async def _loaded(self, request: Request, mode: Mode, said: Mapping[str, Any]) -> Response:
+    async def _loaded(
+        self, request: Request, mode: Mode, said: Mapping[str, Any], fields: Mapping[str, msgspec.Raw]
+    ) -> Response:
         """Load the model, or with a keep-alive of 0 unload it, and say so."""
         context = self._context
         routing = routing_of(request.known_body or b"")
@@ -495,6 +504,9 @@ class OllamaInference:
             system.tell(Keep(model_id=model.id, mode=mode, keep_alive=0.0), cause=request.id)
             await system.ask(Unload(model_ids=(model.id,)), cause=request.id)
         else:
+            wished = _context_of(fields)
+            wished = min(wished, model.context_length or wished)
+            await context.abilities.look(model, mode, "", {}, RequestTarget("", routing.model), wished)
             admission = Admission(
                 context.greenroom,
                 context.ids,
@@ -505,6 +517,7 @@ class OllamaInference:
                 look_up=lambda: context.callers.looked_up(request),
                 first_id=request.id,
                 keep_alive=keep_alive,
+                context_size=wished,
             )
             try:
                 await admission.enter()
@@ -519,6 +532,18 @@ class OllamaInference:
             "total_duration": time.perf_counter_ns() - begun,
         }
         return Response(_encode(answer), content_type=f"{JSON}; charset=utf-8")
+
+
+def _context_of(fields: Mapping[str, msgspec.Raw]) -> int:
+    """`options.num_ctx` of a request that is not checked further. Raises HttpRefusal: 400."""
+    try:
+        options = _value.decode(fields.get("options", b"null"))
+        wished = (record(OPTIONS)(options, "options") if options is not None else {}).get("num_ctx", 0)
+    except Wrong as wrong:
+        raise HttpRefusal(400, wrong.code, str(wrong), param=wrong.where) from None
+    except NOT_UNDERSTOOD:
+        raise invalid("options is nested too deeply", param="options") from None
+    return int(wished)
 
 
 def _is_nothing(fields: Mapping[str, msgspec.Raw], name: str) -> bool:

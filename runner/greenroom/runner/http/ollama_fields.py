@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from greenroom.actors.limits import CONTEXT
 from greenroom.runner.http.fields import (
     CHAT,
     Check,
@@ -39,7 +40,7 @@ OPTIONS: Mapping[str, Check] = {
     "min_p": number(0, 1),
     "typical_p": number(0, 1),
     "num_predict": whole(-2, _INT32),
-    "num_ctx": whole(0, _INT32),
+    "num_ctx": whole(0, CONTEXT),
     "num_keep": _any_number,
     "repeat_last_n": _any_number,
     "repeat_penalty": _at_least_nothing,

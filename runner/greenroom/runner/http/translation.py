@@ -51,6 +51,11 @@ class Translation(ABC):
         """The fields of the chat completion, `model` and `stream` among them."""
 
     @property
+    def context_size(self) -> int:
+        """Tokens that the request may fill at least, whatever is configured; 0 leaves that open."""
+        return 0
+
+    @property
     def ignored(self) -> Sequence[str]:
         """Names in the request that have no meaning here."""
         return ()

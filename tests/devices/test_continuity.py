@@ -66,3 +66,14 @@ def test_the_problem_of_another_makers_driver_leaves_a_device_alone() -> None:
 def test_a_device_that_is_back_is_as_it_was() -> None:
     gone = settled(BEFORE, by_bus(MISMATCH))
     assert settled(gone, BEFORE).graphics.usable == (CARD,)
+
+
+def test_what_vulkan_offers_stays_while_it_does_not_answer() -> None:
+    both = replace(CARD, runtimes=(("cuda", "12"), ("vulkan", "1.3")))
+    before = Look((Probed(both, {"cuda": "0", "vulkan": "1"}),))
+    silent = Look((Probed(replace(CARD, free=5), {"cuda": "0"}),), (problems.driver_hangs("Vulkan", 10),))
+    (one,) = settled(before, silent).found
+    assert (one.device, one.indexes) == (replace(both, free=5), {"cuda": "0", "vulkan": "1"})
+    # Without a complaint it is really gone.
+    (one,) = settled(before, Look(silent.found)).found
+    assert one.device.runtime("vulkan") is None

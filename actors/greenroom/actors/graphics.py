@@ -40,6 +40,12 @@ class GraphicsDevice(Fact, frozen=True, kw_only=True):
     """Why nothing can compute on it, with what to do."""
 
     @property
+    def lasting(self) -> GraphicsDevice:
+        """Without what changes from one reading to the next."""
+        problem = None if self.problem is None else replace(self.problem, detail="")
+        return replace(self, free=None, problem=problem)
+
+    @property
     def is_idle_software(self) -> bool:
         """It is the processor under another name, and the user has not asked to use it."""
         return self.problem is not None and self.problem.code == "software"
@@ -63,7 +69,7 @@ class Graphics(Fact, frozen=True, kw_only=True):
         """Without what changes from one reading to the next, and without software that nothing uses."""
         return replace(
             self,
-            devices=tuple(replace(one, free=None) for one in self.devices if not one.is_idle_software),
+            devices=tuple(one.lasting for one in self.devices if not one.is_idle_software),
             problems=tuple(replace(one, detail="") for one in self.problems),
         )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from msgspec.structs import replace as changed
 
-from greenroom.actors.graphics import GraphicsDevice
+from greenroom.actors.graphics import GraphicsDevice, Maker
 from greenroom.actors.values import Failure
 from greenroom.runner.devices.found import Look, Probed
 
 _PASSING = frozenset({"driver_hangs", "driver_crashes", "driver_failed"})
 """Problems that may be over at the next look."""
+_DRIVERS: Mapping[Maker, str] = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Vulkan", "other": "Vulkan"}
+"""What messages call the driver that lists a maker's devices."""
 
 
 def settled(before: Look, now: Look) -> Look:
@@ -32,7 +34,8 @@ def settled(before: Look, now: Look) -> Look:
             continue
         found.append(_unmeasured(one) if trouble.code in _PASSING else one.with_problem(trouble))
         problems = [why for why in problems if why is not trouble]
-    return Look(tuple(_spared(found, before)), tuple(problems), now.glibc)
+    is_silent = any(why.code in _PASSING and "Vulkan" in why.message for why in now.problems)
+    return Look(tuple(_spared(found, before, is_silent)), tuple(problems), now.glibc)
 
 
 def _renamed(one: Probed, before: Probed | None) -> Probed:
@@ -43,12 +46,21 @@ def _renamed(one: Probed, before: Probed | None) -> Probed:
     return replace(one, device=changed(one.device, id=old.id, name=old.name, total=old.total))
 
 
-def _spared(found: Iterable[Probed], before: Look) -> Iterable[Probed]:
-    """A device whose driver fails in a way that may pass is used on."""
+def _spared(found: Iterable[Probed], before: Look, is_silent: bool) -> Iterator[Probed]:
+    """A device whose driver fails in a way that may pass is used on.
+
+    `is_silent`: Vulkan has not answered, so that it offers as much as before.
+    """
     for one in found:
         old, problem = before.of(one.device.id), one.device.problem
-        was_fine = old is not None and old.device.problem is None
-        yield _unmeasured(old) if old and was_fine and problem and problem.code in _PASSING else one
+        if old is None or old.device.problem is not None:
+            yield one
+        elif problem is not None:
+            yield _unmeasured(old) if problem.code in _PASSING else one
+        elif is_silent and "vulkan" in old.indexes and "vulkan" not in one.indexes:
+            yield replace(old, device=changed(old.device, free=one.device.free), users=one.users)
+        else:
+            yield one
 
 
 def _unmeasured(one: Probed) -> Probed:
@@ -56,6 +68,4 @@ def _unmeasured(one: Probed) -> Probed:
 
 
 def _is_about(problem: Failure, device: GraphicsDevice) -> bool:
-    return {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Vulkan", "other": "Vulkan"}.get(
-        device.maker, ""
-    ) in problem.message
+    return device.maker in _DRIVERS and _DRIVERS[device.maker] in problem.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import sqlite3
 import stat
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from greenroom.actors.journal import maintenance
 from greenroom.actors.journal import sqlite as module
 from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.port import JournalError, JournalFailed, JournalFull, NotWritten
@@ -253,3 +255,30 @@ def test_a_disk_that_cannot_be_written_to_is_named_when_it_is_opened(
     monkeypatch.setattr(module, "why_no_write", lambda _files: read_only)
     with pytest.raises(JournalError, match=r"cannot be opened for writing: .*says: Read-only file system"):
         SqliteJournal(path)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_write_that_fails_for_a_moment_is_done_again_and_one_that_keeps_failing_ends_the_journal(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    journal = SqliteJournal(path)
+    journal.append([entry("a", 1)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def space_is_back(_files: object) -> None:
+        if not is_broken:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(module, "why_no_write", space_is_back)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name("journal.db-wal").stat().st_size, limits[1]))
+    try:
+        if is_broken:
+            with pytest.raises(JournalFailed):
+                journal.append([entry("a", 2)])
+        else:
+            journal.append([entry("a", 2)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        journal.close()
+    assert maintenance.verify(path).is_sound
+    assert len([*read_journal(path)]) == (1 if is_broken else 2)

@@ -382,8 +382,11 @@ class SqliteJournal:
                 job.refuse(JournalFailed(_failure(self.files, error)))
             raise
 
-    def _store(self, jobs: list[_Job]) -> bool:
-        """One transaction for all jobs whose versions follow; False when there is no space for it."""
+    def _store(self, jobs: list[_Job], *, again: bool = True) -> bool:
+        """One transaction for all jobs whose versions follow; False when there is no space for it.
+
+        A write that failed, and would succeed now, is done `again`: space may have become free in between.
+        """
         draft = Draft(self._chain)
         drafted = []
         for job in jobs:
@@ -402,8 +405,11 @@ class SqliteJournal:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             is_full = _is_full(self.files, error)
-            if not (is_full or _is_busy(error)) or not self._is_rolled_back():
+            is_over = again and not is_full and _is_failed_write(error) and why_no_write(self.files) is None
+            if not (is_full or is_over or _is_busy(error)) or not self._is_rolled_back():
                 raise
+            if is_over:
+                return self._store(jobs, again=False)
             if is_full:
                 return False
             for job, _ in drafted:
@@ -552,11 +558,15 @@ def _is_full(files: JournalFiles, error: sqlite3.Error | OSError) -> bool:
     """
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
-    code = getattr(error, "sqlite_errorcode", 0)
-    if code == sqlite3.SQLITE_IOERR_WRITE:
+    if _is_failed_write(error):
         why = why_no_write(files)
         return why is not None and why.errno in NO_SPACE
-    return code == sqlite3.SQLITE_FULL
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+
+
+def _is_failed_write(error: sqlite3.Error) -> bool:
+    """Not of a sync: nothing of what failed is on its way to the disk."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -137,7 +137,7 @@ def test_vllm_loads_with_progress_serves_is_adopted_and_restarts(
 
     # On a unix socket and nowhere else.
     told = vllm.run("why", str(smollm2_safetensors)).stdout
-    assert "vllm reads safetensors and is installed" in " ".join(told.split())
+    assert "Why vllm: it reads safetensors and is installed" in " ".join(told.split())
 
     # By its other name too, through the official client; an object as asked for.
     client = openai.OpenAI(base_url=f"{vllm.url}/v1", api_key="none", max_retries=0, timeout=BOUND)

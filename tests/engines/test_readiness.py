@@ -14,15 +14,15 @@ import pytest
 from greenroom.runner.backends.base import Readiness
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.engines.readiness import (
+from greenroom.runner.engines.handle import (
     Probe,
     ProbeResult,
     ProgressDeadline,
     Pulse,
-    belongs_to,
     judge,
     take_pulse,
 )
+from greenroom.runner.engines.reachability import belongs_to
 from greenroom.runner.systems import here
 
 

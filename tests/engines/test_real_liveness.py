@@ -19,9 +19,8 @@ from greenroom.actors.gates import GateBoard
 from greenroom.runner.backends.base import Backend, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.engines.handle import PreparedEngine
+from greenroom.runner.engines.handle import PreparedEngine, Probe
 from greenroom.runner.engines.liveness import LIMIT
-from greenroom.runner.engines.readiness import Probe
 
 pytestmark = pytest.mark.real
 

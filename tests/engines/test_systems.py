@@ -22,7 +22,7 @@ import pytest
 
 from greenroom.actors.journal import fsync as disk
 from greenroom.runner.engines import keeper
-from greenroom.runner.engines.readiness import take_pulse
+from greenroom.runner.engines.handle import take_pulse
 from greenroom.runner.systems import here, macos
 from greenroom.runner.systems import linux as linux_module
 from greenroom.runner.systems.processes import ProcessIdentity

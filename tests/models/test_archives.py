@@ -16,7 +16,7 @@ import pytest
 
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.archive import load
-from greenroom.runner.models.bundle import unpack
+from greenroom.runner.models.manifest import unpack
 from greenroom.runner.models.store import ModelStore
 
 NAME = f"blobs/sha256/{'0' * 64}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.models.bundle import (
+from greenroom.runner.models.selection import (
     choose_files,
     choose_from_repository,
     quantisation_of,

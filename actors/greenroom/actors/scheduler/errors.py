@@ -130,15 +130,6 @@ def breaker_open(waiting: Waiting, backend: str, breaker: BreakerState, left: fl
     )
 
 
-def not_stored() -> Refusal:
-    return refuse(
-        "journal_full",
-        "No model can be loaded because the journal cannot be written. Loaded models still work.",
-        advice="Free space on the disk that holds Greenroom's data directory, then try again.",
-        kind="exhausted",
-    )
-
-
 def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
     """The request has reached its limit; what it waited for continues."""
     return refuse(

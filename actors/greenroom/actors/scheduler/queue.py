@@ -24,7 +24,6 @@ from greenroom.actors.scheduler.errors import (
     no_device_for,
     not_installable,
     not_ready_yet,
-    not_stored,
     pinned,
     undecided,
 )
@@ -350,7 +349,7 @@ class QueueStep:
         elif not (fitting := [one for one in best if one.fits]):
             self._make_room(waiting, best)
         elif not turn.storing:
-            self._refuse(waiting, not_stored())
+            self._refuse(waiting, _not_stored())
         else:
             place = max(fitting, key=lambda one: one.room)
             self._admit(waiting, self._places.grown(place, model, facts), choice)
@@ -442,7 +441,7 @@ class QueueStep:
         turn = self._turn
         room = self._evictions.room_for(places)
         if room is not None and room.victims and not turn.storing:
-            self._refuse(waiting, not_stored())
+            self._refuse(waiting, _not_stored())
             return
         if room is not None:
             self._evictions.make_room(room, waiting)
@@ -539,3 +538,12 @@ def _taking_turns(lines: Mapping[str, tuple[int, list[Waiting]]]) -> list[Waitin
     ranked = [(rank, last, waiting) for last, line in lines.values() for rank, waiting in enumerate(line)]
     # Sorting is stable: lines with the same last turn stay in the order they came.
     return [waiting for *_, waiting in sorted(ranked, key=lambda one: one[:2])]
+
+
+def _not_stored() -> Refusal:
+    return refuse(
+        "journal_full",
+        "No model can be loaded because the journal cannot be written. Loaded models still work.",
+        advice="Free space on the disk that holds Greenroom's data directory, then try again.",
+        kind="exhausted",
+    )

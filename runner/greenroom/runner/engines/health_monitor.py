@@ -17,10 +17,9 @@ from functools import partial
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Failure, Measured
 from greenroom.runner.engines import gpu_time, liveness, reachability
-from greenroom.runner.engines.handle import Handle, Ladder
+from greenroom.runner.engines.handle import CPU_SHARE, Handle, Ladder, Vitality
 from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, EngineObservations
 from greenroom.runner.engines.reachability import Reachability
-from greenroom.runner.engines.readiness import CPU_SHARE, Vitality
 from greenroom.runner.systems import processes
 from greenroom.runner.threads import start_thread
 

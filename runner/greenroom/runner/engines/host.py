@@ -45,12 +45,18 @@ from greenroom.runner.engines.adoption import (
 )
 from greenroom.runner.engines.exit_report import engine_exit, no_keeper, not_spawned, read_end, write_end
 from greenroom.runner.engines.folders import EngineFolder, Folders, keeper_of, read_claim
-from greenroom.runner.engines.handle import Handle, Prepare, never_spawned
+from greenroom.runner.engines.handle import (
+    Handle,
+    Prepare,
+    ProbeResult,
+    ProgressDeadline,
+    never_spawned,
+    take_pulse,
+)
 from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, HealthMonitor, Readings
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.keeper_watch import Channel, KeeperGone, KeeperWatch, cleaned
-from greenroom.runner.engines.readiness import ProbeResult, ProgressDeadline, take_pulse
 from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.systems.processes import ProcessIdentity, boot_id, is_kept_waiting
 from greenroom.runner.threads import settle, start_thread

@@ -21,7 +21,7 @@ from typing import Literal
 
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Blame, Failure
-from greenroom.runner.engines.readiness import CPU_SHARE
+from greenroom.runner.engines.handle import CPU_SHARE
 
 LIMIT = 12.0
 """Seconds without any sign of work after which an engine is given up."""

@@ -14,7 +14,6 @@ import stat
 from enum import Enum
 from pathlib import Path
 
-from greenroom.runner.engines.readiness import belongs_to
 from greenroom.runner.systems import here
 
 UNIX_SOCKETS = Path("/proc/net/unix")
@@ -93,3 +92,13 @@ def knock(endpoint: Path, leader: int) -> Reachability:
             # left, no permission) are not the engine's.
             return Reachability.GONE if problem.errno == errno.ENOTSOCK else Reachability.REACHED
         return Reachability.REACHED if belongs_to(here.peer_pid(sock), leader) else Reachability.STRANGER
+
+
+def belongs_to(pid: int, leader: int) -> bool:
+    """Whether a process is the leader or in its group (or unknown)."""
+    if pid in (0, leader):
+        return True
+    try:
+        return os.getpgid(pid) == leader
+    except OSError:
+        return False

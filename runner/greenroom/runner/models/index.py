@@ -22,10 +22,9 @@ from greenroom.actors.journal.fsync import TEMPORARY, write_atomically
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
-from greenroom.runner.models.bundle import ModelBundle, open_bundle
 from greenroom.runner.models.errors import from_os_error
 from greenroom.runner.models.files import children
-from greenroom.runner.models.manifest import CONFIGS, MANIFEST, Descriptor, Manifest
+from greenroom.runner.models.manifest import CONFIGS, MANIFEST, Descriptor, Manifest, ModelBundle, open_bundle
 from greenroom.runner.models.metadata import Metadata, read_metadata
 from greenroom.runner.models.references import BadReference, blob_name, is_id
 

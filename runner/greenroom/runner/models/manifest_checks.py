@@ -8,9 +8,16 @@ from greenroom.actors.values import ModelFormat
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.bundle import ARCHIVE_LIMIT, unpack
 from greenroom.runner.models.errors import not_a_model
-from greenroom.runner.models.manifest import ARCHIVES, CONFIGS, Artifact, Descriptor, Manifest
+from greenroom.runner.models.manifest import (
+    ARCHIVE_LIMIT,
+    ARCHIVES,
+    CONFIGS,
+    Artifact,
+    Descriptor,
+    Manifest,
+    unpack,
+)
 from greenroom.runner.models.references import BadReference, blob_name, digest_of
 
 CONFIG_NAME = "other/config"

@@ -10,11 +10,11 @@ from stat import S_ISREG
 from threading import Event
 
 from greenroom.runner.models.arrival import hash_file
-from greenroom.runner.models.bundle import choose_files, with_shards
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.manifest import Artifact, Layer, build
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import digest_of, is_text
+from greenroom.runner.models.selection import choose_files, with_shards
 
 
 @dataclass(frozen=True)

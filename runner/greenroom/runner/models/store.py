@@ -34,7 +34,6 @@ from greenroom.runner.backends.base import ModelFiles
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival, Count, hash_file
-from greenroom.runner.models.bundle import open_bundle, remove_bundle
 from greenroom.runner.models.errors import check_pin, from_os_error, model_damaged, no_such_model, store_gone
 from greenroom.runner.models.files import (
     check_no_other,
@@ -48,7 +47,7 @@ from greenroom.runner.models.files import (
     walk,
 )
 from greenroom.runner.models.index import LAYOUT_VERSION, Index, IndexEntry, IndexFile, model_of
-from greenroom.runner.models.manifest import Manifest
+from greenroom.runner.models.manifest import Manifest, open_bundle, remove_bundle
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import BadReference, blob_name, digest_of
 from greenroom.runner.models.sweep import UnreferencedBlobs, sweep_partial

@@ -23,9 +23,9 @@ import msgspec
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.bundle import choose_from_repository, quantisations_of
 from greenroom.runner.models.errors import NO_ANSWER, not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, is_id, relative_name
+from greenroom.runner.models.selection import choose_from_repository, quantisations_of
 from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
 from greenroom.runner.models.sources.transfer import FileToFetch, Transfer
 from greenroom.runner.threads import stop_if

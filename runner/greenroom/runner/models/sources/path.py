@@ -14,11 +14,11 @@ from threading import Event
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.bundle import choose_files, with_shards
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.safe_open import HeldFile, HeldFolder, LinkedFile, hold
+from greenroom.runner.models.selection import choose_files, with_shards
 from greenroom.runner.models.sources.base import Offer, Report, Source
 
 

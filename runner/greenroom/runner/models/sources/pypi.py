@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 from greenroom.actors.progress import FileProgress
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.bundle import choose_files
 from greenroom.runner.models.errors import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.references import Reference, shown
+from greenroom.runner.models.selection import choose_files
 from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
 from greenroom.runner.threads import stop_if
 

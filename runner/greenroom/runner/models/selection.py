@@ -1,0 +1,153 @@
+"""Which files of a folder or a published repository are the model: its format, shards and quantisation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.models.errors import not_a_model
+from greenroom.runner.models.manifest import COMPANIONS, shard_of, suffix_of
+
+_QUANTIZATION = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d[A-Z0-9_]*|TQ\d_\d|BF16|F16|F32|MXFP4[A-Z0-9_]*|NVFP4))"
+    r"(?:-\d{5}-of-\d{5})?\.gguf$",
+    re.IGNORECASE,
+)
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def choose_files(names: Sequence[str], where: str) -> list[str]:
+    """The names that belong to the model: a GGUF with all its shards and its projector, or all safetensors
+    with tokenizer and configuration.
+
+    Raises:
+        JobFailed: permanent, `not_a_model`, when there is none, or several.
+    """
+    names = sorted(name for name in names if "/" not in name and not name.startswith("."))
+    ggufs = [name for name in names if suffix_of(name) == ".gguf"]
+    safetensors = [name for name in names if suffix_of(name) == ".safetensors"]
+    if ggufs and safetensors:
+        raise not_a_model(
+            f"{where} holds both GGUF and safetensors files. Name the GGUF file, or keep only one format."
+        )
+    if ggufs:
+        return _one_gguf(ggufs, where)
+    if safetensors:
+        return [name for name in names if suffix_of(name) in COMPANIONS or name in safetensors]
+    if any(suffix_of(name) in _PICKLES for name in names):
+        raise not_a_model(
+            f"{where} holds only PyTorch weights, which can run code when loaded. "
+            "Use a GGUF or safetensors version of the model."
+        )
+    raise not_a_model(f"{where} holds no model: neither .gguf nor .safetensors files.")
+
+
+def with_shards(name: str, names: Sequence[str]) -> list[str]:
+    """A GGUF file and, if it is one shard of several, the others beside it.
+
+    Raises:
+        JobFailed: permanent, `not_a_model`, when shards are missing.
+    """
+    stem, _, count = shard_of(name)
+    if not stem:
+        return [name]
+    found = {shard_of(n)[1]: n for n in names if shard_of(n)[0] == stem and shard_of(n)[2] == count}
+    missing = [number for number in range(1, count + 1) if number not in found]
+    if missing:
+        raise not_a_model(
+            f"{name} is one of {count} parts, and {len(missing)} of them are missing from its folder "
+            f"(the first is {stem}-{missing[0]:05d}-of-{count:05d}.gguf)."
+        )
+    return [found[number] for number in range(1, count + 1)]
+
+
+def choose_from_repository(names: Sequence[str], quantisation: str, where: str) -> list[str]:
+    """The paths in a published repository that belong to one quantisation (empty: the usual one).
+
+    GGUF repositories hold one model in many quantisations, some in folders of their own. Names must match
+    exactly: `Q4_K` is not `Q4_K_M`, and `f16` is not `bf16`. A missing one is never replaced by another.
+
+    Raises:
+        JobFailed: permanent; `no_such_quantisation` lists the existing ones.
+    """
+    models = [n for n in names if suffix_of(n) == ".gguf" and "mmproj" not in PurePosixPath(n).name.lower()]
+    if not models:
+        if quantisation:
+            raise JobFailed.permanent(
+                "no_such_quantisation",
+                f"{where} has no GGUF files, so there is no {quantisation} of it.",
+                advice=f"Leave the tag out: hf.co/{where}.",
+            )
+        return _safetensors(names, where)
+    groups: dict[str, list[str]] = {}
+    for name in sorted(models):
+        groups.setdefault(quantisation_of(name), []).append(name)
+    chosen = _group(groups, quantisation)
+    if chosen is None:
+        raise JobFailed.permanent(
+            "no_such_quantisation",
+            f"{where} has no quantization {quantisation}.",
+            advice=f"It has: {', '.join(sorted(filter(None, groups)))}.",
+        )
+    files = groups[chosen]
+    # Several files of one quantisation are the shards of one model, or several models.
+    whole = with_shards(files[0], files)
+    if len(whole) != len(files):
+        raise not_a_model(f"{where} holds several models with that quantization: {', '.join(files[:8])}.")
+    projectors = [n for n in names if suffix_of(n) == ".gguf" and n not in models]
+    projectors.sort(key=_projector_order)
+    return [*whole, *projectors[:1]]
+
+
+def quantisation_of(name: str) -> str:
+    """The quantisation in a GGUF file's name, in capitals: `Q4_K_M`, `BF16`; empty if none."""
+    match = _QUANTIZATION.search(PurePosixPath(name).name)
+    return match[1].upper() if match else ""
+
+
+def quantisations_of(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The quantisations among published files, each with its bytes."""
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        if suffix_of(name) == ".gguf" and "mmproj" not in PurePosixPath(name).name.lower():
+            quantisation = quantisation_of(name)
+            if quantisation:
+                found[quantisation] = found.get(quantisation, 0) + size
+    return found
+
+
+def _group(groups: dict[str, list[str]], quantisation: str) -> str | None:
+    wanted = quantisation.upper()
+    if not wanted:
+        return "Q4_K_M" if "Q4_K_M" in groups else next(iter(groups))
+    if wanted in groups:
+        return wanted
+    # Unsloth's dynamic ones may be named without their prefix unless another has that name.
+    return next((group for group in groups if group == f"UD-{wanted}"), None)
+
+
+def _safetensors(names: Sequence[str], where: str) -> list[str]:
+    chosen = choose_files([name for name in names if "/" not in name], where)
+    # Mistral publishes the same weights a second time in one file.
+    if any(not name.startswith("consolidated") for name in chosen if suffix_of(name) == ".safetensors"):
+        chosen = [name for name in chosen if not name.startswith("consolidated")]
+    return chosen
+
+
+def _projector_order(name: str) -> tuple[bool, str]:
+    """Prefers the 16-bit projector, which is the usual one."""
+    return ("f16" not in name.lower().replace("bf16", ""), name)
+
+
+def _one_gguf(ggufs: list[str], where: str) -> list[str]:
+    projectors = [name for name in ggufs if "mmproj" in name.lower()]
+    models = [name for name in ggufs if name not in projectors]
+    if not models:
+        raise not_a_model(f"{where} holds only a projector ({projectors[0]}), not the model it belongs to.")
+    chosen = with_shards(models[0], models)
+    if len(chosen) != len(models):
+        raise not_a_model(f"{where} holds several models: {', '.join(models[:8])}. Name one of these files.")
+    projectors.sort(key=_projector_order)
+    return [*chosen, *projectors[:1]]

@@ -18,8 +18,10 @@ from greenroom.actors.installer.events import (
     InstallCancelled,
     InstallFailed,
     InstallRequested,
+    VariantsRanked,
 )
 from greenroom.actors.values import Failure, Installation
+from greenroom.actors.variants import RankedVariant
 
 
 def test_why_says_that_an_installation_failed_on_a_wrong_hash(script: Any) -> None:
@@ -251,3 +253,26 @@ def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) ->
     assert "It has been in use since 12:01:" in found.answer
     assert found.answer.endswith("a rollback was requested.")
     assert found.steps[-1].text == f"New engines of mlx use installation {old}: a rollback was requested."
+
+
+def test_a_variant_that_does_not_work_here_is_named_beside_the_one_that_serves(script: Any) -> None:
+    script.install("llama.cpp", "1.0")
+    ranked = [
+        RankedVariant(name=name, usable=True, reason=f"It runs on the {on}.")
+        for name, on in (("cu128", "card"), ("cpu", "processor"))
+    ]
+    script.add(VariantsRanked(backend="llama.cpp", devices=("a card",), variants=tuple(ranked)))
+    script.add(
+        InstallRequested(
+            job="llama.cpp.2",
+            backend="llama.cpp",
+            variant="cu128",
+            version="",
+            wanted_by="explicit",
+            best=True,
+        )
+    )
+    failure = Failure(kind="permanent", code="no_kernel", message="It has no code for it.", advice="Compile.")
+    script.add(InstallFailed(job="llama.cpp.2", backend="llama.cpp", failure=failure))
+    also = script.why("llama.cpp").also
+    assert "The variant cu128 could not be installed: It has no code for it. Compile." in also

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from greenroom.actors.installer.effects import BuildInstallation
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.variants import Variant
+from greenroom.runner.installations import archive
 from greenroom.runner.installations.builder import Builder
+from greenroom.runner.installations.installed import InstallationStore
 from greenroom.runner.installations.lock_file import LockedPackage, render
 from package_index import Index
 from stand_in_xllamacpp import SAID, module
@@ -162,3 +165,20 @@ def test_a_version_that_the_variants_index_does_not_have_is_not_taken_from_anoth
     assert (kind, failure.code) == ("failed", "no_such_version")
     kind, _, made = install("cu128", "latest")
     assert (kind, made.version) == ("committed", "0.9")
+
+
+def test_an_exported_variant_is_a_variant_where_it_is_imported(
+    shop: Shop, install: Callable[..., tuple[Any, ...]], tmp_path: Path
+) -> None:
+    shop.stock("cu128")
+    _, _, made = install("cu128")
+    home = tmp_path / "home"
+    (record,) = InstallationStore(home).records()
+    with (tmp_path / "cu128.tar").open("wb") as out:
+        archive.write(home, record, "xllamacpp", out)
+    with (tmp_path / "cu128.tar").open("rb") as source:
+        manifest = archive.read(tmp_path / "elsewhere", source)
+    assert (manifest.variant, manifest.version) == ("cu128", made.version)
+    kept = archive.kept_lock(tmp_path / "elsewhere", "xllamacpp-cu128", made.version)
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == made.digest
+    assert not archive.kept_lock(tmp_path / "elsewhere", "xllamacpp", made.version).exists()

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from greenroom.actors.variants import BEST
+from greenroom.actors.variants import BEST, USUAL
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import path_of
 from greenroom.runner.cli.connect import client_for, ensure_daemon, find
@@ -203,6 +203,7 @@ def rollback_runner_command(ctx: click.Context, backend: str, variant: str, vers
 
 @click.command("export")
 @click.argument("backend")
+@variant_option
 @click.option(
     "--version", default="", metavar="VERSION", help="Export this version instead of the one in use."
 )
@@ -210,13 +211,14 @@ def rollback_runner_command(ctx: click.Context, backend: str, variant: str, vers
     "-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of standard output."
 )
 @click.pass_context
-def export_backend(ctx: click.Context, backend: str, version: str, output: Path | None) -> None:
+def export_backend(ctx: click.Context, backend: str, variant: str, version: str, output: Path | None) -> None:
     """Write an installed BACKEND to one file: greenroom backends export mlx > mlx.tar
 
     Machines of the same kind with the same Python can import it. Needs no daemon.
     """
     from greenroom.runner.backends.base import Environment, Platform
     from greenroom.runner.backends.discovery import BACKENDS
+    from greenroom.runner.backends.variants import usual
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.installations import archive
     from greenroom.runner.installations.installed import InstallationStore
@@ -226,13 +228,18 @@ def export_backend(ctx: click.Context, backend: str, version: str, output: Path 
     settings = settings_of(ctx)
     current = _in_use(settings, backend)
     found = [one for one in InstallationStore(settings.home).records() if one.backend == backend]
+    here = Platform.here()
+    declared = BACKENDS[backend].on(here) if backend in BACKENDS else None
     if version:
         found = [one for one in found if one.version == version]
+    if variant:
+        usually = usual(declared.variants, here) if declared is not None else ""
+        found = [one for one in found if (one.variant or usually) == variant]
     if not found:
-        what = f"{backend} {version}".strip()
+        what = " ".join(filter(None, (backend, variant, version)))
         raise Problem(f"{what} is not installed in {settings.home}.", "See: greenroom backends")
     chosen = max(found, key=lambda one: (one.id == current, one.built_at))
-    source = BACKENDS[backend].on(Platform.here()).source if backend in BACKENDS else None
+    source = declared.source if declared is not None else None
     distribution = source.distribution if isinstance(source, Environment) else backend
     with ExitStack() as stack:
         draft = output.with_name(f"{output.name}.part") if output is not None else None
@@ -271,7 +278,9 @@ def import_backend(ctx: click.Context, file: IO[bytes]) -> None:
         manifest = archive.read(settings.home, file)
     except JobFailed as failed:
         raise Problem(failed.failure.message, failed.failure.advice) from failed
-    report(manifest.backend, install(client, manifest.backend, version=manifest.version, announce=click.echo))
+    variant = manifest.variant or USUAL
+    done = install(client, manifest.backend, version=manifest.version, variant=variant, announce=click.echo)
+    report(manifest.backend, done)
 
 
 def _in_use(settings: Settings, backend: str) -> str:

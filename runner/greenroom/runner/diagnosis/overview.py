@@ -77,7 +77,7 @@ def _installer(state: InstallerState, at: float) -> Iterator[str]:
         yield f"{name}: {_backend(backend, at)}"
         for one in backend.installations.values():
             marks = [mark for mark, so in _marks(backend, one.id, one.broken) if so]
-            facts = ", ".join([one.version, format_size(one.size), *marks])
+            facts = ", ".join([f"{one.variant} {one.version}".strip(), format_size(one.size), *marks])
             yield f"  {one.id} ({facts})"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from greenroom.actors.installer.events import (
     InstallationActivated,
@@ -128,13 +128,19 @@ class WhyBackend:
             found.cause = passed.code
             found.answer += f" {passed.message}"
             found.remedies = (Remedy(aim="To see your settings", command="greenroom config"), *found.remedies)
-        found.also = (*self._serves(), *self._beside(usable))
+        found.also = (*self._serves(), *self._beside(usable), *self._passed_over_variants())
         job, failure = self._state.job, self._state.failure
         if job is not None:
             found.steps += _steps(self._episode(job.id))
         elif failure is not None:
             self._tell_failed_beside(found, failure)
         return found
+
+    def _passed_over_variants(self) -> Iterator[str]:
+        """Variants that come first in this machine's order and do not work here."""
+        for one in self._state.ranked:
+            if (why := self._state.tried.get(one.name)) is not None:
+                yield f"The variant {one.name} could not be installed: {why.message} {why.advice}".strip()
 
     def _tell_chosen(self, found: Explanation, usable: Installation, born: Happening | None) -> None:
         """Since when it is in use, and why, unless by its own installation."""

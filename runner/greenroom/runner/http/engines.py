@@ -144,6 +144,11 @@ class Engines:
                     notes.append(f"the one named in the config cannot be used: greenroom why {status.name}")
                 elif status.failure is not None and not status.job:
                     notes.append(f"the last attempt at another failed: greenroom why {status.name}")
+                elif status.tried:
+                    names = ", ".join(status.tried)
+                    notes.append(f"{names} could not be installed: greenroom why {status.name}")
+                if status.offered:
+                    notes.append(f"{status.offered} would be better: greenroom backends")
                 noted = f" ({', '.join(notes)})" if notes else ""
                 return f"Running: {status.name} {version}{noted}"
             case "installing" | "waiting_to_retry":

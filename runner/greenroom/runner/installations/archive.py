@@ -41,7 +41,10 @@ _LARGEST = 2**40
 class ArchiveManifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     backend: str
+    variant: str = ""
+    """Of which build it is; empty for the usual one."""
     distribution: str
+    """What its lock is kept as: see `Environment.kept_as`."""
     version: str
     machine: str
     """The platform the wheels were chosen for, such as `linux x86_64 cpython-311`."""
@@ -90,7 +93,8 @@ def write(home: Path, found: InstallationRecord, distribution: str, out: IO[byte
         )
     manifest = ArchiveManifest(
         backend=found.backend,
-        distribution=distribution,
+        variant=found.variant,
+        distribution=f"{distribution}-{found.variant}" if found.variant else distribution,
         version=found.version,
         machine=here(),
         wheels=found.wheels,

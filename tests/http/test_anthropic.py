@@ -195,4 +195,5 @@ async def test_the_sdk_lists_models(open_house: Any) -> None:
         assert (await client.models.retrieve("tiny")) == listed.data[0]
         with pytest.raises(anthropic.NotFoundError) as caught:
             await client.models.retrieve("absent")
-    assert caught.value.body["type"] == "error"
+    body: Any = caught.value.body
+    assert body["type"] == "error"

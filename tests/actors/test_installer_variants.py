@@ -226,3 +226,10 @@ def test_a_build_is_uninstalled_by_its_variant() -> None:
     case = new_life(disk=(CPU, compiled), mlx=replace(MLX, versions={"build-native": "7"}))
     case.when(Uninstall(backend="mlx", variant="build-native")).rest()
     assert status(case).retiring == (compiled.id,)
+
+
+def test_a_cancelled_variant_is_started_again_by_its_name() -> None:
+    case = new_life()
+    ensure(case, variant="vulkan")
+    case.when(CancelInstall(backend="mlx")).rest()
+    assert "install-runner --backend mlx --variant vulkan" in case.answers["install/mlx@vulkan/"].advice

@@ -67,11 +67,12 @@ def unread(backend: str, reason: str) -> Refusal:
     )
 
 
-def cancelled(backend: str, reason: str) -> Refusal:
+def cancelled(backend: str, reason: str, variant: str = "") -> Refusal:
+    named = f" --variant {variant}" if variant else ""
     return refuse(
         "cancelled",
         f"The installation of {backend} was cancelled: {reason}.",
-        advice=f"Downloads are kept. Start again: greenroom install-runner --backend {backend}",
+        advice=f"Downloads are kept. Start again: greenroom install-runner --backend {backend}{named}",
         kind="conflict",
         subject=backend,
     )

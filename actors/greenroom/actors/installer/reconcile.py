@@ -403,7 +403,7 @@ def answers(
         case InstallFailed() as e:
             outcome = refusals.failed(e.failure, e.backend)
         case InstallCancelled() as e:
-            outcome = refusals.cancelled(e.backend, e.reason)
+            outcome = refusals.cancelled(e.backend, e.reason, job.variant)
         case _:
             return ()
     waiting_on = lasting_keys(jobs, job) if goes_on else ()

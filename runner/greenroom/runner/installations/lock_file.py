@@ -230,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
     parser.add_argument("backend", nargs="+", choices=[*BACKENDS, BUILD_TOOLS.lock])
     parser.add_argument("--cuda", action="store_true", help="as if this machine had an NVIDIA GPU")
+    parser.add_argument("--variant", default="", help="for this variant, from its own index")
     parser.add_argument("--own-sources", action="store_true", help="without the indexes of the declaration")
     args = parser.parse_args(argv)
     here = Platform.here()

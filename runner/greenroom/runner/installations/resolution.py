@@ -159,6 +159,8 @@ def write_lock(backend: str, source: Environment, platform: Platform) -> Path:
         # One complete index: local ones may lack other platforms' files.
         sources = replace(sources, extra_indexes=(), find_links=())
     sources = sources.with_indexes(source.indexes, f"the declaration of {backend}")
+    if source.own_index:
+        sources = sources.with_first(source.own_index, f"the declaration of {backend}")
     kind = f"{platform.system}-{platform.machine}-py{platform.python[0]}{platform.python[1]}"
     where = f"Python >= {_PYTHON} on Linux and macOS" if source.universal else kind
     header = [

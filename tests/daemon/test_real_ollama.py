@@ -130,6 +130,11 @@ def test_ollamas_client_uses_a_real_model(
     assert client.create("shorter", from_="mine", parameters={"num_ctx": 512}).status == "success"
     client.chat("shorter", HELLO, options=EXACT)
     assert 512 in [one.context_length for one in client.ps().models]
+    larger = client.chat("shorter", HELLO, options={**EXACT, "num_ctx": 1024})
+    assert larger.message.content
+    client.chat("shorter", HELLO, options={**EXACT, "num_ctx": 256})
+    sizes = [one.context_length for one in client.ps().models]
+    assert (1024 in sizes, 512 in sizes) == (True, False)
     for name in ("shorter", "mine"):
         client.delete(name)
     left = [one.model for one in client.list().models]

@@ -158,6 +158,12 @@ class Cannot:
     """What to do instead, one sentence."""
 
 
+LLAMA_CPP_SAMPLING = frozenset(
+    {"typical_p", "repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta", "n_keep"}
+)
+"""Fields that only llama.cpp knows; other engines ignore them in silence."""
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How the engine's requests and responses differ from the client's."""
@@ -166,7 +172,7 @@ class Dialect:
     """Sent in place of the client's model name, which replaces it again in responses; `{model_id}` stands for
     the model's id. None if any name will do."""
     dropped: frozenset[str] = frozenset()
-    """Request fields the engine must not receive, since they would load other weights."""
+    """Request fields the engine does not receive: they would load other weights, or mean nothing to it."""
     cannot: tuple[Cannot, ...] = ()
     pools_by_header: bool = False
     """Makes embeddings only with models whose header says how, or with the flag `--pooling`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
+    LLAMA_CPP_SAMPLING,
     Backend,
     Cannot,
     CommandLine,
@@ -74,7 +75,9 @@ class Mlx(Backend):
     )
     # `adapters` and `draft_model` would load other weights than the admitted ones.
     dialect = Dialect(
-        model_name="default_model", dropped=frozenset({"adapters", "draft_model"}), cannot=_CANNOT
+        model_name="default_model",
+        dropped=LLAMA_CPP_SAMPLING | {"adapters", "draft_model"},
+        cannot=_CANNOT,
     )
 
     slots = 4

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
+    LLAMA_CPP_SAMPLING,
     Backend,
     CommandLine,
     Dialect,
@@ -63,7 +64,7 @@ class _VllmServer(Backend):
     install_preference = 20
     readiness = Readiness(path="/health", loading=frozenset({503}))
     # It refuses names it was not started with, and a model may get others later.
-    dialect = Dialect(model_name="{model_id}")
+    dialect = Dialect(model_name="{model_id}", dropped=LLAMA_CPP_SAMPLING)
     allowed_flags = VLLM
     overhead_bytes = 2 * 2**30
     # It pages its cache: a request that finds it full waits, and is never truncated.

@@ -128,6 +128,8 @@ def test_ollamas_client_uses_a_real_model(
     assert client.generate("mine", keep_alive=0).done_reason == "unload"
     until(lambda: [one.model for one in client.ps().models] == [] or len(client.ps().models) == 1)
     assert client.create("shorter", from_="mine", parameters={"num_ctx": 512}).status == "success"
+    one_thread = {"model": "shorter", "runtime-flags": ["--threads", "1"]}
+    assert daemon.post("/engines/_configure", one_thread).status == 202
     client.chat("shorter", HELLO, options=EXACT)
     assert 512 in [one.context_length for one in client.ps().models]
     larger = client.chat("shorter", HELLO, options={**EXACT, "num_ctx": 1024})

@@ -240,7 +240,8 @@ async def test_every_inference_route_refuses_a_hostile_name_or_keep_alive(
     house = await open_house()
     before = await stored_by(house)
     for method, path in routes(house):
-        if not path.endswith(("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/rerank")):
+        ends = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/rerank", "/chat", "/generate")
+        if not path.endswith((*ends, "/embed")):
             continue
         for field, what, value in hostile_values(Routing):
             rest = b"" if field == "model" else b'"model": "tiny", '

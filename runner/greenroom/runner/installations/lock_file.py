@@ -237,6 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = replace(here, cuda=here.cuda or args.cuda)
     for name in args.backend:
         source = BUILD_TOOLS if name == BUILD_TOOLS.lock else BACKENDS[name].on(here).source
+        if args.variant:
+            declared = BACKENDS[name].on(here) if name in BACKENDS else None
+            builds = {one.name: one.source or source for one in declared.variants} if declared else {}
+            if args.variant not in builds:
+                parser.error(f"{name} has no variant {args.variant}; it has {', '.join(builds) or 'none'}.")
+            source = builds[args.variant]
         if not isinstance(source, Environment):
             parser.error(f"{name} is installed from an image and needs no lock.")
         source = replace(source, indexes=()) if args.own_sources else source

@@ -414,3 +414,21 @@ def test_no_public_class_name_means_two_things() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(module.name)
     assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_a_package_that_lists_its_modules_lists_them_all() -> None:
+    listed = {}
+    for path in FILES:
+        text = ast.get_docstring(ast.parse(path.read_text())) or "" if path.name == "__init__.py" else ""
+        if "\n- `" in text:
+            modules = {one.stem for one in path.parent.glob("*.py")} - {"__init__"}
+            packages = {one.parent.name for one in path.parent.glob("*/__init__.py")}
+            named = {
+                name
+                for line in text.splitlines()
+                for item in re.findall(r"(?:^- |; )((?:`\w+`(?:, )?)+):", line)
+                for name in re.findall(r"\w+", item)
+            }
+            assert modules <= named <= modules | packages, f"{path}: {modules ^ named}"
+            listed[path.parent.name] = named
+    assert len(listed) >= 12

@@ -1,1 +1,20 @@
-"""The actor that decides which engine serves a request, what is loaded where, and what is evicted."""
+"""The actor that decides which engine serves a request, what is loaded where, and what is evicted.
+
+- `core`: what it is asked, and its steps in order
+- `state`: what is stored (loads, breakers, quarantines, configurations), and what lives only as long as it
+  does
+- `reconcile`: the numbered steps of a turn, from ended loads to `AwaitReady`
+- `context`: what the steps of one turn share
+- `queue`: where requests wait, whose turn it is, and what each is given or refused
+- `backend_choice`: which backend serves a model
+- `quarantine`: breakers, pauses, and models that an older version of a backend serves
+- `placement`: where an engine could have its memory
+- `layers`: how a model is divided between devices and the machine's memory
+- `eviction`: which idle engines are evicted, and which end because their keep-alive is over
+- `ledger`: what memory is reserved, and what is free
+- `ledger_reading`: the ledger as `ps` and `status` show it
+- `messages`: commands and replies
+- `events`: what is stored
+- `effects`: what is done at the gates and on the progress board
+- `errors`: refusals
+"""

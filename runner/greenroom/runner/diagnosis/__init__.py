@@ -1,1 +1,13 @@
-"""Diagnosis from the journal: log, replay, why, bundle."""
+"""Diagnosis from the journal: log, replay, why, bundle.
+
+- `sentences`: one sentence for each event (`log`)
+- `filters`, `times`: which events, and from when to when
+- `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer
+- `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject
+- `stop_reasons`: why an engine stopped
+- `history`, `engine_history`, `model_history`: what the answers are read from
+- `old_journals`: what earlier versions stored in sentences only
+- `replay`, `overview`: the state at any moment of the past (`replay`)
+- `bundle`: the file for a bug report
+- `redaction`, `known_secrets`: take secrets and prompts out of it
+"""

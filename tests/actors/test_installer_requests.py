@@ -46,7 +46,7 @@ def test_an_install_of_an_absent_backend_starts_a_job() -> None:
     assert status(case).state == "installing"
 
 
-def test_fifty_install_requests_at_once_make_one_job_and_one_build() -> None:
+def test_fifty_install_requests_at_once_join_one_job_and_get_one_build() -> None:
     case = new_life()
     builds = 0
     for _ in range(50):

@@ -86,13 +86,12 @@ def pretend(file: Path) -> None:
 
 
 def dividing(fake: Backend) -> Backend:
-    class Dividing(type(fake)):  # type: ignore[misc]
-        divides = True
+    def loaded(_: Backend, log: str) -> Loaded | None:
+        return llama_cpp_log.loaded(log, 0)
 
-        def loaded(self, log: str) -> Loaded | None:
-            return llama_cpp_log.loaded(log, 0)
-
-    return Dividing()
+    kind: Any = type("Dividing", (type(fake),), {"divides": True, "loaded": loaded})
+    divides: Backend = kind()
+    return divides
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """Engine processes: keepers, launchers, readiness, capsules.
 
-- `host`: performs the runner's effects: starts, watches and stops engines
+- `host`: performs the runner's effects: starts, watches and stops engines,
+  and finds out what became of one whose keeper has died
 - `handle`: one engine: whether it is loading, ready or dead (`Probe`, `judge`), and what is reported of it
 - `adoption`: takes over the engines of an earlier daemon, after a restart
 - `keeper`: the small process that owns an engine, and ends it if the daemon does not come back
 - `keeper_main`: the program of a keeper
 - `keeper_log`: the engine's output, head and tail
-- `keeper_watch`: the daemon's connection to each keeper, and what follows if a keeper dies
+- `keeper_watch`: the daemon's connection to each keeper, on which it notices that one has died
 - `folders`: the files and sockets of engines
 - `health_monitor`: looks at all engines all the time
 - `liveness`: judges whether an engine still works

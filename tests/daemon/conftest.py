@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from alone import alone
+from daemon_process import DaemonProcess, without_settings
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
 from package_index import serving
@@ -40,15 +41,11 @@ class Answer:
 
 
 @dataclass
-class Daemon:
+class Daemon(DaemonProcess):
     """One data directory, and the daemon that runs on it at the moment."""
 
-    home: Path
     env: dict[str, str]
     wrapper: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
-    url: str = ""
-    began: list[subprocess.Popen[bytes]] = field(default_factory=list)
     commands: list[subprocess.Popen[str]] = field(default_factory=list)
     bound: float = BOUND
     """Seconds one request or command may take."""
@@ -57,28 +54,9 @@ class Daemon:
 
     def start(self, **env: str) -> Daemon:
         """Start it and wait until it is ready."""
-        (self.home / "daemon.json").unlink(missing_ok=True)
-        log = (self.home.parent / "serve.log").open("ab")
-        self.process = subprocess.Popen(
-            [*self.wrapper, sys.executable, "-m", "greenroom.runner.cli", "serve", "--port", "0"],
-            env={**self.env, **env},
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-        )
-        self.began.append(self.process)
-        log.close()
-
-        def answers() -> bool:
-            assert self.process is not None
-            assert self.process.poll() is None, (self.home.parent / "serve.log").read_text()
-            file = self.home / "daemon.json"
-            if not file.exists():
-                return False
-            self.url = json.loads(file.read_text())["url"]
-            return self.wrapper != () or self.get("/readyz").status == 200
-
-        until(answers)
+        argv = [*self.wrapper, sys.executable, "-m", "greenroom.runner.cli", "serve", "--port", "0"]
+        self.launch(argv, {**self.env, **env})
+        until(lambda: self.listens() and (self.wrapper != () or self.get("/readyz").status == 200))
         return self
 
     def stop(self) -> None:
@@ -89,9 +67,7 @@ class Daemon:
 
     def kill(self) -> None:
         """End it without a word."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(BOUND)
+        self.send_kill().wait(BOUND)
 
     def restart(self, **env: str) -> Daemon:
         """Stop it in order and start it again."""
@@ -174,22 +150,14 @@ class Daemon:
 
 
 def _environment(home: Path, **more: str) -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("GREENROOM_", "MODEL_RUNNER_"))}
-    return {**env, "GREENROOM_HOME": str(home), **more}
+    return {**without_settings(), "GREENROOM_HOME": str(home), **more}
 
 
 def _end(daemon: Daemon) -> None:
     for command in daemon.commands:
         command.kill()
         command.communicate()
-    for process in daemon.began:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(BOUND)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(BOUND)
+    daemon.end()
     # A killed daemon leaves its engines to the next one; here there is none.
     for claim in daemon.home.glob("engines/*/claim"):
         for pid in {int(word) for word in _pids(claim)}:

@@ -153,7 +153,7 @@ def test_whatever_many_want_at_once_status_is_what_is_on_the_disk(
     assert "DAMAGED" not in verified.stdout
     assert daemon.run("journal", "verify").returncode == 0
     daemon.stop()
-    assert "Traceback" not in (daemon.home.parent / "serve.log").read_text()
+    assert "Traceback" not in daemon.log()
     words = [one.info["cmdline"] or () for one in psutil.process_iter(["cmdline"])]
     left = [line for line in words if any(str(daemon.home) in word for word in line)]
     assert not left, "a process has outlived the daemon"

@@ -63,7 +63,7 @@ def left_behind(daemon: Any) -> list[Path]:
 
 
 def log_of(daemon: Any) -> str:
-    return str((daemon.home.parent / "serve.log").read_text())
+    return str(daemon.log())
 
 
 def fill(disk: Path, leave: int = 0) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from daemon_process import without_settings
 from hub import LocalHub
 from model_registry import RealRegistry, needs_registry
 
@@ -31,9 +31,8 @@ def greenroom(tmp_path: Path, hub: LocalHub) -> Iterator[Callable[..., subproces
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GREENROOM_", "HF_"))}
     environment: Mapping[str, str] = {
-        **inherited,
+        **without_settings("HF_"),
         "GREENROOM_HOME": str(tmp_path / "home"),
         "GREENROOM_PORT": str(port),
         "HF_ENDPOINT": hub.url,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import aiohttp
 import psutil
 
+from daemon_process import DaemonProcess, without_settings
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.testing import tiny_gguf
 from waiting import until_async
@@ -60,46 +60,31 @@ class Answer:
 
 
 @dataclass
-class Daemon:
+class Daemon(DaemonProcess):
     """One data directory, and the daemon that runs on it at the moment."""
 
-    home: Path
     session: aiohttp.ClientSession
     flags: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     toy: bool = False
-    process: subprocess.Popen[bytes] | None = None
-    url: str = ""
     expected_deaths: set[int] = field(default_factory=set)
 
     # life
 
-    def launch(self, **env: str) -> subprocess.Popen[bytes]:
+    def begin(self, **env: str) -> subprocess.Popen[bytes]:
         """Start it and do not wait."""
-        (self.home / "daemon.json").unlink(missing_ok=True)
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("GREENROOM_", "MODEL_RUNNER_"))}
         more = ["--toy"] if self.toy else []
-        with (self.home.parent / f"{self.home.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), str(self.home), *more, "--", *self.flags],
-                env={**clean, "GREENROOM_WEDGE_HOME": str(self.home), **self.env, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        return self.process
+        return self.launch(
+            [sys.executable, str(PROGRAM), str(self.home), *more, "--", *self.flags],
+            {**without_settings(), "GREENROOM_WEDGE_HOME": str(self.home), **self.env, **env},
+        )
 
     async def start(self, **env: str) -> Daemon:
         """Start it and wait until it is ready."""
-        process = self.launch(**env)
+        self.begin(**env)
 
         async def ready() -> bool:
-            assert process.poll() is None, self.log()
-            file = self.home / "daemon.json"
-            if not file.exists():
-                return False
-            self.url = json.loads(file.read_text())["url"]
-            return (await self.get("/readyz")).status == 200
+            return self.listens() and (await self.get("/readyz")).status == 200
 
         await until_async(ready)
         return self
@@ -116,8 +101,7 @@ class Daemon:
 
     async def kill(self) -> None:
         """End it without a word."""
-        assert self.process is not None
-        self.process.kill()
+        self.send_kill()
         await self.gone()
 
     async def gone(self) -> None:
@@ -125,9 +109,6 @@ class Daemon:
         process = self.process
         assert process is not None
         await until_async(lambda: process.poll() is not None)
-
-    def log(self) -> str:
-        return (self.home.parent / f"{self.home.name}.log").read_text()[-5000:]
 
     # asking
 
@@ -254,7 +235,7 @@ class Daemon:
 
         await until_async(rests)
 
-    async def end(self) -> None:
+    async def clean_up(self) -> None:
         """Whatever the test has left behind. Engines first: to end a deaf one in order takes ten seconds."""
         process = self.process
         if process is not None and process.poll() is not None:

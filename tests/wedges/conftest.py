@@ -41,4 +41,4 @@ async def make_daemon(place: Path) -> AsyncIterator[MakeDaemon]:
 
         yield make
         for daemon in made:
-            await daemon.end()
+            await daemon.clean_up()

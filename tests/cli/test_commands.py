@@ -263,13 +263,19 @@ def test_installing_announces_shows_progress_and_says_that_it_is_done(
         progress("downloading", 5, 10),
         json.dumps({"type": "success", "message": "mlx backend installed successfully", "already": False}),
     ]
+    failure = {"message": "It has no kernel for this device."}
+    our_daemon.routes["GET /engines/mlx"] = {
+        "variants": [{"name": "cuda", "failure": failure}, {"name": "cpu"}]
+    }
 
     outcome = greenroom("install-runner", "--backend", "mlx")
 
     assert outcome.code == 0
     assert outcome.out == "Installing mlx backend...\nmlx backend installed successfully\n"
     assert "  mlx: Looking up\n  mlx: Downloading 5 B of 10 B (50%)\n" in outcome.err
-    assert our_daemon.seen[-1].headers["Accept"] == "application/x-ndjson"
+    assert outcome.err.endswith("cuda was not installed: It has no kernel for this device.\n")
+    (sent,) = (one for one in our_daemon.seen if one.path == "/engines/install-backend")
+    assert sent.headers["Accept"] == "application/x-ndjson"
 
 
 def test_installing_what_is_installed_says_so(greenroom: Any, our_daemon: Any) -> None:
@@ -278,6 +284,7 @@ def test_installing_what_is_installed_says_so(greenroom: Any, our_daemon: Any) -
             {"type": "success", "message": "m", "already": True, "installation": {"version": "0.32.2"}}
         )
     ]
+    our_daemon.routes["GET /engines/mlx"] = {"variants": []}
 
     outcome = greenroom("install-runner", "--backend", "mlx")
 
@@ -331,7 +338,8 @@ def test_a_dry_run_says_what_would_be_fetched(greenroom: Any, our_daemon: Any) -
         "  mlx-lm==0.32.2",
         "To download: 1.00 MB; the rest is in the cache.",
     ]
-    assert our_daemon.bodies("/engines/install-backend") == [{"backend": "mlx", "dry_run": True}]
+    asked = {"backend": "mlx", "dry_run": True, "variant": "best"}
+    assert our_daemon.bodies("/engines/install-backend") == [asked]
 
 
 def test_a_dry_run_of_what_is_all_here_says_so(greenroom: Any, our_daemon: Any) -> None:

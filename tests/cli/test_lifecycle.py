@@ -306,7 +306,7 @@ def test_ctrl_c_ends_a_command_that_waits(place: Path) -> None:
             ["install-runner", "--backend", "mlx"],
             "/engines/install-backend",
             "/engines/cancel-install",
-            {"backend": "mlx", "leave": True},
+            {"backend": "mlx", "variant": "best", "leave": True},
         ),
         (["pull", "smollm2"], "/models/create", "/models/cancel", {"from": "smollm2", "leave": True}),
         (["run", "smollm2", "Hi"], "/models/create", "/models/cancel", {"from": "smollm2", "leave": True}),

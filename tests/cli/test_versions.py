@@ -55,7 +55,9 @@ def test_upgrading_asks_for_the_pinned_version_or_the_named_one(greenroom: Any, 
 def test_rolling_back_says_what_is_in_use(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes["POST /engines/activate-backend"] = {"installation": {"version": "1"}}
     assert greenroom("rollback-runner", "--backend", "mlx").out == "mlx 1 is in use\n"
-    assert our_daemon.bodies("/engines/activate-backend") == [{"backend": "mlx", "version": ""}]
+    assert our_daemon.bodies("/engines/activate-backend") == [
+        {"backend": "mlx", "version": "", "variant": ""}
+    ]
     our_daemon.routes["POST /engines/activate-backend"] = (409, "mlx has no earlier installation.")
     outcome = greenroom("rollback-runner", "--backend", "mlx")
     assert (outcome.code, outcome.err) == (1, "Error: mlx has no earlier installation.\n")
@@ -170,7 +172,8 @@ def test_importing_lays_the_packages_out_and_asks_for_their_version(
     our_daemon.routes["POST /engines/install-backend"] = [json.dumps(done)]
     outcome = greenroom("backends", "import", str(tmp_path / "mlx.tar"))
     assert (outcome.code, outcome.out.splitlines()[-1]) == (0, done["message"])
-    assert our_daemon.bodies("/engines/install-backend") == [{"backend": "mlx", "version": "7"}]
+    asked = {"backend": "mlx", "version": "7", "variant": "usual"}
+    assert our_daemon.bodies("/engines/install-backend") == [asked]
     (wheel,) = home.glob("cache/wheels/*/*.whl")
     assert wheel.read_bytes() == b"a wheel"
     assert (home / "cache" / "locks" / "mlx-lm-7.txt").read_text() == "# a lock\n"

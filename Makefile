@@ -19,7 +19,7 @@ run: export MODEL_NAME := $(value MODEL)
 run: export PROMPT_TEXT := $(value PROMPT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check actionlint format lock package coverage words golden bench clean
+.PHONY: help run test test-slow test-clients check actionlint format lock package coverage words golden bench clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
@@ -38,6 +38,9 @@ test: $(VENV)/.installed-dev ## set up and run the tests
 
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-clients: $(VENV)/.installed-dev ## run the tests with clients from npm
+	$(BIN)/python -m pytest -m clients
 
 check: $(VENV)/.installed-dev ## lint, formatting, spelling, types for Linux and macOS, pyright
 	$(BIN)/ruff check

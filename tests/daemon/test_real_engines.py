@@ -9,13 +9,19 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import anthropic
 import openai
 import pydantic
 import pytest
 
+import anthropic_types
+from anthropic_types import check_message
 from openai_types import check_response, events_of
+
+STORY = "Write a long story about the sea."
+"""No model ends that within a few tokens."""
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -35,24 +41,48 @@ def test_llama_cpp_streams_through_the_openai_sdk(
     assert len(pieces) > 3
     assert "".join(pieces).strip()
     responses_of(client, str(smollm2_gguf))
+    counted = messages_of(daemon.url, str(smollm2_gguf)).count_tokens(
+        model=str(smollm2_gguf), messages=[{"role": "user", "content": STORY}]
+    )
+    assert counted.input_tokens > 3
     client.close()
 
 
+def messages_of(url: str, model: str) -> anthropic.resources.Messages:
+    """The API of Anthropic's SDK, after a message with it and one as a stream."""
+    messages = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0).messages
+    asked: Any = {
+        "model": model,
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": STORY}],
+    }
+    whole = messages.create(**asked)
+    check_message(whole.model_dump(exclude_unset=True))
+    assert (whole.model, whole.stop_reason, whole.usage.output_tokens) == (model, "max_tokens", 8)
+    raw = messages.with_raw_response.create(**asked, stream=True)
+    told = anthropic_types.events_of(raw.http_response.read().decode())
+    assert told[-2]["delta"]["stop_reason"] == "max_tokens"
+    usage = told[-2]["usage"]
+    read = whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
+    assert usage["input_tokens"] + usage["cache_read_input_tokens"] == read
+    return messages
+
+
 class Colour(pydantic.BaseModel):
-    name: str
+    name: Literal["red", "blue"]
 
 
 def responses_of(client: openai.OpenAI, model: str) -> None:
     """A conversation of responses, a schema and a count of tokens."""
     raw = client.responses.with_raw_response.create(
-        model=model, input="Name a colour.", stream=True, max_output_tokens=8
+        model=model, input=STORY, stream=True, max_output_tokens=8
     )
     told = events_of(raw.http_response.read().decode())
     first = told[-1]["response"]
     assert (first["status"], first["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert first["usage"]["output_tokens"] == 8
     second = client.responses.create(
-        model=model, input="And another?", previous_response_id=first["id"], max_output_tokens=8
+        model=model, input="Write a longer one.", previous_response_id=first["id"], max_output_tokens=8
     )
     check_response(second.model_dump(by_alias=True, exclude_unset=True))
     assert second.usage is not None
@@ -60,7 +90,7 @@ def responses_of(client: openai.OpenAI, model: str) -> None:
     assert client.responses.retrieve(second.id).output_text == second.output_text
     parsed = client.responses.parse(model=model, input="A colour.", text_format=Colour, max_output_tokens=64)
     assert parsed.output_parsed is not None
-    counted = client.responses.input_tokens.count(model=model, input="Name a colour.")
+    counted = client.responses.input_tokens.count(model=model, input=STORY)
     assert counted.input_tokens == first["usage"]["input_tokens"]
 
 
@@ -78,6 +108,14 @@ def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(
     assert said.strip()
     assert {chunk["model"] for chunk in chunks} == {str(smollm2_mlx)}
     assert lines[-1] == "data: [DONE]" or lines[-2] == "data: [DONE]"
+    messages_of(daemon.url, str(smollm2_mlx))
+    client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
+    response = client.responses.create(model=str(smollm2_mlx), input=STORY, max_output_tokens=8)
+    check_response(response.model_dump(by_alias=True, exclude_unset=True))
+    assert (response.status, bool(response.output_text)) == ("incomplete", True)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.parse(model=str(smollm2_mlx), input="A colour.", text_format=Colour)
+    assert caught.value.param == "text.format"
     committed = [
         fields for _, fields in daemon.events("installation_committed") if fields["backend"] == "mlx"
     ]

@@ -15,6 +15,7 @@ import anthropic
 import openai
 import pydantic
 import pytest
+from anthropic.resources import Messages
 
 import anthropic_types
 from anthropic_types import check_message
@@ -48,7 +49,7 @@ def test_llama_cpp_streams_through_the_openai_sdk(
     client.close()
 
 
-def messages_of(url: str, model: str) -> anthropic.resources.Messages:
+def messages_of(url: str, model: str) -> Messages:
     """The API of Anthropic's SDK, after a message with it and one as a stream."""
     messages = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0).messages
     asked: Any = {

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import socket
@@ -45,6 +46,11 @@ def wish(file: str) -> str:
         return "well"
 
 
+def compute() -> None:
+    """As engines do, without the interpreter's lock: with it, other connections could wait for seconds."""
+    hashlib.sha256(bytes(10**6))
+
+
 def close_when_told(listener: socket.socket, file: str) -> None:
     while wish(file) != "close":
         time.sleep(0.02)
@@ -65,10 +71,10 @@ def serve(connection: socket.socket, file: str) -> None:
         if how == "hang" or (how == "hollow" and not is_health):
             time.sleep(3600)
         while asked.startswith(b"POST /long ") and wish(file) == "well":
-            sum(range(100_000))
+            compute()
         if how == "spin" and not is_health:
             while wish(file) == "spin":
-                sum(range(100_000))
+                compute()
         if how == "garble" or (how == "mumble" and not is_health):
             connection.sendall(b"\x00\x01\x02 this is not HTTP at all\r\n\r\n")
             return

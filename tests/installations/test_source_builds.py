@@ -241,8 +241,9 @@ def test_cancelling_ends_every_compiler_and_leaves_nothing(
     assert not left_of(home)
 
 
+@pytest.mark.parametrize("is_recorded", [True, False])
 def test_a_build_that_was_killed_with_its_daemon_is_ended_and_made_again(
-    make_builder: Callable[..., Builder], home: Path, index: Index, heard: BuilderReports
+    make_builder: Callable[..., Builder], home: Path, index: Index, heard: BuilderReports, is_recorded: bool
 ) -> None:
     mark = home.parent / "compiling"
     program = Path(__file__).parents[1] / "programs" / "build_process.py"
@@ -251,6 +252,10 @@ def test_a_build_that_was_killed_with_its_daemon_is_ended_and_made_again(
         until(mark.exists)
         daemon.send_signal(signal.SIGKILL)
     assert builders(home)
+    if not is_recorded:
+        # As if the daemon had died between starting the compiler and noting it.
+        (attempt,) = home.glob("backends/toy/*/attempt.json")
+        attempt.write_bytes(b"")
     build = source_toy(index)
     builder = make_builder(backends={"toy": built_backend(native=build)})
     builder.look(["toy"])

@@ -25,6 +25,7 @@ from uuid import uuid4
 
 import msgspec
 
+from greenroom.actors.journal.fsync import write_atomically
 from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobCancelled, JobFailed, blamed
 from greenroom.runner.installations.errors import os_failure
@@ -277,7 +278,7 @@ def _unreadable(installation: Installation, error: Unclear) -> JobFailed:
 
 
 def write_attempt(folder: Path, attempt: BuildAttempt) -> None:
-    (folder / ATTEMPT).write_bytes(msgspec.json.encode(attempt))
+    write_atomically(folder / ATTEMPT, msgspec.json.encode(attempt))
 
 
 def discard(folder: Path) -> None:
@@ -403,14 +404,14 @@ def _age(folder: Path) -> tuple[float, str]:
 
 
 def _end_builder(folder: Path) -> None:
-    try:
+    # A compiler runs in a group of its own, and may have been started just before it could be recorded.
+    builders = of_folder(folder.absolute(), BUILD_FOLDER)
+    with suppress(OSError, msgspec.MsgspecError):
         attempt = msgspec.json.decode((folder / ATTEMPT).read_bytes(), type=BuildAttempt)
-    except (OSError, msgspec.MsgspecError):
-        return
-    builder = ProcessIdentity(attempt.pid, attempt.started, attempt.boot)
-    builder.send_group(signal.SIGKILL)
-    # A compiler runs in a group of its own.
-    kill_all([builder, *of_folder(folder.absolute(), BUILD_FOLDER)])
+        builder = ProcessIdentity(attempt.pid, attempt.started, attempt.boot)
+        builder.send_group(signal.SIGKILL)
+        builders.append(builder)
+    kill_all(builders)
 
 
 def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int]) -> int:

@@ -69,6 +69,12 @@ PATHS = {
     "a way out": f"..%2f..%2f{MARK}%2fetc%2fpasswd",
     "five thousand letters": MARK * 600,
 }
+MODEL_IN_BODY = (
+    *("/chat/completions", "/completions", "/embeddings", "/rerank", "/score"),
+    *("/messages", "/count_tokens", "/responses", "/input_tokens"),
+    *("/chat", "/generate", "/embed"),
+)
+"""How the routes end that ask something of an engine."""
 HEADERS = {
     "no UTF-8": b"X-Anything: \xff\xfe" + MARK.encode(),
     "C1": b"User-Agent: \xc2\x9b2J" + MARK.encode(),
@@ -240,8 +246,7 @@ async def test_every_inference_route_refuses_a_hostile_name_or_keep_alive(
     house = await open_house()
     before = await stored_by(house)
     for method, path in routes(house):
-        ends = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/rerank", "/chat", "/generate")
-        if not path.endswith((*ends, "/embed")):
+        if method != "POST" or not path.endswith(MODEL_IN_BODY):
             continue
         for field, what, value in hostile_values(Routing):
             rest = b"" if field == "model" else b'"model": "tiny", '

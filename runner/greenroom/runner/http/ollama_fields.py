@@ -129,7 +129,7 @@ def _refused(fields: dict[str, Any]) -> None:
     if fields.get("suffix"):
         raise Wrong(
             "suffix",
-            "suffix is not supported: this model does not support insert here.",
+            "suffix is not supported: this model does not support insert.",
             "unsupported_parameter",
         )
     if fields.get("raw") and fields.get("images"):
@@ -147,6 +147,7 @@ GENERATE = Dialogue(
         "template": text(),
         "suffix": text(),
     },
+    required=("prompt",),
     together=_refused,
 )
 

@@ -13,6 +13,7 @@ from greenroom.runner.devices import watch as module
 from greenroom.runner.devices.children import Children
 from greenroom.runner.devices.host_view import HostView
 from greenroom.runner.devices.watch import DeviceWatch
+from waiting import until
 
 MIB = 2**20
 ROWS = """\
@@ -123,4 +124,4 @@ def test_a_driver_that_hangs_does_not_delay_a_start(
     watch.start()
     assert watch.now() == ()
     watch.close()
-    assert not [one for one in threading.enumerate() if one.name == "devices"]
+    until(lambda: not [one for one in threading.enumerate() if one.name == "devices"])

@@ -18,8 +18,8 @@ MACS = (("darwin", "arm64"), ("darwin", "x86_64"))
 _MAKERS: Mapping[Runtime, Maker] = {"cuda": "nvidia", "rocm": "amd", "metal": "apple"}
 """Whose devices a runtime is for; Vulkan is for all."""
 _TITLES: Mapping[Runtime, str] = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan", "metal": "Metal"}
-_DRIVERS = {"12.0": "525", "12.4": "550", "12.8": "570", "13.0": "580", "13.2": "595"}
-"""NVIDIA's first driver for each version of CUDA, by its release notes."""
+_DRIVERS = {"12.0": "525", "12.4": "550", "12.8": "570", "13.0": "580"}
+"""NVIDIA's first driver for each version of CUDA, by its release notes; others are not named."""
 
 
 @dataclass(frozen=True)

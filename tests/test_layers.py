@@ -57,7 +57,7 @@ IMPURE_LIBRARIES = set(
 HOMES = {
     "aiohttp": ("runner.http.aiohttp_adapter",),
     "pykka": ("actors.kernel",),
-    "sqlite3": ("actors.journal", "runner.http.response_store"),
+    "sqlite3": ("actors.journal", "runner.http.responses.store"),
     "tenacity": ("actors.retry",),
 }
 

@@ -9,7 +9,7 @@ import anthropic
 import pytest
 
 from anthropic_types import check_message, events_of
-from greenroom.runner.http.anthropic import MessageTranslation
+from greenroom.runner.http.anthropic.messages import MessageTranslation
 
 HELLO: Any = {"model": "tiny", "max_tokens": 64, "messages": [{"role": "user", "content": "hi"}]}
 USAGE = {

@@ -145,8 +145,8 @@ def sensible(path: str) -> str:
 def bodies() -> dict[tuple[str, str], type[msgspec.Struct]]:
     """The struct of each route's body, which says in its text whose it is."""
     found: dict[tuple[str, str], type[msgspec.Struct]] = {}
-    for module in pkgutil.iter_modules(greenroom.runner.http.__path__):
-        loaded = importlib.import_module(f"greenroom.runner.http.{module.name}")
+    for module in pkgutil.walk_packages(greenroom.runner.http.__path__, "greenroom.runner.http."):
+        loaded = importlib.import_module(module.name)
         for name, kind in vars(loaded).items():
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and name.endswith("Body"):
                 for method, path in re.findall(r"`(POST|DELETE) (/[^`]*)`", kind.__doc__ or ""):
@@ -210,7 +210,7 @@ def test_every_body_is_known_to_this_test() -> None:
         kind.__name__
         for module in (
             *("backends", "configuring", "engines", "health", "models", "transfers"),
-            *("ollama_models", "ollama_transfers"),
+            *("ollama.models", "ollama.transfers"),
         )
         for kind in vars(importlib.import_module(f"greenroom.runner.http.{module}")).values()
         if isinstance(kind, type) and kind.__name__.endswith("Body")

@@ -15,7 +15,7 @@ from greenroom.runner.backends.base import Dialect
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.http.admission import refuse_what_it_cannot
-from greenroom.runner.http.anthropic_fields import MESSAGES
+from greenroom.runner.http.anthropic.fields import MESSAGES
 from greenroom.runner.http.bodies import check_now
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, Dialogue

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.http.ollama import Chat, Embed, Generate
+from greenroom.runner.http.ollama.inference import Chat, Embed, Generate
 from waiting import until_async
 
 HELLO = [{"role": "user", "content": "hi"}]

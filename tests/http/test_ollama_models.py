@@ -11,7 +11,7 @@ from typing import Any
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.values import Part, Progress
-from greenroom.runner.http.ollama_transfers import StatusLines
+from greenroom.runner.http.ollama.transfers import StatusLines
 
 NAME = "tiny:latest"
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from greenroom.actors.values import Caller
-from greenroom.runner.http.response_routes import owner_of
-from greenroom.runner.http.response_store import (
+from greenroom.runner.http.responses.routes import owner_of
+from greenroom.runner.http.responses.store import (
     FILE,
     KEPT,
     ResponseStore,

@@ -172,7 +172,7 @@ async def test_items_become_the_messages_of_a_chat(open_house: Any) -> None:
     ]
     assert (await made(house, input=items))["output"][0]["content"][0]["text"] == "two "
 
-    from greenroom.runner.http.response_input import items_of, messages_of
+    from greenroom.runner.http.responses.input import items_of, messages_of
 
     system, user, assistant, tool = messages_of("Be brief.", items_of(items))
     assert system == {"role": "system", "content": "Be brief.\n\nBe kind."}

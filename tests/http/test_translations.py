@@ -10,16 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from greenroom.runner.http.anthropic import MessageTokens, MessageTranslation
-from greenroom.runner.http.anthropic_fields import MESSAGES, TOKEN_COUNT
+from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
+from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTranslation
 from greenroom.runner.http.bodies import check_now
 from greenroom.runner.http.errors import DoorRefusal, HttpRefusal
 from greenroom.runner.http.fields import Dialogue
-from greenroom.runner.http.ollama import Chat, Embed, Embedding, Generate, Raw
-from greenroom.runner.http.ollama_fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
-from greenroom.runner.http.response_fields import RESPONSES
-from greenroom.runner.http.response_input import items_of
-from greenroom.runner.http.responses import ResponseTranslation, TokenCount
+from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
+from greenroom.runner.http.ollama.inference import Chat, Embed, Embedding, Generate, Raw
+from greenroom.runner.http.responses.fields import RESPONSES
+from greenroom.runner.http.responses.input import items_of
+from greenroom.runner.http.responses.response import ResponseTranslation, TokenCount
 from greenroom.runner.http.translation import Translation
 
 

@@ -51,5 +51,5 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # What is left is to join threads and processes, which may wait for ever.
+        # What is left is to join threads and processes, which may never return.
         faulthandler.dump_traceback_later(grace, file=session.config.stash[_stderr], exit=True)

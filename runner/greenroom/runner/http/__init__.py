@@ -16,10 +16,10 @@
 - `translation`: how an engine's answer is changed
 - `engine_errors`: the errors of engines in our words
 - `errors`: refusals as HTTP statuses
-- `responses`, `response_fields`, `response_input`, `response_output`, `response_routes`, `response_store`:
-  OpenAI's Responses
-- `anthropic`, `anthropic_fields`, `anthropic_input`: Anthropic's Messages
-- `ollama`, `ollama_fields`, `ollama_models`, `ollama_transfers`, `go_duration`: Ollama's API
+- `responses`: OpenAI's Responses API
+- `anthropic`: Anthropic's Messages API
+- `ollama`: Ollama's API
+- `go_duration`: times as Docker and Ollama write them
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
 - `backends`, `engines`, `configuring`: installing; what runs, and unloading; how models are loaded
 - `health`: alive, ready, status, why, stop

@@ -18,7 +18,7 @@ from greenroom.runner.http.admission import Abilities, RequestIds, Suspects
 from greenroom.runner.http.clients import Callers, Clients, Lingering
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER, Request
-from greenroom.runner.http.response_store import ResponseStore
+from greenroom.runner.http.responses.store import ResponseStore
 from greenroom.runner.http.upstream import Upstreams
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 

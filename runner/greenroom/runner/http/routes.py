@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from greenroom.runner.http.anthropic import MessageTokens, MessageTranslation
-from greenroom.runner.http.anthropic_fields import MESSAGES, TOKEN_COUNT
+from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
+from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTranslation
 from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
@@ -23,11 +23,11 @@ from greenroom.runner.http.fields import (
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.models import Listing, Models
-from greenroom.runner.http.ollama import OllamaInference
-from greenroom.runner.http.ollama_models import OllamaModels
-from greenroom.runner.http.ollama_transfers import OllamaTransfers
+from greenroom.runner.http.ollama.inference import OllamaInference
+from greenroom.runner.http.ollama.models import OllamaModels
+from greenroom.runner.http.ollama.transfers import OllamaTransfers
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
-from greenroom.runner.http.response_routes import Responses
+from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
 
 _DONE = b"data: [DONE]"

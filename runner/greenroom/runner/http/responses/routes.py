@@ -16,10 +16,10 @@ from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.port import AnyResponse, Request, Response
-from greenroom.runner.http.response_fields import RESPONSES
-from greenroom.runner.http.response_input import Item, items_of, references_in
-from greenroom.runner.http.response_store import StoredResponse, StoreUnusable, Unlinked
-from greenroom.runner.http.responses import ResponseTranslation, TokenCount
+from greenroom.runner.http.responses.fields import RESPONSES
+from greenroom.runner.http.responses.input import Item, items_of, references_in
+from greenroom.runner.http.responses.response import ResponseTranslation, TokenCount
+from greenroom.runner.http.responses.store import StoredResponse, StoreUnusable, Unlinked
 from greenroom.runner.http.translation import Translation
 
 _CREATE = Kind("completion", "/v1/chat/completions", RESPONSES, param="input", end=b"data: [DONE]")

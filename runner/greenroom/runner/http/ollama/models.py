@@ -20,7 +20,7 @@ from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.models import as_tag, tag_meant
-from greenroom.runner.http.ollama import NDJSON, timestamp
+from greenroom.runner.http.ollama.inference import NDJSON, timestamp
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.models.gguf import Value, read_header
 from greenroom.runner.models.references import BadReference, blob_name

@@ -24,7 +24,7 @@ from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, error_object
 from greenroom.runner.http.fields import Wrong, record
 from greenroom.runner.http.inference import Kind, inference
-from greenroom.runner.http.ollama_fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT, OPTIONS
+from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT, OPTIONS
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
 from greenroom.runner.http.translation import Translation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from greenroom.runner.http.response_input import Item, new_id
+from greenroom.runner.http.responses.input import Item, new_id
 
 Event = tuple[str, dict[str, Any]]
 """Its name and its fields."""

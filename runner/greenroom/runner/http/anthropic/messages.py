@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.runner.http.anthropic_input import messages_of
+from greenroom.runner.http.anthropic.input import messages_of
 from greenroom.runner.http.errors import frame
 from greenroom.runner.http.port import EVENT_STREAM
 from greenroom.runner.http.translation import Translation

@@ -11,9 +11,9 @@ import msgspec
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.errors import error_object, status_of
 from greenroom.runner.http.port import EVENT_STREAM
-from greenroom.runner.http.response_fields import LOGPROBS, PASSED_ON, functions_of
-from greenroom.runner.http.response_input import Item, messages_of, new_id
-from greenroom.runner.http.response_output import OpenCall, OpenItem, OpenMessage, OpenReasoning
+from greenroom.runner.http.responses.fields import LOGPROBS, PASSED_ON, functions_of
+from greenroom.runner.http.responses.input import Item, messages_of, new_id
+from greenroom.runner.http.responses.output import OpenCall, OpenItem, OpenMessage, OpenReasoning
 from greenroom.runner.http.translation import Translation
 
 _encode = msgspec.json.Encoder().encode

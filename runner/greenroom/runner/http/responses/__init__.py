@@ -1,0 +1,8 @@
+"""OpenAI's Responses API.
+
+- `routes`: making a response, and what can be done with those that are kept
+- `response`: one request and its answer, over chat completions
+- `fields`, `input`: what a request may hold; its input as messages
+- `output`: the answer's items and events
+- `store`: the responses that are kept
+"""

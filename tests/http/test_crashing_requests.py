@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from greenroom.actors.values import EngineExit, Failure
-from greenroom.runner.http.admission import KEPT, Suspects, fingerprint
 from greenroom.runner.http.engine_errors import own_doing
+from greenroom.runner.http.suspects import KEPT, Suspects, fingerprint
 from waiting import until_async
 
 POISON = [{"role": "user", "content": "poison"}]

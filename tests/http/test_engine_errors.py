@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.base import Dialect
-from greenroom.runner.http.admission import RequestTarget
+from greenroom.runner.http.abilities import RequestTarget
 from greenroom.runner.http.engine_errors import engine_error
 
 ASKED = RequestTarget("llama.cpp", "tiny")

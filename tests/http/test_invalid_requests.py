@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.http.admission import refuse_what_it_cannot
+from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.anthropic.fields import MESSAGES
 from greenroom.runner.http.bodies import check_now
 from greenroom.runner.http.errors import HttpRefusal

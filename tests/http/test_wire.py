@@ -210,7 +210,7 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
 
-    from greenroom.runner.http.inference import WholeLines
+    from greenroom.runner.http.event_stream import WholeLines
     from greenroom.runner.http.translation import Renaming
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]

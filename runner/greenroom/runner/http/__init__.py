@@ -9,8 +9,9 @@
 - `context`: what all routes share: the runner, its models by name, clients, connections to engines
 - `clients`: who clients are, whether they are connected, and whether they read
 - `bodies`: reads bodies and parameters
+- `abilities`, `suspects`: requests that no engine could serve, or that may have crashed one
 - `admission`: what a request passes before it is inside an engine; while it is queued, the scheduler has it
-- `inference`: one inference request, from its arrival to its last byte
+- `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `fields`: what the requests of OpenAI's API may hold
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed

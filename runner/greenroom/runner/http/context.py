@@ -14,11 +14,13 @@ from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.admission import Abilities, RequestIds, Suspects
+from greenroom.runner.http.abilities import Abilities
+from greenroom.runner.http.admission import RequestIds
 from greenroom.runner.http.clients import Callers, Clients, Lingering
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER, Request
 from greenroom.runner.http.responses.store import ResponseStore
+from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Upstreams
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 

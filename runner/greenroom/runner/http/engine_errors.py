@@ -18,9 +18,10 @@ import msgspec
 from greenroom.actors.gates import Place
 from greenroom.actors.values import EngineExit
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.admission import RequestTarget, Suspects, too_long
+from greenroom.runner.http.abilities import RequestTarget, too_long
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Connection, Lost
 
 _END_WITHIN = 3.0

@@ -18,7 +18,8 @@ import msgspec
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.messages import Keep, Unload
 from greenroom.actors.values import Mode
-from greenroom.runner.http.admission import Admission, RequestTarget
+from greenroom.runner.http.abilities import RequestTarget
+from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, read_body, routing_of, wished_keep_alive
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, error_object

@@ -23,7 +23,7 @@ import pytest
 from alone import alone
 from real_registry import Doorway, RealRegistry
 
-pytest_plugins = ["hang_guard"]
+pytest_plugins = ["hang_guard", "quick_collection"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMOLLM2_WHEEL = (

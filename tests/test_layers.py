@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import re
 import sys
 import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,14 @@ MAKERS = ("apply", "_apply", "initial")
 """How the functions that may make durable state are named."""
 
 
-class Module(typing.NamedTuple):
+@dataclass(frozen=True)
+class Module:
     name: str
     path: Path
-    tree: ast.Module
+
+    @functools.cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text(), str(self.path))
 
     def imports(self) -> Iterator[str]:
         """Dotted names, without our own distribution's `greenroom.`."""
@@ -90,7 +96,7 @@ def name_of(path: Path) -> str:
 
 
 NAMES = {name_of(path) for path in FILES}
-MODULES = [Module(name_of(path), path, ast.parse(path.read_text(), str(path))) for path in FILES]
+MODULES = [Module(name_of(path), path) for path in FILES]
 
 
 def is_in(name: str, package: str) -> bool:

@@ -9,17 +9,19 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import anthropic
-import openai
 import pydantic
 import pytest
-from anthropic.resources import Messages
 
 import anthropic_types
 from anthropic_types import check_message
 from openai_types import check_response, events_of
+
+# SDKs are imported where they are used: each test process collects this file, and they take seconds.
+if TYPE_CHECKING:
+    import openai
+    from anthropic.resources import Messages
 
 STORY = "Write a long story about the sea."
 """No model ends that within a few tokens."""
@@ -30,6 +32,8 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 def test_llama_cpp_streams_through_the_openai_sdk(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
+    import openai
+
     daemon = make_daemon(furnished).start()
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
     stream = client.chat.completions.create(
@@ -51,6 +55,8 @@ def test_llama_cpp_streams_through_the_openai_sdk(
 
 def messages_of(url: str, model: str) -> Messages:
     """The API of Anthropic's SDK, after a message with it and one as a stream."""
+    import anthropic
+
     messages = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0).messages
     asked: Any = {
         "model": model,
@@ -98,6 +104,8 @@ def responses_of(client: openai.OpenAI, model: str) -> None:
 def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(
     make_daemon: Callable[..., Any], smollm2_mlx: Path
 ) -> None:
+    import openai
+
     daemon = make_daemon(GREENROOM_INSTALL_POLICY="auto", GREENROOM_PROGRESS_AFTER="0.5").start()
     daemon.pull(str(smollm2_mlx))
     answer = daemon.chat(str(smollm2_mlx), stream=True)

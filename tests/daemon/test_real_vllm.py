@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from greenroom.runner.backends.base import Environment, Platform
@@ -121,6 +120,8 @@ def test_vllm_loads_with_progress_serves_is_adopted_and_restarts(
     vllm: Any, smollm2_safetensors: Path
 ) -> None:
     # A load that takes longer than the patience with engines that do nothing, and shows what it does.
+    import openai
+
     answer = vllm.chat(str(smollm2_safetensors), stream=True, max_tokens=24, temperature=0)
     assert answer.status == 200, answer.body
     comments, chunks = streamed(answer)

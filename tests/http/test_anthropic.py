@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import anthropic
 import pytest
 
 from anthropic_types import check_message, events_of
@@ -18,6 +17,8 @@ USAGE = {
     "prompt_tokens_details": {"cached_tokens": 4},
 }
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+
+# The SDK is imported where it is used: each test process collects this file, and the import takes a second.
 
 
 def streamed(*deltas: dict[str, Any], finish: str = "stop", **last: Any) -> tuple[str, str]:
@@ -57,6 +58,8 @@ async def test_a_text_is_streamed_in_the_real_order(open_house: Any, prefix_of_r
 
 
 async def test_thoughts_texts_and_calls_are_blocks_of_their_own(open_house: Any) -> None:
+    import anthropic
+
     house = await open_house(
         *streamed(
             {"reasoning_content": "Let me"},
@@ -173,6 +176,8 @@ def test_blocks_become_the_messages_of_a_chat() -> None:
 
 
 async def test_the_sdk_raises_its_own_errors_before_and_in_a_stream(open_house: Any) -> None:
+    import anthropic
+
     house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
     async with anthropic.AsyncAnthropic(base_url=house.base, api_key="x", max_retries=0) as client:
         with pytest.raises(anthropic.BadRequestError):
@@ -187,6 +192,8 @@ async def test_the_sdk_raises_its_own_errors_before_and_in_a_stream(open_house: 
 
 
 async def test_the_sdk_lists_models(open_house: Any) -> None:
+    import anthropic
+
     house = await open_house()
     async with anthropic.AsyncAnthropic(base_url=f"{house.base}/anthropic", api_key="x") as client:
         listed = await client.models.list()

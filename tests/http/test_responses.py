@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import openai
 import pydantic
 import pytest
 
@@ -13,6 +12,8 @@ from openai_types import check_response, events_of
 
 HELLO = {"model": "tiny", "input": "hi"}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+
+# The SDK is imported where it is used: each test process collects this file, and the import takes a second.
 
 
 def streamed(*deltas: dict[str, Any], finish: str = "stop") -> tuple[str, str]:
@@ -142,6 +143,8 @@ async def test_an_answer_that_is_cut_off_is_incomplete_and_says_why(open_house: 
 async def test_an_engine_that_dies_ends_its_stream_with_an_error_and_a_failed_response(
     open_house: Any,
 ) -> None:
+    import openai
+
     house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
     told = await events(house)
     assert names(told)[-2:] == ["error", "failed"]
@@ -308,6 +311,8 @@ class Colour(pydantic.BaseModel):
 
 
 async def test_the_sdk_streams_parses_and_reads_back(open_house: Any) -> None:
+    import openai
+
     house = await open_house(*streamed({"content": '{"name":'}, {"content": '"blue"}'}))
     async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="x", max_retries=0) as client:
         async with client.responses.stream(model="tiny", input="A colour.", text_format=Colour) as stream:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import openai
 import pytest
+
+# The SDK is imported where it is used: each test process collects this file, and the import takes a second.
 
 
 @pytest.fixture
 async def client(open_house: Any) -> Any:
+    import openai
+
     house = await open_house("--tokens", "4", "--die-after-tokens", "40", "--token-delay", "0.002")
     client = openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none", max_retries=0)
     client.house = house  # type: ignore[attr-defined]
@@ -33,6 +36,8 @@ async def test_the_sdk_streams(client: Any) -> None:
 
 
 async def test_the_sdk_streams_past_comments(open_house: Any) -> None:
+    import openai
+
     house = await open_house("--load-seconds", "0.8", progress_after=0.1)
     async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
         stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
@@ -47,6 +52,8 @@ async def test_the_sdk_completes_and_embeds(client: Any) -> None:
 
 
 async def test_the_sdk_lists_models(client: Any) -> None:
+    import openai
+
     (model,) = [model async for model in client.models.list()]
     assert model.id == "docker.io/ai/tiny:latest"
     assert (await client.models.retrieve("tiny")).id == model.id
@@ -78,6 +85,8 @@ async def test_the_sdk_finds_a_model_by_each_of_its_names(client: Any) -> None:
 
 
 async def test_the_sdk_raises_what_is_refused(client: Any) -> None:
+    import openai
+
     with pytest.raises(openai.NotFoundError) as caught:
         await client.chat.completions.create(model="gemma3", messages=HELLO)
     assert caught.value.code == "model_not_found"
@@ -91,6 +100,8 @@ async def test_the_sdk_raises_what_is_refused(client: Any) -> None:
 
 
 async def test_the_sdk_raises_what_ends_a_stream(open_house: Any) -> None:
+    import openai
+
     house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
     async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none", max_retries=0) as client:
         stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
@@ -100,6 +111,8 @@ async def test_the_sdk_raises_what_ends_a_stream(open_house: Any) -> None:
 
 
 async def test_the_sdk_raises_a_mistake_as_a_bad_request_and_sends_it_once(open_house: Any) -> None:
+    import openai
+
     house = await open_house()
     async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
         for mistake in ({"n": 0}, {"temperature": 9}, {"tools": [{"type": "custom", "custom": {}}]}):
@@ -114,6 +127,8 @@ async def test_the_sdk_raises_a_mistake_as_a_bad_request_and_sends_it_once(open_
 
 
 async def test_the_sdk_raises_what_an_engine_refuses_with_a_code_of_ours(open_house: Any) -> None:
+    import openai
+
     said = '{"error":{"code":500,"message":"image input is not supported","type":"server_error"}}'
     house = await open_house("--answer", "500", said)
     async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
@@ -124,6 +139,8 @@ async def test_the_sdk_raises_what_an_engine_refuses_with_a_code_of_ours(open_ho
 
 
 async def test_the_sdk_does_not_send_what_killed_an_engine_again(open_house: Any) -> None:
+    import openai
+
     house = await open_house("--die-of", "hi", "--die-by", "SIGABRT")
     async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
         for _ in range(2):

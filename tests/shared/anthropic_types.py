@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, get_args
 
 import pydantic
-from anthropic.types import Message, RawMessageStreamEvent
 
 from sdk_types import events_in, unknown_fields
 
-_EVENTS: dict[str, Any] = {
-    get_args(kind.model_fields["type"].annotation)[0]: kind
-    for kind in get_args(get_args(RawMessageStreamEvent)[0])
-}
+
+@functools.cache
+def _events() -> dict[str, type[pydantic.BaseModel]]:
+    from anthropic.types import RawMessageStreamEvent
+
+    kinds = get_args(get_args(RawMessageStreamEvent)[0])
+    return {get_args(kind.model_fields["type"].annotation)[0]: kind for kind in kinds}
 
 
 def events_of(stream: str) -> list[dict[str, Any]]:
@@ -20,11 +23,13 @@ def events_of(stream: str) -> list[dict[str, Any]]:
     events = [*events_in(stream)]
     for event in events:
         if event["type"] != "error":
-            _check(event, _EVENTS[event["type"]])
+            _check(event, _events()[event["type"]])
     return events
 
 
 def check_message(message: dict[str, Any]) -> None:
+    from anthropic.types import Message
+
     _check(message, Message)
 
 

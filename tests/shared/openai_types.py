@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, get_args
 
 import pydantic
-from openai.types.responses import Response, ResponseStreamEvent
 
 from sdk_types import events_in, unknown_fields
 
-_EVENTS: dict[str, Any] = {}
-for _union in get_args(ResponseStreamEvent):
-    for _kind in get_args(_union) or (_union,):
-        if isinstance(_kind, type) and issubclass(_kind, pydantic.BaseModel):
-            _EVENTS[get_args(_kind.model_fields["type"].annotation)[0]] = _kind
-
 _MORE = {"store", "error.error", "name", "prompt_cache_key", "logprobs"}
 """Fields that the real API sends and that the types of some events leave out."""
+
+
+@functools.cache
+def _events() -> dict[str, type[pydantic.BaseModel]]:
+    from openai.types.responses import ResponseStreamEvent
+
+    kinds = [kind for union in get_args(ResponseStreamEvent) for kind in get_args(union) or (union,)]
+    return {
+        get_args(kind.model_fields["type"].annotation)[0]: kind
+        for kind in kinds
+        if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+    }
 
 
 def events_of(stream: str) -> list[dict[str, Any]]:
@@ -24,11 +30,13 @@ def events_of(stream: str) -> list[dict[str, Any]]:
     events = [*events_in(stream)]
     assert [event["sequence_number"] for event in events] == [*range(len(events))]
     for event in events:
-        check(event, _EVENTS[event["type"]])
+        check(event, _events()[event["type"]])
     return events
 
 
 def check_response(response: dict[str, Any]) -> None:
+    from openai.types.responses import Response
+
     check(response, Response)
 
 

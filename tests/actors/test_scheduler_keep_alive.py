@@ -19,9 +19,11 @@ from greenroom.actors.scheduler.messages import (
     Unload,
     Unloaded,
 )
-from stage import Stage, begun, model
+from greenroom.actors.values import Caller
+from stage import Stage, begun, exited, model
 
 QWEN, PHI = model("qwen"), model("phi")
+PRELOAD = Caller(kind="greenroom", id="preload", name="preload")
 
 
 def evicted(stage: Stage) -> list[str]:
@@ -227,10 +229,27 @@ def test_configuring_is_refused_while_the_model_is_in_use_and_changes_nothing() 
     assert message.endswith(" among them).")
 
 
-def test_configuring_is_refused_while_the_model_is_loading() -> None:
-    stage = begun(QWEN).serve("r1", "qwen")
-    stage.when(Abandon(request_id="r1")).rest()
-    assert configure(stage, context_size=4096).message == "qwen is being loaded."
+def test_configuring_is_refused_while_a_request_waits_for_the_model_to_load() -> None:
+    stage = begun(QWEN).serve("r1", "qwen").serve("preload", "qwen", caller=PRELOAD)
+    (spec,) = stage.loads
+    stage.engine_is(spec, "starting")
+    assert configure(stage, context_size=4096).message == "qwen is in use on llama.cpp (1 request: r1)."
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["for a preload", "for no client"])
+def test_what_loads_for_no_client_is_loaded_again_with_a_new_configuration(waits: bool) -> None:
+    stage = begun(QWEN).serve("preload", "qwen", caller=PRELOAD)
+    if not waits:
+        stage.when(Abandon(request_id="preload")).rest()
+    (spec,) = stage.loads
+    # Until its runner has listed it, its end would go unnoticed.
+    assert configure(stage, context_size=4096).code == "begins_to_load"
+    stage.engine_is(spec, "starting")
+    assert configure(stage, context_size=4096).changed
+    (evicted,) = stage.stored(EvictionDecided)
+    assert evicted.reason == "reconfigured"
+    stage.engine_is(spec, "gone", exit=exited(code=0))
+    assert [load.context_size for load in stage.loads] == ([4096] if waits else [])
 
 
 def test_a_configuration_can_be_taken_back_field_by_field() -> None:

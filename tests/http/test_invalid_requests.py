@@ -168,7 +168,7 @@ def test_null_means_left_out_and_nulls_inside_of_schemas_stay() -> None:
         "model": "m",
         "messages": [
             {"role": "user", "content": "hi"},
-            {"role": "assistant", "tool_calls": [
+            {"role": "assistant", "content": None, "tool_calls": [
                 {"id": "1", "type": "function", "function": {"name": "w", "arguments": "{}"}}
             ]},
             {"role": "tool", "tool_call_id": "1", "content": "x"},

@@ -128,13 +128,9 @@ async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any) 
 
 
 async def configured(house: Any, **body: Any) -> Any:
-    status, text = 409, ""
-    while status == 409:
-        # The model is loaded after each change, and meanwhile it is in use.
-        async with house.post("/engines/_configure", {"model": "tiny", **body}) as response:
-            status, text = response.status, await response.text()
-    if status != 202:
-        return status, text
+    async with house.post("/engines/_configure", {"model": "tiny", **body}) as response:
+        if response.status != 202:
+            return response.status, await response.text()
     async with house.get("/engines/_configure?model=tiny") as response:
         return (await response.json())[0]["Config"]
 
@@ -214,20 +210,37 @@ async def test_the_configured_context_counts_however_it_is_given(
     assert "runtime-flags" not in config
 
 
-@pytest.mark.parametrize("nothing", [None, 0], ids=["null", "zero"])
+@pytest.mark.parametrize(
+    "taken_back", [{"context-size": 0}, {"reset": ["context-size"]}], ids=["zero", "reset"]
+)
 async def test_a_configuration_that_is_taken_back_is_as_if_it_had_never_been_given(
-    open_house: Any, nothing: int | None
+    open_house: Any, taken_back: dict[str, Any]
 ) -> None:
     house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
     said = {"context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h"}
     await configured(house, **said)
-    config = await configured(house, **{"context-size": nothing})
+    config = await configured(house, **taken_back)
     assert config == {"runtime-flags": ["--tokens", "2"], "keep_alive": "1h0m0s"}
     config = await configured(house, **{"runtime-flags": []})
     assert config == {"keep_alive": "1h0m0s"}
     await configured(house, **{"raw-runtime-flags": "--tokens 2", "context-size": 256})
-    config = await configured(house, **{"raw-runtime-flags": "", "keep_alive": None})
+    config = await configured(house, **{"raw-runtime-flags": "", "reset": ["keep_alive", "slots"]})
     assert config == {"context-size": 256}
+
+
+async def test_nulls_of_a_configuration_change_nothing_and_a_reset_is_not_given_beside_a_value(
+    open_house: Any,
+) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    said = {"context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h", "slots": 2}
+    config = await configured(house, **said)
+    nulls = dict.fromkeys([*said, "num_ctx", "mode", "vllm", "llamacpp", "prompt-cache", "reset"])
+    assert await configured(house, **nulls) == config
+    assert await configured(house, llamacpp={"reasoning-budget": None}, vllm={"hf-overrides": None}) == config
+    both = {"model": "tiny", "slots": 2, "reset": ["slots"]}
+    status, error = await house.error(house.post("/engines/_configure", both, headers=JSON))
+    assert (status, error["param"]) == (400, "slots")
+    assert await configured(house, reset=[one for one in said if one != "slots"]) == {"slots": 2}
 
 
 async def test_a_context_among_flags_never_beats_a_later_one(open_house: Any) -> None:

@@ -290,6 +290,19 @@ async def test_configuring_loads_with_the_configuration(open_house: Any) -> None
         assert (await response.json())["usage"]["completion_tokens"] == 2
 
 
+async def test_what_loads_because_of_a_configuration_gives_way_to_the_next_one(open_house: Any) -> None:
+    house = await open_house("--load-seconds", "1.5")
+    for size in (512, 1024, 2048):
+        async with house.post("/engines/_configure", {"model": "tiny", "context-size": size}) as response:
+            assert response.status == 202, await response.text()
+    await until_async(lambda: house.engines("ready"))
+    (engine,) = house.engines()
+    assert engine.spec.context_size == 2048
+    ended = house.engines("gone")
+    assert all(one.exit.expected for one in ended)
+    await house.nothing_is_held()
+
+
 async def test_flags_that_are_not_allowed_are_refused(open_house: Any) -> None:
     house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
     for flags in (["--socket", "x"], ["--tokens", "/etc/passwd"]):

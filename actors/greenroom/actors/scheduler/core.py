@@ -277,7 +277,10 @@ class Scheduler(SingleStream[SchedulerState]):
     def _configure(
         self, state: SchedulerState, ask: Configure, now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
-        """Merge a configuration and end idle engines that have another; refused while one is in use."""
+        """Merge a configuration and end engines that have another; refused while requests use one of them.
+
+        What loads without a client that waits for it is loaded again with the new one.
+        """
         event = ConfigChanged(**msgspec.structs.asdict(ask))
         if too_much := flags_complaint(ask.flags or ()):
             return Decision(reply=refuse("flags_too_long", too_much))
@@ -303,7 +306,9 @@ class Scheduler(SingleStream[SchedulerState]):
                 or (new.require_device and spec.on_devices < spec.layers)
             )
         ]
-        engines = idle_only(unlike if reload else (), volatile, advice="Wait for them, or unload it first.")
+        engines = idle_only(
+            unlike if reload else (), volatile, advice="Wait for them, or unload it first.", preloads=True
+        )
         if isinstance(engines, Refusal):
             return Decision(reply=engines)
         events += [eviction(one, volatile, now, "reconfigured") for one in engines]

@@ -207,32 +207,39 @@ def unloadable(ask: Unload, state: SchedulerState, volatile: SchedulerVolatile) 
 
 
 def idle_only(
-    specs: Iterable[EngineSpec], volatile: SchedulerVolatile, *, advice: str
+    specs: Iterable[EngineSpec], volatile: SchedulerVolatile, *, advice: str, preloads: bool = False
 ) -> list[Engine] | Refusal:
-    """These engines; the refusal if one of them loads or has users."""
+    """These engines; the refusal if one of them loads or has users.
+
+    With `preloads`, engines that load without a client waiting for them are among them.
+    """
     found: list[Engine] = []
     for spec in specs:
-        engine, users = volatile.engine(spec.engine_id), _users(spec, volatile)
-        if engine is None or engine.state == "starting" or users:
-            how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
+        engine, users = volatile.engine(spec.engine_id), _users(spec, volatile, preloads=not preloads)
+        if users or engine is None or (engine.state == "starting" and not preloads):
+            how = (
+                f"is in use on {spec.backend} ({_who(spec, volatile, users)})" if users else "is being loaded"
+            )
+            # What its runner has not listed yet can be ended in a moment.
+            code = "begins_to_load" if engine is None and preloads and not users else "in_use"
             message = f"{spec.model_ref} {how}."
-            return refuse("in_use", message, advice=advice, kind="conflict", subject=spec.model_ref)
+            return refuse(code, message, advice=advice, kind="conflict", subject=spec.model_ref)
         found.append(engine)
     return found
 
 
-def _users(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
+def _users(spec: EngineSpec, volatile: SchedulerVolatile, *, preloads: bool = True) -> int:
     reading = volatile.gates.get(spec.engine_id)
     inside = reading.inside if reading is not None else 0
-    return inside + sum(fits(spec, waiting) for waiting in volatile.queue)
+    return inside + sum(fits(spec, one) and (preloads or not one.is_preload) for one in volatile.queue)
 
 
-def _who(spec: EngineSpec, volatile: SchedulerVolatile) -> str:
+def _who(spec: EngineSpec, volatile: SchedulerVolatile, count: int) -> str:
     """How many requests use or wait for an engine, and some of their ids, for `greenroom why`."""
     reading = volatile.gates.get(spec.engine_id)
     names = sorted(reading.some) if reading is not None else []
-    names += [waiting.request_id for waiting in volatile.queue if fits(spec, waiting)]
-    count, shown = _users(spec, volatile), ", ".join(names[:3])
+    names += [one.request_id for one in volatile.queue if fits(spec, one) and not one.is_preload]
+    shown = ", ".join(names[:3])
     if count > 3:
         return f"{count} requests, {shown} among them"
     return f"{count} request{'s' if count > 1 else ''}: {shown}"

@@ -170,6 +170,11 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     job: str = ""
     """The installer's job that it waits for."""
 
+    @property
+    def is_preload(self) -> bool:
+        """No client waits for it: Greenroom itself has the model loaded."""
+        return self.caller.kind == "greenroom"
+
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """An `Ensure` that the installer has not decided on yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, get_args, get_type_hints
 
@@ -135,7 +135,9 @@ def routing_of(body: bytes) -> Routing:
     try:
         routing = _decode_routing(body or b"{}")
     except NOT_UNDERSTOOD as error:
-        raise _not_understood(error) from None
+        if not str(error).endswith("got `null` - at `$.model`"):
+            raise _not_understood(error) from None
+        routing = Routing()
     if not routing.model.strip():
         raise HttpRefusal(
             400,
@@ -167,16 +169,14 @@ async def read_json(
     """The body as a struct, or as its defaults when there is none.
 
     `required` is a field that must not be empty; `what` is said when the body does not fit; `aliases` are
-    other spellings of fields. What is in the body and not in the struct is refused where the struct forbids
-    it, and otherwise listed in a header as ignored.
+    other spellings of fields. null is the same as leaving a field out. What is in the body and not in the
+    struct is refused where the struct forbids it, and otherwise listed in a header as ignored.
     """
-    body = await read_body(request, NAMING)
+    body = (await read_body(request, NAMING)).strip() or b"{}"
     try:
-        if aliases is not None:
-            body = _spelled(body, aliases)
-        body = body.strip() or b"{}"
-        found = msgspec.json.decode(body, type=kind)
-        if ignored := [*_unknown(body, kind)]:
+        ignored: list[str] = []
+        found = msgspec.json.decode(_fitted(body, kind, aliases or {}, ignored), type=kind)
+        if ignored:
             request.ignore(ignored)
     except NOT_UNDERSTOOD as error:
         raise _not_understood(error, what or (required and f"{required} is required")) from None
@@ -217,21 +217,15 @@ def checked(value: object, kind: Any, name: str) -> Any:
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _spelled(body: bytes, aliases: Mapping[str, str]) -> bytes:
-    """The body with every field under its own name. Raises HttpRefusal for one that comes twice."""
-    if not body.strip():
-        return body
-    fields: dict[str, msgspec.Raw] = {}
-    for given, value in _fields.decode(body).items():
-        name = aliases.get(given, given)
-        if name in fields:
-            raise invalid(f'"{name}" is given twice', param=name)
-        fields[name] = value
-    return msgspec.json.encode(fields)
+def _fitted(
+    body: bytes, kind: type[Any], aliases: Mapping[str, str], unknown: list[str], prefix: str = ""
+) -> bytes:
+    """A JSON object with every field under its own name, without the nulls that stand for "left out".
 
-
-def _unknown(body: bytes, kind: type[Any], prefix: str = "") -> Iterator[str]:
-    """The fields of a JSON object that its struct does not have, those of objects in it too."""
+    The same for objects in it that have structs of their own; what has none, such as a JSON schema, stays as
+    it is. Fields that the struct does not have are added to `unknown`. Raises HttpRefusal for one that comes
+    twice.
+    """
     structs = {}
     hints = get_type_hints(kind)
     for field in msgspec.structs.fields(kind):
@@ -239,11 +233,20 @@ def _unknown(body: bytes, kind: type[Any], prefix: str = "") -> Iterator[str]:
         structs[field.encode_name] = next(
             (one for one in options if isinstance(one, type) and issubclass(one, msgspec.Struct)), None
         )
-    for name, value in _fields.decode(body).items():
+    fields: dict[str, msgspec.Raw] = {}
+    for given, value in _fields.decode(body).items():
+        name = aliases.get(given, given)
+        raw, inner = bytes(value), structs.get(name)
         if name not in structs:
-            yield prefix + name
-        elif (inner := structs[name]) is not None and bytes(value) != b"null":
-            yield from _unknown(bytes(value), inner, f"{prefix}{name}.")
+            unknown.append(prefix + name)
+        elif raw == b"null":
+            continue
+        elif inner is not None and raw.startswith(b"{"):
+            raw = _fitted(raw, inner, {}, unknown, f"{prefix}{name}.")
+        if name in fields:
+            raise invalid(f'"{name}" is given twice', param=name)
+        fields[name] = msgspec.Raw(raw)
+    return msgspec.json.encode(fields)
 
 
 def _not_understood(error: Exception, what: str = "") -> HttpRefusal:

@@ -1,7 +1,7 @@
 """`/engines/_configure`: how a model is loaded from now on, across restarts, until it is removed.
 
-A field that is left out stays as it was; `null`, `0`, an empty text or an empty list remove a setting. For a
-model in use the answer is 409 and names what uses it.
+A field that is left out stays as it was; `reset` names settings to remove, and so do `0`, an empty text or an
+empty list. For a model in use the answer is 409 and names what uses it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import json
 import logging
 import re
 import shlex
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from greenroom.actors import limits
-from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.kernel.errors import KernelError, Refused
 from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
 from greenroom.actors.scheduler.messages import ConfigField, Configure
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
@@ -55,6 +56,10 @@ _MOST = {"context-size": limits.CONTEXT, "slots": limits.SLOTS, "prompt-cache": 
 """As flags say them: tokens, requests, mebibytes."""
 
 
+Setting = Literal["context-size", "slots", "prompt-cache", "require-device", "runtime-flags", "keep_alive"]
+"""What can be reset."""
+
+
 class Sizes(NamedTuple):
     """The sizes for which the ledger reserves memory; None where nothing is said."""
 
@@ -81,25 +86,33 @@ class ConfigureBody(msgspec.Struct, rename="kebab"):
 
     model: limits.Name = ""
     mode: Mode | None = None
-    context_size: limits.Context | UnsetType | None = UNSET
+    context_size: limits.Context | UnsetType = UNSET
     """Tokens that each request may fill."""
-    slots: limits.Slots | UnsetType | None = UNSET
+    slots: limits.Slots | UnsetType = UNSET
     """Requests answered at the same time."""
-    prompt_cache: limits.PromptCache | UnsetType | None = UNSET
+    prompt_cache: limits.PromptCache | UnsetType = UNSET
     """Bytes of prompts that are kept after their requests; 0 is none."""
-    require_device: bool | UnsetType | None = UNSET
+    require_device: bool | UnsetType = UNSET
     """Load it only if it lies on graphics devices as a whole."""
-    runtime_flags: limits.Flags | UnsetType | None = UNSET
-    raw_runtime_flags: limits.Flag | UnsetType | None = UNSET
-    keep_alive: limits.Id | UnsetType | None = msgspec.field(name="keep_alive", default=UNSET)
+    runtime_flags: limits.Flags | UnsetType = UNSET
+    raw_runtime_flags: limits.Flag | UnsetType = UNSET
+    keep_alive: limits.Id | UnsetType = msgspec.field(name="keep_alive", default=UNSET)
+    reset: Annotated[tuple[Setting, ...], Meta(max_length=64)] = ()
+    """Settings that go back to their defaults."""
     speculative: dict[str, Any] | None = None
     llamacpp: LlamaCppBody | None = None
     vllm: VllmBody | None = None
 
 
+_TAKEN_WITHIN = 5.0
+"""Seconds in which a load that has just been decided is taken up by its runner, and can be replaced."""
+
+
 class Configuring:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._preloads: dict[str, asyncio.Task[None]] = {}
+        """What loads, by `config_key`."""
 
     async def configure(self, request: Request) -> Response:
         """Change how a model is loaded, then load it in the background."""
@@ -111,6 +124,7 @@ class Configuring:
         if (body.speculative or {}).get("draft_model"):
             raise invalid("draft models are not supported; leave speculative out")
         model = context.model(body.model)
+        body = _without_resets(body)
         given = _flags(body)
         mode: Mode = body.mode or ("embedding" if given and "--embeddings" in given else "completion")
         old = context.configs().get(config_key(model.id, mode), ModelConfigState())
@@ -125,18 +139,18 @@ class Configuring:
         if flags is None and kept != (old.flags or ()):
             flags = kept
         reset: list[ConfigField] = []
-        if body.context_size in (None, 0) and sizes.context is None:
+        if body.context_size == 0 and sizes.context is None:
             reset.append("context_size")
-        if body.slots in (None, 0) and sizes.slots is None:
+        if body.slots == 0 and sizes.slots is None:
             reset.append("slots")
-        if body.prompt_cache is None or body.prompt_cache == -1:
+        if body.prompt_cache == -1:
             reset.append("prompt_cache")
-        if body.require_device is None:
+        if "require-device" in body.reset:
             reset.append("require_device")
         if flags == ():
             flags = None
             reset.append("flags")
-        if body.keep_alive in (None, ""):
+        if body.keep_alive == "":
             reset.append("keep_alive")
         configure = Configure(
             model_id=model.id,
@@ -147,13 +161,39 @@ class Configuring:
             prompt_cache=sizes.prompt_cache,
             require_device=body.require_device if isinstance(body.require_device, bool) else None,
             flags=flags,
-            keep_alive=_keep_alive(body.keep_alive or None),
+            keep_alive=_keep_alive(body.keep_alive) if body.keep_alive else None,
             reset=tuple(reset),
             caller=await context.callers.looked_up(request),
         )
-        await context.greenroom.system.ask(configure, cause=request.id)
-        _begin_preload(context, model, body.model.strip(), mode, backend)
+        await self._change(configure, request.id)
+        self._begin_preload(model, body.model.strip(), mode, backend)
         return Response(status=202)
+
+    async def _change(self, configure: Configure, request_id: str) -> None:
+        """Store a configuration; what is loaded because of an earlier one gives way to it."""
+        preload = self._preloads.pop(config_key(configure.model_id, configure.mode), None)
+        if preload is not None:
+            preload.cancel()
+            await asyncio.wait({preload})
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _TAKEN_WITHIN
+        while True:
+            try:
+                await self._context.greenroom.system.ask(configure, cause=request_id)
+            except Refused as refused:
+                if refused.refusal.code != "begins_to_load" or loop.time() >= give_up:
+                    raise
+            else:
+                return
+            await asyncio.sleep(0.05)
+
+    def _begin_preload(self, model: Model, asked_as: str, mode: Mode, backend: str) -> None:
+        """Load a model in the background; the journal says what became of it."""
+        context, key = self._context, config_key(model.id, mode)
+        caller = Caller(kind="greenroom", id="preload", name="preload")
+        admission = Admission(context.greenroom, context.ids, model, asked_as, mode, backend, caller)
+        self._preloads = {one: task for one, task in self._preloads.items() if not task.done()}
+        self._preloads[key] = context.keep(_preload(admission))
 
     async def configurations(self, request: Request) -> Response:
         """What was configured, for one model or for all."""
@@ -257,6 +297,26 @@ def _config(config: ModelConfigState) -> dict[str, Any]:
     if config.keep_alive is not None:
         fields["keep_alive"] = go_duration(config.keep_alive)
     return fields
+
+
+_AS_NOTHING: Mapping[str, Any] = {
+    "context-size": 0,
+    "slots": 0,
+    "prompt-cache": -1,
+    "require-device": UNSET,
+    "runtime-flags": (),
+    "keep_alive": "",
+}
+"""What each setting is given as to remove it."""
+
+
+def _without_resets(body: ConfigureBody) -> ConfigureBody:
+    """The body with what it resets given as nothing. Raises HttpRefusal for what it sets as well."""
+    fields = {one.encode_name: one.name for one in msgspec.structs.fields(ConfigureBody)}
+    for name in body.reset:
+        if getattr(body, fields[name]) is not UNSET or (name == "runtime-flags" and body.raw_runtime_flags):
+            raise invalid(f'"{name}" is both given and reset', param=name)
+    return msgspec.structs.replace(body, **{fields[name]: _AS_NOTHING[name] for name in body.reset})
 
 
 def _flags(body: ConfigureBody) -> tuple[str, ...] | None:
@@ -365,20 +425,13 @@ def _with_options(
     return (*kept, *(word for option in options.items() for word in option))
 
 
-def _keep_alive(text: str | UnsetType | None) -> float | None:
-    if not isinstance(text, str):
+def _keep_alive(text: str | None) -> float | None:
+    if text is None:
         return None
     try:
         return parse_go_duration(text)
     except ValueError as error:
         raise invalid(str(error), param="keep_alive") from None
-
-
-def _begin_preload(context: Context, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
-    """Load a model in the background; the journal says what became of it."""
-    caller = Caller(kind="greenroom", id="preload", name="preload")
-    admission = Admission(context.greenroom, context.ids, model, asked_as, mode, backend, caller)
-    context.keep(_preload(admission))
 
 
 async def _preload(admission: Admission) -> None:

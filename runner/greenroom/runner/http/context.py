@@ -139,7 +139,9 @@ class Context:
         waiting = any(job.startswith(request_job("")) for job in self.greenroom.board.running())
         return "another request waits" if waiting else ""
 
-    def keep(self, work: Coroutine[Any, Any, None], then: Callable[[], None] | None = None) -> None:
+    def keep(
+        self, work: Coroutine[Any, Any, None], then: Callable[[], None] | None = None
+    ) -> asyncio.Task[None]:
         """Run something in the background, and call `then` at its end, whatever it is.
 
         It may be cancelled before it has begun, when the front door closes; a `finally` in it would not run.
@@ -150,6 +152,7 @@ class Context:
         task.add_done_callback(self._tasks.discard)
         if then is not None:
             task.add_done_callback(lambda _: then())
+        return task
 
     async def close(self) -> None:
         for task in self._tasks:

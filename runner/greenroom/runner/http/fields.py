@@ -139,16 +139,17 @@ def record(
     fields: Mapping[str, Check],
     required: Collection[str] = (),
     then: Callable[[dict[str, Any], str], None] | None = None,
+    nulls: Collection[str] = (),
 ) -> Check:
     """An object with these fields. Others pass as they are; null is the same as leaving a field out.
 
-    `then` looks at the fields together.
+    `then` looks at the fields together; `nulls` are fields whose null means something, and stays.
     """
 
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise wrong_type(where, "an object", value)
-        value = cleaned(value, fields, f"{where}." if where else "")
+        value = cleaned(value, fields, f"{where}." if where else "", nulls)
         for name in required:
             if name not in value:
                 raise missing(f"{where}.{name}" if where else name)
@@ -159,11 +160,15 @@ def record(
     return check
 
 
-def cleaned(value: dict[str, Any], fields: Mapping[str, Check], prefix: str = "") -> dict[str, Any]:
+def cleaned(
+    value: dict[str, Any], fields: Mapping[str, Check], prefix: str = "", nulls: Collection[str] = ()
+) -> dict[str, Any]:
     """The fields of an object, checked and without nulls; the same object if nothing had to change."""
     result = value
     for name, item in value.items():
         if item is None:
+            if name in nulls:
+                continue
             result = dict(value) if result is value else result
             del result[name]
         elif (of := fields.get(name)) is not None and (clean := of(item, f"{prefix}{name}")) is not item:
@@ -293,7 +298,7 @@ _tool_call = by_type(
 
 
 def _message(value: dict[str, Any], where: str) -> None:
-    if "content" in value:
+    if value.get("content") is not None:
         return
     if value["role"] != "assistant":
         raise missing(f"{where}.content")
@@ -319,6 +324,8 @@ _chat_message = record(
     },
     required=("role",),
     then=_message,
+    # Beside tool calls it says that the assistant said nothing; some templates look for it.
+    nulls=("content",),
 )
 
 # what they ask for

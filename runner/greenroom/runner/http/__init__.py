@@ -24,6 +24,7 @@
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
 - `backends`, `engines`, `configuring`: installing; what runs, and unloading; how models are loaded
 - `health`: alive, ready, status, why, stop
+- `openapi`: the description of all this, for programs and for people
 - `idempotency`: `Idempotency-Key`
 - `progress_stream`: the progress that a waiting client is sent
 """

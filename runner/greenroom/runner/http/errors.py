@@ -199,10 +199,14 @@ def answer(request: Request, refusal: Refusal, family: Family, param: str | None
 
 def family_of(request: Request) -> Family:
     """Inference speaks its family's error object wherever it is mounted; the verbs speak text."""
-    path = request.path
-    if path.endswith(("/v1/messages", "/v1/messages/count_tokens")) or (
-        "/v1/models" in path and VERSION_HEADER in request.headers
-    ):
+    if "/v1/models" in request.path and VERSION_HEADER in request.headers:
+        return "anthropic"
+    return family_of_path(request.path)
+
+
+def family_of_path(path: str) -> Family:
+    """The same for a request without `anthropic-version`."""
+    if path.endswith(("/v1/messages", "/v1/messages/count_tokens")):
         return "anthropic"
     if "/api/" in path.partition("/models/")[0]:
         return "ollama"

@@ -89,7 +89,7 @@ class IdempotentRequests:
     async def once(self, request: Request, handler: Handler) -> AnyResponse:
         """Have the handler answer, unless an earlier request with the same key has been answered."""
         given = request.headers.get(KEY)
-        if given is None or request.method not in _METHODS or not _is_command(request.path):
+        if given is None or request.method not in _METHODS or not is_command(request.path):
             return await handler(request)
         try:
             key = _digest(_checked(given))
@@ -261,7 +261,7 @@ def _is_passing(refusal: Refusal) -> bool:
     return bool(refusal.retry_after) or refusal.code in _PASSING_CODES
 
 
-def _is_command(path: str) -> bool:
+def is_command(path: str) -> bool:
     if "/v1/" in path or path.endswith(("/rerank", "/score", "/models/load")):
         return False
     return "/engines" in path or "/models" in path

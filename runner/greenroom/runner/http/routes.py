@@ -26,6 +26,7 @@ from greenroom.runner.http.models import Listing, Models
 from greenroom.runner.http.ollama.inference import OllamaInference
 from greenroom.runner.http.ollama.models import OllamaModels
 from greenroom.runner.http.ollama.transfers import OllamaTransfers
+from greenroom.runner.http.openapi.routes import ApiDescription
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
 from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
@@ -114,6 +115,10 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _ours("GET", "/jobs", health.jobs)
     yield _ours("POST", "/daemon/stop", health.stop)
     yield _ours("GET", "/why/{name:.+}", health.why)
+
+    description = ApiDescription(lambda: all_routes(context))
+    yield Route("GET", "/openapi.json", description.document)
+    yield Route("GET", "/docs", description.page)
 
     yield _ours("GET", "/engines", backends.list)
     yield _ours("POST", "/engines", backends.install)

@@ -1,0 +1,9 @@
+"""The description of the API, which is made when it is first asked for.
+
+- `routes`: `/openapi.json` and `/docs`
+- `document`: the OpenAPI document, made of the routes and their operations
+- `operations`: finds the operation of a route
+- `operation`: what the document says of a route
+- `inference`, `ollama`, `models`, `engines`, `backends`, `daemon`: the entries, and what answers look like
+- `schemas`: types and fields as JSON schemas
+"""

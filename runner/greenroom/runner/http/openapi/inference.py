@@ -1,0 +1,304 @@
+"""What engines answer: OpenAI's API, its Responses, Anthropic's Messages, rerankings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
+from greenroom.runner.http.errors import VERSION_HEADER
+from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, SCORING
+from greenroom.runner.http.openapi.operation import (
+    SERVED,
+    WITH_BODY,
+    Operation,
+    Parameter,
+    Returns,
+    streamed,
+)
+from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER
+from greenroom.runner.http.responses.fields import RESPONSES
+
+_UNSET = msgspec.UNSET
+
+
+class TokenUsage(msgspec.Struct, kw_only=True):
+    """Tokens."""
+
+    prompt_tokens: int | msgspec.UnsetType = _UNSET
+    completion_tokens: int | msgspec.UnsetType = _UNSET
+    total_tokens: int | msgspec.UnsetType = _UNSET
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    role: str | msgspec.UnsetType = _UNSET
+    content: str | msgspec.UnsetType | None = _UNSET
+    reasoning_content: str | msgspec.UnsetType | None = _UNSET
+    tool_calls: list[dict[str, Any]] | msgspec.UnsetType | None = _UNSET
+
+
+class ChatChoice(msgspec.Struct, kw_only=True):
+    index: int | msgspec.UnsetType = _UNSET
+    message: ChatMessage
+    finish_reason: str | msgspec.UnsetType | None = _UNSET
+    logprobs: dict[str, Any] | msgspec.UnsetType | None = _UNSET
+
+
+class ChatAnswer(msgspec.Struct, kw_only=True):
+    """A `chat.completion`, as the engine says it."""
+
+    id: str | msgspec.UnsetType = _UNSET
+    object: str | msgspec.UnsetType = _UNSET
+    created: int | msgspec.UnsetType = _UNSET
+    model: str | msgspec.UnsetType = _UNSET
+    choices: list[ChatChoice]
+    usage: TokenUsage | msgspec.UnsetType = _UNSET
+
+
+class ChunkChoice(msgspec.Struct, kw_only=True):
+    index: int | msgspec.UnsetType = _UNSET
+    delta: ChatMessage
+    finish_reason: str | msgspec.UnsetType | None = _UNSET
+
+
+class ChatChunk(msgspec.Struct, kw_only=True):
+    """A `chat.completion.chunk`; `[DONE]` follows the last one."""
+
+    id: str | msgspec.UnsetType = _UNSET
+    object: str | msgspec.UnsetType = _UNSET
+    created: int | msgspec.UnsetType = _UNSET
+    model: str | msgspec.UnsetType = _UNSET
+    choices: list[ChunkChoice]
+    usage: TokenUsage | msgspec.UnsetType | None = _UNSET
+
+
+class TextChoice(msgspec.Struct, kw_only=True):
+    index: int | msgspec.UnsetType = _UNSET
+    text: str
+    finish_reason: str | msgspec.UnsetType | None = _UNSET
+
+
+class TextAnswer(msgspec.Struct, kw_only=True):
+    """A `text_completion`, or a piece of one."""
+
+    id: str | msgspec.UnsetType = _UNSET
+    object: str | msgspec.UnsetType = _UNSET
+    created: int | msgspec.UnsetType = _UNSET
+    model: str | msgspec.UnsetType = _UNSET
+    choices: list[TextChoice]
+    usage: TokenUsage | msgspec.UnsetType | None = _UNSET
+
+
+class EmbeddingRow(msgspec.Struct, kw_only=True):
+    object: str | msgspec.UnsetType = _UNSET
+    index: int | msgspec.UnsetType = _UNSET
+    embedding: list[float] | str
+    """Numbers, or their bytes in base64."""
+
+
+class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
+    object: str | msgspec.UnsetType = _UNSET
+    model: str | msgspec.UnsetType = _UNSET
+    data: list[EmbeddingRow]
+    usage: TokenUsage | msgspec.UnsetType = _UNSET
+
+
+class ListedModel(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    dmr: dict[str, Any] | msgspec.UnsetType = _UNSET
+    """Docker Model Runner's fields, as far as they are known."""
+
+
+class ListedModels(msgspec.Struct):
+    object: Literal["list"]
+    data: list[ListedModel]
+
+
+class AnthropicModel(msgspec.Struct, kw_only=True):
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: str
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class AnthropicModels(msgspec.Struct):
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class AnthropicUsage(msgspec.Struct):
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(msgspec.Struct, kw_only=True):
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    """Blocks: `text`, `thinking`, `tool_use`."""
+    stop_reason: str | None
+    stop_sequence: str | None
+    usage: AnthropicUsage
+
+
+class MessageEvent(msgspec.Struct, kw_only=True):
+    type: Literal[
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "error",
+    ]
+
+
+class MessageTokensAnswer(msgspec.Struct):
+    input_tokens: int
+
+
+class ResponseAnswer(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: bool
+    completed_at: int | None
+    error: dict[str, Any] | None
+    incomplete_details: dict[str, Any] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    model: str
+    output: list[dict[str, Any]]
+    """Items: `message`, `reasoning`, `function_call`."""
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, Any]
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float | None
+    truncation: str
+    usage: dict[str, Any] | None
+    user: str | None
+    metadata: dict[str, str]
+
+
+class ResponseEvent(msgspec.Struct, kw_only=True):
+    type: str
+    """Such as `response.output_text.delta`."""
+    sequence_number: int
+
+
+class ResponseTokensAnswer(msgspec.Struct):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class ResponseDeleted(msgspec.Struct):
+    id: str
+    object: Literal["response.deleted"]
+    deleted: bool
+
+
+class ResponseItems(msgspec.Struct):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    has_more: bool
+    first_id: str
+    last_id: str
+
+
+_HEADERS = {
+    EXPLAIN_HEADER: Parameter(f"With `1`, the answer's `{DEVICE_HEADER}` tells where the model is computed."),
+    "X-Preload-Only": Parameter("With `true`, the model is only loaded; the answer is empty."),
+}
+
+
+def _asked(summary: str, body: Any, schema: Any, event: Any = None, detail: str = "") -> Operation:
+    streams = None if event is None else streamed(event)
+    told = "The answer; a stream of events with `stream`." if streams else "The answer."
+    return Operation(
+        summary=summary,
+        detail=detail,
+        body=body,
+        headers=_HEADERS,
+        answers={200: Returns(told, schema, streams=streams)},
+        errors=WITH_BODY | SERVED,
+    )
+
+
+_ANTHROPIC = {VERSION_HEADER: Parameter("Sent by Anthropic's clients: they get Anthropic's form.")}
+_KEPT = frozenset({404})
+
+OPERATIONS: Mapping[str, Operation] = {
+    "POST /v1/chat/completions": _asked("A chat", CHAT, ChatAnswer, ChatChunk),
+    "POST /v1/completions": _asked("A completion", COMPLETION, TextAnswer, TextAnswer),
+    "POST /v1/embeddings": _asked("Embeddings", EMBEDDING, EmbeddingsAnswer),
+    "POST /rerank": _asked("Order documents by relevance", RERANKING, dict),
+    "POST /score": _asked("Score pairs of texts", SCORING, dict),
+    "POST /v1/messages": _asked("A message", MESSAGES, MessageAnswer, MessageEvent),
+    "POST /v1/messages/count_tokens": _asked("Count the tokens", TOKEN_COUNT, MessageTokensAnswer),
+    "POST /v1/responses": _asked("A response", RESPONSES, ResponseAnswer, ResponseEvent),
+    "POST /v1/responses/input_tokens": _asked("Count the tokens", RESPONSES, ResponseTokensAnswer),
+    "GET /v1/responses/{response}": Operation(
+        summary="A response that is kept",
+        query={
+            "include": Parameter("Has no meaning here."),
+            "stream": Parameter("Refused: only a response that is being made can be streamed.", bool),
+        },
+        answers={200: Returns("The response.", ResponseAnswer)},
+        errors=_KEPT,
+    ),
+    "DELETE /v1/responses/{response}": Operation(
+        summary="Remove a response", answers={200: Returns("It is gone.", ResponseDeleted)}, errors=_KEPT
+    ),
+    "POST /v1/responses/{response}/cancel": Operation(
+        summary="Refused: there are no responses in the background", answers={}, errors=_KEPT
+    ),
+    "GET /v1/responses/{response}/input_items": Operation(
+        summary="What the model read for a response",
+        query={
+            "after": Parameter("The id of the item before the first one."),
+            "include": Parameter("Has no meaning here."),
+            "limit": Parameter("At most so many, from 1 to 100.", int),
+            "order": Parameter("By age.", Literal["asc", "desc"]),
+        },
+        answers={200: Returns("A page of items.", ResponseItems)},
+        errors=_KEPT,
+    ),
+    "GET /v1/models": Operation(
+        summary="The models in the store",
+        headers=_ANTHROPIC,
+        answers={200: Returns("The models.", (ListedModels, AnthropicModels))},
+        errors=_KEPT,
+    ),
+    "GET /v1/models/{name}": Operation(
+        summary="One model",
+        path={"name": "A model's name or id. It may hold slashes."},
+        headers=_ANTHROPIC,
+        answers={200: Returns("The model.", (ListedModel, AnthropicModel))},
+        errors=_KEPT,
+    ),
+}

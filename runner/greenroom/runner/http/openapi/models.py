@@ -1,0 +1,249 @@
+"""The store: what is in it, what comes and goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from greenroom.actors.values import Mode
+from greenroom.runner.http.models import PruneBody, RepackageBody
+from greenroom.runner.http.openapi.backends import EndedAnswer
+from greenroom.runner.http.openapi.operation import (
+    COMMAND,
+    FORCE,
+    JOB,
+    PLAIN,
+    TAR,
+    WITH_BODY,
+    Operation,
+    Parameter,
+    Returns,
+)
+from greenroom.runner.http.port import JSON
+from greenroom.runner.http.transfers import CancelPullBody, CreateBody, PushBody
+
+_UNSET = msgspec.UNSET
+
+
+class ModelConfigRow(msgspec.Struct, kw_only=True):
+    """What is not known is left out."""
+
+    format: str | msgspec.UnsetType = _UNSET
+    quantization: str | msgspec.UnsetType = _UNSET
+    parameters: str | msgspec.UnsetType = _UNSET
+    architecture: str | msgspec.UnsetType = _UNSET
+    size: str | msgspec.UnsetType = _UNSET
+    """For people, in powers of 1024."""
+    context_size: int | msgspec.UnsetType = _UNSET
+    gguf: dict[str, Any] | msgspec.UnsetType = _UNSET
+    safetensors: dict[str, Any] | msgspec.UnsetType = _UNSET
+    diffusers: dict[str, Any] | msgspec.UnsetType = _UNSET
+
+
+class ModelRow(msgspec.Struct, kw_only=True):
+    id: str
+    tags: list[str] | msgspec.UnsetType = _UNSET
+    created: int
+    config: ModelConfigRow
+
+
+class ModelFileRow(msgspec.Struct):
+    name: str
+    size: int
+    digest: str
+    media_type: str
+
+
+class TemplateRow(msgspec.Struct):
+    file: str
+    names: list[str]
+
+
+class ProspectRow(msgspec.Struct, kw_only=True):
+    """What would serve the model in one mode. Sizes are bytes."""
+
+    mode: Mode
+    backend: str | None
+    installed: bool
+    reasons: list[str]
+    memory: int | msgspec.UnsetType = _UNSET
+    memory_budget: int | msgspec.UnsetType = _UNSET
+    fits: bool | msgspec.UnsetType = _UNSET
+    context_size: int | msgspec.UnsetType = _UNSET
+    layers: int | msgspec.UnsetType = _UNSET
+    placement: str | msgspec.UnsetType = _UNSET
+    placement_reason: str | msgspec.UnsetType = _UNSET
+    context: int | msgspec.UnsetType = _UNSET
+    context_for_all: int | msgspec.UnsetType = _UNSET
+
+
+class ModelAnswer(ModelRow, kw_only=True):
+    source: str
+    bytes: int
+    files: list[ModelFileRow] | msgspec.UnsetType = _UNSET
+    chat_template: TemplateRow | msgspec.UnsetType | None = _UNSET
+    serving: list[ProspectRow] | msgspec.UnsetType = _UNSET
+    quantizations: dict[str, int] | msgspec.UnsetType = _UNSET
+    """Of a source's model: what else it has, with the bytes."""
+
+
+class LayerRow(msgspec.Struct, kw_only=True):
+    size: int
+    current: int
+    id: str | msgspec.UnsetType = _UNSET
+    name: str | msgspec.UnsetType = _UNSET
+
+
+class TransferLine(msgspec.Struct, kw_only=True):
+    """A line of a pull, a push or a verification. Bytes."""
+
+    type: Literal["progress", "success", "error"]
+    message: str
+    total: int
+    layer: LayerRow
+    mode: Literal["pull", "push", "verify"]
+    phase: str | msgspec.UnsetType = _UNSET
+    rate: float | msgspec.UnsetType = _UNSET
+    done: int | msgspec.UnsetType = _UNSET
+    of: int | msgspec.UnsetType = _UNSET
+    code: str | msgspec.UnsetType = _UNSET
+    """Of an error."""
+
+
+class TaggedAnswer(msgspec.Struct):
+    message: str
+    target: str
+
+
+class RepackagedAnswer(TaggedAnswer):
+    source: str
+
+
+class RemovedRow(msgspec.Struct, rename="pascal"):
+    untagged: str | msgspec.UnsetType = _UNSET
+    deleted: str | msgspec.UnsetType = _UNSET
+
+
+class DiskUsageAnswer(msgspec.Struct):
+    """Bytes; each file counts once."""
+
+    models_disk_usage: int
+    default_backend_disk_usage: int
+    backends_disk_usage: dict[str, int]
+    models_shared_disk_usage: int
+    unfinished_disk_usage: int
+    cache_disk_usage: int
+    engines_disk_usage: int
+    journal_disk_usage: int
+    other_disk_usage: int
+    total_disk_usage: int
+
+
+class PrunedAnswer(msgspec.Struct):
+    deleted: list[str]
+    freed: int
+    kept_for: list[str]
+    """Backends that are being installed: what was fetched for them stays."""
+
+
+_LINES = {PLAIN: TransferLine, JSON: TransferLine}
+_LINES_DETAIL = (
+    "One JSON object a line: HTML-escaped as `text/plain`, which is Docker Model Runner's form, and plain "
+    "for `Accept: application/json`. Empty lines say nothing. A failure after the first line is in the last."
+)
+
+OPERATIONS: Mapping[str, Operation] = {
+    "GET /models": Operation(
+        summary="The models in the store", answers={200: Returns("The models.", list[ModelRow])}
+    ),
+    "GET /models/{reference}": Operation(
+        summary="One model",
+        query={"remote": Parameter("What its source has, not what is stored.", bool)},
+        answers={200: Returns("The model.", ModelAnswer)},
+        errors=JOB,
+    ),
+    "POST /models/create": Operation(
+        summary="Pull a model",
+        detail=_LINES_DETAIL,
+        body=CreateBody,
+        answers={200: Returns("The progress, and how it ended.", streams=_LINES)},
+        errors=WITH_BODY | JOB,
+    ),
+    "POST /models/cancel": Operation(
+        summary="Cancel a pull",
+        body=CancelPullBody,
+        answers={200: Returns("Whether there was one.", EndedAnswer)},
+        errors=WITH_BODY | COMMAND,
+    ),
+    "POST /models/load": Operation(
+        summary="Store the model in an archive",
+        body=bytes,
+        content=TAR,
+        answers={200: Returns("It is stored.", TransferLine, headers=("X-Model-Id",))},
+        errors=WITH_BODY | JOB,
+    ),
+    "GET /models/{reference}/export": Operation(
+        summary="A model as an archive",
+        answers={200: Returns("The archive.", bytes, content=TAR, headers=("Content-Disposition",))},
+        errors=JOB,
+    ),
+    "POST /models/{reference}/push": Operation(
+        summary="Publish a model",
+        detail=_LINES_DETAIL,
+        body=PushBody,
+        needs_body=False,
+        answers={200: Returns("The progress, and how it ended.", streams=_LINES)},
+        errors=WITH_BODY | JOB,
+    ),
+    "POST /models/{reference}/verify": Operation(
+        summary="Read every byte of a model",
+        detail=_LINES_DETAIL,
+        answers={200: Returns("The progress, and what was found.", streams=_LINES)},
+        errors=JOB,
+    ),
+    "POST /models/{reference}/tag": Operation(
+        summary="Give a model another name",
+        query={
+            "repo": Parameter("The new name, without its tag."),
+            "tag": Parameter("Such as `latest`."),
+        },
+        answers={201: Returns("It has the name.", TaggedAnswer)},
+        errors=COMMAND,
+    ),
+    "POST /models/{reference}/repackage": Operation(
+        summary="The same model with another configuration",
+        body=RepackageBody,
+        answers={201: Returns("It is stored.", RepackagedAnswer)},
+        errors=WITH_BODY | JOB,
+    ),
+    "POST /models/{reference}/{action}": Operation(
+        summary="There are no other actions",
+        path={"action": "None that is known."},
+        answers={},
+        errors=COMMAND,
+    ),
+    "DELETE /models/{reference}": Operation(
+        summary="Remove a name, and with the last name the model",
+        query={"force": FORCE},
+        answers={200: Returns("What was removed.", list[RemovedRow])},
+        errors=COMMAND,
+    ),
+    "DELETE /models/purge": Operation(
+        summary="Remove all models that are not in use",
+        query={"force": FORCE},
+        answers={200: Returns("They are gone.")},
+        errors=COMMAND,
+    ),
+    "POST /models/prune": Operation(
+        summary="Remove what no model and no installation needs",
+        body=PruneBody,
+        needs_body=False,
+        answers={200: Returns("What was removed.", PrunedAnswer)},
+        errors=WITH_BODY | COMMAND,
+    ),
+    "GET /engines/df": Operation(
+        summary="Bytes on disk, by purpose", answers={200: Returns("Bytes.", DiskUsageAnswer)}
+    ),
+}

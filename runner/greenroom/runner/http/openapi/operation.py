@@ -1,0 +1,97 @@
+"""What the description of the API says of one operation beside what its route says itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from greenroom.runner.http.port import EVENT_STREAM, JSON
+
+NDJSON = "application/x-ndjson"
+TAR = "application/x-tar"
+PLAIN = "text/plain"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    about: str
+    kind: Any = str
+    """A type, whose schema is the value's."""
+
+
+@dataclass(frozen=True)
+class Returns:
+    """One status that is no error. A schema is a type, or a JSON schema as it is; None: there is no body."""
+
+    about: str
+    schema: Any = None
+    content: str = JSON
+    other: Mapping[str, Any] | None = None
+    """Further media types with their schemas."""
+    streams: Mapping[str, Any] | None = None
+    """Media types of streams, with the schema of one event or one line."""
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    summary: str
+    answers: Mapping[int, Returns]
+    tag: str = ""
+    detail: str = ""
+    body: Any = None
+    """A struct or a `Dialogue`; None where there is none."""
+    content: str = JSON
+    """The media type of the body."""
+    needs_body: bool = True
+    errors: frozenset[int] = frozenset()
+    """Statuses of refusals, beside those that any request may get."""
+    query: Mapping[str, Parameter] | None = None
+    headers: Mapping[str, Parameter] | None = None
+    path: Mapping[str, str] | None = None
+    """What the variables of the path are, where `VARIABLES` does not say it."""
+
+
+ANY = frozenset({400, 403, 415, 500, 503})
+"""What any request may be refused with."""
+WITH_BODY = frozenset({408, 413})
+COMMAND = frozenset({404, 409, 422, 429, 507})
+"""Of commands that change something."""
+JOB = COMMAND | {401, 403, 412, 499, 502}
+"""Of what fetches, installs or publishes."""
+SERVED = JOB
+"""Of what an engine answers: it may have to be installed and loaded first."""
+
+STATUSES = {
+    400: "The request is malformed, or a field is wrong.",
+    401: "A registry wants other credentials.",
+    403: "This host or this page may not call Greenroom, or a registry forbids it.",
+    404: "There is no such model, backend, version or path.",
+    408: "The body did not arrive in time.",
+    409: "Not now: it is in use, or another change is under way.",
+    412: "The backend is not installed, or cannot run here.",
+    413: "The body is larger than `max_body`.",
+    415: "A compressed body is not supported.",
+    422: "It cannot be served here; or the `Idempotency-Key` was used for another command.",
+    429: "Too many requests wait.",
+    499: "The job was cancelled.",
+    500: "Greenroom failed. For Docker's command line also what is 503 elsewhere.",
+    502: "The engine, or a server that was asked, failed or ended.",
+    503: "A timeout, or something could not be reached: try again.",
+    507: "There is not enough memory or disk space.",
+}
+
+VARIABLES = {
+    "backend": "A backend: `llama.cpp`, `mlx`, `vllm`, … A path that names one is binding.",
+    "reference": "A model's name or id. It may hold slashes.",
+    "response": "The id of a response.",
+    "digest": "`sha256:` and 64 hexadecimal digits.",
+}
+
+FORCE = Parameter("Do not wait for requests inside, and do not refuse what is in use.", bool)
+
+
+def streamed(item: Any, *, lines: bool = False) -> dict[str, Any]:
+    """Events of this schema, or lines."""
+    return {NDJSON if lines else EVENT_STREAM: item}

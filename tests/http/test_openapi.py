@@ -1,0 +1,123 @@
+"""The description of the API: whole, valid, and made of what the routes use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greenroom.runner.http.openapi.operation import Operation
+from greenroom.runner.http.openapi.operations import PREFIXES, TAGS, every_operation, keys_of
+from greenroom.runner.http.port import Route
+from greenroom.runner.http.routes import all_routes
+
+HOW = (
+    "Describe it: an Operation in the OPERATIONS of its area, in runner/greenroom/runner/http/openapi/ "
+    "(inference.py, ollama.py, models.py, engines.py, backends.py or daemon.py), under 'METHOD /path' "
+    "without a prefix, with its summary, body, answers, streams and the statuses of its refusals. "
+    "CONTRIBUTING.md, 'An API route', says more."
+)
+
+
+def operation_of(route: Route) -> Operation:
+    table = every_operation()
+    found = [table[key][1] for key in keys_of(route.method, route.path) if key in table]
+    assert found, f"{route.method} {route.path} is not described. {HOW}"
+    return found[0]
+
+
+async def test_every_route_is_described(open_house: Any) -> None:
+    house = await open_house()
+    routes = list(all_routes(house.context))
+    undescribed = [
+        f"{one.method} {one.path}"
+        for one in routes
+        if not any(key in every_operation() for key in keys_of(one.method, one.path))
+    ]
+    assert not undescribed, f"Not described: {', '.join(undescribed)}. {HOW}"
+    for route in routes:
+        operation = operation_of(route)
+        place = f"{route.method} {route.path}"
+        assert operation.summary, f"{place} has no summary. {HOW}"
+        told = set(operation.query or {})
+        assert (route.query or set()) == told, f"The query parameters of {place} are {route.query}. {HOW}"
+    known = {key for one in routes for key in keys_of(one.method, one.path)}
+    assert not [key for key in every_operation() if key not in known], "These are no routes any more."
+
+
+async def test_the_document_is_valid_and_has_every_route(open_house: Any, tmp_path: Path) -> None:
+    house = await open_house()
+    async with house.get("/openapi.json") as response:
+        assert response.status == 200
+        assert response.content_type == "application/json"
+        text = await response.text()
+    document = json.loads(text)
+    offered = {(route.path, route.method.lower()) for route in all_routes(house.context)}
+    assert {(path, method) for path, told in document["paths"].items() for method in told} == offered
+    ids = [one["operationId"] for told in document["paths"].values() for one in told.values()]
+    assert len(ids) == len(set(ids))
+    file = tmp_path / "openapi.json"
+    file.write_text(text)
+    done = await asyncio.to_thread(validated, file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def validated(file: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "openapi_spec_validator", "--errors", "all", str(file)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120)
+
+
+async def test_the_page_loads_nothing_but_the_document(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/docs") as response:
+        assert (response.status, response.content_type) == (200, "text/html")
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        page = await response.text()
+    assert re.findall(r"""(?:src|href)=["']([^"']+)""", page) in ([], ["openapi.json"])
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+async def test_the_document_names_the_place_where_it_is_served(open_house: Any, prefix: str) -> None:
+    house = await open_house()
+    async with house.get("/openapi.json") as response:
+        (server,) = (await response.json())["servers"]
+    assert server["url"] == (prefix or "/")
+
+
+def test_one_entry_serves_all_prefixes() -> None:
+    keys = [key for table in TAGS.values() for key in table]
+    assert len(keys) == len(set(keys))
+    assert [*keys_of("POST", "/engines/{backend}/rerank")][:2] == [
+        "POST /engines/{backend}/rerank",
+        "POST /rerank",
+    ]
+    assert all(prefix.startswith("/") for prefix in PREFIXES)
+
+
+def refs_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, one in value.items():
+            if name == "$ref":
+                yield one
+            else:
+                yield from refs_in(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from refs_in(one)
+
+
+async def test_every_reference_leads_somewhere(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/openapi.json") as response:
+        document = await response.json()
+    for ref in set(refs_in(document)):
+        at = document
+        for step in ref.removeprefix("#/").split("/"):
+            at = at[step]

@@ -217,10 +217,12 @@ def test_a_chat_remembers_obeys_and_leaves(our_daemon: Any, monkeypatch: pytest.
     our_daemon.routes[CHAT] = Chat(words=answer("Hello."))
     from greenroom.runner.cli.client import Client
     from greenroom.runner.cli.run import Conversation, chat
+    from greenroom.runner.cli.variants import Changeovers
 
     said: list[str] = []
-    conversation = Conversation(Client(our_daemon.url), "smollm2", say=said.append)
-    chat(conversation, "smollm2")
+    client = Client(our_daemon.url)
+    conversation = Conversation(client, "smollm2", say=said.append)
+    chat(conversation, "smollm2", Changeovers(client))
 
     bodies = our_daemon.bodies("/v1/chat/completions")
     assert bodies[0]["messages"] == [{"role": "user", "content": "Hi"}]

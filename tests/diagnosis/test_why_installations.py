@@ -276,3 +276,23 @@ def test_a_variant_that_does_not_work_here_is_named_beside_the_one_that_serves(s
     script.add(InstallFailed(job="llama.cpp.2", backend="llama.cpp", failure=failure))
     also = script.why("llama.cpp").also
     assert "The variant cu128 could not be installed: It has no code for it. Compile." in also
+
+
+def test_a_variant_that_a_new_card_makes_better_is_named_with_its_command(script: Any) -> None:
+    script.install("llama.cpp", "1.0")
+    processor = RankedVariant(name="cpu", usable=True, reason="It runs on the processor.")
+    script.add(VariantsRanked(backend="llama.cpp", variants=(processor,)))
+    assert "better" not in " ".join(script.why("llama.cpp").also)
+    card = RankedVariant(name="cu128", usable=True, reason="It runs on the card.")
+    script.add(VariantsRanked(backend="llama.cpp", devices=("a card",), variants=(card, processor)))
+    found = script.why("llama.cpp")
+    assert found.also[-1].endswith("cu128 would be better on this machine: It runs on the card.")
+    assert commands(found)[0] == "greenroom install-runner --backend llama.cpp --variant cu128"
+    assert found.steps[-1].text.startswith("Graphics devices: a card. Variants of llama.cpp")
+    script.add(
+        InstallRequested(
+            job="llama.cpp.2", backend="llama.cpp", variant="cu128", version="", wanted_by="explicit"
+        )
+    )
+    script.add(InstallCancelled(job="llama.cpp.2", backend="llama.cpp", reason="requested by the user"))
+    assert "better" not in " ".join(script.why("llama.cpp").also), "it was declined"

@@ -7,7 +7,9 @@ that is really installed, from the wheels and the lock beside the data directory
 `available` says how many bytes of memory are free on this machine, for tests about memory.
 
 Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_nvidia_smi.py` tells of; with
-`GREENROOM_TEST_DIVIDES` they divide models between these and memory, and log what llama.cpp would.
+`GREENROOM_TEST_DIVIDES` they divide models between these and memory, and log what llama.cpp would. With
+`GREENROOM_TEST_VARIANTS` the backend of `--toy` is installed without being asked for, and has a variant for
+NVIDIA's cards.
 
 `GREENROOM_TEST_COOL_DOWN=SECONDS` is how long a breaker stays open first.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
@@ -118,7 +120,9 @@ def main() -> None:
         fake = dividing(fake)
     backends: dict[str, Backend] = {"fake": fake}
     if given.toy:
-        backends = {"toy": toy_backend(given.home.parent, *flags)}
+        has_variants = "GREENROOM_TEST_VARIANTS" in os.environ
+        toy = toy_backend(given.home.parent, *flags, deferred=not has_variants, for_cards=has_variants)
+        backends = {"toy": toy}
     else:
         settings = settings.changed("test", backends={"fake": ExternalBackend(binary=Path(sys.executable))})
     journal: Journal | None = None

@@ -7,10 +7,12 @@ import hashlib
 import io
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from greenroom.runner.backends.base import Backend, Environment, Launch
 from greenroom.runner.backends.base import CommandLine as Program
+from greenroom.runner.backends.variants import Variant
 from greenroom.runner.installations.lock_file import LockedFile, LockedPackage, render
 from greenroom.runner.testing import fake_backend
 
@@ -18,7 +20,7 @@ ENGINE = Path(__file__).parents[1] / "programs" / "fake_engine.py"
 
 
 def make_wheel(folder: Path, version: str = "1.0") -> None:
-    """`toy` as a wheel in a folder, and beside the folder the lock of version 1.0, `toy.txt`."""
+    """`toy` as a wheel in a folder, and beside the folder the locks of version 1.0, one for each variant."""
     info = f"toy-{version}.dist-info"
     contents = {
         "toy/__init__.py": b"VALUE = 1\n",
@@ -40,8 +42,9 @@ def make_wheel(folder: Path, version: str = "1.0") -> None:
     if version != "1.0":
         return
     file = LockedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-    text = render([LockedPackage("toy", "1.0", "", (file,))], ["toy for tests"])
-    (folder.parent / "toy.txt").write_text(text)
+    for lock in ("toy", "toy-cuda"):
+        text = render([LockedPackage("toy", "1.0", "", (file,))], [f"{lock} for tests"])
+        (folder.parent / f"{lock}.txt").write_text(text)
 
 
 def sources(wheels: Path) -> dict[str, str]:
@@ -49,15 +52,29 @@ def sources(wheels: Path) -> dict[str, str]:
     return {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 
 
-def toy_backend(folder: Path, *flags: str, name: str = "toy") -> Backend:
-    """The backend whose lock is in `folder`. Its engines are the fake one, run by the installed Python."""
-    fake = fake_backend(ENGINE, *flags, name=name, deferred=True)
+def toy_backend(
+    folder: Path, *flags: str, name: str = "toy", deferred: bool = True, for_cards: bool = False
+) -> Backend:
+    """The backend whose lock is in `folder`. Its engines are the fake one, run by the installed Python.
+
+    `for_cards`: it has a variant for NVIDIA's cards, which is made of the same wheel.
+    """
+    fake = fake_backend(ENGINE, *flags, name=name, deferred=deferred)
+
+    usual = Environment(distribution=name, lock=str(folder / name), probe=(name,), requirements=(name,))
 
     class Toy(type(fake)):  # type: ignore[misc]
-        source = Environment(distribution=name, lock=str(folder / name), probe=(name,), requirements=(name,))
+        source = usual
 
         def command(self, launch: Launch) -> Program:
             return Program(argv=(str(launch.python), *super().command(launch).argv[1:]))
 
+    if for_cards:
+        source = replace(usual, lock=str(folder / "toy-cuda"))
+        declared = (
+            Variant("cuda", "NVIDIA, CUDA", "cuda", source=source, download_bytes=650 * 10**6),
+            Variant("cpu", "the processor"),
+        )
+        Toy.variants = declared
     made: Backend = Toy()  # pyright: ignore[reportAbstractUsage] - the base is only known at run time
     return made

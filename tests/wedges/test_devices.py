@@ -13,8 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from nvidia_tool import have, put_tool
 from waiting import until_async
-from wedge import MIB, PROGRAM, Daemon
+from wedge import MIB, Daemon
 
 NEED = 64
 """MiB that an engine reserves on its device."""
@@ -40,27 +41,13 @@ def machine(make_daemon: Any, folder: Path) -> Machine:
         *sizes: int, others: tuple[int, ...] = (), flags: tuple[str, ...] = (), **settings: str
     ) -> Daemon:
         have(folder, sizes, others)
-        tool = folder / "nvidia-smi"
-        program = PROGRAM.parent / "fake_nvidia_smi.py"
-        tool.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {program} "$@"\n')
-        tool.chmod(0o755)
+        put_tool(folder)
         daemon: Daemon = await make_daemon(*flags, start=False, **settings)
         path = f"{folder}{os.pathsep}{os.environ['PATH']}"
         daemon.env |= {"NVIDIA_FAKE_FOLDER": str(folder), "PATH": path}
         return await daemon.start()
 
     return make
-
-
-def have(folder: Path, sizes: tuple[int, ...], others: tuple[int, ...] = ()) -> None:
-    used = (*others, *(0 for _ in sizes))
-    devices = [
-        {"index": n, "uuid": f"GPU-{n}", "name": f"NVIDIA Test {n}", "total": size, "others": used[n]}
-        for n, size in enumerate(sizes)
-    ]
-    fresh = folder / "devices.new"
-    fresh.write_text(json.dumps(devices))
-    fresh.rename(folder / "devices.json")
 
 
 async def shown_device(daemon: Daemon, name: str) -> str:

@@ -199,9 +199,7 @@ class Greenroom(Startable):
         except BaseException:
             self._stop_system(system)
             raise
-        self._note_devices(self._devices.graphics)
-        self._devices.on_look = self._note_devices
-        self._rank_variants()
+        self._devices.subscribe(self._note_devices)
         # Ready only once installations, engines and the store have been inspected.
         try:
             system.ask(AwaitReady()).get(timeout=_LOOK_BOUND)
@@ -278,15 +276,6 @@ class Greenroom(Startable):
             system.register(core, effect_handler=effect_handler)
         self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
-
-    def _rank_variants(self) -> None:
-        """Tell the installer which variants this machine would use."""
-        graphics = self._devices.graphics
-        found = tuple(f"{one.name} ({one.driver})" if one.driver else one.name for one in graphics.devices)
-        for name, backend in self.backends.items():
-            if backend.variants:
-                ranked = order(backend.variants, graphics, self._platform)
-                self._tell(INSTALLER, RankVariants(backend=name, devices=found, variants=ranked))
 
     def _wanted(self) -> Iterator[Wanted]:
         daemon: DaemonState = self.system.state(DAEMON)
@@ -477,7 +466,14 @@ class Greenroom(Startable):
         system.report(command, to=to)
 
     def _note_devices(self, graphics: Graphics) -> None:
-        self._tell(DAEMON, NoteDevices(graphics=graphics.lasting))
+        """Record what the devices are now, and which variants this machine would use for them."""
+        graphics = graphics.lasting
+        self._tell(DAEMON, NoteDevices(graphics=graphics))
+        found = tuple(f"{one.name} ({one.driver})" if one.driver else one.name for one in graphics.devices)
+        for name, backend in self.backends.items():
+            if backend.variants:
+                ranked = order(backend.variants, graphics, self._platform)
+                self._tell(INSTALLER, RankVariants(backend=name, devices=found, variants=ranked))
 
     def _observe(self, volatile: SchedulerVolatile) -> SchedulerVolatile:
         """Read what changes without messages: gates and memory."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 
-from greenroom.actors.variants import BEST
 from greenroom.runner.cli.client import Client, DaemonRefused, Gone, path_of
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import ensure_daemon
@@ -25,7 +24,7 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import Watch, install, pull
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, readable, style
-from greenroom.runner.units import format_size
+from greenroom.runner.cli.variants import Changeovers, fetch_better
 
 _READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
 _PATIENCE = 2.0
@@ -252,41 +251,22 @@ def run_command(
         if model.lower().startswith(("hf.co/", "huggingface.co/"))
         else "",
     )
+    changeovers = Changeovers(client)
     conversation.prepare()
+    for told in changeovers.new():
+        announce(told)
     if settings.install_policy != "never":
         fetch_better(client, backend)
     if detach:
         return
     if not question:
-        chat(conversation, model)
+        chat(conversation, model, changeovers)
         return
     if prompt:
         question = _with_pipe(question)
     tell(conversation, question)
     if stats:
         announce(statistics(conversation))
-
-
-def fetch_better(client: Client, backend: str) -> None:
-    """Have better variants of the backends in use fetched for this machine's devices, in the background.
-
-    Without a `backend`, of those that are installed without being asked for.
-    """
-    try:
-        known = client.get("/engines") or ()
-    except DaemonRefused:
-        return  # the answer does not depend on it
-    for one in known:
-        offered, wanted = one.get("offered"), one["name"] == backend if backend else not one["deferred"]
-        variant = next((each for each in one.get("variants") or () if each["name"] == offered), None)
-        if variant is None or not wanted or one.get("job") or variant.get("failure"):
-            continue
-        size = format_size(variant.get("download_bytes") or 0)
-        announce(
-            f"Fetching {one['name']} {offered} in the background, about {size}: {variant['reason']} "
-            f"Until then {one['variant']} answers; models change over when they are idle."
-        )
-        client.post("/engines", {"name": one["name"], "variant": BEST})
 
 
 def tell(conversation: Conversation, question: str) -> None:
@@ -350,7 +330,7 @@ _HELP = """\
 Ctrl-C stops an answer."""
 
 
-def chat(conversation: Conversation, model: str) -> None:
+def chat(conversation: Conversation, model: str, changeovers: Changeovers) -> None:
     """Talk until the user has had enough. An answer that fails ends the answer, not the chat."""
     with contextlib.suppress(ImportError):
         # Editing and history of the line, where Python has it.
@@ -370,6 +350,8 @@ def chat(conversation: Conversation, model: str) -> None:
         elif question:
             try:
                 tell(conversation, question)
+                for told in changeovers.new():
+                    announce(told)
             except KeyboardInterrupt:
                 announce("")
             except Problem as problem:

@@ -49,8 +49,7 @@ class DeviceWatch:
         self._headroom = headroom
         self._every = every
         self._view = view or HostView(run=Children().run)
-        self.on_look: Callable[[Graphics], None] | None = None
-        """Called after everything has been asked, mostly on the watch's own thread."""
+        self._on_look: Callable[[Graphics], None] | None = None
         self._look = Look()
         self._signs: object = None
         self._looked_at = 0.0
@@ -66,9 +65,19 @@ class DeviceWatch:
             self._look = settled(self._look, inventory.look(self._view, software=software))
             self._looked_at = time.monotonic()
         self._looked.set()
-        if self.on_look is not None:
-            self.on_look(self._look.graphics)
+        if self._on_look is not None:
+            self._on_look(self._look.graphics)
         return self._look.graphics
+
+    def subscribe(self, told: Callable[[Graphics], None]) -> None:
+        """Have `told` called with what is known now, and after everything has been asked again, mostly on the
+        watch's own thread. It must not wait.
+        """
+        self._on_look, last = told, None
+        while last is not self._look:
+            # A look that ends meanwhile may have told its result before this older one.
+            last = self._look
+            told(last.graphics)
 
     def start(self) -> None:
         """Start reading, and wait briefly for the first result; a driver that hangs delays no further."""

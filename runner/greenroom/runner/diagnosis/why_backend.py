@@ -17,11 +17,13 @@ from greenroom.actors.installer.events import (
     InstallCancelled,
     InstallFailed,
     InstallRequested,
+    VariantsRanked,
 )
 from greenroom.actors.installer.reconcile import passed_over
 from greenroom.actors.installer.state import JobState
 from greenroom.actors.scheduler.events import BackendChosen, LoadRefused
 from greenroom.actors.values import Failure, Installation
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.diagnosis.explanation import (
     Explanation,
     Remedy,
@@ -129,6 +131,7 @@ class WhyBackend:
             found.answer += f" {passed.message}"
             found.remedies = (Remedy(aim="To see your settings", command="greenroom config"), *found.remedies)
         found.also = (*self._serves(), *self._beside(usable), *self._passed_over_variants())
+        self._tell_better(found, usable)
         job, failure = self._state.job, self._state.failure
         if job is not None:
             found.steps += _steps(self._episode(job.id))
@@ -141,6 +144,25 @@ class WhyBackend:
         for one in self._state.ranked:
             if (why := self._state.tried.get(one.name)) is not None:
                 yield f"The variant {one.name} could not be installed: {why.message} {why.advice}".strip()
+
+    def _tell_better(self, found: Explanation, usable: Installation) -> None:
+        """The variant that this machine's devices would rather have, as long as nobody has declined it."""
+        state, last = self._state, latest(self._events, VariantsRanked)
+        barred = {name for name, why in state.tried.items() if why.kind == "permanent"}
+        best = next((one for one in state.ranked if one.usable and one.name not in barred), None)
+        if last is None or best is None or best.name in state.declined or not usable.managed:
+            return
+        declared = BACKENDS.get(self._name)
+        usual = {one.name for one in declared.variants if one.source is None} if declared else set()
+        chosen = set(declared.builds) if declared else set()
+        here = {one.variant for one in state.whole}
+        if usable.variant in chosen or best.name in here or (best.name in usual and "" in here):
+            return
+        since = moment(last[0].at, self._now)
+        found.also += (f"Since {since} {best.name} would be better on this machine: {best.reason}",)
+        command = f"greenroom install-runner --backend {self._name} --variant {best.name}"
+        found.remedies = (Remedy(aim="To install that", command=command), *found.remedies)
+        found.steps += (last[0].step,)
 
     def _tell_chosen(self, found: Explanation, usable: Installation, born: Happening | None) -> None:
         """Since when it is in use, and why, unless by its own installation."""

@@ -1,0 +1,81 @@
+"""What `run` says of variants: the better one that is fetched, and the one that answers from now on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from greenroom.actors.variants import BEST
+from greenroom.runner.cli.client import Client, DaemonRefused, path_of
+from greenroom.runner.cli.output import announce
+from greenroom.runner.units import format_size
+
+
+def fetch_better(client: Client, backend: str) -> None:
+    """Have better variants of the backends in use fetched for this machine's devices, in the background.
+
+    Without a `backend`, of those that are installed without being asked for.
+    """
+    try:
+        known = client.get("/engines") or ()
+    except DaemonRefused:
+        return  # the answer does not depend on it
+    for one in known:
+        offered, wanted = one.get("offered"), one["name"] == backend if backend else not one["deferred"]
+        variant = next((each for each in one.get("variants") or () if each["name"] == offered), None)
+        if variant is None or not wanted or one.get("job") or variant.get("failure"):
+            continue
+        size = format_size(variant.get("download_bytes") or 0)
+        announce(
+            f"Fetching {one['name']} {offered} in the background, about {size}: {variant['reason']} "
+            f"Until then {one['variant']} answers; models change over when they are idle."
+        )
+        client.post("/engines", {"name": one["name"], "variant": BEST})
+
+
+class Changeovers:
+    """Notices that another variant of its backend serves a model than the last time."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._known = {row["engine_id"] for row in self._engines()}
+
+    def new(self) -> Iterator[str]:
+        """A sentence for each model that has changed over since the last call."""
+        rows = self._engines()
+        fresh = [row for row in rows if row["engine_id"] not in self._known and row["state"] == "ready"]
+        self._known |= {row["engine_id"] for row in fresh}
+        for row in fresh:
+            before = [
+                one
+                for one in rows
+                if one["engine_id"] != row["engine_id"]
+                and one["since"] <= row["since"]
+                and _kind(one) == _kind(row)
+            ]
+            if before:
+                yield from self._told(max(before, key=lambda one: float(one["since"])), row)
+
+    def _told(self, before: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
+        try:
+            backend = self._client.get(path_of("engines", row["backend_name"])) or {}
+        except DaemonRefused:
+            return
+        names = {one["id"]: one["variant"] for one in backend.get("installations") or ()}
+        old, new = names.get(before["installation"]), names.get(row["installation"])
+        if old and new and old != new:
+            ranked = {one["name"]: one["reason"] for one in backend.get("variants") or ()}
+            yield (
+                f"{row['backend_name']} {new} answers now, in place of {old}. {ranked.get(new, '')}".rstrip()
+            )
+
+    def _engines(self) -> list[dict[str, Any]]:
+        """Also the last that are gone."""
+        try:
+            return self._client.get("/engines/ps?all=true") or []
+        except DaemonRefused:
+            return []  # the answer does not depend on it
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["backend_name"], row["model_name"], row["mode"]

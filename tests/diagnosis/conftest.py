@@ -152,6 +152,7 @@ class Script:
         installation: str = "1.0-ab12cd34.1",
         mode: Any = "completion",
         preferred: str = "",
+        device: str = "",
     ) -> str:
         """A load is decided on and its engine asked for; the engine's id."""
         request = request or self.request()
@@ -164,6 +165,7 @@ class Script:
             model_ref=f"docker.io/ai/{name}:latest",
             mode=mode,
             memory=memory,
+            device=device,
         )
         self._engines[engine_id] = spec
         self.add(

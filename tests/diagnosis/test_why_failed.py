@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from explained import GB, SMOLLM2, commands, types
+from greenroom.actors.daemon_log import DevicesChanged
 from greenroom.actors.engine_runner.events import EngineLost
+from greenroom.actors.graphics import GraphicsDevice
 from greenroom.actors.scheduler.events import BreakerOpened, ModelQuarantined
 from greenroom.actors.values import Failure
+
+CARD = GraphicsDevice(id="GPU-1", maker="nvidia", name="NVIDIA L4", driver="570.1")
+MISMATCH = Failure(
+    kind="permanent", code="driver_mismatch", message="The driver was updated.", advice="Restart."
+)
 
 
 def test_why_says_that_the_system_killed_an_engine_for_its_memory(script: Any) -> None:
@@ -180,3 +188,59 @@ def test_why_says_that_an_engine_was_lost_with_a_killed_daemon(script: Any) -> N
     assert "its process no longer exists." in found.answer
     killed = next(step for step in found.steps if step.type == "daemon_started")
     assert "(process 100) did not shut down cleanly." in killed.text
+
+
+@pytest.mark.parametrize(
+    ("after", "how"),
+    [
+        ((), "it is no longer there"),
+        ((replace(CARD, problem=MISMATCH),), "The driver was updated. Restart."),
+        ((replace(CARD, driver="580.2"),), "its driver was updated from 570.1 to 580.2."),
+    ],
+)
+def test_why_says_first_that_the_device_of_an_engine_went_away(
+    script: Any, after: tuple[GraphicsDevice, ...], how: str
+) -> None:
+    script.add(DevicesChanged(after=(CARD,)))
+    engine = script.load(device=CARD.id)
+    script.wait(60.0)
+    script.die(engine, "The engine was killed by SIGABRT.", was_ready=True, signal="SIGABRT")
+    assert script.why("smollm2").cause == "crashed"
+    script.wait(2.0)
+    script.add(DevicesChanged(before=(CARD,), after=after))
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("failed", "device_lost")
+    first = "smollm2 is not loaded: its graphics device NVIDIA L4 was lost at 12:01:"
+    assert found.answer.startswith(first)
+    assert how in found.answer
+    assert "Its engine crashed" in found.answer
+    assert any("NVIDIA L4" in step.text for step in found.steps)
+    assert commands(found)[0] == "greenroom devices"
+    script.load()
+    found = script.why("smollm2")
+    assert (found.state, found.cause) == ("loaded", "device_lost")
+    assert found.answer.startswith("smollm2 is computed elsewhere: its graphics device NVIDIA L4 was lost")
+    script.load(device=CARD.id)
+    assert script.why("smollm2").cause == "asked_for"
+
+
+def test_a_device_of_another_engine_or_of_another_time_is_not_to_blame(script: Any) -> None:
+    script.add(DevicesChanged(before=(CARD,)))
+    script.wait(600.0)
+    engine = script.load(device=CARD.id)
+    script.die(engine, "It exited with code 3.", was_ready=True, code=3)
+    script.add(DevicesChanged(before=(replace(CARD, id="GPU-2"),)))
+
+    assert script.why("smollm2").cause == "crashed"
+    assert script.why(engine).cause == "crashed"
+
+
+def test_an_engine_that_lost_its_device_says_so_itself(script: Any) -> None:
+    engine = script.load(device=CARD.id)
+    lost = Failure(kind="transient", code="device_lost", message="It is gone.", blame="machine")
+    script.failed(engine, lost, was_ready=True)
+    found = script.why("smollm2")
+    assert (found.state, found.cause) == ("failed", "device_lost")
+    assert found.answer.startswith("smollm2 is not loaded: its graphics device was lost, which happens when")

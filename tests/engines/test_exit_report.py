@@ -224,3 +224,22 @@ def test_a_device_without_enough_free_memory_is_the_machines_fault_while_the_mod
     )
     assert engine_exit({"code": 1, "last_lines": ours}, spec, expected=False, was_ready=False).failure is None
     assert engine_exit(end, SPEC, expected=False, was_ready=False).failure is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  what():  vk::Queue::submit: ErrorDeviceLost",
+        "CUDA error: no CUDA-capable device is detected",
+        "ROCm error: no ROCm-capable device is detected",
+    ],
+)
+def test_an_engine_that_lost_its_device_is_not_to_blame_nor_is_its_model(line: str) -> None:
+    spec = msgspec.structs.replace(SPEC, device="GPU-0")
+    end = {"signal": "SIGABRT", "last_lines": ("a client's words", line)}
+    report = engine_exit(end, spec, expected=False, was_ready=True)
+    assert report.summary.endswith("was killed by SIGABRT: its graphics device was lost.")
+    assert report.failure is not None
+    assert (report.failure.code, report.failure.blame) == ("device_lost", "machine")
+    assert report.last_lines == (line,)
+    assert engine_exit(end, SPEC, expected=False, was_ready=True).failure is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -265,6 +266,23 @@ async def test_a_device_that_goes_away_is_reported_and_not_used_until_it_is_back
     gone, back = daemon.events("devices_changed")[1:]
     assert gone["after"][0]["problem"]["code"] == "driver_mismatch"
     assert "problem" not in back["after"][0]
+
+
+async def test_an_engine_that_ends_with_its_device_is_explained_by_that(
+    machine: Machine, folder: Path
+) -> None:
+    daemon = await machine(200, gpu_headroom="10MiB")
+    await daemon.add("a")
+    assert (await daemon.chat("a")).status == 200
+    (folder / "updated").touch()
+    os.kill((await daemon.engine("a"))["pid"], signal.SIGABRT)
+    await until_async(lambda: _events(daemon, 2))
+    # The processor answers.
+    assert (await daemon.chat("a")).status == 200
+    told = await why(daemon)
+    first = "a is computed elsewhere: its graphics device NVIDIA Test 0 was lost at "
+    assert (told["cause"], told["answer"].startswith(first)) == ("device_lost", True)
+    assert "driver" in told["answer"].partition("was lost at")[2].partition("a is loaded")[0]
 
 
 async def _events(daemon: Daemon, number: int) -> bool:

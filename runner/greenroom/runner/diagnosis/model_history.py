@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.state import BreakerState, LoadState, Quarantine, breaker_key, config_key
 from greenroom.runner.diagnosis.engine_history import EngineHistory, engines_in
+from greenroom.runner.diagnosis.explanation import Explanation
 from greenroom.runner.diagnosis.history import Happening, History, of_type
 from greenroom.runner.diagnosis.names import shown_model
+from greenroom.runner.diagnosis.stop_reasons import of_failure
 
 
 class ModelHistory:
@@ -32,6 +34,10 @@ class ModelHistory:
     def last_failed(self) -> EngineHistory | None:
         """Its last engine that did not start or stopped working."""
         return next((one for one in reversed(self.engines) if one.failed is not None), None)
+
+    def failure(self, engine: EngineHistory) -> Explanation:
+        """Why one of its engines did not start, or stopped working."""
+        return of_failure(engine, self.name, self.now, daemons=self.history.daemons)
 
     def failures(self, engine: EngineHistory) -> int:
         """How often it has failed in a row where this engine failed."""

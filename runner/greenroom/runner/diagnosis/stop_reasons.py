@@ -16,6 +16,7 @@ from greenroom.actors.values import EngineExit
 from greenroom.runner.diagnosis.engine_history import EngineHistory
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop
 from greenroom.runner.diagnosis.history import Happening, History, of_type
+from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.old_journals import missing_backends, ran_out_of_memory
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import clock, moment
@@ -89,9 +90,15 @@ def of_eviction(
 
 
 def of_failure(
-    engine: EngineHistory, name: str, now: float, *, subject: str = "it", its_engine: str = "its engine"
+    engine: EngineHistory,
+    name: str,
+    now: float,
+    *,
+    daemons: Iterable[Happening] = (),
+    subject: str = "it",
+    its_engine: str = "its engine",
 ) -> Explanation:
-    """Why an engine did not start, or stopped working."""
+    """Why an engine did not start, or stopped working. `daemons`: what the daemon noticed meanwhile."""
     failed = engine.failed
     assert failed is not None
     failure = failed.failure
@@ -124,6 +131,9 @@ def of_failure(
         cause, answer = "crashed", f"{its_engine} crashed at {when}{after}. {summary}"
     else:
         cause, answer = "load_failed", f"{subject} could not be loaded at {when}. {summary}"
+    loss = lost(engine, daemons, now)
+    if loss is not None:
+        cause, answer = "device_lost", f"{loss.sentence} {answer[:1].upper()}{answer[1:]}"
     if cause in ("crashed", "load_failed") and end.signal and end.signal not in summary:
         answer = f"{full_stop(answer)} It was killed by {end.signal}."
     words = Words(of=f"Last lines of engine {engine.engine_id}", lines=engine.words)
@@ -132,7 +142,12 @@ def of_failure(
         answer=full_stop(answer),
         numbers=numbers,
         words=(words,) if words.lines else (),
-        remedies=(Remedy(aim="To try again", command=run(name)), log_of(engine.engine_id)),
+        steps=(loss.happening.step,) if loss is not None and loss.happening is not None else (),
+        remedies=(
+            *([Remedy(aim="To see what is wrong with devices", command="greenroom devices")] * bool(loss)),
+            Remedy(aim="To try again", command=run(name)),
+            log_of(engine.engine_id),
+        ),
     )
 
 

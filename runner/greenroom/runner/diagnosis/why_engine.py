@@ -50,7 +50,9 @@ def _tell_end(found: Explanation, engine: EngineHistory, name: str, history: His
     if engine.evicted is not None:
         end = stop_reasons.of_eviction(engine.evicted, engine.evicted_at, history, now, subject=name)
     else:
-        end = stop_reasons.of_failure(engine, name, now, subject=name, its_engine="The engine")
+        end = stop_reasons.of_failure(
+            engine, name, now, daemons=history.daemons, subject=name, its_engine="The engine"
+        )
     found.cause = end.cause
     found.answer += f" {end.answer}"
     found.numbers |= end.numbers

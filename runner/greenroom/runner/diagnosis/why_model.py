@@ -28,6 +28,7 @@ from greenroom.runner.diagnosis import stop_reasons
 from greenroom.runner.diagnosis.engine_history import EngineHistory, usual_seconds
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop, listed, tool_output
 from greenroom.runner.diagnosis.history import Happening, latest
+from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.old_journals import missing_backends, preferred_backend
@@ -106,7 +107,10 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
         ),
         remedies=(Remedy(aim="To unload it", command=f"greenroom unload {model.name}"),),
     )
-    if missed := _missed_layers(model, engine):
+    if loss := _lost_device(model, engine):
+        found.answer = f"{model.name} is computed elsewhere: {loss} {found.answer}"
+        found.cause = "device_lost"
+    elif missed := _missed_layers(model, engine):
         found.answer = f"{missed} {found.answer}"
         found.cause = "layers_missed"
     elif engine.admitted is not None and engine.admitted.placed:
@@ -126,6 +130,16 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
         aim = f"To load it on {better} next time"
         found.remedies = (Remedy(aim=aim, command=stop_reasons.install(better)), *found.remedies)
     return found
+
+
+def _lost_device(model: ModelHistory, engine: EngineHistory) -> str:
+    """The sentence when the engine before this one lost its device, and this one does not use that."""
+    assert engine.spec is not None
+    before = _before(model, engine)
+    loss = lost(before, model.history.daemons, model.now) if before is not None else None
+    if loss is None or loss.device in {engine.spec.device, *(one.device for one in engine.spec.placement)}:
+        return ""
+    return loss.sentence
 
 
 def _missed_layers(model: ModelHistory, engine: EngineHistory) -> str:
@@ -183,12 +197,12 @@ def _failed_modes(model: ModelHistory, loaded: Collection[str]) -> Iterator[str]
     last = {one.spec.mode: one for one in model.engines if one.spec is not None}
     for mode, engine in last.items():
         if mode not in loaded and engine.failed is not None:
-            answer = stop_reasons.of_failure(engine, model.name, model.now).answer
+            answer = model.failure(engine).answer
             yield f"In {mode} mode it is not loaded: {answer}"
 
 
-def _replaced(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
-    """The engine before this one, if it stopped working and this one replaced it."""
+def _before(model: ModelHistory, engine: EngineHistory) -> EngineHistory | None:
+    """The engine before this one in the same mode."""
     before = [
         one
         for one in model.engines
@@ -197,9 +211,14 @@ def _replaced(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
         and one.spec.mode == engine.spec.mode
         and one.began < engine.began
     ]
-    if before and before[-1].failed is not None and before[-1].failed.was_ready:
-        answer = stop_reasons.of_failure(before[-1], model.name, model.now).answer
-        yield f"It replaced engine {before[-1].engine_id}: {answer}"
+    return before[-1] if before else None
+
+
+def _replaced(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
+    """The engine before this one, if it stopped working and this one replaced it."""
+    before = _before(model, engine)
+    if before is not None and before.failed is not None and before.failed.was_ready:
+        yield f"It replaced engine {before.engine_id}: {model.failure(before).answer}"
 
 
 def _why_backend(chosen: BackendChosen | None) -> Iterator[str]:
@@ -241,7 +260,7 @@ def _not_loaded(model: ModelHistory, decisive: Happening) -> Explanation:
 def _of_failure(model: ModelHistory, failed: EngineHistory | None) -> Explanation:
     """It did not start or stopped working, once or a few times."""
     assert failed is not None
-    found = stop_reasons.of_failure(failed, model.name, model.now)
+    found = model.failure(failed)
     assert failed.failed is not None
     failure = failed.failed.failure
     if failure.blame and not counts_against_model(failure):
@@ -263,7 +282,7 @@ def _of_breaker(model: ModelHistory, breaker: BreakerState) -> Explanation:
     now, failed = model.now, model.last_failed()
     found = Explanation(cause="breaker_open")
     if failed is not None:
-        found = stop_reasons.of_failure(failed, model.name, now)
+        found = model.failure(failed)
     if breaker.until > now:
         found.cause = "breaker_open"
     until = moment(breaker.until, now)

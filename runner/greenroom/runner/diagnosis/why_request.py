@@ -121,7 +121,7 @@ def _tell_load(found: Explanation, admitted: LoadAdmitted, history: History, now
         found.numbers["load_seconds"] = engine.ready.seconds
         found.answer += f", which took {format_duration(engine.ready.seconds)}."
     elif engine.failed is not None:
-        failure = stop_reasons.of_failure(engine, name, now)
+        failure = stop_reasons.of_failure(engine, name, now, daemons=history.daemons)
         found.state, found.cause, found.words = "failed", failure.cause, failure.words
         found.numbers |= failure.numbers
         found.answer += f", which failed: {engine.failed.failure.message}"

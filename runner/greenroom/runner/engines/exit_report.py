@@ -32,6 +32,7 @@ _OUT_OF_MEMORY = (
     "it could not allocate the memory it needs",
     "its graphics device had too little free memory",
 )
+_DEVICE_LOST = "its graphics device was lost"
 _NOT_LOADED = "it could not load the model {0}"
 # First match wins; each is searched from the last line back. `{0}` is the matched group. Where there is
 # a remedy, the sentence names it.
@@ -58,6 +59,10 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "the grammar in its runtime flag --grammar cannot be read; change the flag",
         ),
         (r"couldn't bind HTTP server socket", "its socket could not be created"),
+        (
+            r"ErrorDeviceLost|no (?:CUDA|ROCm)-capable device is detected|GPU is lost|fallen off the bus",
+            _DEVICE_LOST,
+        ),
         (
             (
                 r"cudaMalloc failed|(?:CUDA|HIP|ROCm) error: out of memory|ErrorOutOfDeviceMemory"
@@ -105,7 +110,8 @@ _OWN_WORDS = re.compile(
     r"(?:[\w./+-]{1,200}:\d{1,6}: )?(?:GGML_ASSERT\([\w\s()<>=!&|*+.,:\[\]/%-]{1,200}\) failed|GGML_ABORT)"
     r"|terminate called after throwing an instance of '[\w:]{1,100}'"
     r"|(?:what\(\):\s+)?std::bad_alloc|(?:libc\+\+abi: )?terminating"
-    r"|CUDA error: [a-z ]{1,60}|Segmentation fault|Killed|Aborted"
+    r"|(?:CUDA|ROCm) error: (?:[a-z ]{1,60}|no (?:CUDA|ROCm)-capable device is detected)"
+    r"|(?:what\(\):\s+)?vk::[\w:]{1,60}: ErrorDeviceLost|Segmentation fault|Killed|Aborted"
     r"|Fatal Python error: [A-Za-z ]{1,60}|mlx-lm's generation thread has ended"
 )
 _LINE_START = re.compile(r"^(?:\d[\d.:\-T ]*\s+)?(?:[EWI]\s+)?")
@@ -138,7 +144,7 @@ def engine_exit(
         code=None if code is None else int(code),
         signal=str(end.get("signal", "")),
         summary=summary,
-        failure=None if expected else _lacked(end, None if was_ready else last, summary, spec),
+        failure=None if expected else _lacked(end, last, None if was_ready else last, summary, spec),
         first_lines=first,
         last_lines=last,
         memory=int(end.get("memory") or end.get("peak_memory") or 0),
@@ -149,12 +155,19 @@ def engine_exit(
 
 
 def _lacked(
-    end: Mapping[str, Any], lines: Sequence[str] | None, summary: str, spec: EngineSpec
+    end: Mapping[str, Any],
+    own: Sequence[str],
+    lines: Sequence[str] | None,
+    summary: str,
+    spec: EngineSpec,
 ) -> Failure | None:
-    """What the machine ran out of while the engine loaded, or that its keeper died; else None.
+    """What the machine ran out of while the engine loaded, or that its device or keeper was lost; else None.
 
-    `lines` is None once the engine was ready: its output may then contain clients' text.
+    `own` are words that only the engine can have written. `lines` is None once the engine was ready: its
+    output may then contain clients' text.
     """
+    if (spec.device or spec.placement) and cause_of(own) == _DEVICE_LOST:
+        return Failure(kind="transient", code="device_lost", message=summary, blame="machine")
     if lines is None and end.get("out_of_memory"):
         return Failure(kind="transient", code="out_of_memory", message=summary, blame="machine")
     if end.get("keeper_died"):

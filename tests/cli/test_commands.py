@@ -291,6 +291,34 @@ def test_installing_what_is_installed_says_so(greenroom: Any, our_daemon: Any) -
     assert (outcome.code, outcome.out) == (0, "mlx backend is already installed (version 0.32.2)\n")
 
 
+@pytest.mark.parametrize("named", [("mlx",), ("--backend", "mlx"), ("mlx", "--backend", "mlx")])
+def test_a_backend_is_named_by_an_argument_or_an_option(
+    greenroom: Any, our_daemon: Any, named: tuple[str, ...]
+) -> None:
+    done = {"type": "success", "message": "m", "already": True, "installation": {"version": "1"}}
+    our_daemon.routes["POST /engines/install-backend"] = [json.dumps(done)]
+    our_daemon.routes["POST /engines/uninstall-backend"] = {"freed": 0, "was_installed": True}
+    our_daemon.routes["POST /engines/activate-backend"] = {"installation": {"version": "1"}}
+    for command, *more in (
+        ("install-runner", "--variant", "cuda"),
+        ("start-runner",),
+        ("reinstall-runner",),
+        ("upgrade-runner",),
+        ("rollback-runner",),
+        ("uninstall-runner",),
+    ):
+        assert greenroom(command, *named, *more).code == 0
+    sent = [one.body["backend"] for one in our_daemon.seen if one.path.endswith("-backend")]
+    assert sent == ["mlx"] * 6
+
+
+def test_two_backends_or_an_empty_name_are_refused(greenroom: Any, our_daemon: Any) -> None:
+    for command in ("install-runner", "uninstall-runner"):
+        assert greenroom(command, "mlx", "--backend", "vllm").code == 2
+        assert greenroom(command, "").code == greenroom(command, "--backend", "").code == 2
+    assert not our_daemon.bodies("/engines/install-backend")
+
+
 def test_an_installation_that_fails_says_why_and_what_to_do(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes["POST /engines/install-backend"] = [
         progress("downloading"),

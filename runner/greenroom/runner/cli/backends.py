@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 
 import click
 
@@ -21,20 +22,49 @@ from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.config import Settings
 from greenroom.runner.units import format_size
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 DEFAULT_BACKEND = "llama.cpp"
 
 _BUILDS = ("native", "cuda", "rocm", "vulkan")
 
-backend_option = click.option(
-    "--backend", default=DEFAULT_BACKEND, show_default=True, metavar="NAME", help="The backend."
-)
+
+def _one(name: str | None, backend: str | None) -> str:
+    """The backend that an argument, an option, or both name; empty if neither does."""
+    if name and backend and name != backend:
+        raise click.UsageError(f"Name one backend, {name} or {backend}, not both.")
+    if "" in (name, backend):
+        # As a script with an unset variable has it.
+        raise click.UsageError("The backend's name is empty.")
+    return name or backend or ""
+
+
+def names_backend(command: Callable[P, R]) -> Callable[P, R]:
+    """Let a command take its backend as an argument or, as Docker's does, as an option."""
+
+    @click.argument("name", required=False, metavar="[BACKEND]")
+    @click.option(
+        "--backend",
+        metavar="NAME",
+        help=f"The same as the argument BACKEND. Default: {DEFAULT_BACKEND}.",
+    )
+    @functools.wraps(command)
+    def named(*args: P.args, **options: P.kwargs) -> R:
+        name, backend = options.pop("name"), options.pop("backend")
+        options["backend"] = _one(name, backend) or DEFAULT_BACKEND  # type: ignore[arg-type]  # texts
+        return command(*args, **options)
+
+    return named
+
+
 variant_option = click.option(
     "--variant", default="", metavar="NAME", help="Its build for certain devices, such as cu128 or cpu."
 )
 
 
 @click.command("install-runner")
-@backend_option
+@names_backend
 @click.option("--version", default="", metavar="VERSION", help="A version other than the default one.")
 @click.option(
     "--variant",
@@ -108,7 +138,7 @@ def planned(backend: str, plan: dict[str, object]) -> str:
 
 
 @click.command("start-runner")
-@backend_option
+@names_backend
 @click.pass_context
 def start_runner_command(ctx: click.Context, backend: str) -> None:
     """Start the daemon if it is not running, and install the backend if it is not installed.
@@ -121,7 +151,7 @@ def start_runner_command(ctx: click.Context, backend: str) -> None:
 
 
 @click.command("reinstall-runner")
-@backend_option
+@names_backend
 @variant_option
 @click.option("--version", default="", metavar="VERSION", help="A version other than the default one.")
 @click.pass_context
@@ -133,18 +163,27 @@ def reinstall_runner_command(ctx: click.Context, backend: str, variant: str, ver
 
 
 @click.command("uninstall-runner")
-@click.option("--backend", required=True, metavar="NAME", help="The backend.")
+@click.argument("name", required=False, metavar="BACKEND")
+@click.option("--backend", metavar="NAME", help="The same as the argument BACKEND.")
 @variant_option
 @click.option("--version", metavar="VERSION", help="Remove only this version.")
 @click.option("--force", is_flag=True, help="Stop its engines even while they serve requests.")
 @click.pass_context
 def uninstall_runner_command(
-    ctx: click.Context, backend: str, variant: str, version: str | None, force: bool
+    ctx: click.Context,
+    name: str | None,
+    backend: str | None,
+    variant: str,
+    version: str | None,
+    force: bool,
 ) -> None:
     """Remove a backend, or a version or variant of it, when its engines have finished their requests.
 
     It stays removed until it is requested. If another version is installed, new engines use that one.
     """
+    backend = _one(name, backend)
+    if not backend:
+        raise click.UsageError("Name the backend: greenroom uninstall-runner BACKEND")
     client = ensure_daemon(settings_of(ctx), announce)
     body: dict[str, object] = {"backend": backend}
     body |= ({"version": version} if version is not None else {}) | ({"force": True} if force else {})
@@ -160,7 +199,7 @@ def uninstall_runner_command(
 
 
 @click.command("upgrade-runner")
-@backend_option
+@names_backend
 @variant_option
 @click.option(
     "--version",
@@ -186,7 +225,7 @@ def upgrade_runner_command(ctx: click.Context, backend: str, variant: str, versi
 
 
 @click.command("rollback-runner")
-@backend_option
+@names_backend
 @variant_option
 @click.option("--version", default="", metavar="VERSION", help="Switch to this version.")
 @click.pass_context
@@ -378,17 +417,15 @@ def _told_variants(backend: dict[str, Any]) -> Iterator[str]:
 
 
 @backends_command.command("verify")
-@click.argument("name", default="", metavar="[BACKEND]")
-@click.option("--backend", default="", metavar="NAME", help="The same as the argument BACKEND.")
+@click.argument("name", required=False, metavar="[BACKEND]")
+@click.option("--backend", metavar="NAME", help="The same as the argument BACKEND.")
 @click.pass_context
-def verify_backends(ctx: click.Context, name: str, backend: str) -> int:
+def verify_backends(ctx: click.Context, name: str | None, backend: str | None) -> int:
     """Compare the hash of every installed file, or of BACKEND's, with what was installed.
 
     Damaged installations are marked broken, and install-runner rebuilds them. Exits 1 if any is damaged.
     """
-    if name and backend and name != backend:
-        raise click.UsageError(f"Name one backend, {name} or {backend}, or none to verify all.")
-    backend = backend or name
+    backend = _one(name, backend)
     body = {"backend": backend} if backend else {}
     found = client_for(settings_of(ctx)).post("/engines/verify-backend", body, timeout=None) or []
     broken = False

@@ -146,7 +146,7 @@ class WhyBackend:
                 yield f"The variant {one.name} could not be installed: {why.message} {why.advice}".strip()
 
     def _tell_better(self, found: Explanation, usable: Installation) -> None:
-        """The variant that this machine's devices would rather have, as long as nobody has declined it."""
+        """The variant that this machine's devices would rather have, unless the user has declined it."""
         state, last = self._state, latest(self._events, VariantsRanked)
         barred = {name for name, why in state.tried.items() if why.kind == "permanent"}
         best = next((one for one in state.ranked if one.usable and one.name not in barred), None)

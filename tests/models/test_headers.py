@@ -19,6 +19,7 @@ import pytest
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.metadata import count_text, read_metadata
+from tiny_vision import projector
 
 Make = Callable[..., bytes]
 
@@ -50,6 +51,31 @@ def test_a_gguf_header_is_read(tmp_path: Path, gguf: Make) -> None:
     assert metadata.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
     assert metadata.chat_template
     assert metadata.raw["llama.block_count"] == "2"
+
+
+def test_a_projector_is_known_by_its_header_and_says_what_the_model_reads(tmp_path: Path, gguf: Make) -> None:
+    model = written(tmp_path, gguf())
+    eyes = written(tmp_path, projector(), "eyes.gguf")
+    seeing = read_metadata([eyes, model])
+    assert (seeing.architecture, seeing.parameter_count, seeing.reads) == ("llama", 1024, ("image",))
+    assert seeing.projector_size == len(projector())
+    keys = {"general.architecture": "clip", "clip.has_audio_encoder": True}
+    ears = written(tmp_path, gguf(keys), "ears.mmproj")
+    assert read_metadata([model, ears]).reads == ("audio",)
+    both = written(tmp_path, gguf({**keys, "clip.has_vision_encoder": True}), "both.gguf")
+    assert read_metadata([model, both]).reads == ("image", "audio")
+    old = written(tmp_path, gguf({"general.architecture": "clip"}), "old.gguf")
+    assert read_metadata([model, old]).reads == ("image",)
+    assert (read_metadata([model]).reads, read_metadata([model]).projector_size) == ((), 0)
+    assert refusal(eyes) == "eyes.gguf is only a projector, not the model it belongs to."
+
+
+def test_a_damaged_projector_is_refused_with_its_name(tmp_path: Path, gguf: Make) -> None:
+    model = written(tmp_path, gguf())
+    cut = written(tmp_path, projector()[:-64], "mmproj-f16.gguf")
+    with pytest.raises(JobFailed, match=r"^mmproj-f16.gguf is truncated") as caught:
+        read_metadata([model, cut])
+    assert caught.value.failure.code == "not_a_model"
 
 
 def test_layers_without_attention_need_no_cache(tmp_path: Path, gguf: Make) -> None:

@@ -13,6 +13,7 @@ from greenroom.actors import progress
 from greenroom.runner.models.sources import transfer
 from greenroom.runner.models.store import ModelStore
 from hub import COMMIT, LocalHub, sha256_of
+from tiny_vision import projector
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -87,6 +88,21 @@ def test_a_quantisation_is_pulled_by_its_whole_name(
     assert model.source == f"{hub.url}/Org/Model-GGUF@{COMMIT[:12]}"
     assert store.verify(model.id) == ()
     assert not list((store.root / "partial").iterdir())
+
+
+def test_a_repositorys_projector_comes_with_every_quantisation(
+    hub: LocalHub, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
+) -> None:
+    files = {f"m-{name}.gguf": gguf(filler=name[:1].encode()) for name in ("Q4_K_M", "Q8_0")}
+    eyes = {"mmproj-m-f16.gguf": projector(), "mmproj-m-Q8_0.gguf": b"not fetched"}
+    hub.repositories["Org/Seeing"] = files | eyes
+    for tag in ("", ":Q8_0"):
+        what, model = pull(new_puller, recorder, f"hf.co/Org/Seeing{tag}")
+        assert what == "committed", model
+        assert (model.reads, model.projector_size) == (("image",), len(projector()))
+        mmproj = store.open_model(model.id).mmproj
+        assert mmproj is not None
+        assert (mmproj.name, mmproj.read_bytes()) == ("mmproj-m-f16.gguf", projector())
 
 
 @pytest.mark.parametrize("tag", ["Q4_K", "instruct"])

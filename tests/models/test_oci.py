@@ -33,6 +33,7 @@ from model_registry import (
     digest,
     needs_registry,
 )
+from tiny_vision import projector
 
 NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
@@ -146,6 +147,28 @@ def test_safetensors_with_their_configuration_in_a_tar_are_one_folder(
     assert (model.format, model.context_length) == ("safetensors", 512)
     files = store.open_model(model.id)
     assert {path.name for path in files.path.iterdir()} == {path.name for path in folder.iterdir()}
+
+
+@needs_registry
+@pytest.mark.parametrize("annotations", [{}, {FILEPATH: "eyes.gguf"}, {FILEPATH: "mmproj-f16.gguf"}])
+def test_an_artifacts_projector_is_handed_to_the_engine(
+    annotations: dict[str, str],
+    gguf: Make,
+    registry: RealRegistry,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: ModelStore,
+) -> None:
+    name = annotations.get(FILEPATH, "")
+    layers = [(GGUF, gguf(), {}), ("application/vnd.docker.ai.mmproj", projector(), annotations)]
+    registry.push(f"org/seeing{len(name)}", layers)
+    what, model = pull(new_puller, recorder, f"{registry.host}/org/seeing{len(name)}")
+    assert what == "committed", model
+    assert (model.reads, model.projector_size) == (("image",), len(projector()))
+    files = store.open_model(model.id)
+    assert files.path.read_bytes() == gguf()
+    assert files.mmproj is not None
+    assert (files.mmproj.name, files.mmproj.read_bytes()) == (name or "model.mmproj", projector())
 
 
 @needs_registry

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.models.store import ModelStore
+from tiny_vision import projector
 
 NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
@@ -77,6 +78,24 @@ def test_links_within_the_folder_are_followed(
     what, model = pull(new_puller, recorder, folder)
     assert what == "committed", model
     assert store.verify(model.id) == ()
+
+
+def test_a_projector_comes_with_the_folder_and_with_the_file_that_it_lies_beside(
+    gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "model" / "seeing-Q4_0.gguf"
+    file.parent.mkdir()
+    file.write_bytes(gguf())
+    (file.parent / "mmproj-F16.gguf").write_bytes(projector())
+    for path in (file, file.parent):
+        what, model = pull(new_puller, recorder, path)
+        assert what == "committed", model
+        assert (model.reads, model.projector_size) == (("image",), len(projector()))
+        mmproj = store.open_model(model.id).mmproj
+        assert mmproj is not None
+        assert mmproj.read_bytes() == projector()
+    (file.parent / "another.gguf").write_bytes(gguf(filler=b"\x02"))
+    assert pull(new_puller, recorder, file)[1].reads == ()
 
 
 def test_a_link_that_a_user_names_is_followed_and_must_be_a_model(

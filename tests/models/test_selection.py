@@ -8,6 +8,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.selection import (
     choose_files,
     choose_from_repository,
+    projector_beside,
     quantisation_of,
     with_shards,
 )
@@ -50,6 +51,24 @@ def test_a_folder_gives_its_one_model(names: list[str], chosen: list[str]) -> No
 def test_a_folder_that_is_not_clear_is_refused_with_the_reason(names: list[str], reason: str) -> None:
     with pytest.raises(JobFailed, match=reason):
         choose_files(names, "it")
+
+
+@pytest.mark.parametrize(
+    ("name", "beside", "projector"),
+    [
+        ("m.gguf", ["mmproj-f16.gguf", "mmproj-bf16.gguf"], ["mmproj-f16.gguf"]),
+        ("m-Q4_0.gguf", ["m-Q8_0.gguf", "mmproj.gguf"], ["mmproj.gguf"]),
+        (SHARDS[1], [SHARDS[0], SHARDS[2], "mmproj-model-f16.gguf"], ["mmproj-model-f16.gguf"]),
+        ("m.gguf", ["other.gguf", "mmproj-f16.gguf"], []),
+        ("m-Q4_0.gguf", ["other.gguf", "mmproj-m-F16.gguf", "mmproj-other.gguf"], ["mmproj-m-F16.gguf"]),
+        ("other.gguf", ["m.gguf", "m-mmproj.gguf"], []),
+        ("mmproj.gguf", ["m.gguf"], []),
+    ],
+)
+def test_a_file_brings_the_projector_that_can_be_no_other_models(
+    name: str, beside: list[str], projector: list[str]
+) -> None:
+    assert projector_beside(name, [name, *beside, "README.md"]) == projector
 
 
 def test_one_shard_brings_the_others_in_their_order() -> None:

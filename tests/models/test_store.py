@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from greenroom.actors.values import Model
+from greenroom.actors.values import Model, ModelLayers
 from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.models.index import Index
 from greenroom.runner.models.references import digest_of
 from greenroom.runner.models.store import ModelStore
+from tiny_vision import projector
 
 Bring = Callable[..., Model]
 NEVER = threading.Event()
@@ -77,24 +79,6 @@ def test_the_same_files_are_the_same_model_whenever_they_come(store: ModelStore,
     assert len(blobs(store)) == 3
 
 
-def test_a_model_that_an_older_version_stored_is_divided_into_layers_at_the_next_start(
-    store: ModelStore, gguf: Callable[..., bytes], bring: Bring
-) -> None:
-    tensors = [(f"blk.{number}.a", (64, 2), 1, 256 * number) for number in range(2)]
-    model = bring(store, "a", data=gguf(tensors=tensors, data=b"\1" * 512))
-    index = store.root / "index.json"
-    text = index.read_text()
-    without = re.sub(r',\\"layers\\":\{[^}]*\}', "", text)
-    assert without != text
-    index.write_text(without)
-    assert store.look() == (msgspec.structs.replace(model, layers=None),)
-    again = ModelStore(store.root)
-    again.prepare()
-    assert again.look() == (model,)
-    assert model.layers is not None
-    assert model.layers.weights == (256, 256)
-
-
 def test_an_engine_gets_the_file_under_its_own_name(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "a", name="My Model.Q4.gguf")
     files = store.open_model(model.id)
@@ -135,16 +119,41 @@ def test_projector_and_template_are_handed_to_the_engine(
     store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     with store.arrival() as arrival:
-        for name in ("m.gguf", "mmproj-f16.gguf", "template.jinja"):
-            (tmp_path / name).write_bytes(gguf(filler=name[:1].encode()) if "gguf" in name else b"{{ x }}")
+        contents = {"m.gguf": gguf(), "mmproj-f16.gguf": projector(), "template.jinja": b"{{ x }}"}
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
             arrival.take(tmp_path / name, name, how="move", cancel=NEVER)
         model = store.commit(arrival)
+    assert (model.reads, model.projector_size) == (("image",), len(projector()))
+    assert model.size == sum(map(len, contents.values()))
     files = store.open_model(model.id)
     assert files.path.name == "m.gguf"
     assert files.mmproj is not None
     assert files.mmproj.name == "mmproj-f16.gguf"
     assert files.chat_template is not None
     assert files.chat_template.read_text() == "{{ x }}"
+
+
+def test_what_an_older_version_did_not_read_of_a_stored_model_is_read_at_the_next_start(
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
+) -> None:
+    tensors = [(f"blk.{number}.a", (64, 2), 1, 256 * number) for number in range(2)]
+    divided = gguf(tensors=tensors, data=b"\1" * 512)
+    with store.arrival() as arrival:
+        for name, content in (("m.gguf", divided), ("mmproj.gguf", projector())):
+            (tmp_path / name).write_bytes(content)
+            arrival.take(tmp_path / name, name, how="move", cancel=NEVER)
+        model = store.commit(arrival)
+    index = Index.decode((store.root / "index.json").read_bytes())
+    old = msgspec.structs.replace(model, reads=None, projector_size=0, layers=None)
+    entries = (msgspec.structs.replace(index.entries[0], model=old),)
+    (store.root / "index.json").write_bytes(replace(index, entries=entries).encode())
+    assert store.look() == (old,)
+    again = ModelStore(store.root)
+    again.prepare()
+    assert again.look() == (model,)
+    assert (model.layers or ModelLayers()).count == 3
+    assert (store.root / "index.json").read_text().count(r"\"reads\"") == 1
 
 
 def test_a_bundle_that_was_damaged_is_made_again(store: ModelStore, bring: Bring) -> None:

@@ -17,6 +17,8 @@ from greenroom.actors.limits import Id, Whole
 Mode = Literal["completion", "embedding", "reranking"]
 ModelFormat = Literal["gguf", "safetensors", "safetensors-mlx"]
 """`safetensors-mlx` is safetensors quantised the MLX way, which only mlx can read."""
+Medium = Literal["image", "audio"]
+"""What a model may read beside text."""
 
 InstallPolicy = Literal["ask", "auto", "never"]
 WantedBy = Literal["default", "explicit", "request", "repair"]
@@ -346,7 +348,9 @@ class Model(Fact, frozen=True, kw_only=True):
     size: int = 0
     """Bytes of its files."""
     projector_size: int = 0
-    """The part of them that turns images into tokens."""
+    """The part of them, in a file of its own, that turns images or sound into tokens."""
+    reads: tuple[Medium, ...] | None = None
+    """What it reads beside text; None if an older version stored it, which did not look."""
     created: float = 0.0
     architecture: str = ""
     parameters: str = ""

@@ -11,24 +11,23 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import choose
 from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
-from greenroom.actors.values import Mode, Model
+from greenroom.actors.values import Medium, Mode, Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.models.description import files_of
-from greenroom.runner.models.manifest import MMPROJ
 from greenroom.runner.units import format_size
 
 TOO_LONG = "context_length_exceeded"
 _REMEMBERED = 1000
-_MEDIA = {
-    "image_url": "images",
-    "image": "images",
-    "video_url": "videos",
-    "input_audio": "sound",
-    "audio_url": "sound",
+_MEDIA: Mapping[str, tuple[Medium, str]] = {
+    "image_url": ("image", "images"),
+    "video_url": ("image", "videos"),
+    "input_audio": ("audio", "sound"),
+    "audio_url": ("audio", "sound"),
 }
+"""Kinds of parts that are no text: what a model must read for them, and what they are."""
 _LONGEST_TOKEN = 256
 """Bytes of text, without spaces, that one token stands for at the very most: tokenizers know long runs of
 one character, of 128 at most in those that are published."""
@@ -48,8 +47,6 @@ class RequestTarget:
 class Traits(NamedTuple):
     """What a model can do, by its files."""
 
-    sees: bool
-    """It takes images or sound."""
     pools: bool
     """It makes embeddings by itself; True also where its files do not tell."""
 
@@ -78,16 +75,7 @@ class Abilities:
 
         `backend`, unless empty, is binding; `context_size` is what the request wants at least.
         """
-        media = next(_media_in(fields), None)
-        if media is not None and not (await self.traits(model)).sees:
-            kind, where = media
-            raise HttpRefusal(
-                400,
-                "unsupported_input",
-                f'The model "{asked.model}" cannot read {_MEDIA[kind]}: it has no projector.',
-                advice="Send text, or use a model with a projector.",
-                param=where,
-            )
+        _refuse_what_it_cannot_read(model, fields, asked)
         configs = self._configs()
         if mode == "completion":
             known = self._contexts.get(model.id)
@@ -164,22 +152,18 @@ class Abilities:
 
     def _read(self, model: Model) -> Traits:
         try:
-            files, config = files_of(self._greenroom.store, model.id)
+            _, config = files_of(self._greenroom.store, model.id)
         except JobFailed:
-            return Traits(sees=True, pools=True)  # loading it will say what is wrong
+            return Traits(pools=True)  # loading it will say what is wrong
         if model.format != "gguf":
-            names = {str(file["name"]).rpartition("/")[2] for file in files}
-            return Traits(
-                sees=bool(names & {"preprocessor_config.json", "processor_config.json"}), pools=True
-            )
+            return Traits(pools=True)
         header = config.get("gguf")
         known = isinstance(header, dict) and bool(header)
         pools = not known or any(
             name.endswith(".pooling_type") and str(value) not in ("0", "4")
             for name, value in (header or {}).items()
         )
-        sees = any(file["media_type"] == MMPROJ or "mmproj" in str(file["name"]).lower() for file in files)
-        return Traits(sees=sees, pools=pools)
+        return Traits(pools=pools)
 
 
 def _config(configs: Mapping[str, ModelConfigState], model: Model, mode: Mode) -> ModelConfigState:
@@ -218,19 +202,29 @@ def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, A
             )
 
 
+def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: RequestTarget) -> None:
+    """Refuse images and sound for a model that reads none. Raises HttpRefusal: 400."""
+    if (reads := model.reads) is None:
+        return  # the engine will say so
+    for kind, where in _media_in(fields):
+        medium, named = _MEDIA[kind]
+        if medium not in reads:
+            raise HttpRefusal(
+                400,
+                "unsupported_input",
+                f'The model "{asked.model}" cannot read {named}: it has no projector for them.',
+                advice="Send text, or use a model that has one.",
+                param=where,
+            )
+
+
 def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Kinds of parts that are no text, and where they stand."""
-    messages = fields.get("messages")
-    for number, message in enumerate(messages if isinstance(messages, list) else ()):
-        yield from _parts_in(message.get("content"), f"messages[{number}].content")
-
-
-def _parts_in(content: Any, where: str) -> Iterator[tuple[str, str]]:
-    for index, part in enumerate(content if isinstance(content, list) else ()):
-        if part["type"] in _MEDIA:
-            yield part["type"], f"{where}[{index}]"
-        elif part["type"] == "tool_result":
-            yield from _parts_in(part.get("content"), f"{where}[{index}].content")
+    """Kinds of parts of a checked chat that are no text, and where they stand."""
+    for number, message in enumerate(fields.get("messages") or ()):
+        content = message.get("content")
+        for index, part in enumerate(content if isinstance(content, list) else ()):
+            if part["type"] in _MEDIA:
+                yield part["type"], f"messages[{number}].content[{index}]"
 
 
 def _least_tokens(fields: Mapping[str, Any]) -> tuple[int, bool]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import BinaryIO
 
 from greenroom.actors.limits import is_line
+from greenroom.actors.values import Medium
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.gguf_layers import (
@@ -26,6 +27,7 @@ from greenroom.runner.models.gguf_layers import (
     cache_by_layer,
     layers_of,
 )
+from greenroom.runner.models.manifest import is_projector
 from greenroom.runner.models.metadata import Metadata, Readable
 
 _HEADER_LIMIT = 256 * 2**20
@@ -84,13 +86,24 @@ class Header:
 
 
 def read_shards(paths: Sequence[Readable]) -> Metadata:
-    """The metadata of one model in one or several GGUF files, in order.
+    """The metadata of one model in one or several GGUF files, in order, and of its projector.
 
     Raises:
         JobFailed: permanent, `not_a_model`.
     """
-    headers = [read_header(path) for path in paths]
-    first = headers[0].values
+    headers: list[Header] = []
+    shards: list[Readable] = []
+    projectors: list[tuple[Readable, Header]] = []
+    for path in paths:
+        header = read_header(path)
+        if header.values.get("general.architecture") == "clip" or is_projector(path.name):
+            projectors.append((path, header))
+        else:
+            shards.append(path)
+            headers.append(header)
+    if not headers:
+        raise not_a_model(f"{paths[0].name} is only a projector, not the model it belongs to.")
+    paths, first = shards, headers[0].values
     declared = _whole(first.get("split.count"))
     if declared > 1 and declared != len(paths):
         raise not_a_model(
@@ -112,6 +125,8 @@ def read_shards(paths: Sequence[Readable]) -> Metadata:
         context_length=_whole(first.get(f"{architecture}.context_length")),
         kv_bytes_per_token=kv_bytes,
         layers=layers_of(architecture, first, weights, cache),
+        projector_size=sum(_size_of(path) for path, _ in projectors),
+        reads=tuple(dict.fromkeys(medium for _, header in projectors for medium in _media(header.values))),
         chat_template=bool(first.get("tokenizer.chat_template")),
         raw={k: _shown(v) for k, v in first.items() if v is not None and len(_shown(v)) <= _RAW_LIMIT},
     )
@@ -126,6 +141,22 @@ def read_header(path: Readable) -> Header:
     try:
         with path.open("rb") as file:
             return _Reader(file, path.name, path.stat().st_size).header()
+    except OSError as error:
+        raise from_os_error(error, "reading the model") from error
+
+
+def _media(values: Mapping[str, Value]) -> Iterator[Medium]:
+    """What a projector reads; the oldest do not say, and read images."""
+    sound = bool(values.get("clip.has_audio_encoder"))
+    if values.get("clip.has_vision_encoder", not sound):
+        yield "image"
+    if sound:
+        yield "audio"
+
+
+def _size_of(path: Readable) -> int:
+    try:
+        return path.stat().st_size
     except OSError as error:
         raise from_os_error(error, "reading the model") from error
 

@@ -259,24 +259,28 @@ class IndexFile:
             spare.unlink(missing_ok=True)
         write_atomically(self.file, index.encode())
 
-    def with_layers(self, index: Index) -> Index:
-        """An older version's index, with how its models are divided, which that did not read."""
-        return replace(index, entries=tuple(map(self._with_layers, index.entries)))
+    def with_all_facts(self, index: Index) -> Index:
+        """An older version's index, with what that did not read of its models' files."""
+        return replace(index, entries=tuple(map(self._with_all_facts, index.entries)))
 
-    def _with_layers(self, entry: IndexEntry) -> IndexEntry:
-        if entry.model.layers is not None or entry.model.format != "gguf":
+    def _with_all_facts(self, entry: IndexEntry) -> IndexEntry:
+        if entry.model.reads is not None:
             return entry
         try:
             manifest = artifacts.decode(self._blob(entry.id).read_bytes(), entry.id)
             bundle = open_bundle(self._bundles / blob_name(entry.id), manifest, self._blob)
             metadata = read_metadata(_files_of(bundle))
         except (OSError, ValueError, BadReference, JobFailed) as error:
-            # Its layers then count as equal.
-            log.warning("how the model %s is divided cannot be read: %s", entry.id[7:19], error)
+            # Its layers then count as equal, and engines say whether it reads images.
+            log.warning("the files of the model %s cannot be read: %s", entry.id[7:19], error)
             return entry
-        return msgspec.structs.replace(
-            entry, model=msgspec.structs.replace(entry.model, layers=metadata.layers)
+        model = msgspec.structs.replace(
+            entry.model,
+            layers=metadata.layers,
+            projector_size=metadata.projector_size,
+            reads=metadata.reads,
         )
+        return msgspec.structs.replace(entry, model=model)
 
     def _recover(self) -> Index:
         """Rebuild the index from its predecessor and the blobs."""
@@ -344,6 +348,8 @@ def model_of(
         context_length=metadata.context_length,
         kv_bytes_per_token=metadata.kv_bytes_per_token,
         layers=metadata.layers,
+        projector_size=metadata.projector_size,
+        reads=metadata.reads,
         source=source,
     )
 

@@ -105,7 +105,7 @@ class Layer:
     def media_type(self) -> str:
         """The file's type, by its name."""
         lower = self.name.lower()
-        if lower.endswith(".mmproj") or (lower.endswith(".gguf") and "mmproj" in lower):
+        if is_projector(self.name):
             return MMPROJ
         if lower.endswith(".gguf"):
             return GGUF
@@ -127,6 +127,12 @@ class Artifact:
     @property
     def id(self) -> str:
         return digest_of(self.manifest_bytes)
+
+
+def is_projector(name: str) -> bool:
+    """Whether a file, by its name, is what turns images or sound into tokens for the model beside it."""
+    file = PurePosixPath(name.lower())
+    return file.suffix == ".mmproj" or (file.suffix == ".gguf" and "mmproj" in file.name)
 
 
 def shard_of(name: str) -> tuple[str, int, int]:

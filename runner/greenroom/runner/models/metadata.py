@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal, Protocol
 
-from greenroom.actors.values import ModelFormat, ModelLayers
+from greenroom.actors.values import Medium, ModelFormat, ModelLayers
 
 _MOST_PARAMETERS = 2**50
 _LONGEST_CONTEXT = 2**27
@@ -41,6 +41,10 @@ class Metadata:
     """Bytes of 16-bit key/value cache per token of context, all layers together."""
     layers: ModelLayers = field(default_factory=ModelLayers)
     """Without numbers for formats whose engines do not divide a model."""
+    projector_size: int = 0
+    """Bytes of the files that turn images or sound into tokens."""
+    reads: tuple[Medium, ...] = ()
+    """What it reads beside text."""
     chat_template: bool = False
     raw: Mapping[str, str] = field(default_factory=dict)
     """Scalar header keys as text, for `inspect`."""
@@ -52,14 +56,15 @@ class Metadata:
 
 
 def read_metadata(files: Sequence[Readable]) -> Metadata:
-    """Read the headers of one model's files: GGUF shards in order, or safetensors with `config.json`.
+    """Read the headers of one model's files: GGUF shards in order with a projector, or safetensors with
+    `config.json`.
 
     Raises:
         JobFailed: permanent, `not_a_model`: with the reason in one sentence.
     """
     from greenroom.runner.models import gguf, safetensors
 
-    ggufs = [path for path in files if path.suffix.lower() == ".gguf" and "mmproj" not in path.name.lower()]
+    ggufs = [path for path in files if path.suffix.lower() in (".gguf", ".mmproj")]
     return _sane(gguf.read_shards(ggufs) if ggufs else safetensors.read_files(files))
 
 

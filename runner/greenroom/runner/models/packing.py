@@ -11,7 +11,7 @@ from threading import Event
 
 from greenroom.runner.models.arrival import hash_file
 from greenroom.runner.models.errors import from_os_error, not_a_model
-from greenroom.runner.models.manifest import Artifact, Layer, build
+from greenroom.runner.models.manifest import Artifact, Layer, build, is_projector
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import digest_of, is_text
 from greenroom.runner.models.selection import choose_files, with_shards
@@ -81,6 +81,7 @@ def _named(ingredients: Ingredients) -> dict[str, Path]:
         beside = [one.name for one in os.scandir(weights.parent) if is_text(one.name)]
         named = {name: weights.parent / name for name in with_shards(weights.name, beside)}
     if ingredients.mmproj is not None:
+        named = {name: path for name, path in named.items() if not is_projector(name)}
         named["model.mmproj"] = ingredients.mmproj
     if ingredients.chat_template is not None:
         if ingredients.chat_template.suffix.lower() not in (".jinja", ".txt", ".j2"):

@@ -8,14 +8,14 @@ library would add numpy or torch to read no more than this.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Annotated, Any
 
 import msgspec
 
 from greenroom.actors.limits import is_line
-from greenroom.actors.values import ModelFormat
+from greenroom.actors.values import Medium, ModelFormat
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable
 from greenroom.runner.models.templates import of_folder
@@ -79,9 +79,17 @@ def read_files(files: Sequence[Readable]) -> Metadata:
         quantization=_quantization(config, tensors),
         context_length=next((n for key in _CONTEXT_KEYS if (n := _whole(inner.get(key)))), 0),
         kv_bytes_per_token=_kv_bytes(inner),
+        reads=_media(config, {path.name for path in files}),
         chat_template=of_folder(files) is not None,
         raw={"tensor_count": str(len(tensors)), "file_count": str(len(weights))},
     )
+
+
+def _media(config: Mapping[str, Any], names: Collection[str]) -> tuple[Medium, ...]:
+    """What a model reads that comes with a processor of images or sound."""
+    if not {"preprocessor_config.json", "processor_config.json"}.intersection(names):
+        return ()
+    return ("image", "audio") if isinstance(config.get("audio_config"), dict) else ("image",)
 
 
 def read_header(path: Readable) -> dict[str, _Tensor]:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import not_a_model
-from greenroom.runner.models.manifest import COMPANIONS, shard_of, suffix_of
+from greenroom.runner.models.manifest import COMPANIONS, is_projector, shard_of, suffix_of
 
 _QUANTIZATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d[A-Z0-9_]*|TQ\d_\d|BF16|F16|F32|MXFP4[A-Z0-9_]*|NVFP4))"
@@ -72,7 +72,7 @@ def choose_from_repository(names: Sequence[str], quantisation: str, where: str) 
     Raises:
         JobFailed: permanent; `no_such_quantisation` lists the existing ones.
     """
-    models = [n for n in names if suffix_of(n) == ".gguf" and "mmproj" not in PurePosixPath(n).name.lower()]
+    models = [n for n in names if suffix_of(n) == ".gguf" and not is_projector(n)]
     if not models:
         if quantisation:
             raise JobFailed.permanent(
@@ -96,9 +96,7 @@ def choose_from_repository(names: Sequence[str], quantisation: str, where: str) 
     whole = with_shards(files[0], files)
     if len(whole) != len(files):
         raise not_a_model(f"{where} holds several models with that quantization: {', '.join(files[:8])}.")
-    projectors = [n for n in names if suffix_of(n) == ".gguf" and n not in models]
-    projectors.sort(key=_projector_order)
-    return [*whole, *projectors[:1]]
+    return [*whole, *_projector(names)]
 
 
 def quantisation_of(name: str) -> str:
@@ -111,7 +109,7 @@ def quantisations_of(sizes: Mapping[str, int]) -> dict[str, int]:
     """The quantisations among published files, each with its bytes."""
     found: dict[str, int] = {}
     for name, size in sizes.items():
-        if suffix_of(name) == ".gguf" and "mmproj" not in PurePosixPath(name).name.lower():
+        if suffix_of(name) == ".gguf" and not is_projector(name):
             quantisation = quantisation_of(name)
             if quantisation:
                 found[quantisation] = found.get(quantisation, 0) + size
@@ -136,18 +134,39 @@ def _safetensors(names: Sequence[str], where: str) -> list[str]:
     return chosen
 
 
-def _projector_order(name: str) -> tuple[bool, str]:
-    """Prefers the 16-bit projector, which is the usual one."""
-    return ("f16" not in name.lower().replace("bf16", ""), name)
+def projector_beside(name: str, names: Sequence[str]) -> list[str]:
+    """The projector that belongs to a GGUF file, out of the names in its folder; an empty list if none does.
+
+    It has the model's name but for the quantisation, or there is no other model that it could belong to.
+    """
+    if is_projector(name):
+        return []
+    stems = {one: _stem(one) for one in names if is_projector(one) or suffix_of(one) == ".gguf"}
+    named = [one for one in names if is_projector(one) and stems[one] == stems[name]]
+    alone = all(stem == stems[name] for one, stem in stems.items() if not is_projector(one))
+    return _projector(named or (names if alone else ()))
+
+
+def _stem(name: str) -> str:
+    """What a model's file and its projector's have in common: `SmolVLM` of `mmproj-SmolVLM-F16.gguf`."""
+    found = _QUANTIZATION.sub("", name) if _QUANTIZATION.search(name) else name.rpartition(".")[0]
+    return re.sub(r"^mmproj[-._]|[-._]mmproj\b|-\d{5}-of-\d{5}$", "", found.lower())
+
+
+def _projector(names: Sequence[str]) -> list[str]:
+    """One projector of those that there are: with 16 bits, which is the usual one."""
+
+    def order(name: str) -> tuple[bool, str]:
+        return "f16" not in name.lower().replace("bf16", ""), name
+
+    return sorted(filter(is_projector, names), key=order)[:1]
 
 
 def _one_gguf(ggufs: list[str], where: str) -> list[str]:
-    projectors = [name for name in ggufs if "mmproj" in name.lower()]
-    models = [name for name in ggufs if name not in projectors]
+    models = [name for name in ggufs if not is_projector(name)]
     if not models:
-        raise not_a_model(f"{where} holds only a projector ({projectors[0]}), not the model it belongs to.")
+        raise not_a_model(f"{where} holds only a projector ({ggufs[0]}), not the model it belongs to.")
     chosen = with_shards(models[0], models)
     if len(chosen) != len(models):
         raise not_a_model(f"{where} holds several models: {', '.join(models[:8])}. Name one of these files.")
-    projectors.sort(key=_projector_order)
-    return [*chosen, *projectors[:1]]
+    return [*chosen, *_projector(ggufs)]

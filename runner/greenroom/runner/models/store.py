@@ -209,8 +209,8 @@ class ModelStore:
                 if not self._index.file.exists():
                     # From now on a missing index has been lost.
                     self._index.write(index)
-                elif (divided := self._index.with_layers(index)) != index:
-                    self._index.write(divided)
+                elif (completed := self._index.with_all_facts(index)) != index:
+                    self._index.write(completed)
             self.sweep()
         except OSError as error:
             raise from_os_error(error, "preparing the model store") from error

@@ -147,7 +147,7 @@ class OllamaModels:
         traits = await self._context.abilities.traits(model)
         embeds = traits.pools and model.format == "gguf"
         able = ["embedding"] if embeds else ["completion"]
-        able += ["vision"] if traits.sees else []
+        able += ["vision"] if "image" in (model.reads or ()) else []
         able += ["tools"] if "tools" in template else []
         able += ["thinking"] if any(word in template for word in _THINKS) else []
         sized = f"PARAMETER num_ctx {model.context_size}\n" if model.context_size > 0 else ""

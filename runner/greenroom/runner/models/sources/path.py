@@ -18,7 +18,7 @@ from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.safe_open import HeldFile, HeldFolder, LinkedFile, hold
-from greenroom.runner.models.selection import choose_files, with_shards
+from greenroom.runner.models.selection import choose_files, projector_beside, with_shards
 from greenroom.runner.models.sources.base import Offer, Report, Source
 
 
@@ -96,7 +96,8 @@ def _files(path: Path) -> tuple[HeldFolder, list[str]]:
     if path.is_symlink():
         # A named link means the file behind it, whose first bytes show that it is a model.
         folder = LinkedFile(path)
-    return folder, with_shards(path.name, folder.names())
+    names = folder.names()
+    return folder, [*with_shards(path.name, names), *projector_beside(path.name, names)]
 
 
 def _stamp(file: HeldFile) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from alone import alone
+from brief import BRIEF
 from daemon_process import DaemonProcess, without_settings
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
@@ -107,7 +108,8 @@ class Daemon(DaemonProcess):
 
     def chat(self, model: str, text: str = "Name a colour.", **more: Any) -> Answer:
         """One chat completion."""
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 16, **more}
+        messages = [BRIEF, {"role": "user", "content": text}]
+        body = {"model": model, "messages": messages, "max_tokens": 16, **more}
         return self.post("/v1/chat/completions", body)
 
     def engines(self) -> list[Any]:

@@ -16,6 +16,7 @@ import pytest
 
 import anthropic_types
 from anthropic_types import check_message
+from brief import BRIEF
 from openai_types import check_response, events_of
 
 # SDKs are imported where they are used: each test process collects this file, and they take seconds.
@@ -60,12 +61,13 @@ def messages_of(url: str, model: str) -> Messages:
     messages = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0).messages
     asked: Any = {
         "model": model,
-        "max_tokens": 8,
+        "max_tokens": 3,
+        "system": BRIEF["content"],
         "messages": [{"role": "user", "content": STORY}],
     }
     whole = messages.create(**asked)
     check_message(whole.model_dump(exclude_unset=True))
-    assert (whole.model, whole.stop_reason, whole.usage.output_tokens) == (model, "max_tokens", 8)
+    assert (whole.model, whole.stop_reason, whole.usage.output_tokens) == (model, "max_tokens", 3)
     raw = messages.with_raw_response.create(**asked, stream=True)
     told = anthropic_types.events_of(raw.http_response.read().decode())
     assert told[-2]["delta"]["stop_reason"] == "max_tokens"
@@ -108,7 +110,7 @@ def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(
 
     daemon = make_daemon(GREENROOM_INSTALL_POLICY="auto", GREENROOM_PROGRESS_AFTER="0.5").start()
     daemon.pull(str(smollm2_mlx))
-    answer = daemon.chat(str(smollm2_mlx), stream=True)
+    answer = daemon.chat(str(smollm2_mlx), stream=True, max_tokens=4)
     assert answer.status == 200
     lines = answer.body.decode().splitlines()
     assert any(line.startswith(":") and "mlx" in line for line in lines), lines[:5]
@@ -119,7 +121,9 @@ def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(
     assert lines[-1] == "data: [DONE]" or lines[-2] == "data: [DONE]"
     messages_of(daemon.url, str(smollm2_mlx))
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
-    response = client.responses.create(model=str(smollm2_mlx), input=STORY, max_output_tokens=8)
+    response = client.responses.create(
+        model=str(smollm2_mlx), instructions=BRIEF["content"], input=STORY, max_output_tokens=3
+    )
     check_response(response.model_dump(by_alias=True, exclude_unset=True))
     assert (response.status, bool(response.output_text)) == ("incomplete", True)
     with pytest.raises(openai.BadRequestError) as caught:

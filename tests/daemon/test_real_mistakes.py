@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from brief import BRIEF
 from waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
-HELLO = [{"role": "user", "content": "Name a colour."}]
+HELLO = [BRIEF, {"role": "user", "content": "Name a colour."}]
 TOOL = {"type": "function", "function": {"name": "w", "description": None, "parameters": None}}
 CALL = {"id": "1", "type": "function", "function": {"name": "w", "arguments": "{broken"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -62,7 +63,7 @@ def test_one_mistake_has_one_status_and_code_on_both_engines_cold_and_warm(
     assert cold[0] == cold[1]
     assert daemon.engines() == [], "none of them needs an engine to be seen"
     for model in models:
-        answer = daemon.post(CHAT, {"model": model, "messages": HELLO, "max_tokens": 4, "tools": [TOOL]})
+        answer = daemon.post(CHAT, {"model": model, "messages": HELLO, "max_tokens": 2, "tools": [TOOL]})
         assert answer.status == 200, answer.body
     assert all_told() == cold
 

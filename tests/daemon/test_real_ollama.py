@@ -10,11 +10,12 @@ import ollama
 import pytest
 from pydantic import BaseModel
 
+from brief import BRIEF
 from waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
-HELLO = [{"role": "user", "content": "Name a colour."}]
+HELLO = [BRIEF, {"role": "user", "content": "Name a colour."}]
 EXACT = {"temperature": 0, "seed": 1, "num_predict": 16}
 
 
@@ -67,8 +68,8 @@ def test_ollamas_client_uses_a_real_model(
     assert last.eval_duration
     assert last.total_duration
     assert last.total_duration >= last.eval_duration > 0
-    short = client.chat("mine", HELLO, options={**EXACT, "num_predict": 2})
-    assert (short.done_reason, short.eval_count) == ("length", 2)
+    cut = client.chat("mine", HELLO, options={**EXACT, "num_predict": 2})
+    assert (cut.done_reason, cut.eval_count) == ("length", 2)
     form = client.chat("mine", HELLO, format=Colour.model_json_schema(), options={"temperature": 0})
     assert Colour.model_validate_json(form.message.content or "").name
     assert client.chat("mine", HELLO, think=False, options=EXACT).message.content
@@ -116,8 +117,9 @@ def test_ollamas_client_uses_a_real_model(
         list(client.pull("registry.ollama.ai/library/smollm2", stream=True))
 
     # the other engine, and pulls
-    mlx = client.chat(str(smollm2_mlx), HELLO, options=EXACT)
-    streamed = list(client.chat(str(smollm2_mlx), HELLO, options=EXACT, stream=True))
+    short = {**EXACT, "num_predict": 4}
+    mlx = client.chat(str(smollm2_mlx), HELLO, options=short)
+    streamed = list(client.chat(str(smollm2_mlx), HELLO, options=short, stream=True))
     assert "".join(one.message.content or "" for one in streamed) == mlx.message.content
     assert streamed[-1].eval_count == mlx.eval_count
     assert streamed[-1].prompt_eval_count == mlx.prompt_eval_count

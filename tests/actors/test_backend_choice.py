@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import Install, Use, choose
@@ -72,6 +74,11 @@ def test_an_unknown_backend_is_refused_and_the_known_ones_are_listed() -> None:
 def test_a_mode_that_no_backend_serves_is_refused() -> None:
     refusal = refused(GGUF, mode="reranking")
     assert (refusal.kind, refusal.message) == ("invalid", "No backend serves gguf models in reranking mode.")
+    assert refusal.advice == ""
+    embeds = msgspec.structs.replace(FACTS[0], formats=("safetensors",), modes=("embedding",))
+    other = choose(GGUF, "embedding", "", "ask", [embeds], {})
+    assert isinstance(other, Refusal)
+    assert other.advice == "Use one in another format: safetensors."
 
 
 def test_a_binding_to_a_backend_that_cannot_read_it_says_which_can() -> None:

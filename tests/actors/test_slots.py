@@ -12,7 +12,7 @@ from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.ledger import Capacity, Memory, larger
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Configure, ReadLedger, SlotFreed
-from greenroom.actors.values import Caller, EngineSpec
+from greenroom.actors.values import Caller, EngineSpec, ModelLayers
 from stage import GIB, LLAMA, MLX, Stage, model
 
 MIB = 2**20
@@ -44,6 +44,23 @@ def test_an_engine_gets_its_backends_slots_each_with_the_whole_context() -> None
     assert (reservation.weights, reservation.compute) == (GIB, 100 * MIB)
     assert spec.prompt_cache == reservation.prompt_cache == 256 * MIB
     assert spec.memory == reservation.total == GIB + 4 * 128 * MIB + 256 * MIB + 100 * MIB
+
+
+def test_an_input_to_embed_gets_a_batch_as_long_as_the_context_and_the_memory_for_it() -> None:
+    parts = ModelLayers(activations=1000, logits=500)
+    made_for = {"mean": parts, "last": parts, "unknown": None}
+    facts = (msgspec.structs.replace(SLOTTED, one_batch=True), MLX)
+    for name, layers in made_for.items():
+        pooling: Any = "" if name == "unknown" else name
+        one = msgspec.structs.replace(QWEN, layers=layers, pooling=pooling, made_for="embedding")
+        at = Stage(facts=facts, memory=Memory(budget=8 * GIB, available=8 * GIB)).begin(one)
+        spec = at.loaded("qwen", mode="embedding")
+        (reservation,) = spec.reservations
+        assert (spec.prompt_cache, spec.slots) == (0, 4)
+        # Only the last token's vector can be computed batch by batch.
+        assert spec.batch == (0 if name == "last" else 8192)
+        assert reservation.batch == (8192 * (1000 + 500 + 2 * 8192) if name == "mean" else 0)
+        assert reservation.claimable == GIB + 4 * 128 * MIB + reservation.batch
 
 
 @pytest.mark.parametrize(

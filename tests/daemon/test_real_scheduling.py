@@ -47,14 +47,19 @@ def test_embeddings_and_reranking_each_have_an_engine_of_their_own(
     furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
     daemon = make_daemon(furnished).start()
-    configured = daemon.post(
-        "/engines/_configure",
-        {"model": model, "mode": "embedding", "runtime-flags": ["--embeddings", "--pooling", "mean"]},
-    )
-    assert configured.status == 202, configured.body
+    # The model is made for chats, so each has to be configured.
+    for mode, flags in (("embedding", ["--embeddings", "--pooling", "mean"]), ("reranking", ["--reranking"])):
+        configured = daemon.post(
+            "/engines/_configure",
+            # A batch is as long as the context, and has a number for each token of the vocabulary.
+            {"model": model, "mode": mode, "runtime-flags": flags, "context-size": 1024},
+        )
+        assert configured.status == 202, configured.body
     answer = daemon.post("/v1/embeddings", {"model": model, "input": ["the sea", "the sky"]})
     assert answer.status == 200, answer.body
     assert [len(one["embedding"]) for one in answer.json["data"]] == [576, 576]
+    longer = daemon.post("/v1/embeddings", {"model": model, "input": "sea " * 1000})
+    assert longer.status == 200, "longer than the engine's own batches"
     ranked = daemon.post("/rerank", {"model": model, "query": "sea", "documents": ["water", "fire", "salt"]})
     assert ranked.status == 200, ranked.body
     assert len(ranked.json["results"]) == 3

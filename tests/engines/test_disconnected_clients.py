@@ -189,10 +189,11 @@ def batches(
     mode: Any = "completion",
     flags: tuple[str, ...] = (),
     mmproj: Any = None,
+    least: int = 0,
 ) -> Any:
     spec = EngineSpec(
         engine_id="e", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", mode=mode,
-        flags=flags,
+        flags=flags, batch=least,
     )  # fmt: skip
     model = ModelFiles(path=Path("/m.gguf"), format="gguf", name="m", mmproj=mmproj)
     launch = Launch(
@@ -210,8 +211,10 @@ def test_llama_cpps_batches_last_two_seconds_at_the_speed_that_was_measured(spee
     assert batches(speed) == {"--batch-size": str(batch), "--ubatch-size": str(min(512, batch))}
 
 
-def test_batches_are_left_alone_where_an_input_must_fit_into_one() -> None:
-    assert batches(60, mode="embedding") == batches(60, mode="reranking") == {}
+def test_batches_are_as_long_as_an_input_may_be_where_it_must_fit_into_one() -> None:
+    for mode in ("embedding", "reranking"):
+        assert batches(60, mode=mode, least=8192) == {"--batch-size": "8192", "--ubatch-size": "8192"}
+        assert batches(60, mode=mode) == {}
     assert batches(60, mmproj=Path("/p.gguf")) == {"--batch-size": "512", "--ubatch-size": "512"}
 
 

@@ -138,14 +138,15 @@ def test_what_an_older_version_did_not_read_of_a_stored_model_is_read_at_the_nex
     store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     tensors = [(f"blk.{number}.a", (64, 2), 1, 256 * number) for number in range(2)]
-    divided = gguf(tensors=tensors, data=b"\1" * 512)
+    divided = gguf({"llama.pooling_type": 3}, tensors=tensors, data=b"\1" * 512)
     with store.arrival() as arrival:
         for name, content in (("m.gguf", divided), ("mmproj.gguf", projector())):
             (tmp_path / name).write_bytes(content)
             arrival.take(tmp_path / name, name, how="move", cancel=NEVER)
         model = store.commit(arrival)
     index = Index.decode((store.root / "index.json").read_bytes())
-    old = msgspec.structs.replace(model, reads=None, projector_size=0, layers=None)
+    new = {"reads": None, "projector_size": 0, "layers": None, "made_for": None, "pooling": ""}
+    old = msgspec.structs.replace(model, **new)
     entries = (msgspec.structs.replace(index.entries[0], model=old),)
     (store.root / "index.json").write_bytes(replace(index, entries=entries).encode())
     assert store.look() == (old,)
@@ -153,6 +154,7 @@ def test_what_an_older_version_did_not_read_of_a_stored_model_is_read_at_the_nex
     again.prepare()
     assert again.look() == (model,)
     assert (model.layers or ModelLayers()).count == 3
+    assert (model.made_for, model.pooling) == ("embedding", "last")
     assert (store.root / "index.json").read_text().count(r"\"reads\"") == 1
 
 

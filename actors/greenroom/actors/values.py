@@ -15,6 +15,9 @@ from greenroom.actors.kernel.core import Command
 from greenroom.actors.limits import Id, Whole
 
 Mode = Literal["completion", "embedding", "reranking"]
+Pooling = Literal["", "mean", "cls", "last", "rank"]
+"""How an embedding model makes one vector of those of an input's tokens: their mean, the first one's, or the
+last one's. `rank` makes a score of the first or the last one's."""
 ModelFormat = Literal["gguf", "safetensors", "safetensors-mlx"]
 """`safetensors-mlx` is safetensors quantised the MLX way, which only mlx can read."""
 Medium = Literal["image", "audio"]
@@ -166,6 +169,8 @@ class Reservation(Fact, frozen=True, kw_only=True):
     slots: int = 1
     prompt_cache: int = 0
     """Prompts that have left their slot and are kept to be continued; a bound that the engine is given."""
+    batch: int = 0
+    """What it computes of an input that fills its context, where an input must fit into one batch."""
     compute: int = 0
     """Buffers, and what the program itself needs."""
     learned: int = 0
@@ -174,7 +179,7 @@ class Reservation(Fact, frozen=True, kw_only=True):
     @property
     def claimable(self) -> int:
         """What the engine may take at any time, whatever was measured."""
-        return self.weights + self.projector + self.cache * self.slots + self.prompt_cache
+        return self.weights + self.projector + self.cache * self.slots + self.prompt_cache + self.batch
 
     @property
     def total(self) -> int:
@@ -208,6 +213,8 @@ class EngineSpec(Fact, frozen=True, kw_only=True):
     """Requests that are inside at once, each with a context of its own; 0 leaves that to the engine."""
     prompt_cache: int | None = None
     """Bytes of memory for prompts that have left their slot; None leaves that to the engine."""
+    batch: int = 0
+    """Tokens it must compute at once, since its inputs may be that long; 0 leaves that to the backend."""
     reservations: tuple[Reservation, ...] = msgspec.field(name="promises", default=())
     """What `memory` and `device_memory` are made of."""
     flags: tuple[str, ...] = ()
@@ -357,6 +364,10 @@ class Model(Fact, frozen=True, kw_only=True):
     """For people, such as `134.52M`."""
     parameter_count: int = 0
     quantization: str = ""
+    made_for: Mode | None = None
+    """By what its files say; None if an older version stored it, which did not look."""
+    pooling: Pooling = ""
+    """Empty if its files do not say, or it makes no vectors."""
     context_length: int = 0
     """Tokens the model was trained for; 0 when unknown."""
     context_size: int = 0
@@ -412,6 +423,9 @@ class BackendFacts(Fact, frozen=True, kw_only=True):
     """Requests an engine takes at once by default; 0 means no limit."""
     shares_cache: bool = False
     """Its slots share one context's key/value cache, and it makes requests wait for it."""
+    one_batch: bool = False
+    """An input to embed or to rank must fit into one batch, so its engines for that have batches as long as
+    their context."""
     prompt_cache: bool = False
     """It keeps prompts in memory after their requests, and can be told how many bytes of them."""
     version: str = ""

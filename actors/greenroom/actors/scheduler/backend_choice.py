@@ -198,4 +198,6 @@ def _unfit(model: Model, mode: Mode, binding: str, facts: Sequence[BackendFacts]
         message = f"{binding} cannot serve {model.format} models in {mode} mode; {who} can."
     else:
         message = f"No backend serves {model.format} models in {mode} mode."
-    return refuse("unsupported_model", message, kind="invalid", subject=binding)
+    others = sorted({one for each in facts if mode in each.modes for one in each.formats})
+    advice = f"Use one in another format: {', '.join(others)}." if others and not able else ""
+    return refuse("unsupported_model", message, advice=advice, kind="invalid", subject=binding)

@@ -260,7 +260,7 @@ def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> in
     model = (volatile.models or {}).get(spec.model_id)
     if model is None:
         return share(spec, device)
-    return reservation_for(model, spec.context_size, 0, Capacity(slots=spec.slots)).total
+    return reservation_for(model, spec.context_size, 0, Capacity(slots=spec.slots, batch=spec.batch)).total
 
 
 def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:

@@ -12,13 +12,11 @@ from itertools import pairwise
 
 import msgspec
 
-from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
+from greenroom.actors.scheduler.ledger import MASK, Capacity, context_reckoned, reservation_for
 from greenroom.actors.values import BackendFacts, LayersOn, Model, ModelLayers, Reservation
 
 BATCH = 512
 """Tokens computed at once."""
-_MASK = 2
-"""Bytes in a batch's mask for each token of context that a token may see."""
 _COPIES = 4
 """Of a batch's mask on each of several devices, which then work on batches in turn."""
 _ASSUMED = 16
@@ -150,18 +148,20 @@ class Demand:
     ) -> Reservation:
         """Layers from `begin` up to `end`. The main device has the projector too."""
         parts = self._parts
-        # Only the last token of each slot goes through the output.
-        logits = self._slots * parts.logits if end == self.layers else 0
-        mask = _MASK * self._context * (_COPIES if several and whole else 1)
+        batch = self._capacity.batch or BATCH
+        # Only the last token of each slot goes through the output, unless all of them make one vector.
+        logits = (self._capacity.batch or self._slots) * parts.logits if end == self.layers else 0
+        mask = MASK * self._context * (_COPIES if several and whole else 1)
+        computed = batch * (parts.activations + mask) + logits
         return Reservation(
             device=device,
             weights=self._weights[end] - self._weights[begin],
             projector=self._model.projector_size if main else 0,
             cache=self._context * (self._cache[end] - self._cache[begin]),
             slots=self._slots,
+            batch=computed if self._capacity.batch else 0,
             compute=self._facts.device_overhead
-            + BATCH * (parts.activations + mask)
-            + logits
+            + (0 if self._capacity.batch else computed)
             # To read long prompts, a device computes with copies of what lies in memory.
             + (0 if whole else 2 * parts.largest),
         )
@@ -175,7 +175,8 @@ class Demand:
             cache=self._context * self._cache[count],
             slots=self._slots,
             prompt_cache=self._capacity.prompt_cache or 0,
-            compute=self._facts.overhead + (BATCH * self._parts.activations if count else 0),
+            compute=self._facts.overhead
+            + ((self._capacity.batch or BATCH) * self._parts.activations if count else 0),
         )
 
 

@@ -16,6 +16,8 @@ free, so that two models that fit side by side do not evict each other for slots
 _LEAST_PROMPT_CACHE = 64 * 2**20
 _MOST_PROMPT_CACHE = 1_000_000_000
 
+MASK = 2
+"""Bytes in a batch's mask for each token of context that a token may see."""
 PROVEN_BY = 3
 """Requests an engine must have served before its measured peak may be less than what was reserved for it."""
 
@@ -91,6 +93,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """0 leaves it to the engine."""
     prompt_cache: int | None = None
     """Bytes; None leaves it to the engine."""
+    batch: int = 0
+    """Tokens it must compute at once; 0 leaves it to the engine."""
     shares_cache: bool = False
     """The engine's slots share one context's cache, and it makes requests wait for it: none is cut off."""
 
@@ -107,8 +111,20 @@ def reservation_for(
         cache=context * model.kv_bytes_per_token,
         slots=1 if capacity.shares_cache else max(1, capacity.slots),
         prompt_cache=capacity.prompt_cache or 0,
+        batch=batch_memory(model, capacity.batch, context),
         compute=compute,
     )
+
+
+def batch_memory(model: Model, batch: int, context: int) -> int:
+    """Bytes an engine needs to compute this many tokens at once.
+
+    For each there is what a layer computes, its row of the mask, and its output if the model writes text.
+    """
+    parts = model.layers
+    if not batch or parts is None:
+        return 0
+    return batch * (parts.activations + parts.logits + MASK * context)
 
 
 def larger(smallest: Capacity, slots: int, prompt_cache: int) -> list[Capacity]:

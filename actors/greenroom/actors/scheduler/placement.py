@@ -25,6 +25,7 @@ from greenroom.actors.scheduler.ledger import (
     Account,
     Capacity,
     Device,
+    context_reckoned,
     default_prompt_cache,
     expected,
     larger,
@@ -79,7 +80,18 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _with(spec: EngineSpec, capacity: Capacity) -> EngineSpec:
-    return msgspec.structs.replace(spec, slots=capacity.slots, prompt_cache=capacity.prompt_cache)
+    return msgspec.structs.replace(
+        spec, slots=capacity.slots, prompt_cache=capacity.prompt_cache, batch=capacity.batch
+    )
+
+
+def _batch(spec: EngineSpec, model: Model, facts: BackendFacts) -> int:
+    """Tokens that must be computed at once: as many as an input may have, unless the last token's vector is
+    all that counts, which can be computed batch by batch."""
+    splits = model.pooling == "last" and not any(flag.startswith("--pooling") for flag in spec.flags)
+    if spec.mode == "completion" or not facts.one_batch or splits:
+        return 0
+    return context_reckoned(spec.context_size, model.context_length)
 
 
 def _runtime(installation: Installation | None, facts: BackendFacts) -> str | None:
@@ -165,16 +177,18 @@ class Placements:
         config = turn.state.configs.get(config_key(spec.model_id, spec.mode), ModelConfigState())
         slots = config.slots or limits.slots or 0
         cache: int | None = None
-        if facts.prompt_cache:
+        keeps_prompts = facts.prompt_cache and spec.mode == "completion"
+        if keeps_prompts:
             wanted = limits.prompt_cache if config.prompt_cache is None else config.prompt_cache
             cache = wanted if wanted is not None and wanted >= 0 else None
         asked = cache is not None
         smallest = Capacity(
             slots=slots or 1,
             prompt_cache=cache if asked or not facts.prompt_cache else 0,
+            batch=_batch(spec, model, facts),
             shares_cache=facts.shares_cache,
         )
-        most = default_prompt_cache(model, spec.context_size) if facts.prompt_cache and not asked else 0
+        most = default_prompt_cache(model, spec.context_size) if keeps_prompts and not asked else 0
         return smallest, larger(smallest, slots or facts.slots, most)
 
     def _on_machine(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenroom.actors.graphics import Graphics
-from greenroom.actors.values import EngineSpec, Loaded, Mode, ModelFormat
+from greenroom.actors.values import EngineSpec, Loaded, Mode, ModelFormat, Pooling
 from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.devices import inventory
 from greenroom.runner.engines.launchers import launcher
@@ -197,6 +197,8 @@ class ModelFiles:
     """Bytes of 16-bit key/value cache per token; 0 if unknown."""
     layers: int = 0
     """Its layers, the output included; 0 if unknown."""
+    pooling: Pooling = ""
+    """How it makes one vector of those of an input's tokens, or a score; empty if its files do not say."""
     mmproj: Path | None = None
     chat_template: Path | None = None
 
@@ -273,6 +275,8 @@ class Backend(ABC):
     """Memory an engine of such a backend needs on each device beyond weights, cache and what it computes."""
     layer_flags: ClassVar[tuple[str, ...]] = ()
     """Its flags for the number of layers on devices."""
+    one_batch: ClassVar[bool] = False
+    """An input to embed or to rank must fit into one batch."""
     keeps_prompts: ClassVar[bool] = False
     """Keeps prompts in memory after their requests, up to `EngineSpec.prompt_cache` bytes."""
     uses_devices: ClassVar[bool] = False

@@ -27,11 +27,6 @@ _CANNOT = (
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
     Cannot("echo", lambda fields: fields.get("echo")),
     Cannot("suffix", lambda fields: fields.get("suffix")),
-    Cannot(
-        "dimensions",
-        lambda fields: fields.get("dimensions"),
-        "Leave it out: vectors have the length that the model gives them.",
-    ),
 )
 """What llama.cpp's server ignores."""
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
@@ -82,6 +77,7 @@ class LlamaCpp(Backend):
     device_overhead = 300 * 2**20
     layer_flags = ("-ngl", "--gpu-layers", "--n-gpu-layers")
     keeps_prompts = True
+    one_batch = True
 
     def verdict(self, platform: Platform) -> str:
         if platform.system not in ("darwin", "linux"):
@@ -115,12 +111,16 @@ class LlamaCpp(Backend):
         args += ["--alias", launch.model.name]
         if spec.mode == "embedding":
             args += ["--embeddings"]
+            # Older files of encoders do not say themselves.
+            args += ["--pooling", launch.model.pooling] if launch.model.pooling not in ("", "rank") else []
         elif spec.mode == "reranking":
             args += ["--embeddings", "--reranking"]
         elif launch.model.chat_template is not None:
             args += ["--chat-template-file", str(launch.model.chat_template)]
         args += _capacity(launch)
-        if batch := _batch(launch):
+        if spec.batch:
+            args += ["--batch-size", str(spec.batch), "--ubatch-size", str(spec.batch)]
+        elif batch := _batch(launch):
             args += ["--batch-size", str(batch), "--ubatch-size", str(min(batch, _UBATCH))]
         flags = without_sizes(spec.flags)[0]
         args += without(flags, self.layer_flags) if spec.layers else flags
@@ -157,7 +157,7 @@ def _batch(launch: Launch) -> int:
     that a client has left. 0 leaves it to the launcher, which measures the machine, or to the server.
     """
     if launch.spec.mode != "completion":
-        return 0  # an input to embed must fit into one batch
+        return 0
     if not launch.prompt_speed:
         return 0 if launch.program is None else _UBATCH
     # All parts of an image may have to fit into one batch.

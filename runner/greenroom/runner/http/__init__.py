@@ -15,6 +15,7 @@
 - `fields`: what the requests of OpenAI's API may hold
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed
+- `vectors`: embeddings that are shorter than the model makes them
 - `engine_errors`: the errors of engines in our words
 - `errors`: refusals as HTTP statuses
 - `responses`: OpenAI's Responses API

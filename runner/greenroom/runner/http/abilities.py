@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import choose
@@ -14,9 +14,8 @@ from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Medium, Mode, Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.models.description import files_of
+from greenroom.runner.models.purpose import is_encoder
 from greenroom.runner.units import format_size
 
 TOO_LONG = "context_length_exceeded"
@@ -32,6 +31,12 @@ _LONGEST_TOKEN = 256
 """Bytes of text, without spaces, that one token stands for at the very most: tokenizers know long runs of
 one character, of 128 at most in those that are published."""
 
+_DOES: dict[Mode, str] = {
+    "completion": "it is made for chats and texts",
+    "embedding": "it is made for embeddings",
+    "reranking": "it is made for reranking",
+}
+
 
 @dataclass(frozen=True)
 class RequestTarget:
@@ -44,13 +49,6 @@ class RequestTarget:
     """The field that holds the prompt."""
 
 
-class Traits(NamedTuple):
-    """What a model can do, by its files."""
-
-    pools: bool
-    """It makes embeddings by itself; True also where its files do not tell."""
-
-
 class Abilities:
     """Refuses requests that no engine could serve. One for a front door."""
 
@@ -58,8 +56,7 @@ class Abilities:
         """`configs` tells how models are configured, by `config_key`."""
         self._greenroom = greenroom
         self._configs = configs
-        self._traits: dict[str, Traits] = {}
-        self._contexts: dict[str, tuple[Model, Mapping[str, ModelConfigState], int]] = {}
+        self._contexts: dict[tuple[str, Mode], tuple[Model, Mapping[str, ModelConfigState], int]] = {}
         """What was reckoned for a model as configured; see `_context_of`."""
 
     async def look(
@@ -77,14 +74,18 @@ class Abilities:
         """
         _refuse_what_it_cannot_read(model, fields, asked)
         configs = self._configs()
-        if mode == "completion":
-            known = self._contexts.get(model.id)
+        if mode != "embedding" and model.made_for not in (None, mode):
+            flags = _config(configs, model, mode).flags or ()
+            _refuse_other_uses(model, mode, asked.model, flags, pools_by_header=True)
+        if mode != "reranking":
+            key = model.id, mode
+            known = self._contexts.get(key)
             if known is None or known[0] is not model or known[1] is not configs:
                 if len(self._contexts) >= _REMEMBERED:
                     self._contexts.clear()
-                known = self._contexts[model.id] = model, configs, _context_of(model, configs)
+                known = self._contexts[key] = model, configs, _context_of(model, mode, configs)
             if context_size > known[2] > 0:
-                await self._see_that_it_fits(model, backend, context_size)
+                await self._see_that_it_fits(model, mode, backend, context_size)
             _check_length(known[2] and max(known[2], context_size), fields, asked)
         dialects = self._greenroom.backends
         if mode != "embedding" and not any(
@@ -96,26 +97,16 @@ class Abilities:
             return  # the scheduler will say why
         dialect = dialects[name].dialect
         refuse_what_it_cannot(name, dialect, fields)
-        by_header = mode == "embedding" and dialect.pools_by_header
-        if (
-            by_header
-            and not _pooling(_config(configs, model, mode).flags or ())
-            and not (await self.traits(model)).pools
-        ):
-            raise HttpRefusal(
-                422,
-                "not_an_embedding_model",
-                f'The model "{asked.model}" does not make embeddings.',
-                advice="Use an embedding model, or configure --pooling for this one.",
-                param="model",
-            )
+        if mode == "embedding":
+            flags = _config(configs, model, mode).flags or ()
+            _refuse_other_uses(model, mode, asked.model, flags, pools_by_header=dialect.pools_by_header)
 
-    async def _see_that_it_fits(self, model: Model, backend: str, context_size: int) -> None:
+    async def _see_that_it_fits(self, model: Model, mode: Mode, backend: str, context_size: int) -> None:
         """Raise HttpRefusal for a context that could never be loaded: nothing is to end for it."""
         readers = [
             one
             for one in self._greenroom.facts
-            if model.format in one.formats and "completion" in one.modes and backend in ("", one.name)
+            if model.format in one.formats and mode in one.modes and backend in ("", one.name)
         ]
         needed = budget = 0
         for one in readers:
@@ -141,38 +132,14 @@ class Abilities:
         choice = choose(model, mode, backend, greenroom.settings.install_policy, greenroom.facts, statuses)
         return None if isinstance(choice, Refusal) else choice.backend
 
-    async def traits(self, model: Model) -> Traits:
-        """What its files say of it, read once."""
-        known = self._traits.get(model.id)
-        if known is None:
-            known = await asyncio.to_thread(self._read, model)
-            if len(self._traits) < _REMEMBERED:
-                self._traits[model.id] = known
-        return known
-
-    def _read(self, model: Model) -> Traits:
-        try:
-            _, config = files_of(self._greenroom.store, model.id)
-        except JobFailed:
-            return Traits(pools=True)  # loading it will say what is wrong
-        if model.format != "gguf":
-            return Traits(pools=True)
-        header = config.get("gguf")
-        known = isinstance(header, dict) and bool(header)
-        pools = not known or any(
-            name.endswith(".pooling_type") and str(value) not in ("0", "4")
-            for name, value in (header or {}).items()
-        )
-        return Traits(pools=pools)
-
 
 def _config(configs: Mapping[str, ModelConfigState], model: Model, mode: Mode) -> ModelConfigState:
     return configs.get(config_key(model.id, mode), ModelConfigState())
 
 
-def _context_of(model: Model, configs: Mapping[str, ModelConfigState]) -> int:
-    """Tokens that a completion may have; 0 where that is not known before the model is loaded."""
-    config = _config(configs, model, "completion")
+def _context_of(model: Model, mode: Mode, configs: Mapping[str, ModelConfigState]) -> int:
+    """Tokens that a prompt may have; 0 where that is not known before the model is loaded."""
+    config = _config(configs, model, mode)
     size = model.context_size if config.context_size is None else config.context_size
     # llama.cpp and mlx are given a bound where nothing is configured; vLLM finds its own.
     bounded = model.format in ("gguf", "safetensors-mlx")
@@ -202,6 +169,48 @@ def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, A
             )
 
 
+def _refuse_other_uses(
+    model: Model, mode: Mode, asked: str, flags: Sequence[str], *, pools_by_header: bool
+) -> None:
+    """Refuse what a model's files say it cannot do. Raises HttpRefusal: 422.
+
+    Args:
+        asked: The model, as the client wrote it.
+        flags: Configured for this model in this mode: its user may know better.
+        pools_by_header: The backend makes embeddings only of models made for it, unless flags say how.
+    """
+    if model.made_for in (None, mode):
+        return
+    does = _DOES[model.made_for]
+    names = {flag.partition("=")[0] for flag in flags}
+    if mode == "embedding" and pools_by_header and "--pooling" not in names:
+        raise HttpRefusal(
+            422,
+            "not_an_embedding_model",
+            f'The model "{asked}" does not make embeddings: {does}.',
+            advice="Use an embedding model, or configure --pooling for this one in embedding mode.",
+            param="model",
+        )
+    if mode == "reranking" and not names.intersection(("--pooling", "--rerank", "--reranking")):
+        raise HttpRefusal(
+            422,
+            "not_a_reranking_model",
+            f'The model "{asked}" does not rank documents: {does}.',
+            advice="Use a reranking model.",
+            param="model",
+        )
+    # Models that write texts were made into embedding models too: those can still do it.
+    if mode == "completion" and is_encoder(model.architecture):
+        path = "/v1/embeddings" if model.made_for == "embedding" else "/rerank"
+        raise HttpRefusal(
+            422,
+            "not_a_chat_model",
+            f'The model "{asked}" writes no text: {does}.',
+            advice=f"Use it at {path}, or use a chat model.",
+            param="model",
+        )
+
+
 def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: RequestTarget) -> None:
     """Refuse images and sound for a model that reads none. Raises HttpRefusal: 400."""
     if (reads := model.reads) is None:
@@ -229,11 +238,13 @@ def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _least_tokens(fields: Mapping[str, Any]) -> tuple[int, bool]:
     """How many tokens the prompt has at least, and whether that is their number."""
-    prompt = fields.get("prompt")
+    prompt = fields.get("prompt", fields.get("input"))
     if isinstance(prompt, list) and isinstance(prompt[0], int):
         return len(prompt), True
     if isinstance(prompt, list) and isinstance(prompt[0], list):
         return max(map(len, prompt)), True
+    if "input" in fields:
+        return 0, False  # for an encoder a word of any length may be one token
     if isinstance(prompt, list):
         return max(map(_least, prompt)), False
     if isinstance(prompt, str):
@@ -255,10 +266,6 @@ def _least(text: str) -> int:
     if len(text) < _LONGEST_TOKEN:
         return 0
     return (len(text) - sum(map(text.count, " \t\r\n"))) // _LONGEST_TOKEN
-
-
-def _pooling(flags: Sequence[str]) -> bool:
-    return any(flag.partition("=")[0] == "--pooling" for flag in flags)
 
 
 def too_long(asked: RequestTarget, tokens: int, context: int, *, at_least: bool = False) -> HttpRefusal:

@@ -433,8 +433,8 @@ CHAT = Dialogue(
 )
 
 
-def _prompts(least: int) -> Check:
-    """A text, a list of texts, a list of tokens, or a list of lists of tokens."""
+def _prompts(least: int, most: int | None = None) -> Check:
+    """A text, a list of texts, a list of tokens, or a list of lists of tokens; `most` prompts."""
     one = text(least=least)
 
     def check(value: Any, where: str) -> Any:
@@ -445,9 +445,9 @@ def _prompts(least: int) -> Check:
         if not value:
             raise Wrong(where, f"{where} must not be empty.")
         if isinstance(value[0], str):
-            return array(one)(value, where)
+            return array(one, most=most)(value, where)
         if isinstance(value[0], list):
-            return array(tokens)(value, where)
+            return array(tokens, most=most)(value, where)
         return tokens(value, where)
 
     return check
@@ -473,10 +473,12 @@ COMPLETION = Dialogue(
     required=("prompt",),
 )
 
+_INPUTS = 2048
+"""As at OpenAI."""
 EMBEDDING = Dialogue(
     {
         "model": text(least=1),
-        "input": _prompts(least=1),
+        "input": _prompts(least=1, most=_INPUTS),
         "encoding_format": one_of("float", "base64"),
         "dimensions": count,
         "user": text(),

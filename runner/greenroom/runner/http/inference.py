@@ -79,7 +79,7 @@ class Kind:
     end: bytes = b""
     """What begins the last event of its streams, so that one which ends without was cut off; empty where it
     has no streams."""
-    translate: Callable[[Mapping[str, Any]], Translation] | None = None
+    translate: Callable[[Mapping[str, Any]], Translation | None] | None = None
     """Makes a chat completion of its checked fields; None where engines have this form themselves."""
 
 
@@ -175,8 +175,8 @@ class Exchange:
             await self._admit(model, routing, {}).enter()
             return Response()
         right = await check(body, kind.dialogue)
-        if kind.translate is not None:
-            translation = self._translation = kind.translate(right.fields)
+        translation = self._translation = kind.translate(right.fields) if kind.translate else None
+        if translation is not None:
             request.ignore((*right.unknown, *translation.ignored))
             chat, size = translation.chat, translation.context_size
             self._context_size = min(size, model.context_length or size)

@@ -30,12 +30,15 @@ from greenroom.runner.http.openapi.routes import ApiDescription
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
 from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
+from greenroom.runner.http.vectors import shortened_if_asked
 
 _DONE = b"data: [DONE]"
 INFERENCE = {
     "/v1/chat/completions": Kind("completion", "/v1/chat/completions", CHAT, end=_DONE),
     "/v1/completions": Kind("completion", "/v1/completions", COMPLETION, param="prompt", end=_DONE),
-    "/v1/embeddings": Kind("embedding", "/v1/embeddings", EMBEDDING, param="input"),
+    "/v1/embeddings": Kind(
+        "embedding", "/v1/embeddings", EMBEDDING, param="input", translate=shortened_if_asked
+    ),
     "/rerank": Kind("reranking", "/rerank", RERANKING, param="documents"),
     "/score": Kind("reranking", "/score", SCORING, param="text_1"),
 }

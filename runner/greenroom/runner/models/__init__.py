@@ -14,6 +14,7 @@
 - `search`: searches for models
 - `preflight`: whether a model can be stored and run here
 - `metadata`: what a model's files say of it
+- `purpose`: what it is made for by that: texts, embeddings or reranking
 - `gguf`: reads GGUF headers
 - `gguf_layers`: weights and cache of each layer
 - `safetensors`: reads safetensors headers

@@ -29,6 +29,7 @@ from greenroom.runner.models.gguf_layers import (
 )
 from greenroom.runner.models.manifest import is_projector
 from greenroom.runner.models.metadata import Metadata, Readable
+from greenroom.runner.models.purpose import of_gguf
 
 _HEADER_LIMIT = 256 * 2**20
 _KEYS_LIMIT = 65_536
@@ -128,6 +129,7 @@ def read_shards(paths: Sequence[Readable]) -> Metadata:
         projector_size=sum(_size_of(path) for path, _ in projectors),
         reads=tuple(dict.fromkeys(medium for _, header in projectors for medium in _media(header.values))),
         chat_template=bool(first.get("tokenizer.chat_template")),
+        purpose=of_gguf(architecture, first, has_ranking_head=weights.has_ranking_head),
         raw={k: _shown(v) for k, v in first.items() if v is not None and len(_shown(v)) <= _RAW_LIMIT},
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from greenroom.actors.values import ModelLayers
+from greenroom.runner.models.purpose import is_encoder
 
 _LAYER = re.compile(r"blk\.(\d{1,5})\.")
 _INPUTS = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.")
@@ -38,6 +39,8 @@ class WeightsByLayer:
     """Elements of the matrix with a vector for each token."""
     has_output: bool = False
     """It has a matrix of its own for the output."""
+    has_ranking_head: bool = False
+    """It has a matrix that makes a score of a text."""
 
     def __add__(self, other: WeightsByLayer) -> WeightsByLayer:
         layers = dict(self.layers)
@@ -50,6 +53,7 @@ class WeightsByLayer:
             max(self.largest, other.largest),
             max(self.tokens, other.tokens),
             self.has_output or other.has_output,
+            self.has_ranking_head or other.has_ranking_head,
         )
 
 
@@ -59,7 +63,7 @@ class WeightsCounter:
     def __init__(self) -> None:
         self._layers: dict[int, int] = {}
         self._input = self._output = self._largest = self._tokens = 0
-        self._has_output = False
+        self._has_output = self._has_ranking_head = False
 
     def add(self, name: str, size: int, elements: int) -> None:
         if match := _LAYER.match(name):
@@ -73,18 +77,27 @@ class WeightsCounter:
         else:
             self._output += size
             self._has_output |= name == "output.weight"
+            self._has_ranking_head |= name == "cls.output.weight"
 
     def total(self) -> WeightsByLayer:
         return WeightsByLayer(
-            self._layers, self._input, self._output, self._largest, self._tokens, self._has_output
+            self._layers,
+            self._input,
+            self._output,
+            self._largest,
+            self._tokens,
+            self._has_output,
+            self._has_ranking_head,
         )
 
 
 def cache_by_layer(architecture: str, values: Values) -> tuple[int, tuple[int, ...]]:
     """Bytes of key/value cache per token: two for each key and value element of each layer with attention.
 
-    In all, and by layer where the layers' number is possible.
+    In all, and by layer where the layers' number is possible. An encoder has none.
     """
+    if is_encoder(architecture):
+        return 0, ()
 
     def of(key: str) -> object:
         return values.get(f"{architecture}.{key}")
@@ -128,11 +141,11 @@ def layers_of(
         weights=tuple(weights.layers.get(number, 0) for number in range(count)),
         cache=cache if len(cache) == count else (0,) * count,
         input=weights.input,
-        output=weights.output + (0 if weights.has_output else weights.input),
+        output=weights.output + (0 if weights.has_output or is_encoder(architecture) else weights.input),
         largest=weights.largest,
         # Two vectors of the feed-forward part exist at once, beside some of the layer itself.
         activations=_FLOAT * (2 * inner + 4 * embedding),
-        logits=_FLOAT * vocabulary,
+        logits=0 if is_encoder(architecture) else _FLOAT * vocabulary,
     )
 
 

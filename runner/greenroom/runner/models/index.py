@@ -264,21 +264,24 @@ class IndexFile:
         return replace(index, entries=tuple(map(self._with_all_facts, index.entries)))
 
     def _with_all_facts(self, entry: IndexEntry) -> IndexEntry:
-        if entry.model.reads is not None:
+        if None not in (entry.model.reads, entry.model.made_for):
             return entry
         try:
             manifest = artifacts.decode(self._blob(entry.id).read_bytes(), entry.id)
             bundle = open_bundle(self._bundles / blob_name(entry.id), manifest, self._blob)
             metadata = read_metadata(_files_of(bundle))
         except (OSError, ValueError, BadReference, JobFailed) as error:
-            # Its layers then count as equal, and engines say whether it reads images.
+            # Its layers then count as equal, and engines say what it can do.
             log.warning("the files of the model %s cannot be read: %s", entry.id[7:19], error)
             return entry
         model = msgspec.structs.replace(
             entry.model,
             layers=metadata.layers,
+            kv_bytes_per_token=metadata.kv_bytes_per_token,
             projector_size=metadata.projector_size,
             reads=metadata.reads,
+            made_for=metadata.purpose.made_for,
+            pooling=metadata.purpose.pooling,
         )
         return msgspec.structs.replace(entry, model=model)
 
@@ -350,6 +353,8 @@ def model_of(
         layers=metadata.layers,
         projector_size=metadata.projector_size,
         reads=metadata.reads,
+        made_for=metadata.purpose.made_for,
+        pooling=metadata.purpose.pooling,
         source=source,
     )
 

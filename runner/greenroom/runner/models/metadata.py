@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal, Protocol
 
 from greenroom.actors.values import Medium, ModelFormat, ModelLayers
+from greenroom.runner.models.purpose import Purpose
 
 _MOST_PARAMETERS = 2**50
 _LONGEST_CONTEXT = 2**27
@@ -46,6 +47,7 @@ class Metadata:
     reads: tuple[Medium, ...] = ()
     """What it reads beside text."""
     chat_template: bool = False
+    purpose: Purpose = Purpose()  # noqa: RUF009 - a tuple
     raw: Mapping[str, str] = field(default_factory=dict)
     """Scalar header keys as text, for `inspect`."""
 

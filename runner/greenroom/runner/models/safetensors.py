@@ -18,6 +18,7 @@ from greenroom.actors.limits import is_line
 from greenroom.actors.values import Medium, ModelFormat
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable
+from greenroom.runner.models.purpose import of_config
 from greenroom.runner.models.templates import of_folder
 
 _HEADER_LIMIT = 16 * 2**20
@@ -72,15 +73,17 @@ def read_files(files: Sequence[Readable]) -> Metadata:
         isinstance(quantization, dict) and "group_size" in quantization and "quant_method" not in quantization
     )
     model_format: ModelFormat = "safetensors-mlx" if mlx else "safetensors"
+    architecture = _word(config.get("model_type")) or _word(_first(config.get("architectures")))
     return Metadata(
         format=model_format,
-        architecture=_word(config.get("model_type")) or _word(_first(config.get("architectures"))),
+        architecture=architecture,
         parameter_count=_parameters(tensors, quantization),
         quantization=_quantization(config, tensors),
         context_length=next((n for key in _CONTEXT_KEYS if (n := _whole(inner.get(key)))), 0),
         kv_bytes_per_token=_kv_bytes(inner),
         reads=_media(config, {path.name for path in files}),
         chat_template=of_folder(files) is not None,
+        purpose=of_config(config, architecture, _modules(files)),
         raw={"tensor_count": str(len(tensors)), "file_count": str(len(weights))},
     )
 
@@ -142,6 +145,17 @@ def read_header(path: Readable) -> dict[str, _Tensor]:
             f"{path.name} is truncated or too long: its weights should end at byte {8 + length + end}."
         )
     return tensors
+
+
+def _modules(files: Sequence[Readable]) -> object:
+    """What sentence-transformers' `modules.json` lists; None without one, or if it cannot be read."""
+    path = next((one for one in files if one.name == "modules.json"), None)
+    if path is None or path.stat().st_size > _CONFIG_LIMIT:
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None  # engines can do without it
 
 
 def _read_config(path: Readable) -> dict[str, Any]:

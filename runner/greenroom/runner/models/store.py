@@ -423,6 +423,7 @@ class ModelStore:
             context_length=model.context_length,
             kv_bytes_per_token=model.kv_bytes_per_token,
             layers=model.layers.count if model.layers is not None else 0,
+            pooling=model.pooling,
             mmproj=bundle.mmproj,
             chat_template=bundle.chat_template,
         )

@@ -6,7 +6,6 @@ nanoseconds: the engine's own where it tells them, as llama.cpp does, else measu
 
 from __future__ import annotations
 
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT, OPTIONS
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
 from greenroom.runner.http.translation import Translation
+from greenroom.runner.http.vectors import shortened
 
 NDJSON = "application/x-ndjson"
 
@@ -318,7 +318,7 @@ class Embed(_Ollama):
     def _vectors(self, completion: Mapping[str, Any]) -> list[list[float]]:
         most = self._fields.get("dimensions")
         rows = sorted(completion["data"], key=lambda one: one.get("index", 0))
-        return [_shortened(one["embedding"], most) if most else one["embedding"] for one in rows]
+        return [shortened(one["embedding"], most) if most else one["embedding"] for one in rows]
 
 
 class Embedding(Embed):
@@ -329,13 +329,6 @@ class Embedding(Embed):
 
     def whole(self, completion: Mapping[str, Any]) -> bytes:
         return _encode({"embedding": self._vectors(completion)[0]})
-
-
-def _shortened(vector: Sequence[float], most: int) -> list[float]:
-    """The first numbers of a vector, with a length of one again."""
-    kept = vector[:most]
-    length = math.hypot(*kept)
-    return [one / length for one in kept] if length else list(kept)
 
 
 def _words_of(message: Mapping[str, Any]) -> tuple[str, str]:

@@ -144,9 +144,7 @@ class OllamaModels:
         model = self._context.model(body.asked)
         store = self._context.greenroom.store
         header, template = await in_thread(lambda: _read(store, model))
-        traits = await self._context.abilities.traits(model)
-        embeds = traits.pools and model.format == "gguf"
-        able = ["embedding"] if embeds else ["completion"]
+        able = ["completion" if model.made_for in (None, "completion", "reranking") else "embedding"]
         able += ["vision"] if "image" in (model.reads or ()) else []
         able += ["tools"] if "tools" in template else []
         able += ["thinking"] if any(word in template for word in _THINKS) else []

@@ -204,3 +204,11 @@ async def test_the_sdk_lists_models(open_house: Any) -> None:
             await client.models.retrieve("absent")
     body: Any = caught.value.body
     assert body["type"] == "error"
+
+
+async def test_a_block_of_the_system_prompt_without_a_type_is_refused(open_house: Any) -> None:
+    house = await open_house()
+    status, error = await house.error(
+        house.post("/v1/messages", {**HELLO, "system": [{"text": "Be brief."}]})
+    )
+    assert (status, error["message"]) == (400, "system[0].type is required.")

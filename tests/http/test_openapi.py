@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.http.openapi.operation import Operation
+from greenroom.runner.http.fields import CHAT
+from greenroom.runner.http.openapi.operation import Fields, Operation
 from greenroom.runner.http.openapi.operations import PREFIXES, TAGS, every_operation, keys_of
+from greenroom.runner.http.openapi.schemas import request_schema, schema_of
 from greenroom.runner.http.port import Route
 from greenroom.runner.http.routes import all_routes
 
@@ -99,6 +101,23 @@ def test_one_entry_serves_all_prefixes() -> None:
         "POST /rerank",
     ]
     assert all(prefix.startswith("/") for prefix in PREFIXES)
+
+
+def test_every_field_of_an_inference_request_is_described() -> None:
+    bodies = [one.body for _, one in every_operation().values() if isinstance(one.body, Fields)]
+    assert len(bodies) >= 12
+    for body in bodies:
+        bare = [name for name, check in body.dialogue.fields.items() if not schema_of(check)]
+        assert not bare, f"{body.name}: {bare}: give their checks a schema, with `described`."
+
+
+def test_the_schemas_of_checks_say_what_they_accept() -> None:
+    chat = request_schema(CHAT)["properties"]
+    assert chat["temperature"] == {"type": ["number", "null"], "minimum": 0, "maximum": 2}
+    assert chat["messages"]["minItems"] == 1, "what is required is never null"
+    assert {"type": "null"} in chat["tool_choice"]["anyOf"]
+    (tool,) = chat["tools"]["items"]["anyOf"]
+    assert (tool["required"], tool["properties"]["type"]) == (["type", "function"], {"const": "function"})
 
 
 def refs_in(value: Any) -> Iterator[str]:

@@ -20,6 +20,13 @@ Check = Callable[[Any, str], Any]
 _INT32 = 2**31 - 1
 
 
+def described(check: Check, **schema: Any) -> Check:
+    """Note what a check accepts, for the API's description: a JSON schema, whose parts may be checks."""
+    noted: Any = check
+    noted.schema = schema
+    return check
+
+
 class Wrong(Exception):
     """A field that is not what it must be."""
 
@@ -47,13 +54,17 @@ def text(least: int = 0, most: int | None = None) -> Check:
             raise Wrong(where, f"{where} has {len(value)} characters; the limit is {most}.")
         return value
 
-    return check
+    longest = {} if most is None else {"maxLength": most}
+    return described(check, type="string", **({"minLength": least} if least else {}), **longest)
 
 
 def flag(value: Any, where: str) -> Any:
     if not isinstance(value, bool):
         raise wrong_type(where, "true or false", value)
     return value
+
+
+described(flag, type="boolean")
 
 
 def number(least: float = -math.inf, most: float = math.inf) -> Check:
@@ -64,7 +75,7 @@ def number(least: float = -math.inf, most: float = math.inf) -> Check:
             raise Wrong(where, f"{where} must be {_range(least, most)}.")
         return value
 
-    return check
+    return described(check, type="number", **_bounds(least, most))
 
 
 def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
@@ -79,7 +90,12 @@ def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
             raise Wrong(where, f"{where} must be {_range(least, most)}.")
         return value
 
-    return check
+    return described(check, type="integer", **_bounds(least, most))
+
+
+def _bounds(least: float, most: float) -> dict[str, Any]:
+    bounds = {"minimum": least, "maximum": most}
+    return {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
 
 
 count = whole(1, _INT32)
@@ -96,6 +112,9 @@ def tokens(value: Any, where: str) -> Any:
     return value
 
 
+described(tokens, type="array", items=_token, minItems=1)
+
+
 def one_of(*words: str) -> Check:
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, str):
@@ -104,7 +123,7 @@ def one_of(*words: str) -> Check:
             raise Wrong(where, f"{where} must be one of {', '.join(words)}.")
         return value
 
-    return check
+    return described(check, type="string", enum=words)
 
 
 def any_object(value: Any, where: str) -> Any:
@@ -112,6 +131,21 @@ def any_object(value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise wrong_type(where, "an object", value)
     return value
+
+
+described(any_object, type="object")
+
+
+def keep_alive(value: Any, _: str) -> Any:
+    """Anything: it is checked where it is read, for every family."""
+    return value
+
+
+described(
+    keep_alive,
+    type=["string", "number", "null"],
+    description="How long the model stays loaded: `30m`, seconds, or negative for indefinitely.",
+)
 
 
 def array(of: Check, least: int = 0, most: int | None = None) -> Check:
@@ -132,7 +166,9 @@ def array(of: Check, least: int = 0, most: int | None = None) -> Check:
                 cleaned[index] = clean
         return value if cleaned is None else cleaned
 
-    return check
+    sizes = {"minItems": least or None, "maxItems": most}
+    bounds = {name: size for name, size in sizes.items() if size is not None}
+    return described(check, type="array", items=of, **bounds)
 
 
 def record(
@@ -157,7 +193,7 @@ def record(
             then(value, where)
         return value
 
-    return check
+    return described(check, type="object", properties=fields, required=tuple(required))
 
 
 def cleaned(
@@ -198,7 +234,7 @@ def by_type(kinds: Mapping[str, Check], what: str, *, default: str = "") -> Chec
             )
         return kinds[kind](value, where)
 
-    return check
+    return described(check, kinds=kinds, default=default)
 
 
 def either(expected: str, *ways: tuple[type, Check]) -> Check:
@@ -210,7 +246,7 @@ def either(expected: str, *ways: tuple[type, Check]) -> Check:
                 return way(value, where)
         raise wrong_type(where, expected, value)
 
-    return check
+    return described(check, anyOf=[way for _, way in ways])
 
 
 def _named(value: object) -> str:
@@ -253,6 +289,9 @@ def url(value: Any, where: str) -> Any:
     return value
 
 
+described(url, type="string", pattern="^([Dd][Aa][Tt][Aa]:|[Hh][Tt][Tt][Pp][Ss]?://)")
+
+
 _linked = either("a URL or an object with one", (str, url), (dict, record({"url": url}, required=("url",))))
 
 
@@ -287,6 +326,9 @@ def arguments(value: Any, where: str) -> Any:
         raise Wrong(where, f"{where} must hold JSON, as the model wrote it.") from None
     # A call without arguments is often remembered as an empty text, which engines cannot parse.
     return "{}"
+
+
+described(arguments, type=["string", "object"])
 
 
 _function_call = record({"name": text(least=1), "arguments": arguments}, required=("name",))
@@ -367,6 +409,11 @@ def _bias(value: Any, where: str) -> Any:
             raise Wrong(where, f"{where} must map token ids to numbers.")
         weigh(weight, f"{where}.{name[:20]}")
     return value
+
+
+described(
+    _bias, type="object", additionalProperties=number(-100, 100), propertyNames={"pattern": "^-?[0-9]+$"}
+)
 
 
 _SAMPLING: dict[str, Check] = {
@@ -450,7 +497,7 @@ def _prompts(least: int, most: int | None = None) -> Check:
             return array(tokens, most=most)(value, where)
         return tokens(value, where)
 
-    return check
+    return described(check, anyOf=[one, array(one, 1), tokens, array(tokens, 1)])
 
 
 def _wrong_prompt(where: str) -> Wrong:

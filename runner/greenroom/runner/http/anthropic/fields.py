@@ -15,6 +15,7 @@ from greenroom.runner.http.fields import (
     count,
     either,
     flag,
+    keep_alive,
     number,
     one_of,
     record,
@@ -52,6 +53,7 @@ _BLOCKS["tool_result"] = record(
 _blocks = either(
     "a string or a list of blocks", (str, text()), (list, array(by_type(_BLOCKS, "block"), least=1))
 )
+_only_text = by_type({"text": text_part}, "block of a system prompt")
 _format = by_type({"json_schema": record({"schema": any_object}, required=("schema",))}, "output format")
 _tool = by_type(
     {
@@ -86,7 +88,7 @@ _MESSAGES: dict[str, Check] = {
         record({"role": one_of("user", "assistant"), "content": _blocks}, required=("role", "content")),
         least=1,
     ),
-    "system": either("a string or a list of blocks", (str, text()), (list, array(text_part))),
+    "system": either("a string or a list of blocks", (str, text()), (list, array(_only_text))),
     "stream": flag,
     "max_tokens": count,
     "temperature": number(0, 1),
@@ -99,7 +101,7 @@ _MESSAGES: dict[str, Check] = {
     "thinking": by_type(dict.fromkeys(("enabled", "adaptive", "disabled"), any_object), "kind of thinking"),
     "output_config": record({"effort": text(least=1), "format": _format}),
     "cache_control": any_object,
-    "keep_alive": lambda value, _: value,  # is checked where it is read
+    "keep_alive": keep_alive,
 }
 MESSAGES = Dialogue(_MESSAGES, required=("messages", "max_tokens"), together=_together)
 TOKEN_COUNT = Dialogue(_MESSAGES, required=("messages",), together=_together)

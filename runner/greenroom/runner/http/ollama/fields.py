@@ -15,8 +15,10 @@ from greenroom.runner.http.fields import (
     any_object,
     array,
     count,
+    described,
     either,
     flag,
+    keep_alive,
     number,
     one_of,
     record,
@@ -60,12 +62,18 @@ def _image(value: Any, where: str) -> Any:
     return value
 
 
+described(_image, type="string", minLength=1)
+
+
 def _format(value: Any, where: str) -> Any:
     if value in ("", "json"):
         return value
     if isinstance(value, str):
         raise Wrong(where, f'{where} must be "json" or a JSON schema.')
     return any_object(value, where)
+
+
+described(_format, anyOf=[{"enum": ["", "json"]}, {"type": "object"}])
 
 
 def _tools(value: Any, where: str) -> Any:
@@ -76,6 +84,9 @@ def _tools(value: Any, where: str) -> Any:
             for one in value
         ]
     return CHAT.fields["tools"](value, where)
+
+
+described(_tools, type="array", items={"type": "object"})
 
 
 _call = record(
@@ -104,7 +115,7 @@ _ALL: Mapping[str, Check] = {
     "model": text(least=1),
     "stream": flag,
     # Checked where it is used, for every family.
-    "keep_alive": lambda value, _: value,
+    "keep_alive": keep_alive,
     "options": record(OPTIONS),
 }
 _GENERATING: Mapping[str, Check] = {

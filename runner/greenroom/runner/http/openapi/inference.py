@@ -9,10 +9,11 @@ import msgspec
 
 from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.errors import VERSION_HEADER
-from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, SCORING
+from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, SCORING, Dialogue
 from greenroom.runner.http.openapi.operation import (
     SERVED,
     WITH_BODY,
+    Fields,
     Operation,
     Parameter,
     Returns,
@@ -236,13 +237,12 @@ _HEADERS = {
 }
 
 
-def _asked(summary: str, body: Any, schema: Any, event: Any = None, detail: str = "") -> Operation:
+def _asked(summary: str, name: str, fields: Dialogue, schema: Any, event: Any = None) -> Operation:
     streams = None if event is None else streamed(event)
     told = "The answer; a stream of events with `stream`." if streams else "The answer."
     return Operation(
         summary=summary,
-        detail=detail,
-        body=body,
+        body=Fields(name, fields),
         headers=_HEADERS,
         answers={200: Returns(told, schema, streams=streams)},
         errors=WITH_BODY | SERVED,
@@ -253,15 +253,19 @@ _ANTHROPIC = {VERSION_HEADER: Parameter("Sent by Anthropic's clients: they get A
 _KEPT = frozenset({404})
 
 OPERATIONS: Mapping[str, Operation] = {
-    "POST /v1/chat/completions": _asked("A chat", CHAT, ChatAnswer, ChatChunk),
-    "POST /v1/completions": _asked("A completion", COMPLETION, TextAnswer, TextAnswer),
-    "POST /v1/embeddings": _asked("Embeddings", EMBEDDING, EmbeddingsAnswer),
-    "POST /rerank": _asked("Order documents by relevance", RERANKING, dict),
-    "POST /score": _asked("Score pairs of texts", SCORING, dict),
-    "POST /v1/messages": _asked("A message", MESSAGES, MessageAnswer, MessageEvent),
-    "POST /v1/messages/count_tokens": _asked("Count the tokens", TOKEN_COUNT, MessageTokensAnswer),
-    "POST /v1/responses": _asked("A response", RESPONSES, ResponseAnswer, ResponseEvent),
-    "POST /v1/responses/input_tokens": _asked("Count the tokens", RESPONSES, ResponseTokensAnswer),
+    "POST /v1/chat/completions": _asked("A chat", "ChatRequest", CHAT, ChatAnswer, ChatChunk),
+    "POST /v1/completions": _asked("A completion", "CompletionRequest", COMPLETION, TextAnswer, TextAnswer),
+    "POST /v1/embeddings": _asked("Embeddings", "EmbeddingsRequest", EMBEDDING, EmbeddingsAnswer),
+    "POST /rerank": _asked("Order documents by relevance", "RerankRequest", RERANKING, dict),
+    "POST /score": _asked("Score pairs of texts", "ScoreRequest", SCORING, dict),
+    "POST /v1/messages": _asked("A message", "MessageRequest", MESSAGES, MessageAnswer, MessageEvent),
+    "POST /v1/messages/count_tokens": _asked(
+        "Count the tokens", "MessageTokensRequest", TOKEN_COUNT, MessageTokensAnswer
+    ),
+    "POST /v1/responses": _asked("A response", "ResponseRequest", RESPONSES, ResponseAnswer, ResponseEvent),
+    "POST /v1/responses/input_tokens": _asked(
+        "Count the tokens", "ResponseRequest", RESPONSES, ResponseTokensAnswer
+    ),
     "GET /v1/responses/{response}": Operation(
         summary="A response that is kept",
         query={

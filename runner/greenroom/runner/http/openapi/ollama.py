@@ -16,6 +16,7 @@ from greenroom.runner.http.openapi.operation import (
     NDJSON,
     SERVED,
     WITH_BODY,
+    Fields,
     Operation,
     Returns,
 )
@@ -173,20 +174,26 @@ _ASKED = WITH_BODY | SERVED
 
 OPERATIONS: Mapping[str, Operation] = {
     "POST /api/chat": Operation(
-        summary="A chat", body=OLLAMA_CHAT, answers=_generated(OllamaChatAnswer), errors=_ASKED
+        summary="A chat",
+        body=Fields("OllamaChatRequest", OLLAMA_CHAT),
+        answers=_generated(OllamaChatAnswer),
+        errors=_ASKED,
     ),
     "POST /api/generate": Operation(
         summary="An answer to one prompt",
-        body=GENERATE,
+        body=Fields("OllamaGenerateRequest", GENERATE),
         answers=_generated(OllamaGenerateAnswer),
         errors=_ASKED,
     ),
     "POST /api/embed": Operation(
-        summary="Embeddings", body=EMBED, answers={200: Returns("Vectors.", OllamaEmbedAnswer)}, errors=_ASKED
+        summary="Embeddings",
+        body=Fields("OllamaEmbedRequest", EMBED),
+        answers={200: Returns("Vectors.", OllamaEmbedAnswer)},
+        errors=_ASKED,
     ),
     "POST /api/embeddings": Operation(
         summary="One embedding, in the older form",
-        body=EMBEDDINGS,
+        body=Fields("OllamaEmbeddingRequest", EMBEDDINGS),
         answers={200: Returns("A vector.", OllamaEmbeddingAnswer)},
         errors=_ASKED,
     ),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import EVENT_STREAM, JSON
 
 NDJSON = "application/x-ndjson"
@@ -18,6 +19,14 @@ class Parameter:
     about: str
     kind: Any = str
     """A type, whose schema is the value's."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What an inference request may hold, under a name of its own."""
+
+    name: str
+    dialogue: Dialogue
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Operation:
     tag: str = ""
     detail: str = ""
     body: Any = None
-    """A struct or a `Dialogue`; None where there is none."""
+    """A struct or `Fields`; None where there is none."""
     content: str = JSON
     """The media type of the body."""
     needs_body: bool = True

@@ -14,8 +14,10 @@ from greenroom.runner.http.fields import (
     array,
     by_type,
     count,
+    described,
     either,
     flag,
+    keep_alive,
     number,
     one_of,
     record,
@@ -46,11 +48,14 @@ def _metadata(value: Any, where: str) -> Any:
     return value
 
 
+described(_metadata, type="object", additionalProperties=text(most=_VALUE), maxProperties=_METADATA)
+
+
 def _refused(instead: str) -> Check:
     def check(_: Any, where: str) -> Any:
         raise Wrong(where, f"{where} is not supported. {instead}", "unsupported_parameter")
 
-    return check
+    return described(check, type="null", description=f"Not supported. {instead}")
 
 
 # input
@@ -96,6 +101,9 @@ def _item(value: Any, where: str) -> Any:
     return _typed(value, where)
 
 
+described(_item, anyOf=[_typed, record({"id": text(least=1)}, required=("id",))])
+
+
 # tools
 
 _function = record(
@@ -109,6 +117,9 @@ def _tool(value: Any, where: str) -> Any:
     if not isinstance(any_object(value, where).get("type"), str):
         raise wrong_type(f"{where}.type", "a string", value.get("type"))
     return _function(value, where) if value["type"] == "function" else value
+
+
+described(_tool, type="object", properties={"type": text()}, required=["type"])
 
 
 _allowed = record(
@@ -163,7 +174,7 @@ RESPONSES = Dialogue(
         "model": text(least=1),
         "input": either("a string or a list of items", (str, text()), (list, array(_item, least=1))),
         "instructions": text(),
-        "keep_alive": lambda value, _: value,  # is checked where it is read
+        "keep_alive": keep_alive,
         "stream": flag,
         "store": flag,
         "background": flag,

@@ -78,9 +78,12 @@ def greenroom(
     journal.thawed.set()
 
 
-def hang(hanging: threading.Event) -> Callable[..., None]:
-    def work(*_: Any, **__: Any) -> None:
-        hanging.wait()
+def hang(hanging: threading.Event, end: Callable[..., Any]) -> Callable[..., Any]:
+    """Wait first; threads that are never ended would disturb the tests after this one."""
+
+    def work(*arguments: Any, **more: Any) -> Any:
+        hanging.wait(60)
+        return end(*arguments, **more)
 
     return work
 
@@ -112,8 +115,8 @@ def test_a_part_that_hangs_is_left_behind_and_named_and_the_others_are_ended(
         return work
 
     for name, (kind, method) in PARTS.items():
-        end = hang(over) if name == part else noted(name, getattr(kind, method))
-        monkeypatch.setattr(kind, method, end)
+        end = getattr(kind, method)
+        monkeypatch.setattr(kind, method, hang(over, end) if name == part else noted(name, end))
     began = time.monotonic()
     greenroom.stop()
     over.set()
@@ -142,7 +145,7 @@ def test_a_scheduler_that_does_not_answer_is_overruled(
 
     over = threading.Event()
     core = greenroom.system.addresses[SCHEDULER]
-    monkeypatch.setattr(core, "decide", hang(over))
+    monkeypatch.setattr(core, "decide", hang(over, core.decide))
     began = time.monotonic()
     greenroom.stop()
     over.set()

@@ -422,10 +422,15 @@ def test_after_the_daemon_itself_was_suspended_an_engine_gets_its_full_time_agai
     odd.goes("hollow")
     odd.enter()
     threading.Event().wait(1.5)
-    slept = time.monotonic() + 1000.0
-    monkeypatch.setattr(vitals, "_since_boot", lambda: slept)
-    threading.Event().wait(0.7)
+    slept, looked = time.monotonic() + 1000.0, list[float]()
+
+    def since_boot() -> float:
+        looked.append(time.monotonic())
+        return slept
+
+    monkeypatch.setattr(vitals, "_since_boot", since_boot)
+    until(lambda: looked)
     monkeypatch.undo()
-    woke = time.monotonic()
+    woke = looked[0]
     odd.found_out()
     assert odd.stage.heard.moment("stalled") - woke > 1.5

@@ -190,7 +190,13 @@ async def test_what_an_engine_has_loaded_on_devices_is_shown(
         X_Greenroom_Explain="1",
     )
     assert answer.headers["X-Greenroom-Device"] == "17/17 on Test 0"
-    row = await daemon.engine("a")
+
+    async def loaded() -> Any:
+        # The engine is ready before its output has been read.
+        row = await daemon.engine("a")
+        return row["loaded"] and row
+
+    row = await until_async(loaded)
     assert (row["where"], row["shortfall"]) == ("17/17 on Test 0", "")
     assert row["loaded"] == {"layers": 17, "total": 17, "size": 17 * MIB}
     (said,) = daemon.events("engine_loaded")

@@ -12,7 +12,8 @@ from greenroom.actors.variants import RankedVariant
 from greenroom.runner.backends.discovery import OWN
 from greenroom.runner.backends.variants import LLAMA_CPP, order, usual
 from machines import MACHINES, device, nvidia, platform
-from variant_table import insert
+from variant_table import MACHINES as RECORDED
+from variant_table import insert, ranked_on
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "backends.md"
 
@@ -78,6 +79,12 @@ def test_what_is_wrong_with_a_device_or_the_machine_is_the_reason() -> None:
     assert "needs ROCm 7.0 or newer" in reason("RX 7900 XTX, ROCm 6.4", "rocm-7.2.4")
 
 
+def test_what_is_wrong_with_one_makers_driver_is_no_reason_for_anothers_variant() -> None:
+    ranked = {one.name: one for one in ranked_on(RECORDED / "ryzen-7840u-780m.toml")}
+    assert ranked["cu128"].reason == "No NVIDIA device was found."
+    assert ranked["vulkan"].usable
+
+
 def test_an_old_c_library_is_named_with_both_versions() -> None:
     assert reason("RTX 3060 on Debian 11", "cu128") == ("It needs glibc 2.35 or newer; this system has 2.31.")
     assert "another C library" in reason("RTX 4070 on Alpine", "cu132")
@@ -118,7 +125,7 @@ def test_the_usual_variant_is_the_one_without_a_source_of_its_own() -> None:
     assert usual((), platform()) == ""
 
 
-def test_the_table_of_machines_is_what_the_decision_says() -> None:
+def test_the_table_of_recorded_machines_is_what_the_decision_says() -> None:
     text = PAGE.read_text("utf-8")
     assert text == insert(text), (
         "run: .venv/bin/python tests/shared/variant_table.py docs/backends.md, and read what has changed"

@@ -1,4 +1,4 @@
-"""The table of machines, variants and reasons in `docs/backends.md`, from the decision itself.
+"""The table of machines, variants and reasons in `docs/backends.md`, of recorded machines.
 
 `.venv/bin/python tests/shared/variant_table.py docs/backends.md` updates the page.
 """
@@ -6,25 +6,52 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+import tomllib
 from pathlib import Path
 
+from greenroom.actors.variants import RankedVariant
+from greenroom.runner.backends.base import Platform
 from greenroom.runner.backends.discovery import OWN
 from greenroom.runner.backends.variants import order
-from machines import MACHINES
+from greenroom.runner.devices.inventory import read
+from recorded_machine import recorded
 
 BEGIN = "<!-- made by tests/shared/variant_table.py -->"
 END = "<!-- end of the variants -->"
+MACHINES = Path(__file__).parents[1] / "devices" / "machines"
+
+
+def ranked_on(machine: Path, backend: str = "llama.cpp") -> tuple[RankedVariant, ...]:
+    """The variants of a backend on a recorded machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        view = recorded(machine, Path(folder))
+        graphics = read(view).lasting
+    platform = Platform(
+        system=view.system,
+        machine={"aarch64": "arm64"}.get(view.processor, view.processor),
+        python=(3, 12),
+        macos=(15, 0) if view.system == "darwin" else None,
+        cuda=any(one.runtime("cuda") is not None for one in graphics.usable),
+        graphics=graphics,
+    )
+    return order(OWN[backend].on(platform).variants, graphics, platform)
 
 
 def render() -> str:
     lines = ["| machine | variants of llama.cpp, best first |", "| --- | --- |"]
-    for name, (platform, graphics) in MACHINES.items():
-        ranked = order(OWN["llama.cpp"].on(platform).variants, graphics, platform)
-        told = [
-            f"**{one.name}**: {one.reason}" if one.usable else f"{one.name}: {one.reason}" for one in ranked
-        ]
-        lines.append(f"| {name} | {'<br>'.join(told)} |")
+    for machine in sorted(MACHINES.glob("*.toml")):
+        about = tomllib.loads(machine.read_text("utf-8"))["about"].partition("; ")[0].rstrip(".")
+        lines.append(f"| {about} | {'<br>'.join(_told(ranked_on(machine)))} |")
     return "\n".join(lines)
+
+
+def _told(ranked: tuple[RankedVariant, ...]) -> list[str]:
+    """Those that cannot be used for the same reason share a line."""
+    named: dict[tuple[bool, str], list[str]] = {}
+    for one in ranked:
+        named.setdefault((one.usable, one.reason), []).append(f"**{one.name}**" if one.usable else one.name)
+    return [f"{', '.join(names)}: {reason}" for (_, reason), names in named.items()]
 
 
 def insert(page: str) -> str:

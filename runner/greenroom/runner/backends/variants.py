@@ -17,6 +17,7 @@ _LINUX = (("linux", "x86_64"), ("linux", "arm64"))
 MACS = (("darwin", "arm64"), ("darwin", "x86_64"))
 _MAKERS: Mapping[Runtime, Maker] = {"cuda": "nvidia", "rocm": "amd", "metal": "apple"}
 """Whose devices a runtime is for; Vulkan is for all."""
+_NAMES: Mapping[Maker, str] = {"nvidia": "NVIDIA", "amd": "AMD", "apple": "Apple"}
 _TITLES: Mapping[Runtime, str] = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan", "metal": "Metal"}
 _DRIVERS = {"12.0": "525", "12.4": "550", "12.8": "570", "13.0": "580"}
 """NVIDIA's first driver for each version of CUDA, by its release notes; others are not named."""
@@ -200,8 +201,11 @@ def _no_device(one: Variant, runtime: Runtime, graphics: Graphics) -> str:  # 4
     if theirs:
         wanted = f"{title} {one.needs.split('.')[0]}" if runtime == "rocm" else title
         return f"It needs {wanted}, which is not installed for the {theirs[0].name}."
-    whose = {"nvidia": "NVIDIA", "amd": "AMD", "apple": "Apple"}.get(maker or "", "graphics")
-    return " ".join((f"No {whose} device was found.", *(one.sentence() for one in graphics.problems)))
+    whose = _NAMES.get(maker, "graphics") if maker is not None else "graphics"
+    others = [name for one, name in _NAMES.items() if maker not in (None, one)]
+    # What is wrong with another maker's driver hides nothing of this one's.
+    told = [one.sentence() for one in graphics.problems if not any(name in one.message for name in others)]
+    return " ".join((f"No {whose} device was found.", *told))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

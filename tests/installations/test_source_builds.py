@@ -89,11 +89,11 @@ def left_of(home: Path) -> list[str]:
 def test_a_program_is_compiled_and_only_the_program_is_installed(
     run: Callable[..., Any], home: Path, index: Index, heard: BuilderReports
 ) -> None:
-    builder, (kind, _, made) = run(source_toy(index, GREETING="hello"))
+    builder, (kind, _, made) = run(source_toy(index, GREETING="hello {major}"))
     assert kind == "committed"
     assert (made.variant, made.version) == ("build-native", "1.0")
     assert "cc " in made.built_with
-    assert "(GREETING=hello)" in made.built_with
+    assert "(GREETING=hello 1)" in made.built_with
     folder = folder_of(home, made)
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "bin/toy-server",

@@ -85,6 +85,12 @@ class SourceBuild:
         """The distribution's file, as PEP 625 names it."""
         return f"{self.distribution.replace('-', '_')}-{self.version}.tar.gz"
 
+    @property
+    def entries(self) -> list[tuple[str, str]]:
+        """CMake's cache entries with their values for this version, in order."""
+        major = self.version.partition(".")[0]
+        return sorted((name, value.replace("{major}", major)) for name, value in self.options.items())
+
 
 @dataclass(frozen=True)
 class Toolchain:
@@ -112,9 +118,7 @@ def arguments(build: SourceBuild, toolchain: Toolchain) -> list[str]:
     """What cmake is called with, besides the folders."""
     for_c, for_cpp = (toolchain.programs[need.what] for need in build.compiler)
     compilers = (f"-DCMAKE_C_COMPILER={for_c}", f"-DCMAKE_CXX_COMPILER={for_cpp}")
-    major = build.version.partition(".")[0]
-    options = sorted(build.options.items())
-    return [*_ALWAYS, *compilers, *(f"-D{name}={value.replace('{major}', major)}" for name, value in options)]
+    return [*_ALWAYS, *compilers, *(f"-D{name}={value}" for name, value in build.entries)]
 
 
 def key_of(build: SourceBuild, toolchain: Toolchain) -> str:

@@ -317,7 +317,7 @@ class SourceBuilds(Maker):
     ) -> InstallationRecord:
         sizes, links = inventory(folder)
         sizes.pop(ATTEMPT, None)
-        options = sorted(f"{name}={value}" for name, value in build.options.items() if value != "OFF")
+        options = [f"{name}={value}" for name, value in build.entries if value != "OFF"]
         compiled = f" ({', '.join(options)})" if options else ""
         return InstallationRecord(
             schema=WITH_PROGRAM,

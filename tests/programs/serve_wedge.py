@@ -35,6 +35,7 @@ from greenroom.actors.scheduler import quarantine
 from greenroom.actors.values import Loaded
 from greenroom.runner.backends import llama_cpp_log
 from greenroom.runner.backends.base import Backend
+from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.config import ExternalBackend, load
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
@@ -91,7 +92,11 @@ def dividing(fake: Backend) -> Backend:
     def loaded(_: Backend, log: str) -> Loaded | None:
         return llama_cpp_log.loaded(log, 0)
 
-    kind: Any = type("Dividing", (type(fake),), {"divides": True, "loaded": loaded})
+    def answer_speed(_: Backend, log: str) -> float:
+        return LlamaCpp().answer_speed(log)
+
+    facts = {"divides": True, "loaded": loaded, "answer_speed": answer_speed}
+    kind: Any = type("Dividing", (type(fake),), facts)
     divides: Backend = kind()
     return divides
 

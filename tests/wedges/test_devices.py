@@ -179,10 +179,12 @@ async def why(daemon: Daemon) -> Any:
 async def test_what_an_engine_has_loaded_on_devices_is_shown(
     machine: Machine,
 ) -> None:
-    daemon = await machine(200, flags=saying(17), **DIVIDES)
+    answered = "task 7 | eval time = 400.00 ms / 25 tokens (16.00 ms per token, 62.50 tokens per second)"
+    daemon = await machine(200, flags=(*saying(17), "--say", answered), **DIVIDES)
     await daemon.add("a")
     before = (await daemon.get("/models/a")).json["serving"][0]
     assert before["placement"] == "17 of 17 layers on Test 0"
+    assert "speed" not in before, "nothing is known of this device's memory"
     assert (await daemon.chat("a")).headers.get("X-Greenroom-Device") is None
     answer = await daemon.post(
         "/v1/chat/completions",
@@ -208,6 +210,11 @@ async def test_what_an_engine_has_loaded_on_devices_is_shown(
 
     # Its driver tells nothing of this process, so its own report counts.
     await until_async(measured)
+    for _ in range(2):
+        after = (await daemon.get("/models/a")).json["serving"][0]
+        assert (after["speed"], after["speed_is"]) == (62.5, "measured")
+        await daemon.unload()
+    assert daemon.events("engine_exited")[-1]["exit"]["speed"] == 62.5
 
 
 async def test_an_engine_that_does_not_use_its_device_is_told_at_once_and_serves(machine: Machine) -> None:

@@ -259,6 +259,8 @@ class EngineExit(Fact, frozen=True, kw_only=True):
     """True if its end was not observed: then it says nothing about whether the model can run."""
     out_of_memory: bool = False
     """True when it could not get the memory it needed, or was killed for lack of memory."""
+    speed: float = 0.0
+    """Tokens a second of its answers that were made alone, by its own timings; 0 if it does not say."""
     failure: Failure | None = None
     """Why it never ran, or was given up, with kind, code and blame; None when it ended by itself."""
 

@@ -57,7 +57,7 @@ from greenroom.runner.backends.variants import order
 from greenroom.runner.config import DEFAULT_HEADROOM, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
-from greenroom.runner.engines.folders import prompt_speed
+from greenroom.runner.engines.folders import EngineFolder, prompt_speed
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.errors import JobFailed
@@ -232,6 +232,7 @@ class Greenroom(Startable):
             readings=self.gates.readings,
             device_usage=self._devices.used_by,
             loaded=lambda spec, log: self.backends[spec.backend].loaded(log),
+            speed=lambda spec, log: self.backends[spec.backend].answer_speed(log),
         )
         self._puller = Puller(
             self._store,
@@ -408,6 +409,13 @@ class Greenroom(Startable):
         """
         engine = next((one for one in self.engines() if one.spec.engine_id == engine_id), None)
         return (where(engine, self.device_names()) if engine is not None else "") or "unknown"
+
+    def answer_speed(self, engine: Engine) -> float:
+        """Tokens a second at which an engine answers, or has answered; 0.0 if unknown."""
+        if engine.exit is not None:
+            return engine.exit.speed
+        folder = EngineFolder(self.home / "engines" / engine.spec.engine_id)
+        return self.backends[engine.spec.backend].answer_speed(folder.read_log())
 
     def device_names(self) -> dict[str, str]:
         """Device → its name, of those that can compute."""

@@ -298,6 +298,10 @@ class Backend(ABC):
         """Tokens of a prompt read per second, according to an engine's log; 0.0 if unknown."""
         return 0.0
 
+    def answer_speed(self, log: str) -> float:  # noqa: ARG002 - most do not say
+        """Tokens of answers per second, according to an engine's log; 0.0 if unknown."""
+        return 0.0
+
     def loaded(self, log: str) -> Loaded | None:  # noqa: ARG002 - most do not say
         """How much of its model an engine has on devices, according to its log; None if it does not say."""
         return None

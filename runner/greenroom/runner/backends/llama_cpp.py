@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Iterator, Sequence
 
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.values import Loaded
@@ -38,12 +39,14 @@ _UBATCH = 512
 """llama-server's own limit on tokens computed at once."""
 _LOGGED = re.compile(
     r"task (\d+) \| (?:(processing task)|(stop processing)"
-    r"|prompt eval time = +[\d.]+ ms / +(\d+) tokens \(.*?([\d.]+) tokens per second\))"
+    r"| *(prompt )?eval time = +[\d.]+ ms / +(\d+) (?:tokens|runs) *\(.*?([\d.]+) tokens per second\))"
 )
 _TRACE = 4
 """llama-server's level at which its library's lines are printed, and none of clients' text."""
 _TELLING_TOKENS = 64
 """Shorter prompts show the overhead rather than the speed."""
+_TELLING_ANSWER = 8
+"""The same of answers, in tokens."""
 _CHECKPOINTS = 4
 """States a slot keeps for models with windowed attention. The default of 32 can take gigabytes outside any
 other limit; these few fit into what such layers need less than estimated."""
@@ -85,19 +88,14 @@ class LlamaCpp(Backend):
         return ""
 
     def prompt_speed(self, log: str) -> float:
-        """The median of the last prompts that were served alone, from the server's own timings."""
-        told: list[float] = []
-        inside: set[str] = set()
-        shared: set[str] = set()
-        for task, begins, ends, tokens, speed in _LOGGED.findall(log):
-            if begins:
-                inside.add(task)
-                shared |= inside if len(inside) > 1 else set()
-            elif ends:
-                inside.discard(task)
-            elif task not in shared and int(tokens) >= _TELLING_TOKENS:
-                told.append(float(speed))
-        return statistics.median(told[-9:]) if told else 0.0
+        return _median(
+            [speed for is_prompt, tokens, speed in _alone(log) if is_prompt and tokens >= _TELLING_TOKENS]
+        )
+
+    def answer_speed(self, log: str) -> float:
+        return _median(
+            [speed for is_prompt, tokens, speed in _alone(log) if not is_prompt and tokens >= _TELLING_ANSWER]
+        )
 
     def loaded(self, log: str) -> Loaded | None:
         return llama_cpp_log.loaded(log, self.device_overhead)
@@ -180,3 +178,22 @@ def _capacity(launch: Launch) -> list[str]:
     if spec.prompt_cache is not None:
         args += ["--cache-ram", str(spec.prompt_cache // 2**20)]
     return args
+
+
+def _alone(log: str) -> Iterator[tuple[bool, int, float]]:
+    """Of each prompt and answer that was computed alone: which it is, its tokens, and tokens a second."""
+    inside: set[str] = set()
+    shared: set[str] = set()
+    for task, begins, ends, prompt, tokens, speed in _LOGGED.findall(log):
+        if begins:
+            inside.add(task)
+            shared |= inside if len(inside) > 1 else set()
+        elif ends:
+            inside.discard(task)
+        elif task not in shared:
+            yield bool(prompt), int(tokens), float(speed)
+
+
+def _median(speeds: Sequence[float]) -> float:
+    """Of the last ones; 0.0 without any."""
+    return statistics.median(speeds[-9:]) if speeds else 0.0

@@ -176,8 +176,11 @@ def _served(mode: dict[str, Any]) -> list[str]:
         verdict = f"of {room}" if mode.get("fits") else f"more than the {room} available to engines"
         memory = f", needs at least {format_size(float(mode['memory']))} of memory ({verdict})"
     placed = []
+    speed = f"about {float(mode['speed']):.2g} tokens/s ({mode['speed_is']})" if mode.get("speed") else ""
     if mode.get("placement"):
-        placed.append(f"    would put {mode['placement']}")
+        placed.append(f"    would put {mode['placement']}{': ' if speed else ''}{speed}")
+    elif speed:
+        placed.append(f"    {speed}")
     if mode.get("context_for_all"):
         size = f"a context of {mode['context_for_all']} instead of {mode['context']}"
         placed.append(f"    {size} would put all layers there")

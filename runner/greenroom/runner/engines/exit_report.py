@@ -125,11 +125,13 @@ def engine_exit(
     was_ready: bool,
     served: bool = False,
     reason: str = "",
+    speed: float = 0.0,
 ) -> EngineExit:
     """The value for the journal, from what the keeper wrote.
 
     Args:
         served: It may have been ready earlier, though it was not at its end.
+        speed: Tokens a second of its answers, if known.
         reason: Why we ended it ourselves (stalled, load failed); "" if it ended on its own or by request.
     """
     first = tuple(str(line) for line in end.get("first_lines", ()))
@@ -149,6 +151,7 @@ def engine_exit(
         last_lines=last,
         memory=int(end.get("memory") or end.get("peak_memory") or 0),
         expected=expected,
+        speed=speed,
         out_of_memory=not expected
         and (bool(end.get("out_of_memory")) or cause_of((*first, *last)) in _OUT_OF_MEMORY),
     )

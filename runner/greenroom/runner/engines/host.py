@@ -66,6 +66,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 ReadLoaded = Callable[[EngineSpec, str], Loaded | None]
 """An engine and its output → what that says about its layers on devices."""
+ReadSpeed = Callable[[EngineSpec, str], float]
+"""An engine and its output → tokens a second of its answers; 0.0 if that does not say."""
 KEEPER_SECONDS = 5.0
 """Seconds beyond those of its ladder that a keeper has to end its engine."""
 _PULSE_SECONDS = 1.0
@@ -97,10 +99,11 @@ class EngineHost:
         readings: Readings = dict,
         device_usage: DeviceUsage | None = None,
         loaded: ReadLoaded | None = None,
+        speed: ReadSpeed | None = None,
     ) -> None:
         """`readings` says which requests are inside which engine; without it, none is watched for doing
         nothing. `device_usage` says how many bytes of a graphics device's memory processes hold, `loaded`
-        what an engine's output says about its layers there.
+        what an engine's output says about its layers there, `speed` what it says about its answers.
 
         `stall_after`: seconds without any sign of life after which an engine that loads, or that has requests
         inside, is suspected to be dead.
@@ -112,6 +115,7 @@ class EngineHost:
         self._grace = grace
         self._stall_after = stall_after
         self._loaded: ReadLoaded = loaded or (lambda *_: None)
+        self._speed: ReadSpeed = speed or (lambda *_: 0.0)
         self._ladder = [(name, bound) for name, bound in ladder]
         self._stop_bound = sum(bound for _, bound in self._ladder) + KEEPER_SECONDS
         self._handles: dict[str, Handle] = {}
@@ -450,6 +454,7 @@ class EngineHost:
                 was_ready=handle.was_ready,
                 served=handle.served,
                 reason=handle.fault or handle.stop_reason or own_accord,
+                speed=self._speed(handle.spec, handle.folder.read_log()),
             )
         )
 

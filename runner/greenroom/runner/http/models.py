@@ -25,7 +25,7 @@ from greenroom.actors.library.pulls import refusal_of
 from greenroom.actors.limits import CONTEXT, Name
 from greenroom.actors.scheduler.backend_choice import Install, Use, choose
 from greenroom.actors.scheduler.ledger import Capacity, reservation_for
-from greenroom.actors.scheduler.messages import ReadPlacement
+from greenroom.actors.scheduler.messages import PlacementReading, ReadPlacement
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Mode, Model, Progress
 from greenroom.runner.disk_usage import measure
@@ -38,8 +38,11 @@ from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfers import TransferLines, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
+from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
+from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import would_put
+from greenroom.runner.speeds import estimated, of_device, of_memory
 from greenroom.runner.threads import Cancel, in_thread
 from greenroom.runner.units import size_text
 
@@ -330,15 +333,45 @@ def _placed(context: Context, model: Model, mode: Mode, choice: Use | Install | 
     except (KernelError, TimeoutError):
         return {}
     names = context.greenroom.device_names()
+    speed = _speed(context, model, mode, choice, told)
     if not told.layers or not names:
-        return {}
+        return speed
     return {
+        **speed,
         "layers": told.layers,
         "placement": would_put(told.layers, told.placement, names),
         "placement_reason": told.reason,
         "context": told.context,
         **({"context_for_all": told.context_for_all} if told.context_for_all else {}),
     }
+
+
+def _speed(context: Context, model: Model, mode: Mode, choice: Use, told: PlacementReading) -> dict[str, Any]:
+    """Tokens a second of an answer: as measured where it has run like this, else estimated; else nothing."""
+    if mode != "completion":
+        return {}
+    greenroom, placed = context.greenroom, sum(one.layers for one in told.placement)
+    for engine in sorted(greenroom.engines(), key=lambda one: one.since, reverse=True):
+        spec = engine.spec
+        ran = (spec.model_id, spec.mode, spec.backend, spec.installation_id, spec.on_devices)
+        if ran == (model.id, mode, choice.backend, choice.installation_id, placed) and (
+            speed := greenroom.answer_speed(engine)
+        ):
+            return {"speed": speed, "speed_is": "measured"}
+    if not told.layers or model.layers is None or _is_sparse(greenroom.store, model):
+        return {}
+    bandwidths = {one.id: of_device(one) for one in greenroom.devices.graphics.usable}
+    speed = estimated(model.layers, told.placement, {**bandwidths, "": of_memory()})
+    return {"speed": speed, "speed_is": "estimated"} if speed else {}
+
+
+def _is_sparse(store: ModelStore, model: Model) -> bool:
+    """Whether a token needs only some of its weights, or that cannot be told."""
+    try:
+        header = read_header(store.open_model(model.id).path)
+    except (JobFailed, OSError):
+        return True
+    return any(name.endswith(".expert_count") and value for name, value in header.values.items())
 
 
 def _memory(context: Context, model: Model, choice: Use | Install | Refusal, size: int) -> dict[str, Any]:

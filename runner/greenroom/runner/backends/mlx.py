@@ -63,6 +63,7 @@ class Mlx(Backend):
         probe=("mlx.core", "mlx_lm.server"),
         # Older releases import code from model folders (CVE-2026-5843).
         requirements=("mlx-lm>=0.32.0", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"),
+        computes="mlx",
     )
     variants = MLX
     # Its server responds 200 while the model loads, 503 once the load has died, and never exits.

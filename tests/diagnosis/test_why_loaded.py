@@ -8,6 +8,17 @@ import pytest
 
 from explained import GB, commands, types
 from greenroom.actors.engine_runner.events import EngineAdopted
+from greenroom.actors.values import LayersOn
+
+
+def test_why_says_when_a_model_was_placed_again(script: Any) -> None:
+    few, all_of_them = ((LayersOn(device="GPU-1", layers=count),) for count in (20, 40))
+    script.evict(script.load(layers=40, placement=few), "idle")
+    script.load(layers=40, placement=all_of_them)
+    told = "It was placed again when it was loaded: 40 of 40 layers lie on devices now, and 20 did before."
+    assert told in script.why("smollm2").also
+    script.load(layers=40, placement=all_of_them)
+    assert told not in script.why("smollm2").also
 
 
 def test_why_says_that_an_engine_was_adopted_from_a_killed_daemon(script: Any) -> None:

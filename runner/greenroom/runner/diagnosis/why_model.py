@@ -82,6 +82,7 @@ def _loaded(model: ModelHistory, loads: Sequence[LoadState]) -> Explanation:
     ]
     also += _failed_modes(model, {one.spec.mode for one in loads})
     also += _replaced(model, engine)
+    also += _placed_again(model, engine)
     if pinned_by := model.pinned_by(load):
         also.append(f"It is pinned: {pinned_by}.")
     found.also = (*also, *_why_backend(engine.chosen), *found.also)
@@ -219,6 +220,18 @@ def _replaced(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
     before = _before(model, engine)
     if before is not None and before.failed is not None and before.failed.was_ready:
         yield f"It replaced engine {before.engine_id}: {model.failure(before).answer}"
+
+
+def _placed_again(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
+    """What is new about where its layers lie, compared with the engine before this one."""
+    before = _before(model, engine)
+    old, new = before.spec if before is not None else None, engine.spec
+    if old is None or new is None or old.layers != new.layers or old.on_devices == new.on_devices:
+        return
+    yield (
+        f"It was placed again when it was loaded: {new.on_devices} of {new.layers} layers lie on devices "
+        f"now, and {old.on_devices} did before."
+    )
 
 
 def _why_backend(chosen: BackendChosen | None) -> Iterator[str]:

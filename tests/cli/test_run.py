@@ -137,6 +137,38 @@ def test_a_backend_that_is_not_installed_is_announced_and_installed(greenroom: A
     ]
 
 
+@pytest.mark.parametrize(
+    ("plan", "size"),
+    [
+        ({"download_bytes": 612_000_000, "total_bytes": 700_000_000}, "612 MB"),
+        (refusal(503, "unreachable", "The index does not answer."), "about 650 MB"),
+    ],
+)
+def test_what_is_fetched_in_the_background_is_said_with_its_size(
+    greenroom: Any, our_daemon: Any, plan: Any, size: str
+) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("Hi."))
+    our_daemon.routes["GET /engines/ps?all=true"] = []
+    variant = {"name": "cu128", "reason": "It runs on the card.", "download_bytes": 650_000_000}
+    offered = {
+        "name": "llama.cpp",
+        "variant": "cpu",
+        "offered": "cu128",
+        "deferred": False,
+        "variants": [variant],
+    }
+    our_daemon.routes["GET /engines"] = [offered]
+    our_daemon.routes["POST /engines"] = (202, {})
+    our_daemon.routes["POST /engines/install-backend"] = plan
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert outcome.err.startswith(
+        f"Fetching llama.cpp cu128 in the background, {size}: It runs on the card. Until then cpu answers"
+    )
+    assert our_daemon.bodies("/engines") == [None, {"name": "llama.cpp", "variant": "best"}]
+
+
 def test_under_the_policy_never_nothing_is_installed(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from greenroom.actors.graphics import Graphics
+from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.values import Installation
 from greenroom.actors.variants import RankedVariant
+from greenroom.runner.backend_facts import facts_of
 from greenroom.runner.backends.discovery import OWN
 from greenroom.runner.backends.variants import LLAMA_CPP, order, usual
+from greenroom.runner.http.backends import hashes_of
 from machines import MACHINES, device, nvidia, platform
 from variant_table import MACHINES as RECORDED
 from variant_table import insert, ranked_on
@@ -114,6 +118,21 @@ def test_mlx_and_vllm_have_their_own_builds() -> None:
     assert [one.name for one in ranked("RTX 4070, driver 580", "mlx") if one.usable] == ["cuda", "cpu"]
     assert [one.name for one in ranked("RTX 4070, driver 580", "vllm") if one.usable] == ["cuda", "cpu"]
     assert [one.name for one in ranked("no device", "vllm") if one.usable] == ["cpu"]
+
+
+def test_hashes_ship_for_the_tested_version_and_are_resolved_for_any_other() -> None:
+    facts = facts_of(OWN["llama.cpp"], platform())
+    one = Installation(id="a", backend="llama.cpp", version=facts.version, built_at=1.0)
+
+    def told(*installed: Installation) -> dict[str, str]:
+        status = BackendStatus(name="llama.cpp", state="installed", installations=installed)
+        return {variant.name: hashes_of(variant, facts, status) for variant in facts.variants}
+
+    resolved = "resolved at installation"
+    assert facts.version
+    assert told() == told(one) == dict.fromkeys(told(), resolved) | {"cpu": "shipped"}
+    assert told(one, replace(one, id="b", version="9", built_at=2.0))["cpu"] == resolved
+    assert told(replace(one, id="cu128-a", variant="cu128"))["cpu"] == "shipped"
 
 
 def test_the_usual_variant_is_the_one_without_a_source_of_its_own() -> None:

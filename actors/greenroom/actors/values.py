@@ -394,6 +394,8 @@ class VariantFacts(Fact, frozen=True, kw_only=True):
     is_locked: bool = True
     """The hashes of its packages ship with this release; otherwise they are resolved at installation, and
     binding from then on."""
+    version: str = ""
+    """The version whose hashes ship; empty if that is not known before it is installed."""
     download_bytes: int = 0
     """About how much installing it fetches; 0 if unknown."""
 

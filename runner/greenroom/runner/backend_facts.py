@@ -41,11 +41,13 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
 
 def _variant_facts(backend: Backend, one: Variant, here: Platform) -> VariantFacts:
     source = one.source or backend.source
+    shipped = shipped_version(source, here) if isinstance(source, Environment) else ""
     return VariantFacts(
         name=one.name,
         title=one.title,
         runtime=one.runtime or "",
-        is_locked=not isinstance(source, Environment) or bool(shipped_version(source, here)),
+        is_locked=not isinstance(source, Environment) or bool(shipped),
+        version=shipped,
         download_bytes=one.download_bytes,
     )
 

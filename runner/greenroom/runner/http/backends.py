@@ -29,7 +29,7 @@ from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import BackendName, Id, Version
 from greenroom.actors.progress import install_job
-from greenroom.actors.values import BackendFacts, Installation, Progress
+from greenroom.actors.values import BackendFacts, Installation, Progress, VariantFacts
 from greenroom.actors.variants import RankedVariant
 from greenroom.runner.backends.source_build import PREFIX
 from greenroom.runner.http.bodies import checked, invalid, is_true, read_json
@@ -364,7 +364,7 @@ def _variants(facts: BackendFacts, status: BackendStatus) -> list[dict[str, Any]
         {
             **msgspec.to_builtins(one),
             "title": declared[one.name].title,
-            "hashes": "shipped" if declared[one.name].is_locked else "resolved at installation",
+            "hashes": hashes_of(declared[one.name], facts, status),
             "installed": one.name in ready,
             "failure": status.tried.get(one.name),
             "install": f"greenroom install-runner --backend {facts.name} --variant {one.name}",
@@ -372,6 +372,14 @@ def _variants(facts: BackendFacts, status: BackendStatus) -> list[dict[str, Any]
         for one in ranked
         if one.name in declared
     ]
+
+
+def hashes_of(variant: VariantFacts, facts: BackendFacts, status: BackendStatus) -> str:
+    """Where those of what is installed of a variant come from, else those of what would be."""
+    there = [one for one in status.installations if facts.variant_of(one) == variant.name and not one.broken]
+    latest = max(there, key=lambda one: one.built_at, default=None)
+    is_another = latest is not None and variant.version not in ("", latest.version)
+    return "shipped" if variant.is_locked and not is_another else "resolved at installation"
 
 
 def _installed(one: Installation, facts: BackendFacts, status: BackendStatus, engines: int) -> dict[str, Any]:

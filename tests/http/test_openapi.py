@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,29 @@ async def test_the_page_loads_nothing_but_the_document(open_house: Any) -> None:
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
         page = await response.text()
     assert re.findall(r"""(?:src|href)=["']([^"']+)""", page) in ([], ["openapi.json"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser: apt-get install chromium")
+async def test_a_browser_shows_every_area(open_house: Any, tmp_path: Path) -> None:
+    house = await open_house()
+    argv = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    argv += ["--virtual-time-budget=10000", "--dump-dom", f"{house.base}/docs"]
+    browser = await asyncio.create_subprocess_exec(*argv, stdout=-1, stderr=-3)
+    async with asyncio.timeout(100):
+        page = (await browser.communicate())[0].decode()
+    assert 'data-state="shown"' in page
+    for tag in TAGS:
+        assert f"<h2>{tag}</h2>" in page
+    assert 'id="post_v1_chat_completions"' in page
+    assert 'id="post_engines_v1_chat_completions"' not in page, "it is shown with the other"
+
+
+def test_the_description_is_not_made_while_the_daemon_starts() -> None:
+    code = "import greenroom.runner.http.app, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    loaded = {one for one in done.stdout.split() if ".http.openapi" in one}
+    assert loaded == {"greenroom.runner.http.openapi", "greenroom.runner.http.openapi.routes"}
 
 
 @pytest.mark.parametrize("prefix", ["", "/llm"])

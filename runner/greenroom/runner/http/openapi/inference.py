@@ -156,16 +156,41 @@ class MessageAnswer(msgspec.Struct, kw_only=True):
     usage: AnthropicUsage
 
 
-class MessageEvent(msgspec.Struct, kw_only=True):
-    type: Literal[
-        "message_start",
-        "content_block_start",
-        "content_block_delta",
-        "content_block_stop",
-        "message_delta",
-        "message_stop",
-        "error",
-    ]
+class MessageStart(msgspec.Struct, tag="message_start"):
+    message: MessageAnswer
+
+
+class BlockStart(msgspec.Struct, tag="content_block_start"):
+    index: int
+    content_block: dict[str, Any]
+
+
+class BlockDelta(msgspec.Struct, tag="content_block_delta"):
+    index: int
+    delta: dict[str, Any]
+    """`text_delta`, `thinking_delta` or `input_json_delta`."""
+
+
+class BlockStop(msgspec.Struct, tag="content_block_stop"):
+    index: int
+
+
+class MessageEnding(msgspec.Struct):
+    stop_reason: str | None
+    stop_sequence: str | None
+
+
+class MessageDelta(msgspec.Struct, tag="message_delta"):
+    delta: MessageEnding
+    usage: AnthropicUsage
+
+
+class MessageStop(msgspec.Struct, tag="message_stop"):
+    pass
+
+
+MessageEvent = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
+"""An `event: error` with Anthropic's error object ends a stream that failed."""
 
 
 class MessageTokensAnswer(msgspec.Struct):
@@ -207,9 +232,24 @@ class ResponseAnswer(msgspec.Struct, kw_only=True):
 
 
 class ResponseEvent(msgspec.Struct, kw_only=True):
+    """One event; which fields it has follows from its type."""
+
     type: str
     """Such as `response.output_text.delta`."""
     sequence_number: int
+    response: ResponseAnswer | msgspec.UnsetType = _UNSET
+    item: dict[str, Any] | msgspec.UnsetType = _UNSET
+    item_id: str | msgspec.UnsetType = _UNSET
+    output_index: int | msgspec.UnsetType = _UNSET
+    content_index: int | msgspec.UnsetType = _UNSET
+    summary_index: int | msgspec.UnsetType = _UNSET
+    part: dict[str, Any] | msgspec.UnsetType = _UNSET
+    delta: str | msgspec.UnsetType = _UNSET
+    text: str | msgspec.UnsetType = _UNSET
+    logprobs: list[Any] | msgspec.UnsetType = _UNSET
+    name: str | msgspec.UnsetType = _UNSET
+    """Of a function that is called."""
+    arguments: str | msgspec.UnsetType = _UNSET
 
 
 class ResponseTokensAnswer(msgspec.Struct):

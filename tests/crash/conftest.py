@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crashing import Daemons, Life, write_models
+from crashing import Life, write_models
 from toy import make_wheel
 
 
@@ -26,14 +26,12 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def begin_life(place: Path) -> Iterator[Callable[[], Life]]:
     """Lives that a test leads step by step; they and their engines end with it."""
-    daemons = Daemons(place / "wheels")
     lives: list[Life] = []
 
     def begin() -> Life:
-        lives.append(Life(daemons, place / f"h{len(lives)}", place / "m"))
+        lives.append(Life(place, f"h{len(lives)}"))
         return lives[-1]
 
     yield begin
     for life in lives:
         life.end()
-    daemons.close()

@@ -2,22 +2,21 @@
 
 Install, pull, tag, configure, load, requests, eviction, crash of an engine, loss of the daemon, unload,
 removal, uninstall, stop. The boundaries are those of an undisturbed life; `crashing` says what is
-checked, and `crash_daemons.py` what the four points are.
+checked, and `crash_daemon.py` what the four points are.
 """
 
 from __future__ import annotations
 
-import queue
 import shutil
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from crashing import POINTS, Daemons, Kill, Life, boundaries
+from crashing import POINTS, Kill, Life, boundaries
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc (Linux)")
 
@@ -27,47 +26,26 @@ SAMPLE = 4
 
 def undisturbed(place: Path) -> list[Kill]:
     """Live once in peace; the boundaries that were found."""
-    daemons = Daemons(place / "wheels")
-    try:
-        Life(daemons, place / "h", place / "m").live()
-    finally:
-        daemons.close()
+    Life(place).live()
     return boundaries(place / "h")
 
 
 def killed_at(place: Path, kills: Sequence[Kill]) -> tuple[int, list[str]]:
     """Live once for each kill; how many daemons died there, and what was wrong afterwards."""
-    left: queue.SimpleQueue[tuple[int, Kill]] = queue.SimpleQueue()
-    for numbered in enumerate(kills):
-        left.put(numbered)
-    done: list[Kill] = []
-    wrong: list[str] = []
 
-    def work() -> None:
-        daemons = Daemons(place / "wheels")
+    def live(numbered: tuple[int, Kill]) -> tuple[bool, str]:
+        number, kill = numbered
+        life = Life(place, f"h{number}", kill)
         try:
-            while True:
-                number, kill = left.get_nowait()
-                life = Life(daemons, place / f"h{number}", place / "m", kill)
-                try:
-                    life.live()
-                except BaseException:  # noqa: BLE001 - the others are tried all the same
-                    wrong.append(f"{kill}\n{traceback.format_exc()}")
-                else:
-                    shutil.rmtree(life.home)
-                if life.killed:
-                    done.append(kill)
-        except queue.Empty:
-            pass
-        finally:
-            daemons.close()
+            life.live()
+        except BaseException:  # noqa: BLE001 - the others are tried all the same
+            return bool(life.killed), f"{kill}\n{traceback.format_exc()}"
+        shutil.rmtree(life.home)
+        return bool(life.killed), ""
 
-    workers = [threading.Thread(target=work) for _ in range(WORKERS)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return len(done), wrong
+    with ThreadPoolExecutor(WORKERS) as pool:
+        outcomes = [*pool.map(live, enumerate(kills))]
+    return sum(died for died, _ in outcomes), [wrong for _, wrong in outcomes if wrong]
 
 
 def told(wrong: Sequence[str]) -> str:
@@ -84,13 +62,9 @@ def test_lives_killed_at_some_boundaries_come_to_the_same_end(place: Path) -> No
 
 
 def test_an_event_that_is_reported_before_it_is_stored_is_detected(place: Path) -> None:
-    daemons = Daemons(place / "wheels")
     kill = Kill("library/2", "model_committed", "after")
-    try:
-        with pytest.raises(AssertionError, match="acknowledged"):
-            Life(daemons, place / "h", place / "m", kill, late="model_committed").live()
-    finally:
-        daemons.close()
+    with pytest.raises(AssertionError, match="acknowledged"):
+        Life(place, kill=kill, late="model_committed").live()
 
 
 @pytest.mark.slow

@@ -14,8 +14,6 @@ import random
 import resource
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,11 +24,12 @@ from typing import Any
 
 import psutil
 
+from daemon_process import DaemonProcess, ForkedDaemon
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.testing import tiny_gguf
+from waiting import BOUND, until
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "chaos_daemon.py"
 CLIENTS = 4
 ANSWER_WITHIN = 60.0
 """Seconds within which every request is answered: its longest wait, and the time that faults take."""
@@ -52,7 +51,6 @@ class Chaos:
         self._models = [tiny_gguf(place / f"{name}.gguf", name) for name in ("one", "two")]
         self._clock = Path(f"{self.home}.clock")
         self._clock.write_bytes(struct.pack("d", 0.0))
-        self._log = os.open(f"{self.home}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self._port: int = listener.getsockname()[1]
@@ -62,6 +60,7 @@ class Chaos:
         self._asking_since: dict[int, float] = {}
         """Client → when it asked what it waits for."""
         self._over = threading.Event()
+        self._home = DaemonProcess(self.home)
         self._daemon = self._start()
 
     def rage(self, seconds: float) -> None:
@@ -82,11 +81,10 @@ class Chaos:
 
     def end(self) -> None:
         """Leave nothing behind, whatever went wrong."""
-        for process in [self._daemon, *self._processes()]:
+        for process in self._processes():
             with contextlib.suppress(psutil.Error, OSError):
-                process.kill()  # type: ignore[attr-defined]
-        self._daemon.wait()
-        os.close(self._log)
+                process.kill()
+        self._home.end()
 
     # what happens
 
@@ -155,8 +153,7 @@ class Chaos:
 
     def _daemon_killed(self) -> Undo:
         began = time.monotonic()
-        self._daemon.kill()
-        self._daemon.wait()
+        self._home.send_kill().wait(BOUND)
         self._deaths.append((began, float("inf")))
         self._daemon = self._start()
         self._deaths[-1] = (began, time.monotonic())
@@ -351,7 +348,7 @@ class Chaos:
 
     def said(self) -> str:
         """Everything that helps to understand what went wrong."""
-        log = Path(f"{self.home}.log").read_text("utf-8", "replace")[-8000:]
+        log = self._home.log()[-8000:]
         return f"{self.told}; {'; '.join(self.happened[-30:])}\n{dict(self.answers)}\n{log}"
 
     def _processes(self) -> list[psutil.Process]:
@@ -375,14 +372,7 @@ class Chaos:
 
     # the daemon
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        note = self.home / "daemon.json"
-        note.unlink(missing_ok=True)
-        argv = [sys.executable, str(PROGRAM), str(self.home), str(self._port)]
-        daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
-        end = time.monotonic() + AT_REST_WITHIN
-        while not note.exists():
-            assert daemon.poll() is None, f"the daemon ended with {daemon.returncode}: {self.said()}"
-            assert time.monotonic() < end, f"the daemon does not come up: {self.said()}"
-            time.sleep(0.01)
+    def _start(self) -> ForkedDaemon:
+        daemon = self._home.fork("chaos_daemon", str(self._port))
+        until(self._home.listens)
         return daemon

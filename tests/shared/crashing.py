@@ -11,16 +11,15 @@ import hashlib
 import http.client
 import json
 import os
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from daemon_process import DaemonProcess, ForkedDaemon, without_settings
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.installations.installed import InstallationStore
@@ -31,7 +30,6 @@ from waiting import until
 BOUND = 30.0
 """Seconds anything may take."""
 POINTS = ("before", "after", "effect", "outcome")
-DAEMONS = Path(__file__).parents[1] / "programs" / "crash_daemons.py"
 
 
 class Died(Exception):
@@ -50,42 +48,14 @@ class Kill:
         return f"{self.point} {self.event} ({self.type})"
 
 
-class Daemons:
-    """The program that forks daemons."""
-
-    def __init__(self, wheels: Path) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("GREENROOM_", "PIP_", "UV_"))}
-        self._process = subprocess.Popen(
-            [sys.executable, str(DAEMONS)],
-            env=env | sources(wheels),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, **order: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        assert self._process.wait(BOUND) == 0
-
-
 @dataclass
 class Life:
     """One life, from an empty data directory to an orderly stop. `kill` happens somewhere on the way."""
 
-    daemons: Daemons
-    home: Path
-    models: Path
-    """Where `one.gguf` and `two.gguf` lie."""
+    place: Path
+    """The folder with the wheels, and with `one.gguf` and `two.gguf` in `m`."""
+    name: str = "h"
+    """Of the data directory in it."""
     kill: Kill | None = None
     late: str = ""
     """A type of event that is acknowledged before it is stored: the fault this harness must find."""
@@ -96,9 +66,12 @@ class Life:
     in_doubt: set[str] = field(default_factory=set)
     """Facts that were being changed when the daemon died."""
     deaths: int = 0
-    _pid: int = 0
-    _pidfd: int = -1
-    _address: tuple[str, int] = ("", 0)
+    _process: ForkedDaemon | None = None
+    """None when it was not started, or was stopped in order."""
+
+    def __post_init__(self) -> None:
+        self.home, self.models = self.place / self.name, self.place / "m"
+        self._daemon = DaemonProcess(self.home)
 
     def live(self) -> None:
         """All of it, with every check on the way."""
@@ -143,7 +116,7 @@ class Life:
     # the steps: each says which state it leads to
 
     def start(self) -> None:
-        if not self._pid:
+        if self._process is None:
             self._start(self.kill)
 
     def install(self) -> None:
@@ -193,7 +166,7 @@ class Life:
 
         def step() -> None:
             if not lost:
-                lost.append(self._pid)
+                lost.append(self.pid)
                 self.kill_daemon()
                 # It may have reached its boundary by itself a moment before: then that was the kill.
                 self.killed = next(iter(self._marks()), "")
@@ -203,7 +176,7 @@ class Life:
 
     def kill_daemon(self) -> None:
         """From outside."""
-        os.kill(self._pid, signal.SIGKILL)
+        self._running().kill()
         self._buried()
 
     def forget_history(self) -> None:
@@ -246,13 +219,11 @@ class Life:
 
     def stop(self) -> None:
         """In order; a daemon that is killed as it stops is started and stopped again."""
-        os.kill(self._pid, signal.SIGTERM)
+        self._running().terminate()
         status = self._buried()
         if status == -signal.SIGKILL:
-            self._pid = -1
             raise Died
         assert status == 0, (status, self.log())
-        self._pid = 0
 
     # looking
 
@@ -323,7 +294,7 @@ class Life:
     @property
     def pid(self) -> int:
         """The daemon that runs now."""
-        return self._pid
+        return self._running().pid
 
     @contextlib.contextmanager
     def _changing(self, fact: str, to: bool) -> Iterator[None]:
@@ -341,9 +312,9 @@ class Life:
 
     def ask_daemon(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and the last line as JSON; Died when the daemon is gone."""
-        if self._pid <= 0:
+        if self._process is None:
             raise Died
-        connection = http.client.HTTPConnection(*self._address, timeout=BOUND)
+        connection = http.client.HTTPConnection(urlsplit(self._daemon.url).netloc, timeout=BOUND)
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"Accept": "application/json"})
@@ -380,11 +351,12 @@ class Life:
         return []
 
     def log(self) -> str:
-        return Path(f"{self.home}.log").read_text()[-6000:]
+        return self._daemon.log()[-6000:]
 
     def _processes(self, program: str) -> list[int]:
         """Living processes that daemons of this home have started and that run this program."""
         found = []
+        not_theirs = {os.getpid(), self._process.pid if self._process else 0}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -392,7 +364,7 @@ class Life:
                 command = (entry / "cmdline").read_bytes()
                 state = (entry / "stat").read_text().rpartition(") ")[2][:1]
                 about = command + (entry / "environ").read_bytes() + os.readlink(entry / "cwd").encode()
-                is_ours = int(entry.name) not in (os.getpid(), self._pid) and state != "Z"
+                is_ours = int(entry.name) not in not_theirs and state != "Z"
                 if is_ours and f"{self.home}/".encode() in about and program.encode() in command:
                     found.append(int(entry.name))
         return found
@@ -407,22 +379,20 @@ class Life:
     # the daemon
 
     def _start(self, kill: Kill | None) -> None:
-        (self.home / "daemon.json").unlink(missing_ok=True)
-        order = {"event": kill.event, "point": kill.point} if kill is not None else None
-        self._pid = self.daemons.ask(home=str(self.home), kill=order, late=self.late)["pid"]
-        self._pidfd = os.pidfd_open(self._pid)  # type: ignore[attr-defined, unused-ignore]
-        end = time.monotonic() + BOUND
-        note = self.home / "daemon.json"
-        while not note.exists():
-            if select.select([self._pidfd], [], [], 0.005)[0]:
-                raise Died(self.log())
-            assert time.monotonic() < end, self.log()
-        host, port = json.loads(note.read_text())["url"].removeprefix("http://").split(":")
-        self._address = (host, int(port))
+        wanted = [kill.event, kill.point] if kill is not None else ["", ""]
+        env = without_settings("PIP_", "UV_") | sources(self.place / "wheels")
+        self._process = daemon = self._daemon.fork("crash_daemon", *wanted, self.late, env=env)
+        until(lambda: daemon.poll() is not None or self._daemon.has_address())
+        if daemon.poll() is not None:
+            raise Died(self.log())
+
+    def _running(self) -> ForkedDaemon:
+        assert self._process is not None
+        return self._process
 
     def _bury(self) -> None:
         """The daemon has died: at the boundary, and nowhere else, and once."""
-        if self._pid > 0:
+        if self._process is not None:
             status = self._buried()
             assert status == -signal.SIGKILL, f"status {status} at {self.kill}\n{self.log()}"
         marks = self._marks()
@@ -432,20 +402,16 @@ class Life:
 
     def _buried(self) -> int:
         """Wait for the daemon's end."""
-        assert select.select([self._pidfd], [], [], BOUND)[0], f"the daemon does not end; {self.kill}"
-        os.close(self._pidfd)
-        status: int = self.daemons.ask(wait=self._pid)["status"]
+        status = self._running().wait(BOUND)
         if status == -signal.SIGKILL:
             self.deaths += 1
-        self._pid = 0
+        self._process = None
         return status
 
     def end(self) -> None:
         """Leave nothing behind, whatever went wrong."""
-        if self._pid > 0:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-            self._buried()
+        if self._process is not None:
+            self.kill_daemon()
         for pid in self._processes(""):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

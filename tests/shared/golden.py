@@ -213,16 +213,12 @@ def alone(path: Path) -> None:
 
 def live_once(folder: Path) -> Path:
     """The scripted life of the crash tests, undisturbed; its data directory."""
-    from crashing import Daemons, Life, write_models
+    from crashing import Life, write_models
     from toy import make_wheel
 
     make_wheel(folder / "wheels")
-    write_models(folder / "models")
-    daemons = Daemons(folder / "wheels")
-    try:
-        Life(daemons, folder / "home", folder / "models").live()
-    finally:
-        daemons.close()
+    write_models(folder / "m")
+    Life(folder, "home").live()
     return folder / "home"
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
 
-from daemon_process import DaemonProcess, without_settings
+from daemon_process import DaemonProcess, ForkedDaemon, without_settings
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.testing import tiny_gguf
 from waiting import until_async
@@ -24,7 +21,6 @@ from waiting import until_async
 BOUND = 30.0
 """Seconds anything may take before a test gives up on it."""
 MIB = 2**20
-PROGRAM = Path(__file__).parents[1] / "programs" / "serve_wedge.py"
 
 
 @dataclass
@@ -71,13 +67,11 @@ class Daemon(DaemonProcess):
 
     # life
 
-    def begin(self, **env: str) -> subprocess.Popen[bytes]:
+    def begin(self, **env: str) -> ForkedDaemon:
         """Start it and do not wait."""
         more = ["--toy"] if self.toy else []
-        return self.launch(
-            [sys.executable, str(PROGRAM), str(self.home), *more, "--", *self.flags],
-            {**without_settings(), "GREENROOM_WEDGE_HOME": str(self.home), **self.env, **env},
-        )
+        env = {**without_settings(), "GREENROOM_WEDGE_HOME": str(self.home), **self.env, **env}
+        return self.fork("serve_wedge", *more, "--", *self.flags, env=env)
 
     async def start(self, **env: str) -> Daemon:
         """Start it and wait until it is ready."""

@@ -1,11 +1,6 @@
-"""Daemons that die at a chosen point of one event's life.
+"""A daemon that dies at a chosen point of one event's life: `crash_daemon.py HOME [EVENT POINT [LATE]]`.
 
-Reads lines of JSON and answers each with one. `{"home": …, "kill": null | {"event": id, "point": …},
-"late": type}` forks a daemon and gives its pid; `{"wait": pid}` waits for its end and gives its status as
-Python's `returncode`. Forked from one process that has imported everything, a daemon is there in a
-fraction of the time.
-
-Points:
+EVENT is an id, and may be empty; LATE is a type of event that is acknowledged before it is stored. Points:
 
     before    the batch with the event has reached the journal, nothing of it is written
     after     it is written; no message has been sent, no effect has begun
@@ -19,12 +14,10 @@ What is committed, and that the point was reached, is written to `<home>.notes` 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,10 +234,15 @@ def watch(boundary: Boundary) -> None:
     Executor._settle = settled  # type: ignore[method-assign] # noqa: SLF001 - as above
 
 
-def live(home: Path, kill: dict[str, str] | None, late: str) -> int:
+def main() -> None:
+    home, event, point, late = (*sys.argv[1:], "", "", "")[:4]
+    live(Path(home), event, point, late)
+
+
+def live(home: Path, event: str, point: str, late: str) -> None:
     """One daemon, from its start to its end."""
     notes = os.open(f"{home}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    boundary = Boundary(kill["event"], kill["point"], notes) if kill else Boundary("", "", notes)
+    boundary = Boundary(event, point, notes)
     watch(boundary)
     home.mkdir(exist_ok=True)
     settings = Settings(home=home, port=0, engine_grace=60.0, memory_budget=2**20 + 2**19)
@@ -255,37 +253,6 @@ def live(home: Path, kill: dict[str, str] | None, late: str) -> int:
     greenroom = WatchedGreenroom(settings, journal=journal, backends={"toy": backend})
     greenroom.boundary = boundary
     run(greenroom, drain=1.0)
-    return 0
-
-
-def child(order: dict[str, Any]) -> None:
-    home = Path(order["home"])
-    log = os.open(f"{home}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 70
-    try:
-        code = live(home, order["kill"], order["late"])
-    except BaseException:  # noqa: BLE001 - nothing of this process may go on as the server
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def main() -> None:
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            _, status = os.waitpid(order["wait"], 0)
-            answer = {"status": os.waitstatus_to_exitcode(status)}
-        else:
-            pid = os.fork()
-            if pid == 0:
-                child(order)
-            answer = {"pid": pid}
-        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

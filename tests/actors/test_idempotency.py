@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from greenroom.actors import idempotency
 from greenroom.actors.idempotency import (
-    REMEMBERED,
     REMEMBERED_FOR,
     AwaitKeyed,
     BeginKeyed,
@@ -92,9 +94,9 @@ def test_a_key_is_forgotten_after_a_day() -> None:
     assert isinstance(case.reply, Begun)
 
 
-def test_only_the_last_keys_are_remembered() -> None:
-    many = [CommandKeyed(key=f"k{number}", command="c", name="n") for number in range(REMEMBERED + 5)]
+def test_only_the_last_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "REMEMBERED", 20)
+    monkeypatch.setattr(idempotency, "_NEWEST", 8)
+    many = [CommandKeyed(key=f"k{number}", command="c", name="n") for number in range(25)]
     case = given(Idempotency(), *many)
-    assert len(case.state.keys) == REMEMBERED
-    assert "k4" not in case.state.keys
-    assert f"k{REMEMBERED + 4}" in case.state.keys
+    assert [*case.state.keys] == [f"k{number}" for number in range(5, 25)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 BOUND = 60.0
@@ -13,16 +13,16 @@ BOUND = 60.0
 
 def until(condition: Callable[[], Any], bound: float = BOUND, what: str = "it") -> Any:
     """The first value of `condition` that is true."""
-    deadline = time.monotonic() + bound
+    deadline, pauses = time.monotonic() + bound, _pauses()
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} did not happen within {bound:g} s"
-        time.sleep(0.01)
+        time.sleep(next(pauses))
     return found
 
 
 async def until_async(condition: Callable[[], Any], bound: float = BOUND, what: str = "it") -> Any:
     """The first value of `condition` that is true. The condition may be a coroutine function."""
-    deadline = time.monotonic() + bound
+    deadline, pauses = time.monotonic() + bound, _pauses()
     while True:
         found = condition()
         if asyncio.iscoroutine(found):
@@ -30,4 +30,12 @@ async def until_async(condition: Callable[[], Any], bound: float = BOUND, what: 
         if found:
             return found
         assert time.monotonic() < deadline, f"{what} did not happen within {bound:g} s"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(next(pauses))
+
+
+def _pauses() -> Iterator[float]:
+    """What takes long need not be looked at a hundred times a second."""
+    pause = 0.01
+    while True:
+        yield pause
+        pause = min(pause * 1.1, 0.05)

@@ -28,7 +28,7 @@ from stage import GIB, LLAMA, installed, model
 QWEN, PHI = model("qwen"), model("phi")
 
 
-class House:
+class OneScheduler:
     """One scheduler with real gates; the test plays all other actors."""
 
     def __init__(self) -> None:
@@ -72,62 +72,62 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
-    house.begin()
-    yield house
-    house.system.stop()
+def scheduler() -> Iterator[OneScheduler]:
+    scheduler = OneScheduler()
+    scheduler.begin()
+    yield scheduler
+    scheduler.system.stop()
 
 
-def ready(house: House, name: str) -> Engine:
+def ready(scheduler: OneScheduler, name: str) -> Engine:
     """A model that is loaded before anything goes wrong."""
-    reply = house.serve(f"load-{name}", name)
-    house.system.rest()
-    loads = house.system.state(SCHEDULER).loads.values()
+    reply = scheduler.serve(f"load-{name}", name)
+    scheduler.system.rest()
+    loads = scheduler.system.state(SCHEDULER).loads.values()
     spec = next(load.spec for load in loads if load.spec.model_ref == name)
-    engine = Engine(spec=spec, state="ready", since=house.clock.now().wall, endpoint="/run/e.sock")
-    house.notify(engine)
+    engine = Engine(spec=spec, state="ready", since=scheduler.clock.now().wall, endpoint="/run/e.sock")
+    scheduler.notify(engine)
     assert reply.get(timeout=5).engine_id == spec.engine_id
-    house.gates.leave(f"load-{name}")
+    scheduler.gates.leave(f"load-{name}")
     return engine
 
 
-def test_what_is_ready_goes_on_serving_and_what_needs_a_load_is_refused(house: House) -> None:
-    engine = ready(house, "qwen")
-    house.journal.fault = JournalFull("no space left on device")
-    cold, warm = house.serve("r1", "phi"), house.serve("r2", "qwen")
+def test_what_is_ready_goes_on_serving_and_what_needs_a_load_is_refused(scheduler: OneScheduler) -> None:
+    engine = ready(scheduler, "qwen")
+    scheduler.journal.fault = JournalFull("no space left on device")
+    cold, warm = scheduler.serve("r1", "phi"), scheduler.serve("r2", "qwen")
     with pytest.raises(Refused) as refused:
         cold.get(timeout=5)
     assert (refused.value.refusal.kind, refused.value.refusal.code) == ("exhausted", "journal_full")
     assert warm.get(timeout=5).engine_id == engine.spec.engine_id
-    assert house.gates.inside(engine.spec.engine_id) == {"r2"}
+    assert scheduler.gates.inside(engine.spec.engine_id) == {"r2"}
 
 
-def test_a_grant_does_not_wait_for_another_requests_event(house: House) -> None:
-    ready(house, "qwen")
-    house.journal.fault = JournalFull("no space left on device")
-    house.gates.close(next(iter(house.gates.readings())))
+def test_a_grant_does_not_wait_for_another_requests_event(scheduler: OneScheduler) -> None:
+    ready(scheduler, "qwen")
+    scheduler.journal.fault = JournalFull("no space left on device")
+    scheduler.gates.close(next(iter(scheduler.gates.readings())))
     # Both are decided on in one turn, in which the first one's event cannot be stored.
-    replies = [house.serve("r1", "phi"), house.serve("r2", "qwen")]
+    replies = [scheduler.serve("r1", "phi"), scheduler.serve("r2", "qwen")]
     with pytest.raises(Refused):
         replies[0].get(timeout=5)
     assert replies[1].get(timeout=5)
 
 
-def test_nothing_has_to_be_restarted_when_there_is_room_again(house: House) -> None:
-    house.journal.fault = JournalFull("no space left on device")
+def test_nothing_has_to_be_restarted_when_there_is_room_again(scheduler: OneScheduler) -> None:
+    scheduler.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused):
-        house.serve("r1", "phi").get(timeout=5)
-    house.journal.fault = None
-    house.serve("r2", "phi")
-    house.system.rest()
-    assert len(house.system.state(SCHEDULER).loads) == 1
+        scheduler.serve("r1", "phi").get(timeout=5)
+    scheduler.journal.fault = None
+    scheduler.serve("r2", "phi")
+    scheduler.system.rest()
+    assert len(scheduler.system.state(SCHEDULER).loads) == 1
 
 
-def test_the_effects_of_what_could_not_be_stored_do_not_happen(house: House) -> None:
-    house.journal.fault = JournalFull("no space left on device")
+def test_the_effects_of_what_could_not_be_stored_do_not_happen(scheduler: OneScheduler) -> None:
+    scheduler.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused):
-        house.serve("r1", "phi").get(timeout=5)
-    assert not [one for one in house.effect_handler.effects if isinstance(one, AdmitRequest)]
-    assert all(isinstance(one, Effect) for one in house.effect_handler.effects)
-    assert not house.system.state(SCHEDULER).loads
+        scheduler.serve("r1", "phi").get(timeout=5)
+    assert not [one for one in scheduler.effect_handler.effects if isinstance(one, AdmitRequest)]
+    assert all(isinstance(one, Effect) for one in scheduler.effect_handler.effects)
+    assert not scheduler.system.state(SCHEDULER).loads

@@ -44,7 +44,7 @@ BUILT = Installation(id="1-aaaa.1", backend="mlx", version="1", digest="aaaa")
 FULL = JournalFull("no space left on device")
 
 
-class House:
+class Owners:
     """Both owners, with effect handlers that do at once what they are asked to."""
 
     def __init__(self, *, looks: bool = True) -> None:
@@ -116,10 +116,10 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
-    yield house
-    house.system.stop()
+def owners() -> Iterator[Owners]:
+    owners = Owners()
+    yield owners
+    owners.system.stop()
 
 
 def refused(reply: Any) -> Refusal:
@@ -145,71 +145,71 @@ DONE: list[tuple[str, Command[Any], str, type[Effect]]] = [
 
 @pytest.mark.parametrize(("owner", "command", "event", "effect"), DONE, ids=lambda one: type(one).__name__)
 def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_later(
-    house: House, owner: str, command: Command[Any], event: str, effect: type[Effect]
+    owners: Owners, owner: str, command: Command[Any], event: str, effect: type[Effect]
 ) -> None:
-    house.fills_up_before(house.library if owner == "library" else house.installer, effect)
-    before = len(list(house.journal.read()))
-    refusal = refused(house.system.ask(command, to=owner))
+    owners.fills_up_before(owners.library if owner == "library" else owners.installer, effect)
+    before = len(list(owners.journal.read()))
+    refusal = refused(owners.system.ask(command, to=owner))
     assert (refusal.kind, refusal.code) == ("exhausted", "journal_full")
     assert "This was done" in refusal.message
     assert "no space left on device" in refusal.message
-    assert event not in [one.type for one in house.journal.read()][before:]
-    house.space_is_back()
-    assert event in [one.type for one in house.journal.read()][before:]
+    assert event not in [one.type for one in owners.journal.read()][before:]
+    owners.space_is_back()
+    assert event in [one.type for one in owners.journal.read()][before:]
 
 
-def test_a_failure_that_cannot_be_recorded_is_still_reported_as_such(house: House) -> None:
-    house.reports(house.library, FetchModel, lambda e: pull_failed(e.job, NO_SPACE))
-    house.fills_up_before(house.library, FetchModel)
-    refusal = refused(house.system.ask(Pull(reference="qwen")))
+def test_a_failure_that_cannot_be_recorded_is_still_reported_as_such(owners: Owners) -> None:
+    owners.reports(owners.library, FetchModel, lambda e: pull_failed(e.job, NO_SPACE))
+    owners.fills_up_before(owners.library, FetchModel)
+    refusal = refused(owners.system.ask(Pull(reference="qwen")))
     assert (refusal.code, refusal.message) == (NO_SPACE.code, NO_SPACE.message)
-    house.space_is_back()
-    assert [one.type for one in house.journal.read()][-1] == "pull_failed"
+    owners.space_is_back()
+    assert [one.type for one in owners.journal.read()][-1] == "pull_failed"
 
 
 def test_an_install_request_that_waited_for_the_first_scan_is_refused_and_not_kept_waiting() -> None:
-    house = House(looks=False)
+    owners = Owners(looks=False)
     replies = [
-        house.system.ask(Pull(reference="qwen")),
-        house.system.ask(Ensure(backend="mlx")),
+        owners.system.ask(Pull(reference="qwen")),
+        owners.system.ask(Ensure(backend="mlx")),
     ]
-    house.system.rest()
-    house.journal.fault = FULL
-    house.system.tell(ModelsSeen(models=()))
-    house.system.tell(InstallationsSeen(backend="mlx", installations=()))
+    owners.system.rest()
+    owners.journal.fault = FULL
+    owners.system.tell(ModelsSeen(models=()))
+    owners.system.tell(InstallationsSeen(backend="mlx", installations=()))
     for reply in replies:
         refusal = refused(reply)
         assert (refusal.kind, refusal.code) == ("exhausted", "journal_full")
         assert "Free space" in refusal.advice
-    house.space_is_back()
+    owners.space_is_back()
     # What was refused does not come to pass by itself.
-    assert [one.type for one in house.journal.read()] == []
-    house.system.stop()
+    assert [one.type for one in owners.journal.read()] == []
+    owners.system.stop()
 
 
-def test_uninstalling_and_cancelling_make_room_and_are_recorded_all_the_same(house: House) -> None:
-    house.system.ask(Ensure(backend="mlx")).get(timeout=5)
-    house.library.on[FetchModel] = lambda effect, cause: None
-    pull = house.system.ask(Pull(reference="qwen"))
-    house.system.rest()
-    house.journal.fault = FULL
-    cancelled = house.system.ask(CancelPull(reference="qwen", reason="no room"))
+def test_uninstalling_and_cancelling_make_room_and_are_recorded_all_the_same(owners: Owners) -> None:
+    owners.system.ask(Ensure(backend="mlx")).get(timeout=5)
+    owners.library.on[FetchModel] = lambda effect, cause: None
+    pull = owners.system.ask(Pull(reference="qwen"))
+    owners.system.rest()
+    owners.journal.fault = FULL
+    cancelled = owners.system.ask(CancelPull(reference="qwen", reason="no room"))
     assert cancelled.get(timeout=5).ended
     assert refused(pull).code == "cancelled"
-    house.system.ask(Uninstall(backend="mlx"))
-    house.system.rest()
-    types = [one.type for one in house.journal.read()]
+    owners.system.ask(Uninstall(backend="mlx"))
+    owners.system.rest()
+    types = [one.type for one in owners.journal.read()]
     assert types[-2:] == ["pull_cancelled", "installation_retiring"]
 
 
-def test_a_failure_is_a_failure(house: House) -> None:
+def test_a_failure_is_a_failure(owners: Owners) -> None:
     """What the disk itself refuses needs no event."""
     failure = Failure(kind="permanent", code="no_space", message="There is no space for the tag.")
-    house.reports(
-        house.library,
+    owners.reports(
+        owners.library,
         AddTag,
         lambda e: tags_written(e.model_id, e.tag, tags=(), failure=failure),
     )
-    house.journal.fault = FULL
-    refusal = refused(house.system.ask(TAG))
+    owners.journal.fault = FULL
+    refusal = refused(owners.system.ask(TAG))
     assert (refusal.kind, refusal.message) == ("exhausted", failure.message)

@@ -19,8 +19,8 @@ from greenroom.actors.scheduler.events import LoadAdmitted, LoadFailed
 from greenroom.actors.scheduler.ledger import Device
 from greenroom.actors.scheduler.messages import SCHEDULER, Configure, Unload
 from greenroom.actors.values import Caller
+from simulation import NO_SPACE, OFFLINE, Simulation
 from stage import model
-from world import NO_SPACE, OFFLINE, World
 
 UNIT = 2**30
 LIMITS = Limits(keep_alive=60, max_wait=120, drain=90, queue=8)
@@ -35,269 +35,271 @@ NAMES = st.sampled_from([*MODELS, "missing"])
 
 @pytest.fixture(autouse=True)
 def no_logging() -> Iterator[None]:
-    """What is logged of a full disk has the exception, and with it all of its world: pytest would keep it."""
+    """What is logged of a full disk has the exception, and so the simulation: pytest would keep both."""
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
 
 
 class Greenroom(RuleBasedStateMachine):
-    """A world with room for four gibibytes, and everything that may happen in it."""
+    """A simulation with room for four gibibytes, and everything that may happen in it."""
 
     devices: tuple[Device, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS, devices=self.devices)
-        self.world.read_mail()
+        self.simulation = Simulation(
+            list(MODELS.values()), budget=4 * UNIT, limits=LIMITS, devices=self.devices
+        )
+        self.simulation.read_mail()
 
     @initialize(installed=st.sets(st.sampled_from(["llama.cpp", "mlx"])))
     def some_backends_are_installed(self, installed: set[str]) -> None:
         for backend in sorted(installed):
-            self.world.tell(INSTALLER, Ensure(backend=backend))
+            self.simulation.tell(INSTALLER, Ensure(backend=backend))
         for _ in range(3):
-            self.world.pass_time(10)
-            for job, build in list(self.world.builds.items()):
+            self.simulation.pass_time(10)
+            for job, build in list(self.simulation.builds.items()):
                 if build.backend in installed:
-                    self.world.build_ends(job, None)
+                    self.simulation.build_ends(job, None)
 
     # clients
 
     @rule(name=st.sampled_from(["small", "large", "safe"]), stays=st.booleans())
     def a_model_is_loaded_and_all_goes_well(self, name: str, stays: bool) -> None:
-        client = self.world.request(name)
+        client = self.simulation.request(name)
         for _ in range(8):
-            self.world.pass_time(0.1)
+            self.simulation.pass_time(0.1)
             self.everything_goes_well()
             if client.answers:
                 break
         if not stays:
-            self.world.leave(client)
+            self.simulation.leave(client)
 
     @rule(name=NAMES, caller=st.sampled_from(["a", "b"]), keep=st.sampled_from([None, None, 0.0, 5.0, -1.0]))
     def a_request_comes(self, name: str, caller: str, keep: float | None) -> None:
-        self.world.request(name, caller=Caller(id=caller), keep_alive=keep)
+        self.simulation.request(name, caller=Caller(id=caller), keep_alive=keep)
 
     @rule(backend=st.sampled_from(["mlx", "mlx", "llama.cpp"]))
     def a_request_names_its_backend(self, backend: str) -> None:
-        self.world.request("safe", backend=backend)
+        self.simulation.request("safe", backend=backend)
 
     @precondition(lambda self: self.here())
     @rule(data=st.data())
     def a_client_leaves(self, data: Any) -> None:
         client = data.draw(st.sampled_from(self.here()))
-        self.world.leave(client)
+        self.simulation.leave(client)
 
     # worst moments, which chance alone would rarely find
 
     @rule(name=st.sampled_from(["small", "large", "safe"]))
     def a_load_is_decided_and_its_start_is_on_its_way(self, name: str) -> None:
-        self.world.request(name)
+        self.simulation.request(name)
         self.only(SCHEDULER)
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
     def a_backend_is_uninstalled_and_its_runner_is_busy(self, backend: str) -> None:
-        self.world.tell(INSTALLER, Uninstall(backend=backend))
+        self.simulation.tell(INSTALLER, Uninstall(backend=backend))
         self.only(INSTALLER)
         self.only(SCHEDULER)
         self.only(INSTALLER)
 
-    @precondition(lambda self: any(one.waits for one in self.world.clients.values()))
+    @precondition(lambda self: any(one.waits for one in self.simulation.clients.values()))
     @rule()
     def a_client_leaves_before_its_grant(self) -> None:
-        world = self.world
+        simulation = self.simulation
         for one in self.processes("starting"):
-            world.spawned(one)
+            simulation.spawned(one)
         for one in self.processes("running"):
-            world.becomes_ready(one)
+            simulation.becomes_ready(one)
         for backend in ("llama.cpp", "mlx"):
             self.only(runner_address(backend))
-        world.leave(next(one for one in world.clients.values() if one.waits))
+        simulation.leave(next(one for one in simulation.clients.values() if one.waits))
 
     @rule(name=st.sampled_from(["small", "large", "safe"]))
     def everybody_tells_and_the_scheduler_is_rebuilt_before_it_reads(self, name: str) -> None:
-        self.world.pass_time(6, busy=True)
-        self.world.rebuild(SCHEDULER)
+        self.simulation.pass_time(6, busy=True)
+        self.simulation.rebuild(SCHEDULER)
         self.a_load_is_decided_and_its_start_is_on_its_way(name)
 
     @rule(name=st.sampled_from(["small", "large", "safe"]))
     def runners_are_busy_for_long_and_the_scheduler_goes_on(self, name: str) -> None:
         for _ in range(11):
-            self.world.pass_time(6, busy=True)
+            self.simulation.pass_time(6, busy=True)
             self.only(SCHEDULER)
         self.a_load_is_decided_and_its_start_is_on_its_way(name)
 
     def only(self, address: Any) -> None:
         """One actor reads what it has; the others do not come to it."""
-        for _ in range(len(self.world.system.mail(address))):
-            self.world.system.step(address)
+        for _ in range(len(self.simulation.system.mail(address))):
+            self.simulation.system.step(address)
 
     def here(self) -> list[Any]:
-        return [one for one in self.world.clients.values() if one.inside or one.waits]
+        return [one for one in self.simulation.clients.values() if one.inside or one.waits]
 
     # people
 
     @rule(which=st.sampled_from([{"all": True}, {"backend": "mlx"}, {"model_ids": ("sha256:small",)}]))
     def somebody_unloads(self, which: dict[str, Any]) -> None:
-        self.world.tell(SCHEDULER, Unload(**which))
+        self.simulation.tell(SCHEDULER, Unload(**which))
 
     @rule(name=st.sampled_from([*MODELS]), size=st.sampled_from([0, 2048]), keep=st.sampled_from([-1.0, 9.0]))
     def somebody_configures(self, name: str, size: int, keep: float) -> None:
         configure = Configure(model_id=f"sha256:{name}", model_ref=name, context_size=size, keep_alive=keep)
-        self.world.tell(SCHEDULER, configure)
+        self.simulation.tell(SCHEDULER, configure)
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]), repair=st.booleans())
     def somebody_installs(self, backend: str, repair: bool) -> None:
-        self.world.tell(INSTALLER, Ensure(backend=backend, repair=repair))
+        self.simulation.tell(INSTALLER, Ensure(backend=backend, repair=repair))
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
     def somebody_uninstalls(self, backend: str) -> None:
-        self.world.tell(INSTALLER, Uninstall(backend=backend))
+        self.simulation.tell(INSTALLER, Uninstall(backend=backend))
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
     def somebody_cancels(self, backend: str) -> None:
-        self.world.tell(INSTALLER, CancelInstall(backend=backend))
+        self.simulation.tell(INSTALLER, CancelInstall(backend=backend))
 
     # engines
 
     def processes(self, *states: str) -> list[str]:
-        return [one for one, process in self.world.processes.items() if process.state in states]
+        return [one for one, process in self.simulation.processes.items() if process.state in states]
 
     @precondition(lambda self: self.processes("starting"))
     @rule(data=st.data())
     def a_process_begins(self, data: Any) -> None:
-        self.world.spawned(data.draw(st.sampled_from(self.processes("starting"))))
+        self.simulation.spawned(data.draw(st.sampled_from(self.processes("starting"))))
 
     @precondition(lambda self: self.processes("running"))
     @rule(data=st.data())
     def an_engine_becomes_ready(self, data: Any) -> None:
-        self.world.becomes_ready(data.draw(st.sampled_from(self.processes("running"))))
+        self.simulation.becomes_ready(data.draw(st.sampled_from(self.processes("running"))))
 
     @precondition(lambda self: self.processes("starting", "running", "ready"))
     @rule(data=st.data(), expected=st.booleans())
     def an_engine_ends(self, data: Any, expected: bool) -> None:
         one = data.draw(st.sampled_from(self.processes("starting", "running", "ready")))
-        self.world.ends(one, expected=expected)
+        self.simulation.ends(one, expected=expected)
 
     # installations
 
-    @precondition(lambda self: self.world.builds)
+    @precondition(lambda self: self.simulation.builds)
     @rule(data=st.data(), failure=st.sampled_from([None, None, OFFLINE, NO_SPACE]))
     def a_build_ends(self, data: Any, failure: Any) -> None:
-        self.world.build_ends(data.draw(st.sampled_from(sorted(self.world.builds))), failure)
+        self.simulation.build_ends(data.draw(st.sampled_from(sorted(self.simulation.builds))), failure)
 
-    @precondition(lambda self: self.world.chores)
+    @precondition(lambda self: self.simulation.chores)
     @rule(data=st.data())
     def somebody_has_looked(self, data: Any) -> None:
-        chores = self.world.chores
-        self.world.do_chore(chores[data.draw(st.integers(0, len(chores) - 1))])
+        chores = self.simulation.chores
+        self.simulation.do_chore(chores[data.draw(st.integers(0, len(chores) - 1))])
 
     # messages, time and disasters
 
     @precondition(lambda self: self.readers())
     @rule(data=st.data(), count=st.integers(1, 4))
     def an_actor_reads(self, data: Any, count: int) -> None:
-        system, reader = self.world.system, data.draw(st.sampled_from(self.readers()))
+        system, reader = self.simulation.system, data.draw(st.sampled_from(self.readers()))
         for _ in range(min(count, len(system.mail(reader)))):
             system.step(reader)
 
     def readers(self) -> list[Any]:
-        return [one for one in self.world.system.addresses if self.world.system.mail(one)]
+        return [one for one in self.simulation.system.addresses if self.simulation.system.mail(one)]
 
     @rule()
     def everybody_reads(self) -> None:
-        self.world.read_mail()
+        self.simulation.read_mail()
 
     @rule(seconds=st.sampled_from([0.05, 1.0, 6.0, 31.0, 65.0, 130.0]))
     def time_passes(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
+        self.simulation.pass_time(seconds)
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 65.0]))
     def time_passes_while_everybody_is_busy(self, seconds: float) -> None:
-        self.world.pass_time(seconds, busy=True)
+        self.simulation.pass_time(seconds, busy=True)
 
     @rule(seconds=st.sampled_from([-86_400.0, -30.0, 30.0, 86_400.0]))
     def the_wall_clock_jumps(self, seconds: float) -> None:
-        self.world.clock.jump(seconds)
+        self.simulation.clock.jump(seconds)
 
     @rule(used=st.sampled_from([0, UNIT, 6 * UNIT]))
     def other_programs_use_memory(self, used: int) -> None:
-        self.world.outside = used
+        self.simulation.outside = used
 
     @rule(full=st.booleans())
     def the_disk_is_full(self, full: bool) -> None:
-        self.world.disk_full = full
+        self.simulation.disk_full = full
 
     @rule(data=st.data())
     def an_actor_is_rebuilt(self, data: Any) -> None:
         # What builder and puller do does not survive what their actors forget, so they are left
         # out here; the daemon's restart rebuilds them too.
-        names = [one for one in self.world.system.addresses if one not in (INSTALLER, LIBRARY)]
-        self.world.rebuild(data.draw(st.sampled_from(names)))
+        names = [one for one in self.simulation.system.addresses if one not in (INSTALLER, LIBRARY)]
+        self.simulation.rebuild(data.draw(st.sampled_from(names)))
 
     @rule(engines_survive=st.booleans())
     def the_daemon_is_killed(self, engines_survive: bool) -> None:
-        if not self.world.disk_full:
-            self.world.restart(engines_survive=engines_survive)
+        if not self.simulation.disk_full:
+            self.simulation.restart(engines_survive=engines_survive)
 
     # what must hold
 
     @invariant()
     def nothing_is_broken(self) -> None:
-        self.world.check()
+        self.simulation.check()
 
     def teardown(self) -> None:
         """From every state time alone leads to progress, or to a refusal that says why."""
-        world = self.world
-        note(f"--- time alone, from {world.monotonic}")
-        world.disk_full, world.outside = False, 0
+        simulation = self.simulation
+        note(f"--- time alone, from {simulation.monotonic}")
+        simulation.disk_full, simulation.outside = False, 0
         for _ in range(30):
-            world.pass_time(5)
+            simulation.pass_time(5)
             self.everything_goes_well()
-        world.check()
-        for client in world.clients.values():
+        simulation.check()
+        for client in simulation.clients.values():
             assert client.left or client.answers, f"{client.request_id} waits forever"
             if client.inside:
-                world.leave(client)
-        world.pass_time(30)
-        world.check()
-        assert not world.system.volatile(SCHEDULER).queue
-        wanted = set(world.system.state(SCHEDULER).loads)
+                simulation.leave(client)
+        simulation.pass_time(30)
+        simulation.check()
+        assert not simulation.system.volatile(SCHEDULER).queue
+        wanted = set(simulation.system.state(SCHEDULER).loads)
         # Those that have just been asked to end are given their time.
-        stay = {one for one, process in world.processes.items() if process.alive and not process.asked}
+        stay = {one for one, process in simulation.processes.items() if process.alive and not process.asked}
         assert wanted <= stay, "intents without an engine"
-        assert not any(reading.inside for reading in world.gates.readings().values())
-        open_gates = {one for one, reading in world.gates.readings().items() if reading.open}
+        assert not any(reading.inside for reading in simulation.gates.readings().values())
+        open_gates = {one for one, reading in simulation.gates.readings().items() if reading.open}
         assert open_gates == wanted
         # What was decided a moment ago is asked for a moment later.
-        world.pass_time(5)
-        waits = {one for one, process in world.processes.items() if process.alive and not process.asked}
+        simulation.pass_time(5)
+        waits = {one for one, process in simulation.processes.items() if process.alive and not process.asked}
         assert not waits & (stay - wanted), "engines without an intent"
-        for name, backend in world.system.state(INSTALLER).backends.items():
+        for name, backend in simulation.system.state(INSTALLER).backends.items():
             assert not backend.retiring, f"{name} retires forever"
             assert backend.job is None, f"{name} is being installed forever"
-            assert set(backend.installations) == set(world.disk[name])
+            assert set(backend.installations) == set(simulation.disk[name])
         # A new request is served or refused with a reason.
         for name in ("small", "safe"):
-            client = world.request(name)
+            client = simulation.request(name)
             for _ in range(35):
-                world.pass_time(4)
+                simulation.pass_time(4)
                 self.everything_goes_well()
                 if client.answers:
                     break
             assert client.answers, f"{name} gets no answer"
-            world.leave(client)
-        world.system.crash()
+            simulation.leave(client)
+        simulation.system.crash()
 
     def everything_goes_well(self) -> None:
         """Whatever was begun comes to its good end."""
         for one in self.processes("starting"):
-            self.world.spawned(one)
+            self.simulation.spawned(one)
         for one in self.processes("running"):
-            self.world.becomes_ready(one)
-        for job in list(self.world.builds):
-            self.world.build_ends(job, None)
-        self.world.read_mail()
+            self.simulation.becomes_ready(one)
+        for job in list(self.simulation.builds):
+            self.simulation.build_ends(job, None)
+        self.simulation.read_mail()
 
 
 ALL_CHECKS: Any = tuple(HealthCheck)
@@ -337,40 +339,40 @@ TestOnDevicesForLonger.settings = settings(RULES, max_examples=1000, stateful_st
 
 
 def test_the_simulated_greenroom_serves_a_model() -> None:
-    world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
-    world.pass_time(30)
-    (job,) = world.builds
-    world.build_ends(job, None)
-    client = world.request("small")
-    world.read_mail()
-    (one,) = world.processes
-    world.spawned(one)
-    world.becomes_ready(one)
-    world.read_mail()
+    simulation = Simulation(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
+    simulation.pass_time(30)
+    (job,) = simulation.builds
+    simulation.build_ends(job, None)
+    client = simulation.request("small")
+    simulation.read_mail()
+    (one,) = simulation.processes
+    simulation.spawned(one)
+    simulation.becomes_ready(one)
+    simulation.read_mail()
     assert client.inside
-    assert world.stored(LoadAdmitted)
-    world.check()
+    assert simulation.stored(LoadAdmitted)
+    simulation.check()
 
 
 def test_a_start_that_lay_behind_a_full_disk_for_minutes_is_not_carried_out_in_memory_that_others_have() -> (
     None
 ):
-    world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
-    world.pass_time(30)
-    (job,) = world.builds
-    world.build_ends(job, None)
-    world.read_mail()
-    world.request("large")
-    world.system.step(SCHEDULER)
-    world.disk_full = True
+    simulation = Simulation(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
+    simulation.pass_time(30)
+    (job,) = simulation.builds
+    simulation.build_ends(job, None)
+    simulation.read_mail()
+    simulation.request("large")
+    simulation.system.step(SCHEDULER)
+    simulation.disk_full = True
     for _ in range(40):
-        world.pass_time(5)
-        world.check()
-    assert [one.failure.code for one in world.stored(LoadFailed)] == ["engine_lost"]
-    assert not world.processes
-    world.disk_full = False
-    world.request("large")
+        simulation.pass_time(5)
+        simulation.check()
+    assert [one.failure.code for one in simulation.stored(LoadFailed)] == ["engine_lost"]
+    assert not simulation.processes
+    simulation.disk_full = False
+    simulation.request("large")
     for _ in range(10):
-        world.pass_time(1)
-        world.check()
-    assert len(world.processes) == 1
+        simulation.pass_time(1)
+        simulation.check()
+    assert len(simulation.processes) == 1

@@ -35,7 +35,7 @@ def make_gguf() -> Callable[[Path], Path]:
     return tiny_gguf
 
 
-class House:
+class ServedGreenroom:
     """A front door that is open, what lies behind it, and a client before it."""
 
     def __init__(self, greenroom: Greenroom, app: web.Application, base: str, root: str) -> None:
@@ -113,7 +113,7 @@ def short_path() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-OpenHouse = Callable[..., Awaitable[House]]
+OpenGreenroom = Callable[..., Awaitable[ServedGreenroom]]
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIterator[OpenHouse]:
-    """Makes a house: `await open_house("--tokens", "3", max_wait=10.0)`; flags are the fake engine's."""
+async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIterator[OpenGreenroom]:
+    """Makes one: `await open_house("--tokens", "3", max_wait=10.0)`; flags are the fake engine's."""
     stack = contextlib.AsyncExitStack()
     number = 0
 
@@ -134,7 +134,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         backend: dict[str, Any] | None = None,
         host: dict[str, Any] | None = None,
         **settings: Any,
-    ) -> House:
+    ) -> ServedGreenroom:
         nonlocal number
         number += 1
         home = short_path / f"h{number}"
@@ -162,7 +162,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         address = "{}:{}".format(*runner.addresses[0])
-        house = House(greenroom, app, f"http://{address}{prefix}", address)
+        house = ServedGreenroom(greenroom, app, f"http://{address}{prefix}", address)
         stack.push_async_callback(house.session.close)
         await until_async(lambda: any(s.state == "installed" for s in greenroom.statuses()))
         return house

@@ -104,7 +104,7 @@ def test_clients_get_what_is_left_of_the_limit_after_the_reserve() -> None:
     assert connections_within(64, 40) == 8
 
 
-class House:
+class SmallServer:
     """A front door with three places, whose only route answers when the test allows it."""
 
     def __init__(self) -> None:
@@ -129,49 +129,49 @@ class House:
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    house = House()
-    await house.runner.setup()
-    server = house.runner.server
+async def small() -> AsyncIterator[SmallServer]:
+    small = SmallServer()
+    await small.runner.setup()
+    server = small.runner.server
     assert server is not None
-    house.connections.start(server, lambda: server.connections)
-    yield house
-    await house.connections.stop()
-    await house.runner.cleanup()
+    small.connections.start(server, lambda: server.connections)
+    yield small
+    await small.connections.stop()
+    await small.runner.cleanup()
 
 
 async def test_when_all_places_are_in_use_newcomers_wait_and_are_then_refused_with_a_sentence(
-    house: House,
+    small: SmallServer,
 ) -> None:
-    inside = [await house.client() for _ in range(3)]
-    reader, _ = late = await house.client()
+    inside = [await small.client() for _ in range(3)]
+    reader, _ = late = await small.client()
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND)
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"Retry-After: 1" in head
     assert json.loads(await reader.read())["error"]["code"] == "too_many_connections"
     # The requests inside have lost nothing, and their places become free.
-    house.answer.set()
+    small.answer.set()
     for one, _ in inside:
         assert (await one.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         assert await one.readexactly(4) == b"done"
-    again = await house.client()
+    again = await small.client()
     assert (await asyncio.wait_for(again[0].readuntil(b"\r\n\r\n"), BOUND)).startswith(b"HTTP/1.1 200 ")
     for _, writer in (*inside, late, again):
         writer.close()
 
 
-async def test_a_client_that_waits_for_a_place_is_admitted_when_another_leaves(house: House) -> None:
-    inside = [await house.client() for _ in range(3)]
-    late = await house.client()
+async def test_a_client_that_waits_for_a_place_is_admitted_when_another_leaves(small: SmallServer) -> None:
+    inside = [await small.client() for _ in range(3)]
+    late = await small.client()
     inside[0][1].close()
-    house.answer.set()
+    small.answer.set()
     assert (await asyncio.wait_for(late[0].readuntil(b"\r\n\r\n"), BOUND)).startswith(b"HTTP/1.1 200 ")
     for _, writer in (*inside, late):
         writer.close()
 
 
 async def test_a_system_without_descriptors_is_asked_again(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    small: SmallServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
     accept, failures = loop.sock_accept, iter((24, 23, 105))
@@ -184,10 +184,10 @@ async def test_a_system_without_descriptors_is_asked_again(
         return client
 
     monkeypatch.setattr(type(loop), "sock_accept", lambda _, listener: failing(listener), raising=False)
-    house.answer.set()
+    small.answer.set()
     ends = []
     for _ in range(6):
-        reader, writer = await house.client()
+        reader, writer = await small.client()
         with contextlib.suppress(ConnectionError):
             ends.append(await asyncio.wait_for(reader.read(12), BOUND))
         writer.close()

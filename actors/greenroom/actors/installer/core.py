@@ -19,6 +19,7 @@ from greenroom.actors.engine_runner.messages import EngineList, runner_address
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer import events as installer_events
 from greenroom.actors.installer import uninstalling as ends
+from greenroom.actors.installer.disk_inspection import seen_on_disk, unread
 from greenroom.actors.installer.effects import (
     DropUnneeded,
     InspectInstallations,
@@ -57,9 +58,7 @@ from greenroom.actors.installer.messages import (
     Verified,
     VerifyBackend,
 )
-from greenroom.actors.installer.offers import after, named, offered, to_build, unusable, wished
 from greenroom.actors.installer.reconcile import InstallerTurn, answers, between_attempts, passed_over
-from greenroom.actors.installer.rehydration import seen_on_disk, unread
 from greenroom.actors.installer.state import (
     BackendInstallState,
     InstallerState,
@@ -76,6 +75,7 @@ from greenroom.actors.installer.state import (
     waits,
     whole_of,
 )
+from greenroom.actors.installer.variant_choice import after, named, offered, to_build, unusable, wished
 from greenroom.actors.installer.versions import (
     activate,
     not_needed,

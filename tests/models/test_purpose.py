@@ -82,6 +82,15 @@ def test_a_list_of_modules_that_cannot_be_read_changes_nothing(
     assert read_metadata(sorted(folder.iterdir())).purpose == ("completion", "")
 
 
+def test_the_configuration_of_a_module_is_not_taken_for_the_models(tmp_path: Path, model_folder: Any) -> None:
+    folder = model_folder(tmp_path / "model", architectures=["BertModel"], model_type="bert")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    files = sorted(one for one in folder.rglob("*") if one.is_file())
+    assert files[0].parent.name == "1_Pooling"
+    assert read_metadata(files).architecture == "bert"
+
+
 def test_a_real_folder_of_sentence_transformers_is_an_embedding_model(minilm_folder: Path) -> None:
     metadata = read_metadata([one for one in sorted(minilm_folder.iterdir()) if one.is_file()])
     assert (metadata.purpose.made_for, metadata.architecture) == ("embedding", "bert")

@@ -114,3 +114,12 @@ def test_the_wanted_quantisation_is_chosen(names: list[str], wanted: str, chosen
 def test_two_models_of_one_quantisation_are_not_taken_for_parts_of_one() -> None:
     with pytest.raises(JobFailed, match="several models"):
         choose_from_repository(["a-Q8_0.gguf", "b-Q8_0.gguf"], "Q8_0", "org/m")
+
+
+def test_the_modules_of_an_embedding_model_are_part_of_it() -> None:
+    names = ["config.json", "model.safetensors", "modules.json", "tokenizer.json"]
+    modules = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    others = ["onnx/config.json", "onnx/model.onnx", "2_Dense/pytorch_model.bin", "../1_x/config.json"]
+    assert choose_from_repository([*names, *modules, *others], "", "org/model") == [*names, *modules]
+    names.remove("modules.json")
+    assert choose_from_repository([*names, *modules], "", "org/model") == names

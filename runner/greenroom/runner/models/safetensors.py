@@ -58,7 +58,9 @@ def read_files(files: Sequence[Readable]) -> Metadata:
     weights = [path for path in files if path.suffix.lower() == ".safetensors"]
     if not weights:
         raise not_a_model("There are no weights: neither a .gguf nor a .safetensors file.")
-    config_file = next((path for path in files if path.name == "config.json"), None)
+    # Modules of sentence-transformers have their own in folders, so with longer paths.
+    configs = [path for path in files if path.name == "config.json"]
+    config_file = min(configs, key=lambda one: len(str(one)), default=None)
     if config_file is None:
         raise not_a_model("There is no config.json beside the safetensors files, so nothing can run them.")
     tensors: dict[str, _Tensor] = {}

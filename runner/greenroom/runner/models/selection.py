@@ -15,6 +15,8 @@ _QUANTIZATION = re.compile(
     r"(?:-\d{5}-of-\d{5})?\.gguf$",
     re.IGNORECASE,
 )
+_MODULE = re.compile(r"\d{1,3}_\w{1,50}/(?:config\.json|model\.safetensors)")
+"""Files of sentence-transformers' modules: how an embedding model pools is in one of them."""
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -131,7 +133,8 @@ def _safetensors(names: Sequence[str], where: str) -> list[str]:
     # Mistral publishes the same weights a second time in one file.
     if any(not name.startswith("consolidated") for name in chosen if suffix_of(name) == ".safetensors"):
         chosen = [name for name in chosen if not name.startswith("consolidated")]
-    return chosen
+    modules = [name for name in names if _MODULE.fullmatch(name)] if "modules.json" in chosen else []
+    return [*chosen, *sorted(modules)]
 
 
 def projector_beside(name: str, names: Sequence[str]) -> list[str]:

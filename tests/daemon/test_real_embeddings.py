@@ -58,6 +58,8 @@ def test_embeddings_are_those_of_the_model_in_every_form(
     daemon = make_daemon(furnished).start()
     daemon.pull(str(minilm_gguf))
     model = str(minilm_gguf)
+    # Without a mode it is configured for what it is made for, and loaded.
+    assert daemon.post("/engines/_configure", {"model": model, "slots": 2}).status == 202
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
 
     def embed(given: Any, **more: Any) -> list[list[float]]:
@@ -92,7 +94,7 @@ def test_embeddings_are_those_of_the_model_in_every_form(
     assert short == pytest.approx(vector, abs=0.001)
     assert embed([101, *[4937] * 510, 102])[0] == pytest.approx(longest, abs=0.001)
     (engine,) = daemon.engines()
-    assert (engine["mode"], engine["slots"]) == ("embedding", 4)
+    assert (engine["mode"], engine["slots"]) == ("embedding", 2)
     too_long = 400, "context_length_exceeded", "input"
     assert refused(lambda: embed("cat " * 511)) == too_long
     assert refused(lambda: embed(["cat", "cat " * 2000])) == too_long

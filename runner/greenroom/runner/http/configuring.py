@@ -126,7 +126,8 @@ class Configuring:
         model = context.model(body.model)
         body = _without_resets(body)
         given = _flags(body)
-        mode: Mode = body.mode or ("embedding" if given and "--embeddings" in given else "completion")
+        usual: Mode = "embedding" if given and "--embeddings" in given else model.made_for or "completion"
+        mode = body.mode or usual
         old = context.configs().get(config_key(model.id, mode), ModelConfigState())
         if given:
             self._check(given, model, backend)

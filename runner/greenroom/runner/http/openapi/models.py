@@ -77,6 +77,9 @@ class ProspectRow(msgspec.Struct, kw_only=True):
     placement_reason: str | msgspec.UnsetType = _UNSET
     context: int | msgspec.UnsetType = _UNSET
     context_for_all: int | msgspec.UnsetType = _UNSET
+    speed: float | msgspec.UnsetType = _UNSET
+    """Tokens of an answer a second."""
+    speed_is: Literal["measured", "estimated"] | msgspec.UnsetType = _UNSET
 
 
 class ModelAnswer(ModelRow, kw_only=True):

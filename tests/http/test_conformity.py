@@ -83,4 +83,6 @@ def test_a_few_requests_for_every_route_get_the_answers_that_are_described(daemo
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_whatever_is_sent_gets_an_answer_that_is_described(daemon: Conforming) -> None:
-    daemon.try_everything("--phases", "examples,coverage,fuzzing", "--max-examples", "50", limit=1400)
+    daemon.try_everything(
+        "--phases", "examples,coverage,fuzzing", "--max-examples", "50", "--max-time", "600", limit=1400
+    )

@@ -38,8 +38,8 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) ->
 
 
 def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any]:
-    """Nothing outside is asked: there is no network."""
-    return {name: value for name, value in (query or {}).items() if name != "remote"}
+    """Nothing outside is asked, for there is no network, and no answer goes on as long as its client."""
+    return {name: value for name, value in (query or {}).items() if name not in ("remote", "follow")}
 
 
 def map_body(context: Any, body: Any) -> Any:

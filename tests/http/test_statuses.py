@@ -68,6 +68,7 @@ def test_a_pull_that_fails_has_the_status_of_its_failure(code: str, status: int)
     ("code", "status"),
     [
         ("refused_by_policy", 412),
+        ("no_lock", 412),
         ("no_such_version", 404),
         ("no_space", 507),
         ("no_permission", 507),

@@ -13,6 +13,7 @@ from greenroom.actors.values import Failure, Installation
 
 _KINDS: dict[str, ErrorKind] = {
     "unsupported_platform": "not_ready",
+    "no_lock": "not_ready",
     "refused_by_policy": "not_ready",
     "no_such_version": "not_found",
     "bad_settings": "not_ready",

@@ -173,7 +173,9 @@ async def test_items_become_the_messages_of_a_chat(open_house: Any) -> None:
         {**call, "call_id": "c2"},
         {"type": "function_call_output", "call_id": "c1", "output": "two"},
     ]
-    assert (await made(house, input=items))["output"][0]["content"][0]["text"] == "two "
+    # The template of this model has no place for tools, so their results become text.
+    told = (await made(house, input=items))["output"][0]["content"][0]["text"]
+    assert told == "<tool_response> two </tool_response> "
 
     from greenroom.runner.http.responses.input import items_of, messages_of
 

@@ -16,6 +16,7 @@
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed
 - `vectors`: embeddings that are shorter than the model makes them
+- `chunks`, `tool_prompt`, `stop_watch`: what engines cannot do and is done here in their place
 - `engine_errors`: the errors of engines in our words
 - `errors`: refusals as HTTP statuses
 - `responses`: OpenAI's Responses API

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import choose
@@ -14,7 +14,10 @@ from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Medium, Mode, Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.tool_prompt import ToolPrompt
+from greenroom.runner.models.description import template_text
 from greenroom.runner.models.purpose import is_encoder
 from greenroom.runner.units import format_size
 
@@ -27,6 +30,7 @@ _MEDIA: Mapping[str, tuple[Medium, str]] = {
     "audio_url": ("audio", "sound"),
 }
 """Kinds of parts that are no text: what a model must read for them, and what they are."""
+_TEMPLATES = ("--chat-template", "--chat-template-file")
 _LONGEST_TOKEN = 256
 """Bytes of text, without spaces, that one token stands for at the very most: tokenizers know long runs of
 one character, of 128 at most in those that are published."""
@@ -49,6 +53,13 @@ class RequestTarget:
     """The field that holds the prompt."""
 
 
+class Talk(NamedTuple):
+    """What a model's chat template has a place for."""
+
+    tools: bool
+    instructions: bool
+
+
 class Abilities:
     """Refuses requests that no engine could serve. One for a front door."""
 
@@ -56,6 +67,7 @@ class Abilities:
         """`configs` tells how models are configured, by `config_key`."""
         self._greenroom = greenroom
         self._configs = configs
+        self._talks: dict[str, Talk] = {}
         self._contexts: dict[tuple[str, Mode], tuple[Model, Mapping[str, ModelConfigState], int]] = {}
         """What was reckoned for a model as configured; see `_context_of`."""
 
@@ -131,6 +143,27 @@ class Abilities:
         statuses = {one.name: one for one in greenroom.statuses()}
         choice = choose(model, mode, backend, greenroom.settings.install_policy, greenroom.facts, statuses)
         return None if isinstance(choice, Refusal) else choice.backend
+
+    async def tool_prompt(self, model: Model, chat: Mapping[str, Any]) -> ToolPrompt | None:
+        """What stands in for a chat template without tools; None where none is needed."""
+        if not uses_tools(chat):
+            return None
+        flags = _config(self._configs(), model, "completion").flags or ()
+        if any(flag.partition("=")[0] in _TEMPLATES for flag in flags):
+            return None  # the user's own, which is not known here
+        talk = self._talks.get(model.id)
+        if talk is None:
+            talk = await asyncio.to_thread(self._read, model)
+            if len(self._talks) < _REMEMBERED:
+                self._talks[model.id] = talk
+        return None if talk.tools else ToolPrompt(chat, instructs=talk.instructions)
+
+    def _read(self, model: Model) -> Talk:
+        try:
+            template = template_text(self._greenroom.store, model.id)
+        except JobFailed:
+            return Talk(tools=True, instructions=True)  # loading it will say what is wrong
+        return Talk(tools="tools" in template, instructions="system" in template)
 
 
 def _config(configs: Mapping[str, ModelConfigState], model: Model, mode: Mode) -> ModelConfigState:
@@ -225,6 +258,13 @@ def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: 
                 advice="Send text, or use a model that has one.",
                 param=where,
             )
+
+
+def uses_tools(chat: Mapping[str, Any]) -> bool:
+    """Whether a chat offers tools, or tells of calls."""
+    return bool(chat.get("tools")) or any(
+        message.get("tool_calls") or message["role"] == "tool" for message in chat.get("messages") or ()
+    )
 
 
 def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -91,6 +92,18 @@ class HttpRefusal(Exception):
         super().__init__(message)
         self.param = param
         self.refusal = DoorRefusal(code=code, message=message, status=status, **more)
+
+    def renamed(self, names: Mapping[str, str]) -> HttpRefusal:
+        """The same about a field by its other name; itself where it has none."""
+        name = names.get(re.split(r"[.\[]", self.param or "", maxsplit=1)[0])
+        if name is None:
+            return self
+        message = self.refusal.message
+        if message.startswith(f"{self.param}:"):
+            message = name + message[len(self.param or "") :]
+        renamed = HttpRefusal(self.refusal.status, self.refusal.code, message, param=name)
+        renamed.refusal = msgspec.structs.replace(self.refusal, message=message)
+        return renamed
 
 
 def refusal_of(error: BaseException) -> Refusal:

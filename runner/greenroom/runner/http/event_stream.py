@@ -8,13 +8,37 @@ import msgspec
 
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.clients import ReadWatch
-from greenroom.runner.http.port import Request, Stream
+from greenroom.runner.http.port import EVENT_STREAM, Request, Stream
+from greenroom.runner.http.translation import Translation
 from greenroom.runner.http.upstream import Connection, Lost
 
 _ERROR = b'"error"'
 """Part of every event with an error: inside a JSON string the quotes would be escaped."""
 _LINE_LIMIT = 4 * 2**20
 """Bytes of one unfinished line that are held back; past it, it passes as it is."""
+
+
+class Held(Stream):
+    """An answer that is kept here, to be sent as a whole."""
+
+    content_type = EVENT_STREAM
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.body = b""
+
+    @property
+    def keeps_up(self) -> bool:
+        return True
+
+    def push(self, data: bytes) -> None:
+        self.body += data
+
+    async def write(self, data: bytes) -> None:
+        self.body += data
+
+    async def end(self) -> None:
+        """There is nothing to send."""
 
 
 class WholeLines:
@@ -69,7 +93,7 @@ class EventStream:
         request: Request,
         stream: Stream,
         watch: ReadWatch,
-        change: Callable[[bytes], bytes] | None,
+        change: Callable[[bytes], bytes] | Translation | None,
         end: bytes = b"",
     ) -> None:
         """`change` makes the client's bytes of whole lines.
@@ -87,6 +111,10 @@ class EventStream:
         """The last event of a whole answer was sent."""
 
     @property
+    def _done(self) -> bool:
+        return isinstance(self._change, Translation) and self._change.done
+
+    @property
     def in_event(self) -> bool:
         """Part of an event was sent, and its end was not."""
         return self._tail != b"\n\n"
@@ -98,7 +126,11 @@ class EventStream:
         client has left.
         """
         while chunk:
-            await self._write(self._lines.feed(chunk))
+            if not self._done:
+                await self._write(self._lines.feed(chunk))
+            if self._done:
+                self._lines.flush()  # what the engine has said beyond the end
+                break
             try:
                 chunk = await answer.read(self._push)
             except Lost:
@@ -127,7 +159,9 @@ class EventStream:
 
     def _push(self, chunk: bytes) -> bool:
         """Write a piece at once; False leaves it to the task."""
-        if not self._stream.keeps_up or _ERROR in (self._lines.held + chunk if self._lines.held else chunk):
+        if self._done or not self._stream.keeps_up:
+            return False
+        if _ERROR in (self._lines.held + chunk if self._lines.held else chunk):
             return False
         if (lines := self._lines.feed(chunk)) and (data := self._changed(lines)):
             self._stream.push(data)
@@ -138,7 +172,8 @@ class EventStream:
         data = lines if self._change is None else self._change(lines)
         self._watch.sent += len(data)
         self._tail = (self._tail + data)[-2:] if len(data) < 2 else data[-2:]
-        if self._end and self._end in lines and (lines.startswith(self._end) or b"\n" + self._end in lines):
+        ends = bool(self._end) and self._end in lines
+        if self._done or (ends and (lines.startswith(self._end) or b"\n" + self._end in lines)):
             self.whole = True
             # Clients hang up at this: then they have had all of it.
             self._request.served = self._stream.status

@@ -37,14 +37,16 @@ from greenroom.runner.http.bodies import (
     routing_of,
     wished_keep_alive,
 )
+from greenroom.runner.http.chunks import FilteredTranslation, Untranslated
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
-from greenroom.runner.http.event_stream import EventStream, Said, Unfinished
+from greenroom.runner.http.event_stream import EventStream, Held, Said, Unfinished
 from greenroom.runner.http.fields import Dialogue
-from greenroom.runner.http.port import EVENT_STREAM, AnyResponse, Handler, Request, Response, Stream
+from greenroom.runner.http.port import EVENT_STREAM, JSON, AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import KeepAlive, sentence_of
+from greenroom.runner.http.stop_watch import StopWatch
 from greenroom.runner.http.suspects import fingerprint
 from greenroom.runner.http.translation import Renaming, Translation
 from greenroom.runner.http.upstream import Connection, Lost, Unreached, forwarded, returned
@@ -186,8 +188,9 @@ class Exchange:
         )
         if len(context.suspects) and context.suspects.counts(self._print_of(model, right.body)) > 1:
             raise suspected(self._asked_as)
-        admission = self._admit(model, routing, right.fields)
         streams = right.fields.get("stream") and kind.end
+        right = await self._filtered(model, right)
+        admission = self._admit(model, routing, right.fields)
         if streams and (self._translation is None or self._translation.content_type == EVENT_STREAM):
             # Not at once, so that an immediate refusal keeps its status.
             self._timer = asyncio.get_running_loop().call_later(settings.progress_after, self._begin_to_talk)
@@ -202,6 +205,18 @@ class Exchange:
             raise await self._lost(place, model, right.body, when) from None
         finally:
             context.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
+
+    async def _filtered(self, model: Model, right: Checked) -> Checked:
+        """The request without what is done here in the engine's place."""
+        stops = self._translation.stops if self._translation is not None else ()
+        prompt = await self._context.abilities.tool_prompt(model, right.fields)
+        filters = [*([StopWatch(stops)] if stops else []), *([prompt] if prompt is not None else [])]
+        if not filters:
+            return right
+        inner = self._translation or Untranslated(right.body, self._asked_as)
+        self._translation = FilteredTranslation(inner, filters)
+        chat = self._translation.chat
+        return Checked(msgspec.json.encode(chat), chat)
 
     def _admit(self, model: Model, routing: Routing, fields: Mapping[str, Any]) -> Admission:
         """The way in for a request with these fields."""
@@ -309,14 +324,15 @@ class Exchange:
         )
         self._watch.begin()
         if upstream.content_type == EVENT_STREAM:
-            stream = begun or await self._begin(upstream)
             change = self._translation or rename
+            held = Held(upstream.status) if self._translation and self._translation.gathers else None
+            stream = held or begun or await self._begin(upstream)
             self._events = EventStream(self._request, stream, self._watch, change, self._kind.end)
             try:
                 await self._events.pass_on(upstream, chunk)
             except Said as said:
                 raise engine_error(500, said.event, self._asked(place.backend)) from None
-            return stream
+            return stream if held is None else Response(held.body, status=held.status, content_type=JSON)
         if begun is not None:
             # The stream has begun with comments, and cannot carry a whole answer.
             raise HttpRefusal(

@@ -44,6 +44,8 @@ class Translation(ABC):
     names: ClassVar[Mapping[str, str]] = {}
     """What fields of a chat are called in this family, for refusals."""
     _begun = False
+    gathers = False
+    """Its client does not want a stream, though the engine may send one."""
 
     @property
     @abstractmethod
@@ -51,9 +53,19 @@ class Translation(ABC):
         """The fields of the chat completion, `model` and `stream` among them."""
 
     @property
+    def stops(self) -> Sequence[str]:
+        """Sequences that end the answer, where the client wants to know which of them did."""
+        return ()
+
+    @property
     def context_size(self) -> int:
         """Tokens that the request may fill at least, whatever is configured; 0 leaves that open."""
         return 0
+
+    @property
+    def done(self) -> bool:
+        """The answer is whole, and nothing more of the engine's stream is wanted."""
+        return False
 
     @property
     def ignored(self) -> Sequence[str]:
@@ -86,15 +98,7 @@ class Translation(ABC):
 
     def renamed(self, error: HttpRefusal) -> HttpRefusal:
         """A refusal of the chat, about the field that the client knows."""
-        field = re.split(r"[.\[]", error.param or "", maxsplit=1)[0]
-        if (name := self.names.get(field)) is None:
-            return error
-        message = error.refusal.message
-        if message.startswith(f"{error.param}:"):
-            message = name + message[len(error.param or "") :]
-        renamed = HttpRefusal(error.refusal.status, error.refusal.code, message, param=name)
-        renamed.refusal = msgspec.structs.replace(error.refusal, message=message)
-        return renamed
+        return error.renamed(self.names)
 
     def __call__(self, lines: bytes) -> bytes:
         """The bytes for the client that some whole lines of the engine's stream become."""
@@ -106,4 +110,7 @@ class Translation(ABC):
                 pieces.append(self.end())
             elif data:
                 pieces.append(self.event(_decode(data)))
+                if self.done:
+                    pieces.append(self.end())
+                    break
         return b"".join(pieces)

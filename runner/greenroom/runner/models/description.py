@@ -87,6 +87,19 @@ def template_of(store: ModelStore, model_id: str) -> dict[str, Any] | None:
     return {"file": found.file, "names": list(found.names)} if found is not None else None
 
 
+def template_text(store: ModelStore, model_id: str) -> str:
+    """All chat templates of a stored model, one after the other; empty without one.
+
+    Raises:
+        JobFailed: permanent, `no_such_model`, `model_damaged` or `not_a_model`.
+    """
+    bundle = store.open_model(model_id)
+    if bundle.path.is_file() and bundle.chat_template is None:
+        return templates.text_of_header(read_header(bundle.path).values)
+    files = [path for path in bundle.path.iterdir() if path.is_file()] if bundle.path.is_dir() else []
+    return templates.text_of_files([*files, *filter(None, [bundle.chat_template])])
+
+
 def flat_config(data: bytes) -> dict[str, Any]:
     """The inner `config` of a configuration, with the CNCF's keys renamed to Docker's; empty if there is
     none.

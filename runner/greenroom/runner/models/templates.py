@@ -7,7 +7,7 @@ copied to the name that engines know, or chats would be formatted wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,20 @@ def of_header(keys: Sequence[str]) -> Templates | None:
     if _KEY not in keys and not names:
         return None
     return Templates(_KEY, ("default", *names) if names else ())
+
+
+def text_of_header(header: Mapping[str, Any]) -> str:
+    return "\n".join(str(value) for key, value in header.items() if key == _KEY or key.startswith(f"{_KEY}."))
+
+
+def text_of_files(files: Sequence[Readable]) -> str:
+    """The templates among these files, those of them that an engine would use."""
+    own = [file for file in files if file.suffix == ".jinja"]
+    if own:
+        return "\n".join(_read(file).decode("utf-8", "replace") for file in own)
+    named = {file.name: file for file in files}
+    config = _table(named.get("tokenizer_config.json"))
+    return "\n".join(_by_name(config.get("chat_template")).values())
 
 
 def _by_name(templates: Any) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 Adds: a unix socket; limits on each request's context and on kept prompts; prompts are read in pieces of about
 a second; a request ends when its client leaves, even if it is not streamed, is queued, or is having its
-prompt read; and `/progress` counts what was computed.
+prompt read; `/progress` counts what was computed; and on request a stream counts its tokens in every chunk,
+as vllm's do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from replies import Replies  # type: ignore[import-not-found]
 sys.path.pop(0)
 
 _of_this_thread = threading.local()
-"""`connection`: that of the request this thread answers."""
+"""`connection`: that of the request this thread answers; `context`: its generation; `made`: tokens so far."""
 
 
 def main() -> None:
@@ -47,6 +48,14 @@ def main() -> None:
         def handle_completion(self, *args: Any) -> None:
             _of_this_thread.connection = self.connection
             super().handle_completion(*args)
+
+        def generate_response(self, *args: Any, **more: Any) -> Any:
+            response = super().generate_response(*args, **more)
+            if self.stream and (self.stream_options or {}).get("continuous_usage_stats"):
+                context, made = _of_this_thread.context, _of_this_thread.made
+                counted = len(context.prompt), made, context.prompt_cache_count
+                response["usage"] = self.completion_usage_response(*counted)["usage"]
+            return response
 
         def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
             if self.path != "/progress":
@@ -113,6 +122,7 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
             context = next(said)
             if isinstance(context, Exception):
                 raise context
+            _of_this_thread.context, _of_this_thread.made = context, 0
             return context, tokens(said, progress_callback)
 
         def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> Any:
@@ -157,6 +167,7 @@ def tokens(said: Iterator[Any], progress: Any) -> Iterator[Any]:
         if isinstance(item, Exception):
             raise item
         if not isinstance(item, tuple):
+            _of_this_thread.made += 1
             yield item
         elif progress is not None:
             progress(*item)

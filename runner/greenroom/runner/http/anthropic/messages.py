@@ -51,6 +51,10 @@ class MessageTranslation(Translation):
         return ("thinking.budget_tokens",) if budget else ()
 
     @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(filter(None, self._fields.get("stop_sequences") or ()))
+
+    @property
     def chat(self) -> dict[str, Any]:
         fields = self._fields
         stream = bool(fields.get("stream"))
@@ -139,7 +143,6 @@ class MessageTranslation(Translation):
 
     def _note(self, choice: Mapping[str, Any]) -> None:
         self._finish = choice.get("finish_reason") or self._finish
-        # vLLM tells which of the sequences it was.
         if (stopped := choice.get("stop_reason")) in (self._fields.get("stop_sequences") or ()):
             self._stopped_by = stopped
 
@@ -197,6 +200,10 @@ class MessageTokens(MessageTranslation):
     """A request whose tokens are only counted."""
 
     answers = "input_tokens"
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ()
 
     def whole(self, completion: Mapping[str, Any]) -> bytes:
         return _encode({"input_tokens": completion["input_tokens"]})

@@ -23,6 +23,7 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Failure, Installation
+from installer_life import status
 from reports import attempt_failed, build_committed, removed
 from stage import MLX, NO_SPACE, OFFLINE
 
@@ -129,10 +130,7 @@ class Life:
         self.begin()
 
     def status(self) -> BackendStatus:
-        found: BackendStatus = self.case.core.status(  # type: ignore[attr-defined]
-            self.case.state, "mlx", self.case.now.wall
-        )
-        return found
+        return status(self.case)
 
     def check(self) -> None:
         status = self.status()

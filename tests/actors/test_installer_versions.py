@@ -27,7 +27,6 @@ from greenroom.actors.installer.events import (
 )
 from greenroom.actors.installer.messages import (
     Activate,
-    BackendStatus,
     CancelInstall,
     DropFetched,
     Ensure,
@@ -47,7 +46,7 @@ from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Cancelled, Engine, EngineSpec, Failure, Installation
-from installer_life import MLX
+from installer_life import MLX, status
 from reports import attempt_failed, build_committed, removed
 from stage import METAL, NO_SPACE, Stage, model
 
@@ -108,10 +107,6 @@ def commits(case: Case[Any, Any], job: str, one: Installation) -> Case[Any, Any]
 
 def fails(case: Case[Any, Any], job: str) -> Case[Any, Any]:
     return case.when(attempt_failed(job, NO_SPACE)).rest()
-
-
-def status(case: Case[Any, Any]) -> BackendStatus:
-    return case.core.status(case.state, "mlx", case.now.wall)  # type: ignore[attr-defined, no-any-return]
 
 
 def upgraded() -> Case[Any, Any]:

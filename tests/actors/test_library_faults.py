@@ -13,9 +13,9 @@ from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import FetchModel
 from greenroom.actors.library.events import PullFailed
 from greenroom.actors.library.messages import ModelsSeen, Pull
-from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Model
+from library_life import listed
 
 
 def raises_on(bad: str, real: Any, of: Any) -> Any:
@@ -63,5 +63,5 @@ def test_a_pull_that_cannot_be_decided_on_is_refused_and_the_models_are_reported
     case.when(ModelsSeen(models=(Model(id="sha256:m", tags=("m",), size=1),))).rest()
     assert case.answers["pull/bad"].code == "internal"
     assert [one.reference for one in case.of(FetchModel)] == ["good"]
-    assert [len(one.models) for one in case.told(SCHEDULER)] == [1]  # type: ignore[attr-defined]
+    assert len(listed(case)) == 1
     assert {(one.doing, one.about) for one in case.faults} == {("begin a pull", "bad")}

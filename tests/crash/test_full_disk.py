@@ -13,6 +13,7 @@ import pytest
 from crashing import Life
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
+from other_process import limit
 from waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process (Linux)")
@@ -25,9 +26,9 @@ LIMIT = 512 * 1024
 @contextmanager
 def small_disk(life: Life) -> Iterator[None]:
     """No file of the daemon's may grow beyond the limit."""
-    limits = resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))  # type: ignore[attr-defined, unused-ignore]
+    limits = limit(life.pid, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
     yield
-    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, limits)  # type: ignore[attr-defined, unused-ignore]
+    limit(life.pid, resource.RLIMIT_FSIZE, limits)
 
 
 def configure(life: Life, number: int) -> int:

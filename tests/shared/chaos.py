@@ -28,6 +28,7 @@ from daemon_process import DaemonProcess, ForkedDaemon
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.testing import tiny_gguf
+from other_process import limit
 from waiting import BOUND, until
 
 CLIENTS = 4
@@ -163,14 +164,14 @@ class Chaos:
         pid = self._daemon.pid
         try:
             # What it was at first: of two limits at a time, neither is what to go back to.
-            before = self._limits.setdefault((pid, kind), resource.prlimit(pid, kind))  # type: ignore[attr-defined, unused-ignore]
-            resource.prlimit(pid, kind, (to, before[1]))  # type: ignore[attr-defined, unused-ignore]
+            before = self._limits.setdefault((pid, kind), limit(pid, kind))
+            limit(pid, kind, (to, before[1]))
         except (OSError, ValueError):
             return None
 
         def undo() -> None:
             with contextlib.suppress(OSError):
-                resource.prlimit(pid, kind, before)  # type: ignore[attr-defined, unused-ignore]
+                limit(pid, kind, before)
 
         return undo
 

@@ -81,11 +81,15 @@ def git_oid(data: bytes) -> str:
 def _serve(
     handler: type[http.server.BaseHTTPRequestHandler], hub: LocalHub
 ) -> http.server.ThreadingHTTPServer:
-    server = QuietServer(("127.0.0.1", 0), handler)
-    server.hub = hub  # type: ignore[attr-defined]
+    server = _Server(("127.0.0.1", 0), handler)
+    server.hub = hub
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     return server
+
+
+class _Server(QuietServer):
+    hub: LocalHub
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -93,7 +97,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     @property
     def hub(self) -> LocalHub:
-        return self.server.hub  # type: ignore[attr-defined, no-any-return]
+        assert isinstance(self.server, _Server)
+        return self.server.hub
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)

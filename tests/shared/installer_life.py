@@ -104,7 +104,8 @@ def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "
 
 
 def status(case: Case[Any, Any], name: str = "mlx") -> BackendStatus:
-    return case.core.status(case.state, name, case.now.wall)  # type: ignore[attr-defined, no-any-return]
+    assert isinstance(case.core, Installer)
+    return case.core.status(case.state, name, case.now.wall)
 
 
 def failure_of(case: Case[Any, Any], name: str = "mlx") -> Failure:

@@ -11,9 +11,11 @@ from greenroom.actors.library.events import (
     PullRequested,
 )
 from greenroom.actors.library.messages import (
+    ModelList,
     ModelsSeen,
     Pull,
 )
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Failure, Model
 from reports import pull_failed
@@ -28,6 +30,13 @@ def new_life(*history: Any, store: tuple[Model, ...] = (), looked: bool = True) 
     case = given(Library(), *history, now=NOW)
     case.when(Recovered()).rest()
     return case.when(ModelsSeen(models=store)).rest() if looked else case
+
+
+def listed(case: Case[Any, Any]) -> tuple[Model, ...]:
+    """The models of the one list that the scheduler was sent by the last step."""
+    (told,) = case.told(SCHEDULER)
+    assert isinstance(told, ModelList)
+    return told.models
 
 
 def pull(case: Case[Any, Any], **more: Any) -> Any:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
-PROGRAMS = ("journal", "kernel", "front_door", "engines", "clients", "installer", "daemon")
+PROGRAMS = ("journal", "kernel", "front_door", "families", "engines", "clients", "installer", "daemon")
 QUICK = {
     "journal": ["--seconds", "0.5", "--events", "20000"],
     "kernel": ["--seconds", "0.3"],
     "front_door": ["--requests", "100", "--streams", "16", "--seconds", "2"],
+    "families": ["--requests", "60", "--streams", "16", "--seconds", "2", "--repeat", "1"],
     "clients": ["--repeat", "1", "--clients", "4", "16", "--tokens", "16", "--context", "256"],
     "installer": ["--repeat", "1"],
     "daemon": ["--events", "20000", "--repeat", "2", "--callers", "200"],
@@ -65,6 +66,16 @@ BUDGETS = (
     ),
     Budget("throughput beside the bare engine, 64 streams", "front_door", stream(64), 98, "%", True),
     Budget("throughput beside the bare engine, 256 streams", "front_door", stream(256), 98, "%", True),
+    *(
+        Budget(
+            f"{what} of translated streams beside chat completions, the slowest family",
+            "families",
+            lambda found, field=field: max(one[field] for one in found["families"]),  # type: ignore[misc]
+            2,
+            "x",
+        )
+        for what, field in (("first token", "first_token_ratio"), ("processor a token", "processor_ratio"))
+    ),
     Budget(
         "cold request, of the engine's own start", "engines", lambda found: found["cold"]["ratio"], 1.05, "x"
     ),

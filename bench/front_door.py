@@ -62,20 +62,23 @@ class Client(asyncio.Protocol):
 
     async def ask(self, tokens: int) -> float:
         """Seconds to the first token."""
-        body = json.dumps(
-            {
-                "model": "tiny",
-                "stream": True,
-                "max_tokens": tokens,
-                "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
-            }
-        )
+        body = self.body(tokens)
         self._done = asyncio.get_running_loop().create_future()
         self.first, self.tokens, self._rest = 0.0, 0, b""
         began = time.perf_counter()
-        self._transport.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        self._transport.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await self._done
         return self.first - began
+
+    def body(self, tokens: int) -> bytes:
+        """A request for that many tokens."""
+        asked = {
+            "model": "tiny",
+            "stream": True,
+            "max_tokens": tokens,
+            "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+        }
+        return json.dumps(asked).encode()
 
     def close(self) -> None:
         self._transport.close()

@@ -39,8 +39,9 @@ test: $(VENV)/.installed-dev ## set up and run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-clients: $(VENV)/.installed-dev ## run the tests with clients from npm
+test-clients: $(VENV)/.installed-dev ## run the clients that people use, at their newest versions
 	$(BIN)/python -m pytest -m clients
+	$(BIN)/python tests/shared/real_clients.py $(or $(GREENROOM_TEST_CACHE),$(VENV)/test-cache) docs/clients.md
 
 check: $(VENV)/.installed-dev ## lint, formatting, spelling, types for Linux and macOS, pyright
 	$(BIN)/ruff check

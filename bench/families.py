@@ -4,7 +4,7 @@
 
 One daemon and one fake engine, asked by turns through each API family by one lean client: milliseconds to
 the first token, and the daemon's processor time a token. Chat completions pass through; the other families
-are decoded and written anew, token by token.
+are decoded and written again, token by token.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from brief import BRIEF
+from tiny_vision import base64_png
 from waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -24,7 +25,7 @@ CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 HELLO = [BRIEF, {"role": "user", "content": "Name a colour."}]
 TOOL = {"type": "function", "function": {"name": "w", "description": None, "parameters": None}}
 CALL = {"id": "1", "type": "function", "function": {"name": "w", "arguments": "{broken"}}
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64_png()}"}}
 MISTAKES: dict[str, tuple[str, Any]] = {
     "an unknown role": (CHAT, {"messages": [{"role": "robot", "content": "x"}]}),
     "no messages": (CHAT, {"messages": []}),

@@ -9,6 +9,7 @@ import pytest
 
 from anthropic_types import check_message, events_of
 from greenroom.runner.http.anthropic.messages import MessageTranslation
+from tiny_vision import base64_png
 
 HELLO: Any = {"model": "tiny", "max_tokens": 64, "messages": [{"role": "user", "content": "hi"}]}
 USAGE = {
@@ -133,7 +134,7 @@ async def test_calls_without_a_stream_have_their_arguments_as_objects(open_house
 
 
 def test_blocks_become_the_messages_of_a_chat() -> None:
-    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": base64_png()}}
     chat = asked(
         system=[{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}],
         messages=[
@@ -163,7 +164,7 @@ def test_blocks_become_the_messages_of_a_chat() -> None:
     )
     system, user, assistant, tool, again = chat["messages"]
     assert system == {"role": "system", "content": "Be brief.\nBe kind."}
-    assert user["content"][1]["image_url"] == {"url": "data:image/png;base64,AAAA"}
+    assert user["content"][1]["image_url"] == {"url": f"data:image/png;base64,{base64_png()}"}
     assert (assistant["content"], assistant["reasoning_content"]) == ("Let me see.", "Hm")
     assert assistant["tool_calls"][0]["id"] == tool["tool_call_id"] == "toolu_1"
     assert tool["content"] == "Error: no"

@@ -19,6 +19,7 @@ from greenroom.runner.http.anthropic.fields import MESSAGES
 from greenroom.runner.http.bodies import check_now
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, Dialogue
+from tiny_vision import base64_png
 
 HELLO = [{"role": "user", "content": "hi"}]
 OTHER = {"type": "function", "function": {"name": "v"}}
@@ -38,6 +39,7 @@ def called(arguments: Any) -> dict[str, Any]:
     return {"messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]}
 
 
+IMAGE = f"data:image/png;base64,{base64_png()}"
 CHAT_MISTAKES: dict[str, dict[str, Any]] = {
     "messages": {"messages": []},
     "messages[0].role": {"messages": [{"role": "robot", "content": "x"}]},
@@ -249,7 +251,7 @@ async def test_mistakes_are_reported_before_an_engine_is_loaded_streamed_or_not(
         for path, fields, param in (
             ("/v1/chat/completions", {"messages": []}, "messages"),
             ("/engines/v1/completions", {"prompt": 7}, "prompt"),
-            ("/v1/chat/completions", said({"type": "image_url", "image_url": {"url": "data:x"}}),
+            ("/v1/chat/completions", said({"type": "image_url", "image_url": {"url": IMAGE}}),
              "messages[0].content[0]"),
             ("/v1/completions", {"prompt": [1] * 9000}, "prompt"),
         ):  # fmt: skip

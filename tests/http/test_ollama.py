@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from greenroom.runner.http.ollama.inference import Chat, Embed, Generate
+from tiny_vision import base64_png
 from waiting import until_async
 
 HELLO = [{"role": "user", "content": "hi"}]
-PIXEL = "iVBORw0KGgo="
+PIXEL = base64_png()
 CALL = {"function": {"name": "add", "arguments": {"a": 1}}}
 
 
@@ -133,7 +134,7 @@ async def test_an_image_is_sent_as_a_url_of_its_data(open_house: Any) -> None:
     status, said = await refusal_of(generate(house, images=[PIXEL]))
     assert (status, "cannot read images" in said) == (400, True)
     status, said = await refusal_of(generate(house, images=["not base64!"]))
-    assert (status, said) == (400, "images[0] must be an image in base64.")
+    assert (status, said) == (400, "images[0] must be a PNG, JPEG, GIF, BMP or WebP image in base64.")
     assert not house.engines(), "nothing was loaded for it"
 
 

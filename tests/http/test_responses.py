@@ -9,6 +9,7 @@ import pydantic
 import pytest
 
 from openai_types import check_response, events_of
+from tiny_vision import base64_png
 
 HELLO = {"model": "tiny", "input": "hi"}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
@@ -217,7 +218,7 @@ async def test_what_an_engine_is_asked_is_in_its_own_terms(open_house: Any) -> N
 
 async def test_a_mistake_names_the_field_as_the_client_knows_it(open_house: Any) -> None:
     house = await open_house()
-    image = [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]
+    image = [{"type": "input_image", "image_url": f"data:image/png;base64,{base64_png()}"}]
     for fields, param in (
         ({"input": []}, "input"),
         ({"input": None}, "input"),

@@ -156,6 +156,18 @@ class Cannot:
     """Whether these validated fields ask for it."""
     instead: str = ""
     """What to do instead, one sentence."""
+    code: str = "unsupported_parameter"
+    """Of the refusal."""
+
+
+def has_media(fields: Mapping[str, Any]) -> bool:
+    """Whether the messages of a checked chat have parts that are no text."""
+    contents = [one.get("content") for one in fields.get("messages") or ()]
+    return any(
+        part["type"] not in ("text", "refusal")
+        for content in contents
+        for part in (content if isinstance(content, list) else ())
+    )
 
 
 LLAMA_CPP_SAMPLING = frozenset(

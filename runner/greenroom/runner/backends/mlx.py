@@ -13,6 +13,7 @@ from greenroom.runner.backends.base import (
     Launch,
     Platform,
     Readiness,
+    has_media,
 )
 from greenroom.runner.backends.variants import MLX
 
@@ -24,6 +25,12 @@ _CANNOT = (
         "prompt", lambda fields: not isinstance(fields.get("prompt", ""), str), "Send one prompt per request."
     ),
     Cannot("prompt", lambda fields: fields.get("prompt") == "", "Send a prompt that is not empty."),
+    Cannot(
+        "messages",
+        has_media,
+        "It reads text alone. Use a GGUF version of the model with its projector, which llama.cpp serves.",
+        code="unsupported_input",
+    ),
     Cannot("n", lambda fields: fields.get("n", 1) > 1, "Send the request several times."),
     Cannot("seed", lambda fields: fields.get("seed", 0) < 0, "Use one that is not negative."),
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),

@@ -13,6 +13,7 @@
 - `admission`: what a request passes before it is inside an engine; while it is queued, the scheduler has it
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `fields`: what the requests of OpenAI's API may hold
+- `images`: whether something is an image, and how large it becomes
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed
 - `vectors`: embeddings that are shorter than the model makes them

@@ -16,6 +16,7 @@ from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.images import PIXELS, pixels_of
 from greenroom.runner.http.tool_prompt import ToolPrompt
 from greenroom.runner.models.description import template_text
 from greenroom.runner.models.purpose import is_encoder
@@ -196,7 +197,7 @@ def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, A
         if cannot.asked(fields):
             raise HttpRefusal(
                 400,
-                "unsupported_parameter",
+                cannot.code,
                 f"{cannot.param}: {backend} cannot do this. {cannot.instead}".strip(),
                 param=cannot.param,
             )
@@ -245,11 +246,15 @@ def _refuse_other_uses(
 
 
 def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: RequestTarget) -> None:
-    """Refuse images and sound for a model that reads none. Raises HttpRefusal: 400."""
+    """Refuse images and sound for a model that reads none, and images that are too large together.
+
+    Raises HttpRefusal: 400.
+    """
     if (reads := model.reads) is None:
         return  # the engine will say so
-    for kind, where in _media_in(fields):
-        medium, named = _MEDIA[kind]
+    pixels = 0
+    for part, where in _media_in(fields):
+        medium, named = _MEDIA[part["type"]]
         if medium not in reads:
             raise HttpRefusal(
                 400,
@@ -258,6 +263,16 @@ def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: 
                 advice="Send text, or use a model that has one.",
                 param=where,
             )
+        if part["type"] == "image_url":
+            pixels += pixels_of(part["image_url"]["url"].partition(",")[2])
+            if pixels > PIXELS:
+                raise HttpRefusal(
+                    400,
+                    "image_too_large",
+                    f"The images of this request have more than {PIXELS // 10**6} million pixels together.",
+                    advice="Send smaller ones: models read them at a fraction of that.",
+                    param=where,
+                )
 
 
 def uses_tools(chat: Mapping[str, Any]) -> bool:
@@ -267,13 +282,13 @@ def uses_tools(chat: Mapping[str, Any]) -> bool:
     )
 
 
-def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Kinds of parts of a checked chat that are no text, and where they stand."""
+def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Parts of a checked chat that are no text, and where they stand."""
     for number, message in enumerate(fields.get("messages") or ()):
         content = message.get("content")
         for index, part in enumerate(content if isinstance(content, list) else ()):
             if part["type"] in _MEDIA:
-                yield part["type"], f"messages[{number}].content[{index}]"
+                yield part, f"messages[{number}].content[{index}]"
 
 
 def _least_tokens(fields: Mapping[str, Any]) -> tuple[int, bool]:

@@ -65,7 +65,8 @@ _KNOWN = (
     _known(
         r"failed to (?:load|decode|process) (?:image|audio|bitmap|media)|invalid base64"
         r"|cannot identify image",
-        400, "invalid_input", "An image or sound in this request cannot be read.", "", "messages",
+        400, "invalid_input", "An image or sound in this request cannot be read.",
+        "Send images as PNG or JPEG; some engines read no others.", "messages",
     ),
     _known(
         r"pooling type|not support embedding|embeddings? (?:is|are) not supported"

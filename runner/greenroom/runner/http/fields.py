@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from greenroom.runner.http import images
+
 Check = Callable[[Any, str], Any]
 
 _INT32 = 2**31 - 1
@@ -281,32 +283,70 @@ class Dialogue:
 text_part = record({"text": text()}, required=("text",))
 
 
-def url(value: Any, where: str) -> Any:
+def data_url(value: Any, where: str) -> Any:
+    """A URL that is the data itself: engines would open this machine's files, or fetch from its network."""
     text(least=1)(value, where)
-    # Engines would open files of this machine, or read on from addresses that are none.
-    if not value[:8].lower().startswith(("data:", "http://", "https://")):
-        raise Wrong(where, f"{where} must be a data: or http(s): URL.")
+    if value[:8].lower().startswith(("http://", "https://")):
+        raise not_fetched(where)
+    if value[:5].lower() != "data:":
+        raise Wrong(where, f"{where} must be a data: URL.")
     return value
 
 
-described(url, type="string", pattern="^([Dd][Aa][Tt][Aa]:|[Hh][Tt][Tt][Pp][Ss]?://)")
+described(data_url, type="string", pattern="^[Dd][Aa][Tt][Aa]:")
 
 
-_linked = either("a URL or an object with one", (str, url), (dict, record({"url": url}, required=("url",))))
+def not_fetched(where: str) -> Wrong:
+    message = f"{where} is an address, and nothing is fetched from addresses. Send the data in base64."
+    return Wrong(where, message, "unsupported_value")
 
 
-def _link(name: str) -> Check:
-    return record({name: _linked}, required=(name,))
+def base64_image(value: Any, where: str) -> Any:
+    """An image in base64, without line breaks."""
+    text(least=1)(value, where)
+    if value[:8].lower().startswith(("http://", "https://")):
+        raise not_fetched(where)
+    try:
+        return images.checked(value)
+    except ValueError:
+        raise Wrong(where, f"{where} must be a PNG, JPEG, GIF, BMP or WebP image in base64.") from None
+
+
+described(base64_image, type="string", contentEncoding="base64", minLength=1)
+
+
+def image_url(value: Any, where: str) -> Any:
+    """A data URL with an image in base64."""
+    head, comma, data = data_url(value, where).partition(",")
+    kind = head.lower()
+    if not comma or not kind.startswith("data:image/") or not kind.endswith(";base64"):
+        raise Wrong(where, f"{where} must be a data URL with an image in base64: data:image/png;base64,…")
+    clean = base64_image(data, where)
+    return value if clean is data and kind == head else f"{kind},{clean}"
+
+
+described(image_url, type="string", pattern="^[Dd][Aa][Tt][Aa]:[Ii][Mm][Aa][Gg][Ee]/")
+
+
+def _link(name: str, url: Check) -> Check:
+    """A part with a URL, or with an object that has one; the engine gets an object."""
+
+    def alone(value: Any, where: str) -> Any:
+        return {"url": url(value, where)}
+
+    inner = record({"url": url}, required=("url",))
+    linked = either("a URL or an object with one", (str, described(alone, anyOf=[url])), (dict, inner))
+    return record({name: linked}, required=(name,))
 
 
 _PARTS = {
     "text": text_part,
-    "image_url": _link("image_url"),
+    "image_url": _link("image_url", image_url),
     "input_audio": record(
         {"input_audio": record({"data": text(), "format": text()}, required=("data",))}, ("input_audio",)
     ),
-    "audio_url": _link("audio_url"),
-    "video_url": _link("video_url"),
+    "audio_url": _link("audio_url", data_url),
+    "video_url": _link("video_url", data_url),
     "refusal": record({"refusal": text()}, required=("refusal",)),
 }
 _content = either(

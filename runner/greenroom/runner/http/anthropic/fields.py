@@ -11,24 +11,44 @@ from greenroom.runner.http.fields import (
     Wrong,
     any_object,
     array,
+    base64_image,
     by_type,
     count,
+    described,
     either,
     flag,
     keep_alive,
+    not_fetched,
     number,
     one_of,
     record,
     text,
     text_part,
-    url,
     whole,
 )
 
+
+def _address(_: Any, where: str) -> Any:
+    raise not_fetched(where)
+
+
+def _file(_: Any, where: str) -> Any:
+    raise Wrong(
+        where,
+        f"{where} names a file of Anthropic's service. Send the image in base64.",
+        "unsupported_value",
+    )
+
+
+for _refused in (_address, _file):
+    described(_refused, type="null", description="Not supported. Send the image in base64.")
+_media_type = one_of("image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp", "image/bmp")
+
 _source = by_type(
     {
-        "base64": record({"data": text(least=1), "media_type": text()}, required=("data",)),
-        "url": record({"url": url}, required=("url",)),
+        "base64": record({"data": base64_image, "media_type": _media_type}, required=("data",)),
+        "url": _address,
+        "file": _file,
     },
     "source",
 )

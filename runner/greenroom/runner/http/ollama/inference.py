@@ -413,10 +413,10 @@ def _content(message: Mapping[str, Any]) -> str | list[dict[str, Any]]:
 
 
 def _url(image: str) -> str:
-    if image.startswith(("data:", "http://", "https://")):
+    if image.startswith("data:"):
         return image
     kind = next((kind for start, kind in _IMAGES.items() if image.startswith(start)), "jpeg")
-    return f"data:image/{kind};base64,{image.strip()}"
+    return f"data:image/{kind};base64,{image}"
 
 
 _STREAMS_END = b"data: [DONE]"

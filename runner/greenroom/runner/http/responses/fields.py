@@ -17,12 +17,12 @@ from greenroom.runner.http.fields import (
     described,
     either,
     flag,
+    image_url,
     keep_alive,
     number,
     one_of,
     record,
     text,
-    url,
     whole,
     wrong_type,
 )
@@ -66,7 +66,10 @@ _PARTS: dict[str, Check] = {
     "output_text": _text,
     "text": _text,
     "refusal": record({"refusal": text()}, required=("refusal",)),
-    "input_image": record({"image_url": url, "detail": text()}, required=("image_url",)),
+    "input_image": record(
+        {"image_url": image_url, "detail": text(), "file_id": _refused("Send the image as image_url.")},
+        required=("image_url",),
+    ),
     "input_audio": record(
         {"input_audio": record({"data": text(), "format": text()}, required=("data",))}, ("input_audio",)
     ),

@@ -144,6 +144,8 @@ def _inspected(model: dict[str, Any]) -> list[str]:
         **{label: str(config.get(name) or "") for name, label in _FACTS},
         "Size": format_size(float(model["bytes"])) if model.get("bytes") else str(config.get("size") or ""),
     }
+    if len(reads := model.get("reads") or ()) > 1:
+        facts["Reads"] = ", ".join(reads)
     lines = [f"{label + ':':<14} {value}" for label, value in facts.items() if value]
     if "chat_template" in model:
         lines.append(f"{'Chat template:':<14} {_template(model['chat_template'])}")

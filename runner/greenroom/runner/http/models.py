@@ -79,7 +79,14 @@ class Models:
             template = await in_thread(lambda: template_of(store, model.id))
         except JobFailed:
             template = None  # damaged: the files say so
-        more = {"source": model.source, "bytes": model.size, "files": files, "chat_template": template}
+        reads = ["text", *(model.reads or ())]
+        more = {
+            "source": model.source,
+            "bytes": model.size,
+            "reads": reads,
+            "files": files,
+            "chat_template": template,
+        }
         # In a thread: what engines may use depends on limits that are read from files.
         serving = await asyncio.to_thread(prospects, self._context, model)
         return json_response(described(model, config) | more | {"serving": serving})
@@ -435,6 +442,7 @@ def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, o
         "parameters": model.parameters,
         "quantization": model.quantization,
         "size": size_text(model.size) if model.size else "",
+        "reads": ["text", *model.reads] if model.reads else [],
     }
     entry: dict[str, object] = {
         "id": shown_name(model),

@@ -118,6 +118,7 @@ class OllamaModels:
                 "size": model.size,
                 "digest": model.id.removeprefix("sha256:"),
                 "details": _details(model),
+                "capabilities": _capabilities(model),
             }
             for model in self._context.greenroom.models()
             for name in names_of(model)
@@ -144,8 +145,7 @@ class OllamaModels:
         model = self._context.model(body.asked)
         store = self._context.greenroom.store
         header, template = await in_thread(lambda: _read(store, model))
-        able = ["completion" if model.made_for in (None, "completion", "reranking") else "embedding"]
-        able += ["vision"] if "image" in (model.reads or ()) else []
+        able = _capabilities(model)
         able += ["tools"] if "tools" in template else []
         able += ["thinking"] if any(word in template for word in _THINKS) else []
         sized = f"PARAMETER num_ctx {model.context_size}\n" if model.context_size > 0 else ""
@@ -237,6 +237,12 @@ def _short(tag: str) -> str:
     if tag.startswith("huggingface.co/"):
         return f"hf.co/{tag.removeprefix('huggingface.co/')}"
     return tag.removeprefix("docker.io/").removeprefix("ai/")
+
+
+def _capabilities(model: Model) -> list[str]:
+    """What its files say; its chat template may add more."""
+    able = ["completion" if model.made_for in (None, "completion", "reranking") else "embedding"]
+    return [*able, "vision"] if "image" in (model.reads or ()) else able
 
 
 def _details(model: Model) -> dict[str, Any]:

@@ -139,6 +139,13 @@ def test_documents_are_ranked_by_a_model_that_is_made_for_it(
     found = {one["index"]: one["relevance_score"] for one in answer.json["results"]}
     assert [found[index] for index in range(3)] == pytest.approx(list(SCORES.values()), abs=0.01)
 
+    best = sorted(SCORES.values(), reverse=True)[:2]
+    jina = ask("/v1/rerank", query=QUERY, documents=list(SCORES), top_n=2, return_documents=True).json
+    assert [one["relevance_score"] for one in jina["results"]] == pytest.approx(best, abs=0.01)
+    assert jina["results"][0]["document"] == {"text": max(SCORES, key=lambda one: SCORES[one])}
+    scores = ask("/score", text_1=QUERY, text_2=list(SCORES)).json["data"]
+    assert [one["score"] for one in scores] == pytest.approx(list(SCORES.values()), abs=0.01)
+
     long = ask("/rerank", query="cat", documents=["cat " * 505, "dog"])
     assert long.status == 200, long.body
     too_long = ask("/rerank", query="cat", documents=["cat " * 600, "dog"])

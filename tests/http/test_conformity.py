@@ -20,7 +20,10 @@ from greenroom.runner.testing import tiny_gguf
 from waiting import until
 
 CHECKS = "no_fault_of_ours,nothing_is_left_out,status_code_conformance,response_headers_conformance"
-PREFIXED = r"^/engines/(\{backend\}/)?(v1|rerank|score)|^/anthropic|^/engines/\{backend\}/_configure"
+PREFIXED = (
+    r"^/engines/(\{backend\}/)?(v\d|rerank|score|responses|tokenize|detokenize|apply-template|infill|props|health)"
+    r"|^/responses|^/anthropic|^/engines/\{backend\}/_configure"
+)
 """The same handlers as without."""
 
 
@@ -42,6 +45,8 @@ class Conforming(DaemonProcess):
         argv += ["--checks", CHECKS, "--request-timeout", "60", "--warnings", "off", "--no-color"]
         # These would end the daemon, and remove what is asked for.
         argv += ["--exclude-path", "/daemon/stop", "--exclude-path", "/models/purge"]
+        # What is followed has no end.
+        argv += ["--exclude-path", "/logs"]
         argv += ["--suppress-health-check", "all", "--max-failures", "5", *options]
         env = os.environ | {
             "CONFORMITY_MODEL": str(self.file),

@@ -19,7 +19,24 @@ import threading
 import time
 from typing import Any
 
-COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages")
+COMPLETIONS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages"),
+    *("/rerank", "/score", "/tokenize", "/detokenize", "/apply-template", "/infill"),
+)
+OTHERS: dict[str, dict[str, Any]] = {
+    "/rerank": {"results": [{"index": 0, "relevance_score": 0.5}], "usage": {"total_tokens": 3}},
+    "/score": {"data": [{"index": 0, "score": 0.5}]},
+    "/tokenize": {"tokens": [1, 2]},
+    "/detokenize": {"content": "word0"},
+    "/apply-template": {"prompt": "user: word0"},
+}
+METRICS = """# HELP fake:tokens_total Tokens generated.
+# TYPE fake:tokens_total counter
+fake:tokens_total %(tokens)d
+# TYPE fake:seconds histogram
+fake:seconds_bucket{le="+Inf",model="own}"} %(requests)d
+fake:seconds_sum 0.5
+"""
 STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0, "most_at_once": 0}
 
 
@@ -168,6 +185,11 @@ class Engine:
         if path == "/stats":
             seen = {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "argv": sys.argv}
             await answer(writer, 200, {**STATS, "pid": os.getpid(), **seen})
+        elif path == "/metrics":
+            await answer(writer, 200, METRICS % STATS)
+        elif path == "/props":
+            props = {"total_slots": 3, "model_path": "/secret/place.gguf", "model_alias": "x"}
+            await answer(writer, 200, props)
         elif path == "/health":
             ok = self.loaded.is_set() or (self.options.lie_while_loading and not self.load_failed)
             ok = ok and not (self.options.unwell_while and there(self.options.unwell_while))
@@ -210,6 +232,9 @@ class Engine:
                 vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2, 0.3]}
                 usage = {"prompt_tokens": 1, "total_tokens": 1}
                 await answer(writer, 200, {"object": "list", "data": [vector], "usage": usage})
+                return
+            if path in OTHERS:
+                await answer(writer, 200, OTHERS[path])
                 return
             await self.generate(reader, writer, path, request)
         except (ConnectionError, BrokenPipeError):

@@ -186,6 +186,8 @@ class Dialect:
     dropped: frozenset[str] = frozenset()
     """Request fields the engine does not receive: they would load other weights, or mean nothing to it."""
     cannot: tuple[Cannot, ...] = ()
+    lacks: frozenset[str] = frozenset()
+    """Routes of other engines that it does not have, such as `/infill`."""
     pools_by_header: bool = False
     """Makes embeddings only with models whose header says how, or with the flag `--pooling`."""
 

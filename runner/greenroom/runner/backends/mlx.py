@@ -86,6 +86,7 @@ class Mlx(Backend):
         model_name="default_model",
         dropped=LLAMA_CPP_SAMPLING | {"adapters", "draft_model"},
         cannot=_CANNOT,
+        lacks=frozenset({"/infill"}),
     )
 
     slots = 4

@@ -72,7 +72,12 @@ class _VllmServer(Backend):
     install_preference = 20
     readiness = Readiness(path="/health", loading=frozenset({503}))
     # It refuses names it was not started with, and a model may get others later.
-    dialect = Dialect(model_name="{model_id}", dropped=LLAMA_CPP_SAMPLING)
+    dialect = Dialect(
+        model_name="{model_id}",
+        dropped=LLAMA_CPP_SAMPLING,
+        # It has `/tokenize` and `/detokenize` with other fields.
+        lacks=frozenset({"/tokenize", "/detokenize", "/apply-template", "/infill"}),
+    )
     allowed_flags = VLLM
     overhead_bytes = 2 * 2**30
     # It pages its cache: a request that finds it full waits, and is never truncated.

@@ -23,10 +23,15 @@
 - `responses`: OpenAI's Responses API
 - `anthropic`: Anthropic's Messages API
 - `ollama`: Ollama's API
+- `ranking`: rerankings and scores in the forms of Jina, Cohere and vLLM
+- `llama_server`: llama-server's own routes
+- `not_served`: routes that nothing here serves, and what would
+- `install_text`: what Docker's command line reads while a backend is installed
 - `go_duration`: times as Docker and Ollama write them
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
 - `backends`, `engines`, `configuring`: installing; what runs, and unloading; how models are loaded
 - `health`: alive, ready, status, why, stop
+- `logs`, `engine_metrics`: what the daemon and its engines have printed; the engines' own numbers
 - `openapi`: the description of all this, for programs and for people
 - `idempotency`: `Idempotency-Key`
 - `progress_stream`: the progress that a waiting client is sent

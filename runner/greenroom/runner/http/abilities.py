@@ -105,7 +105,7 @@ class Abilities:
             cannot.asked(fields) for one in dialects.values() for cannot in one.dialect.cannot
         ):
             return
-        name = self._serving(model, mode, backend)
+        name = self.serving(model, mode, backend)
         if name is None:
             return  # the scheduler will say why
         dialect = dialects[name].dialect
@@ -139,7 +139,8 @@ class Abilities:
                 numbers={"needed": float(needed), "budget": float(budget)},
             )
 
-    def _serving(self, model: Model, mode: Mode, backend: str) -> str | None:
+    def serving(self, model: Model, mode: Mode, backend: str) -> str | None:
+        """The backend that would serve a model; None if none can without more ado."""
         greenroom = self._greenroom
         statuses = {one.name: one for one in greenroom.statuses()}
         choice = choose(model, mode, backend, greenroom.settings.install_policy, greenroom.facts, statuses)

@@ -47,6 +47,8 @@ class Context:
         self.callers = Callers()
         self.responses = ResponseStore(greenroom.home)
         self.upstreams = Upstreams(self._live_endpoints)
+        self.asides = Upstreams(self._live_endpoints)
+        """For what engines tell of themselves: that they do is no sign that they work on requests."""
         self.suspects = Suspects()
         self.lingering = Lingering(greenroom.gates, self.engine)
         self.abilities = Abilities(greenroom, self.configs)
@@ -162,6 +164,7 @@ class Context:
         await self.responses.close()
         self.clients.close()
         self.upstreams.close()
+        self.asides.close()
 
     def _live_endpoints(self) -> set[str]:
         return {engine.endpoint for engine in self.greenroom.engines() if engine.state != "gone"}

@@ -80,6 +80,15 @@ _KNOWN = (
         "Use a reranking model.",
     ),
     _known(
+        r"infill is not supported",
+        422, "no_infill", 'The model "{model}" cannot fill in: it has no tokens for it.',
+        "Use a model that was made for code completion.", "model",
+    ),
+    _known(
+        r"_M_range_check|token id .*out of range",
+        400, "invalid_value", "A token is not one of this model's.", "", "tokens",
+    ),
+    _known(
         r"json.?schema|\$ref\b|grammar from schema|response_format",
         400, "invalid_schema", "A JSON schema of response_format or of a tool cannot be used.",
         "Use only the types and keywords of JSON Schema, and references within the schema.",

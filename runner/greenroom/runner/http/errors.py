@@ -223,8 +223,16 @@ def family_of_path(path: str) -> Family:
         return "anthropic"
     if "/api/" in path.partition("/models/")[0]:
         return "ollama"
-    inference = "/v1/" in path or path.endswith(("/rerank", "/score"))
-    return "openai" if inference and "/models/" not in path.partition("/v1/")[0] else "text"
+    inference = any(one in path for one in _VERSIONED) or path.rpartition("/")[2] in _UNVERSIONED
+    under_models = "/models/" in path.partition("/v1/")[0]
+    return "openai" if inference and not under_models else "text"
+
+
+_VERSIONED = ("/v1/", "/v2/", "/responses/")
+_UNVERSIONED = frozenset(
+    {"rerank", "score", "responses", "tokenize", "detokenize", "apply-template", "infill", "props", "health"}
+)
+"""Last segments of inference routes that have no version in their paths."""
 
 
 def answer_error(request: Request, error: BaseException, family: Family) -> Response:

@@ -36,7 +36,9 @@ class Health:
         self._context = context
         self._one_at_a_time = asyncio.Lock()
 
-    async def root(self, request: Request) -> Response:  # noqa: ARG002 - a handler
+    async def root(self, request: Request) -> Response:
+        """One line, at the root and wherever clients may have their base URL."""
+        self._context.backend_of(request)
         return Response(b"Greenroom is running", content_type=TEXT)
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - a handler

@@ -44,8 +44,10 @@ from greenroom.runner.http.engine_errors import broke_off, engine_error, error_b
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.event_stream import EventStream, Held, Said, Unfinished
 from greenroom.runner.http.fields import Dialogue
+from greenroom.runner.http.install_text import InstallText
+from greenroom.runner.http.install_text import is_for as is_for_docker
 from greenroom.runner.http.port import EVENT_STREAM, JSON, AnyResponse, Handler, Request, Response, Stream
-from greenroom.runner.http.progress_stream import KeepAlive, sentence_of
+from greenroom.runner.http.progress_stream import KeepAlive, comment, sentence_of
 from greenroom.runner.http.stop_watch import StopWatch
 from greenroom.runner.http.suspects import fingerprint
 from greenroom.runner.http.translation import Renaming, Translation
@@ -105,6 +107,8 @@ class Exchange:
         self._admission: Admission | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._keep_alive: KeepAlive | None = None
+        self._install_text: InstallText | None = None
+        """For Docker's command line."""
         self._upstream: Connection | None = None
         self._stream: Stream | None = None
         """The answer, once its head was sent by us."""
@@ -313,9 +317,11 @@ class Exchange:
 
     async def _pass_on(self, place: Place, model: Model, upstream: Connection, chunk: bytes) -> AnyResponse:
         begun = await self._stop_talking()
+        if begun is not None and self._install_text is not None and (said := self._install_text.done()):
+            await begun.write(said)
         if not 200 <= upstream.status < 300:
             raise engine_error(upstream.status, await error_body(upstream, chunk), self._asked(place.backend))
-        spoken = spoken_by(self._context.greenroom.backends[place.backend].dialect, model)
+        spoken = self._spoken(place, model)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
         self._watch = ReadWatch(
             self._request,
@@ -364,6 +370,12 @@ class Exchange:
         self._request.served = stream.status
         return stream
 
+    def _spoken(self, place: Place, model: Model) -> str | None:
+        """What the engine's answers call the model, as far as we know."""
+        dialect = self._context.greenroom.backends[place.backend].dialect
+        engine = self._context.engine(place.engine_id)
+        return spoken_by(dialect, model) or (engine.spec.model_ref if engine is not None else None)
+
     async def _begin(self, upstream: Connection, length: int | None = None) -> Stream:
         headers = returned(upstream)
         if self._translation is not None:
@@ -384,6 +396,8 @@ class Exchange:
     async def _last_words(self, stream: Stream, refusal: Refusal, param: str | None = None) -> AnyResponse:
         """End a stream that has begun with an error, and its connection: so no client takes it for whole."""
         translation = self._translation
+        if self._install_text is not None and (said := self._install_text.failed(refusal)):
+            await stream.write(said)
         if stream.content_type != (EVENT_STREAM if translation is None else translation.content_type):
             self._hang_up()
         if translation is None and self._events is not None and self._events.in_event:
@@ -420,6 +434,8 @@ class Exchange:
 
     def _begin_to_talk(self) -> None:
         after = self._context.greenroom.settings.progress_after
+        if is_for_docker(self._request):
+            self._install_text = InstallText(self._context.greenroom.board)
         self._keep_alive = KeepAlive(self._request, after, self._what_goes_on)
 
     async def _stop_talking(self) -> Stream | None:
@@ -428,13 +444,18 @@ class Exchange:
             self._timer.cancel()
         return await self._keep_alive.end() if self._keep_alive is not None else None
 
-    def _what_goes_on(self) -> str:
+    def _what_goes_on(self) -> bytes:
         request_id = self._admission.request_id if self._admission is not None else ""
         board = self._context.greenroom.board
         progress = board.latest(request_job(request_id))
+        before = b""
+        if self._install_text is not None:
+            if (text := self._install_text.about(progress)) is not None:
+                return text
+            before = self._install_text.done()
         if progress is None:
-            return f"waiting for {self._asked_as}"
-        return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
+            return before + comment(f"waiting for {self._asked_as}")
+        return before + comment(f"waiting for {self._asked_as}: {sentence_of(progress, board)}")
 
 
 def _answer(place: Place, body: bytes, field: str) -> dict[str, Any]:

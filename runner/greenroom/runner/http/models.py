@@ -33,7 +33,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
 from greenroom.runner.http.context import Context, shown_name
-from greenroom.runner.http.errors import VERSION_HEADER, HttpRefusal, json_response, wants_json
+from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfers import TransferLines, canonical
@@ -64,8 +64,14 @@ class Models:
         self._verifying = asyncio.Lock()
         """One at a time: it is the disk that takes the time."""
 
-    async def all(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        return json_response([described(model) for model in self._context.greenroom.models()])
+    async def all(self, request: Request) -> Response:
+        found = [described(model) for model in self._context.greenroom.models()]
+        if DOCKER_CLI in request.headers.get("User-Agent", ""):
+            # `list MODEL` of Docker's command line looks for names without the registry.
+            for one in found:
+                if "tags" in one:
+                    one["tags"] = [tag.removeprefix("docker.io/") for tag in one["tags"]]
+        return json_response(found)
 
     async def one(self, request: Request) -> AnyResponse:
         """One model, by any of its names: what it is, of which files, and what would serve it."""
@@ -401,30 +407,35 @@ class Listing:
         self._context = context
 
     async def all(self, request: Request) -> Response:
-        """Every model in the store, once, by its first name."""
+        """Every name under which a model can be asked for."""
         self._context.backend_of(request)
         configs = self._context.configs()
+        named = [(model, name) for model in self._context.greenroom.models() for name in names_of(model)]
         if VERSION_HEADER in request.headers:
-            found = [_anthropic_entry(model, configs) for model in self._context.greenroom.models()]
+            found = [_anthropic_entry(model, name, configs) for model, name in named]
             ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]} if found else {}
             return json_response(
                 {"data": found, "has_more": False, "first_id": None, "last_id": None, **ends}
             )
-        entries = [_entry(model, configs) for model in self._context.greenroom.models()]
+        entries = [_entry(model, name, configs) for model, name in named]
         return json_response({"object": "list", "data": entries})
 
     async def one(self, request: Request) -> Response:
         self._context.backend_of(request)
-        model = self._context.model(request.params["name"])
-        if VERSION_HEADER in request.headers:
-            return json_response(_anthropic_entry(model, self._context.configs()))
-        return json_response(_entry(model, self._context.configs()))
+        name = request.params["name"]
+        model = self._context.model(name)
+        entry = _anthropic_entry if VERSION_HEADER in request.headers else _entry
+        return json_response(entry(model, name, self._context.configs()))
 
 
-def _anthropic_entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
+def names_of(model: Model) -> list[str]:
+    """The names a model is listed by: its tags, but for those of files where it has others, else its id."""
+    return [tag for tag in model.tags if not tag.startswith(("file:", "pypi:"))] or [shown_name(model)]
+
+
+def _anthropic_entry(model: Model, name: str, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
     context = _context_size(model, configs) or None
     created = datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    name = shown_name(model)
     about = {"created_at": created, "lifecycle": "active", "max_input_tokens": context, "max_tokens": context}
     return {"type": "model", "id": name, "display_name": name, **about}
 
@@ -435,7 +446,7 @@ def _context_size(model: Model, configs: Mapping[str, ModelConfigState]) -> int:
     return context if context > 0 else model.context_length
 
 
-def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
+def _entry(model: Model, name: str, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
     about = {
         "context_window": _context_size(model, configs),
         "architecture": model.architecture,
@@ -445,7 +456,7 @@ def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, o
         "reads": ["text", *model.reads] if model.reads else [],
     }
     entry: dict[str, object] = {
-        "id": shown_name(model),
+        "id": name,
         "object": "model",
         "created": int(model.created),
         "owned_by": "docker",

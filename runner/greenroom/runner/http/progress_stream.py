@@ -226,14 +226,20 @@ async def _begin(request: Request, lines: ProgressFormat, headers: Mapping[str, 
     )
 
 
+def comment(sentence: str) -> bytes:
+    """A sentence as a comment of a stream."""
+    # A line end inside would begin an event.
+    return b": " + " ".join(sentence.split()).encode() + b"\n\n"
+
+
 class KeepAlive:
     """The answer to a streaming client that waits for an engine: it begins with comments.
 
     They say what is going on; clients skip lines that begin with a colon.
     """
 
-    def __init__(self, request: Request, pause: float, say: Callable[[], str]) -> None:
-        """`say` makes one line about what is going on, every `pause` seconds."""
+    def __init__(self, request: Request, pause: float, say: Callable[[], bytes]) -> None:
+        """`say` makes what is written every `pause` seconds; `comment` makes that of a sentence."""
         self._request = request
         self._pause = min(_HEARTBEAT, max(pause, 0.1))
         self._say = say
@@ -258,8 +264,8 @@ class KeepAlive:
         try:
             stream = self.stream = await self._request.start(headers=headers)
             while not self._over.is_set():
-                # A line end inside would begin an event.
-                await stream.write(b": " + " ".join(self._say().split()).encode() + b"\n\n")
+                if said := self._say():
+                    await stream.write(said)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause):
                         await self._over.wait()

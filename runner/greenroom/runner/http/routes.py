@@ -12,22 +12,26 @@ from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTrans
 from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.engine_metrics import EngineMetrics
 from greenroom.runner.http.engines import Engines
 from greenroom.runner.http.fields import (
     CHAT,
     COMPLETION,
     EMBEDDING,
     RERANKING,
-    SCORING,
 )
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.inference import Kind, inference
+from greenroom.runner.http.llama_server import KINDS, LlamaServer
+from greenroom.runner.http.logs import Logs
 from greenroom.runner.http.models import Listing, Models
+from greenroom.runner.http.not_served import NOT_SERVED, not_served, requests
 from greenroom.runner.http.ollama.inference import OllamaInference
 from greenroom.runner.http.ollama.models import OllamaModels
 from greenroom.runner.http.ollama.transfers import OllamaTransfers
 from greenroom.runner.http.openapi.routes import ApiDescription
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
+from greenroom.runner.http.ranking import RERANK, scoring
 from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
 from greenroom.runner.http.vectors import shortened_if_asked
@@ -40,7 +44,8 @@ INFERENCE = {
         "embedding", "/v1/embeddings", EMBEDDING, param="input", translate=shortened_if_asked
     ),
     "/rerank": Kind("reranking", "/rerank", RERANKING, param="documents"),
-    "/score": Kind("reranking", "/score", SCORING, param="text_1"),
+    "/v1/rerank": RERANK,
+    "/v2/rerank": RERANK,
 }
 """What may follow a prefix, and what it asks of an engine (which has them all at its root)."""
 
@@ -68,14 +73,29 @@ def all_routes(context: Context) -> Iterator[Route]:
         for prefix in (*PREFIXES, "/anthropic"):
             yield Route("POST", prefix + path, handler, query=None)
     responses = Responses(context)
+    for prefix in (*PREFIXES, "/responses", "/engines/responses"):
+        # As Docker Model Runner has them, and without the version as well.
+        whole = prefix if prefix.endswith("/responses") else f"{prefix}/v1/responses"
+        yield from _responses(whole, responses, attended)
+    score, llama_server = scoring(context), LlamaServer(context)
     for prefix in PREFIXES:
-        yield from _responses(f"{prefix}/v1/responses", responses, attended)
+        yield Route("POST", f"{prefix}/score", score, query=None)
+        for path, kind in KINDS.items():
+            yield Route("POST", prefix + path, llama_server.posted(kind), query=None)
+        yield _known("GET", f"{prefix}/props", llama_server.props, "model")
+        yield _known("GET", f"{prefix}/health", llama_server.health, "model")
+        for path in NOT_SERVED:
+            yield Route("POST", prefix + path, not_served(path), query=None)
     listing = Listing(context)
     for prefix in (*PREFIXES, "/anthropic"):
         yield Route("GET", f"{prefix}/v1/models", listing.all)
         yield Route("GET", f"{prefix}/v1/models/{{name:.+}}", listing.one)
 
     yield from _ollama(context)
+
+    yield _known("GET", "/logs", attended(Logs(context).logs), "follow", "no-engines", "tail")
+    yield Route("GET", "/metrics", attended(EngineMetrics(context).metrics))
+    yield _known("GET", "/engines/requests", requests, "model", "include_existing")
 
     engines, configuring = Engines(context), Configuring(context)
     yield Route("GET", "/engines/status", engines.status)
@@ -111,7 +131,8 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _known("DELETE", "/models/{reference:.+}", models.remove, "force")
 
     health = Health(context)
-    yield Route("GET", "/", health.root)
+    for base in ("/", "/v1", "/engines/v1", "/engines/{backend}/v1", "/anthropic", "/api"):
+        yield Route("GET", base, health.root)
     yield Route("GET", "/version", health.version)
     yield Route("GET", "/livez", health.livez)
     yield Route("GET", "/readyz", health.readyz)

@@ -97,8 +97,8 @@ class Connection(asyncio.Protocol):
         """Free, and still connected."""
         return not self._busy and self._transport is not None and not self._transport.is_closing()
 
-    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> None:
-        """Send a POST and wait for the head of its answer. Raises Lost."""
+    async def send(self, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST") -> None:
+        """Send a request and wait for the head of its answer. Raises Lost."""
         self._begin()
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
         # transport with the answer unread: a second descriptor can still read it.
         spare = _Spare(transport) if len(body) > _SMALL else None
         try:
-            await self._write(transport, path, headers, body)
+            await self._write(transport, f"{method} {path}", headers, body)
             while not self._has_head:
                 await self._wait()
         except Lost:
@@ -186,9 +186,9 @@ class Connection(asyncio.Protocol):
         self._cut()
 
     async def _write(
-        self, transport: asyncio.Transport, path: str, headers: Mapping[str, str], body: bytes
+        self, transport: asyncio.Transport, asked: str, headers: Mapping[str, str], body: bytes
     ) -> None:
-        lines = [f"POST {path} HTTP/1.1\r\nHost: localhost\r\n"]
+        lines = [f"{asked} HTTP/1.1\r\nHost: localhost\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         # The length is said in any case: some engines cannot read a body that comes in chunks.
         lines.append(f"Content-Length: {len(body)}\r\n\r\n")
@@ -371,6 +371,17 @@ class Upstreams:
 
         `last_byte` is the clock of the engine there: set whenever it sends anything.
         """
+        connection = await self._connected(endpoint, last_byte)
+        await connection.send(path, headers, body)
+        return connection
+
+    async def get(self, endpoint: str, path: str) -> Connection:
+        """The same for a GET. Raises Unreached or Lost."""
+        connection = await self._connected(endpoint, None)
+        await connection.send(path, {}, b"", method="GET")
+        return connection
+
+    async def _connected(self, endpoint: str, last_byte: LastByte | None) -> Connection:
         pool = self._pools.get(endpoint)
         if pool is None:
             # An endpoint is an engine's own and never comes again, so its pool would stay forever.
@@ -378,9 +389,7 @@ class Upstreams:
             for gone in [known for known in self._pools if known not in live]:
                 self._pools.pop(gone).close()
             pool = self._pools[endpoint] = _Pool(endpoint, last_byte or LastByte())
-        connection = pool.take() or await pool.connect()
-        await connection.send(path, headers, body)
-        return connection
+        return pool.take() or await pool.connect()
 
     def close(self) -> None:
         """Close every idle connection; those in use end with their answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,16 @@ import msgspec
 from greenroom.actors.values import Model
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models import templates
-from greenroom.runner.models.gguf import read_header
+from greenroom.runner.models.gguf import Value, read_header
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.units import size_text
 
 if TYPE_CHECKING:
     from greenroom.runner.models.puller import Published
 
+_TEMPLATE = "tokenizer.chat_template"
+_TEMPLATE_LIMIT = 8 * 2**20
+"""Characters of a chat template that are read."""
 _MAPS = ("gguf", "safetensors", "diffusers")
 
 
@@ -98,6 +102,25 @@ def template_text(store: ModelStore, model_id: str) -> str:
         return templates.text_of_header(read_header(bundle.path).values)
     files = [path for path in bundle.path.iterdir() if path.is_file()] if bundle.path.is_dir() else []
     return templates.text_of_files([*files, *filter(None, [bundle.chat_template])])
+
+
+def header_and_template(store: ModelStore, model_id: str) -> tuple[Mapping[str, Value], str]:
+    """The header of a stored model and its chat template; both empty where there is none. Blocks.
+
+    Raises:
+        JobFailed: permanent, `model_damaged`.
+    """
+    files = store.open_model(model_id)
+    header: Mapping[str, Value] = {}
+    if files.path.is_file():
+        header = read_header(files.path).values
+    template = ""
+    if files.path.is_dir():
+        template = templates.text_of_folder([path for path in files.path.iterdir() if path.is_file()])
+    elif (own := files.chat_template) is not None:
+        with contextlib.suppress(OSError), own.open(encoding="utf-8", errors="replace") as file:
+            template = file.read(_TEMPLATE_LIMIT)
+    return header, template or str(header.get(_TEMPLATE) or "")
 
 
 def flat_config(data: bytes) -> dict[str, Any]:

@@ -49,6 +49,18 @@ def of_folder(files: Sequence[Readable]) -> Templates | None:
     return Templates("chat_template.json", _several(found), text) if text else None
 
 
+def text_of_folder(files: Sequence[Readable]) -> str:
+    """The template for plain chats beside safetensors; empty where there is none."""
+    found = of_folder(files)
+    if found is None or found.text:
+        return found.text if found is not None else ""
+    (file,) = (file for file in files if file.name == found.file)
+    if found.file == JINJA:
+        return _read(file).decode("utf-8", "replace")
+    config = _by_name(_table(file).get("chat_template"))
+    return config.get("default") or next(iter(config.values()), "")
+
+
 def of_header(keys: Sequence[str]) -> Templates | None:
     names = tuple(key.removeprefix(f"{_KEY}.") for key in keys if key.startswith(f"{_KEY}."))[:_NAMES]
     if _KEY not in keys and not names:

@@ -2,8 +2,8 @@
 
 Adds: a unix socket; limits on each request's context and on kept prompts; prompts are read in pieces of about
 a second; a request ends when its client leaves, even if it is not streamed, is queued, or is having its
-prompt read; `/progress` counts what was computed; and on request a stream counts its tokens in every chunk,
-as vllm's do.
+prompt read; `/progress` counts what was computed; on request a stream counts its tokens in every chunk, as
+vllm's do; and llama-server's `/tokenize`, `/detokenize` and `/apply-template`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from end_with_keeper import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
 from prompt_pace import Pace  # type: ignore[import-not-found]
 from replies import Replies  # type: ignore[import-not-found]
+from token_routes import ANSWERS, answered  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 
@@ -56,6 +57,19 @@ def main() -> None:
                 counted = len(context.prompt), made, context.prompt_cache_count
                 response["usage"] = self.completion_usage_response(*counted)["usage"]
             return response
+
+        def do_POST(self) -> None:  # noqa: N802 - the name http.server calls
+            answer = ANSWERS.get(self.path)
+            if answer is None:
+                super().do_POST()
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            provider = self.response_generator.model_provider
+            status, data = answered(answer, provider, server.process_message_content, body)
+            self._set_completion_headers(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
         def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
             if self.path != "/progress":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,10 +21,9 @@ from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.models import as_tag, tag_meant
 from greenroom.runner.http.ollama.inference import NDJSON, timestamp
 from greenroom.runner.http.port import Request, Response
-from greenroom.runner.models.gguf import Value, read_header
+from greenroom.runner.models.description import header_and_template
+from greenroom.runner.models.gguf import Value
 from greenroom.runner.models.references import BadReference, blob_name
-from greenroom.runner.models.store import ModelStore
-from greenroom.runner.models.templates import JINJA
 from greenroom.runner.threads import in_thread
 
 OLLAMA_VERSION = "0.13.5"
@@ -36,7 +34,6 @@ _ANSWER_WITHIN = 2.0
 _FOREVER = "2318-01-01T00:00:00Z"
 """When a pinned model is unloaded."""
 _TEMPLATE = "tokenizer.chat_template"
-_TEMPLATE_LIMIT = 8 * 2**20
 _THINKS = ("enable_thinking", "<think>", "reasoning_effort", "reasoning_content")
 """What the chat template of a model that thinks has in it."""
 
@@ -144,7 +141,7 @@ class OllamaModels:
         body = await read_json(request, ShowBody, what="it is no JSON object with a model")
         model = self._context.model(body.asked)
         store = self._context.greenroom.store
-        header, template = await in_thread(lambda: _read(store, model))
+        header, template = await in_thread(lambda: header_and_template(store, model.id))
         able = _capabilities(model)
         able += ["tools"] if "tools" in template else []
         able += ["thinking"] if any(word in template for word in _THINKS) else []
@@ -283,29 +280,6 @@ def _moment(seconds: float) -> str:
         return datetime.fromtimestamp(time.time() + seconds, UTC).isoformat().replace("+00:00", "Z")
     except (OverflowError, ValueError):
         return _FOREVER
-
-
-def _read(store: ModelStore, model: Model) -> tuple[Mapping[str, Value], str]:
-    """The header of a stored model and its chat template; both empty where there is none. Blocks.
-
-    Raises:
-        JobFailed: permanent, `model_damaged`.
-    """
-    files = store.open_model(model.id)
-    header: Mapping[str, Value] = {}
-    if files.path.is_file():
-        header = read_header(files.path).values
-    own = files.chat_template or (files.path / JINJA if files.path.is_dir() else None)
-    template = _text_of(own) if own is not None else ""
-    return header, template or str(header.get(_TEMPLATE) or "")
-
-
-def _text_of(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_TEMPLATE_LIMIT)
-    except OSError:
-        return ""
 
 
 def _info(model: Model, header: Mapping[str, Value]) -> Iterator[tuple[str, Any]]:

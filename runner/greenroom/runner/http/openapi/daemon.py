@@ -49,6 +49,30 @@ OPERATIONS = {
     "GET /": Operation(
         summary="One line, for a browser", answers={200: Returns("It runs.", str, content=PLAIN)}
     ),
+    "GET /v1": Operation(
+        summary="The same, at a base URL", answers={200: Returns("It runs.", str, content=PLAIN)}
+    ),
+    "GET /anthropic": Operation(
+        summary="The same, at a base URL", answers={200: Returns("It runs.", str, content=PLAIN)}
+    ),
+    "GET /api": Operation(
+        summary="The same, at a base URL", answers={200: Returns("It runs.", str, content=PLAIN)}
+    ),
+    "GET /logs": Operation(
+        summary="The logs of the daemon and its engines",
+        detail="Those of engines only for callers on the daemon's machine.",
+        query={
+            "follow": Parameter("Go on with what is written from then on.", bool),
+            "no-engines": Parameter("The daemon's alone.", bool),
+            "tail": Parameter("So many last lines of each; or `all`."),
+        },
+        answers={200: Returns("Lines of text.", str, content=PLAIN)},
+        errors=frozenset({404}),
+    ),
+    "GET /metrics": Operation(
+        summary="The engines' own numbers, for Prometheus",
+        answers={200: Returns("Samples with the labels `backend`, `model`, `mode`.", str, content=PLAIN)},
+    ),
     "GET /version": Operation(
         summary="The version of Greenroom", answers={200: Returns("The version.", VersionAnswer)}
     ),

@@ -147,6 +147,15 @@ OPERATIONS = {
         query={"all": Parameter("Also the engines that ended last, and how.", bool)},
         answers={200: Returns("The engines.", list[EngineRow])},
     ),
+    "GET /engines/requests": Operation(
+        summary="Refused: requests are not recorded",
+        query={
+            "model": Parameter("Has no meaning here."),
+            "include_existing": Parameter("Has no meaning here."),
+        },
+        answers={},
+        errors=frozenset({404}),
+    ),
     "GET /engines/devices": Operation(
         summary="The graphics devices",
         query={"refresh": Parameter("Ask the drivers again, which may take seconds.", bool)},

@@ -9,7 +9,9 @@ import msgspec
 
 from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.errors import VERSION_HEADER
-from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, SCORING, Dialogue
+from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, Dialogue
+from greenroom.runner.http.llama_server import DETOKENIZE, INFILL, TOKENIZE
+from greenroom.runner.http.not_served import NOT_SERVED
 from greenroom.runner.http.openapi.operation import (
     SERVED,
     WITH_BODY,
@@ -20,6 +22,7 @@ from greenroom.runner.http.openapi.operation import (
     streamed,
 )
 from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER
+from greenroom.runner.http.ranking import RANKED, SCORED
 from greenroom.runner.http.responses.fields import RESPONSES
 
 _UNSET = msgspec.UNSET
@@ -104,6 +107,62 @@ class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
     model: str | msgspec.UnsetType = _UNSET
     data: list[EmbeddingRow]
     usage: TokenUsage | msgspec.UnsetType = _UNSET
+
+
+class RankedDocument(msgspec.Struct, kw_only=True):
+    index: int
+    relevance_score: float
+    document: dict[str, Any] | msgspec.UnsetType = _UNSET
+    """Where `return_documents` asks for it."""
+
+
+class RankAnswer(msgspec.Struct):
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RankedDocument]
+    """The most relevant first."""
+    usage: TokenUsage
+    meta: dict[str, Any]
+    """What Cohere's clients look for."""
+
+
+class ScoreRow(msgspec.Struct, kw_only=True):
+    index: int
+    object: str | msgspec.UnsetType = _UNSET
+    score: float
+
+
+class ScoreAnswer(msgspec.Struct, kw_only=True):
+    id: str | msgspec.UnsetType = _UNSET
+    object: str | msgspec.UnsetType = _UNSET
+    created: int | msgspec.UnsetType = _UNSET
+    model: str | msgspec.UnsetType = _UNSET
+    data: list[ScoreRow]
+    usage: TokenUsage | msgspec.UnsetType = _UNSET
+
+
+class TokenPiece(msgspec.Struct):
+    id: int
+    piece: str | list[int]
+    """Its text, or its bytes where they are none."""
+
+
+class TokensAnswer(msgspec.Struct):
+    tokens: list[int | TokenPiece]
+
+
+class ContentAnswer(msgspec.Struct):
+    content: str
+
+
+class PromptAnswer(msgspec.Struct):
+    prompt: str
+
+
+class HealthAnswer(msgspec.Struct):
+    status: str
+    loaded: bool | msgspec.UnsetType = _UNSET
 
 
 class ListedModel(msgspec.Struct, kw_only=True):
@@ -296,8 +355,38 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/chat/completions": _asked("A chat", "ChatRequest", CHAT, ChatAnswer, ChatChunk),
     "POST /v1/completions": _asked("A completion", "CompletionRequest", COMPLETION, TextAnswer, TextAnswer),
     "POST /v1/embeddings": _asked("Embeddings", "EmbeddingsRequest", EMBEDDING, EmbeddingsAnswer),
-    "POST /rerank": _asked("Order documents by relevance", "RerankRequest", RERANKING, dict),
-    "POST /score": _asked("Score pairs of texts", "ScoreRequest", SCORING, dict),
+    "POST /rerank": _asked(
+        "Order documents by relevance, as the engine does it", "RerankRequest", RERANKING, dict
+    ),
+    "POST /v1/rerank": _asked(
+        "Order documents by relevance, in Jina's form", "RankRequest", RANKED, RankAnswer
+    ),
+    "POST /v2/rerank": _asked(
+        "Order documents by relevance, in Cohere's form", "RankRequest", RANKED, RankAnswer
+    ),
+    "POST /score": _asked("Score pairs of texts", "ScoreRequest", SCORED, ScoreAnswer),
+    "POST /tokenize": _asked("The tokens of a text", "TokenizeRequest", TOKENIZE, TokensAnswer),
+    "POST /detokenize": _asked("The text of tokens", "DetokenizeRequest", DETOKENIZE, ContentAnswer),
+    "POST /apply-template": _asked("The prompt that a chat would have", "ChatRequest", CHAT, PromptAnswer),
+    "POST /infill": _asked("What belongs between two texts", "InfillRequest", INFILL, dict, dict),
+    "GET /props": Operation(
+        summary="The properties of a model, as llama-server tells them",
+        query={"model": Parameter("A model's name or id; may be left out where it is clear.")},
+        answers={200: Returns("The properties.", dict)},
+        errors=_KEPT,
+    ),
+    "GET /health": Operation(
+        summary="Is the daemon, or a model, ready",
+        query={"model": Parameter("A model's name or id.")},
+        answers={200: Returns("It is, or a request would load it.", HealthAnswer)},
+        errors=_KEPT,
+    ),
+    **{
+        f"POST {path}": Operation(
+            summary=f"Refused: {sentence[:1].lower()}{sentence[1:].rstrip('.')}", answers={}, errors=_KEPT
+        )
+        for path, (sentence, _) in NOT_SERVED.items()
+    },
     "POST /v1/messages": _asked("A message", "MessageRequest", MESSAGES, MessageAnswer, MessageEvent),
     "POST /v1/messages/count_tokens": _asked(
         "Count the tokens", "MessageTokensRequest", TOKEN_COUNT, MessageTokensAnswer

@@ -35,3 +35,5 @@ def keys_of(method: str, path: str) -> Iterator[str]:
         if path.startswith(f"{prefix}/"):
             yield f"{method} {path.removeprefix(prefix)}"
             yield f"{method} /engines{path.removeprefix(prefix)}"
+    if (bare := path.removeprefix("/engines")).startswith("/responses"):
+        yield f"{method} /v1{bare}"

@@ -1,0 +1,78 @@
+"""Rerankings in the forms of Jina and Cohere, and scores in vLLM's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from greenroom.runner.backends.base import Dialect
+
+RANKED = json.dumps(
+    {
+        "model": "x",
+        "usage": {"prompt_tokens": 9, "total_tokens": 9},
+        "results": [
+            {"index": 0, "relevance_score": -2.5},
+            {"index": 1, "relevance_score": 4},
+            {"index": 2, "relevance_score": 0.5},
+        ],
+    }
+)
+RANKS: dict[str, Any] = {"modes": ("completion", "reranking"), "allowed_flags": frozenset({"--reranking"})}
+LACKS_SCORE = {**RANKS, "dialect": Dialect(lacks=frozenset({"/score"}))}
+
+
+async def ranking(open_house: Any, answer: str, backend: dict[str, Any]) -> Any:
+    """A house whose model ranks documents, by its configuration."""
+    house = await open_house("--answer", "200", answer, backend=backend)
+    body = {"model": "tiny", "mode": "reranking", "runtime-flags": ["--reranking"]}
+    async with house.post("/engines/_configure", body) as response:
+        assert response.status == 202, await response.text()
+    return house
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/rerank", "/v2/rerank", "/engines/v1/rerank", "/engines/fake/v1/rerank"]
+)
+async def test_a_reranking_is_as_jina_and_cohere_have_it(open_house: Any, path: str) -> None:
+    house = await ranking(open_house, RANKED, LACKS_SCORE)
+    body = {"model": "tiny", "query": "q", "documents": ["a", {"text": "b"}, "c"], "top_n": 2}
+    async with house.post(path, {**body, "return_documents": True}) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+    assert answer["model"] == "tiny"
+    assert answer["results"] == [
+        {"index": 1, "relevance_score": 4.0, "document": {"text": "b"}},
+        {"index": 2, "relevance_score": 0.5, "document": {"text": "c"}},
+    ]
+    assert answer["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
+    assert answer["meta"]["billed_units"] == {"search_units": 1}
+    async with house.post(path, {**body, "top_n": None}) as response:
+        results = (await response.json())["results"]
+    assert [sorted(one) for one in results] == [["index", "relevance_score"]] * 3
+
+
+async def test_a_score_is_made_of_a_reranking_where_the_engine_has_none(open_house: Any) -> None:
+    house = await ranking(open_house, RANKED, LACKS_SCORE)
+    body = {"model": "tiny", "text_1": "q", "text_2": ["a", "b", "c"]}
+    for path in ("/score", "/engines/score", "/engines/fake/score"):
+        async with house.post(path, body) as response:
+            answer = await response.json()
+            assert response.status == 200, answer
+        assert [(one["index"], one["score"]) for one in answer["data"]] == [(0, -2.5), (1, 4.0), (2, 0.5)]
+        assert (answer["object"], answer["model"]) == ("list", "tiny")
+    status, error = await house.error(house.post("/score", {**body, "text_1": ["q", "r"]}))
+    assert (status, error["param"]) == (400, "text_1")
+    status, error = await house.error(house.post("/score", {"model": "tiny", "text_1": "q"}))
+    assert (status, error["param"]) == (400, "text_2")
+
+
+async def test_a_score_is_the_engines_own_where_it_has_one(open_house: Any) -> None:
+    own = json.dumps({"data": [{"index": 0, "score": 0.25}]})
+    house = await ranking(open_house, own, RANKS)
+    async with house.post(
+        "/score", {"model": "tiny", "text_1": ["q", "r"], "text_2": ["a", "b"]}
+    ) as response:
+        assert (response.status, await response.json()) == (200, json.loads(own))

@@ -85,6 +85,8 @@ class ProspectRow(msgspec.Struct, kw_only=True):
 class ModelAnswer(ModelRow, kw_only=True):
     source: str
     bytes: int
+    reads: list[str] | msgspec.UnsetType = _UNSET
+    """What it reads: `text`, `image`, `audio`."""
     files: list[ModelFileRow] | msgspec.UnsetType = _UNSET
     chat_template: TemplateRow | msgspec.UnsetType | None = _UNSET
     serving: list[ProspectRow] | msgspec.UnsetType = _UNSET

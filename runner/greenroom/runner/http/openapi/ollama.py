@@ -104,6 +104,7 @@ class OllamaTag(msgspec.Struct):
     size: int
     digest: str
     details: OllamaDetails
+    capabilities: list[str]
 
 
 class OllamaTagsAnswer(msgspec.Struct):

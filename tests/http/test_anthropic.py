@@ -201,7 +201,9 @@ async def test_the_sdk_lists_models(open_house: Any) -> None:
         assert [one.id for one in listed.data] == ["docker.io/ai/tiny:latest"]
         assert (listed.data[0].type, listed.has_more) == ("model", False)
         named = await client.models.retrieve("tiny")
-        assert named == listed.data[0].model_copy(update={"id": "tiny"}), "under the name that was asked"
+        assert named == listed.data[0].model_copy(update={"id": "tiny", "display_name": "tiny"}), (
+            "under the name that was asked"
+        )
         with pytest.raises(anthropic.NotFoundError) as caught:
             await client.models.retrieve("absent")
     body: Any = caught.value.body

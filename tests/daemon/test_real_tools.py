@@ -26,21 +26,34 @@ def check_call(name: str, arguments: Any) -> None:
     assert made["city"] in ("Oslo", "Rome")
 
 
+ASKED: Any = {"messages": ASK, "tools": [{"type": "function", "function": TOOL}], "temperature": 0}
+
+
+def takes_results(chats: Any, url: str, model: str) -> None:
+    """Its answers after a call was made and returned something, and where it may call or not."""
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    history: Any = [*ASK, {"role": "assistant", "tool_calls": [call]}]
+    history.append({"role": "tool", "tool_call_id": "c1", "content": "snow"})
+    told = chats.chat.completions.create(model=model, **{**ASKED, "messages": history}, max_tokens=20)
+    assert told.choices[0].message.content
+    free: Any = ollama.Client(url).chat(model, ASK, tools=ASKED["tools"], options={"num_predict": 20})
+    assert free.message.tool_calls or free.message.content
+
+
 def test_tools_are_called_in_every_family(
-    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
     daemon = make_daemon(furnished).start()
-    gguf, mlx = str(smollm2_gguf), str(smollm2_mlx)
+    gguf = str(smollm2_gguf)
     chats: Any = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
-    asked: Any = {"messages": ASK, "tools": [{"type": "function", "function": TOOL}], "temperature": 0}
 
     # must call one
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
-        whole = chats.chat.completions.create(model=gguf, tool_choice=choice, **asked)
+        whole = chats.chat.completions.create(model=gguf, tool_choice=choice, **ASKED)
         (call,) = whole.choices[0].message.tool_calls
         check_call(call.function.name, call.function.arguments)
         assert whole.choices[0].finish_reason == "tool_calls"
-    with chats.chat.completions.stream(model=gguf, tool_choice="required", **asked) as stream:
+    with chats.chat.completions.stream(model=gguf, tool_choice="required", **ASKED) as stream:
         streamed = stream.get_final_completion().choices[0]
         assert streamed.message.tool_calls
         check_call("weather", streamed.message.tool_calls[0].function.arguments)
@@ -56,45 +69,46 @@ def test_tools_are_called_in_every_family(
     assert message.stop_reason == "tool_use"
     check_call(message.content[0].name, message.content[0].input)
 
-    # what happened with it becomes text
-    history: Any = [*ASK, {"role": "assistant", "tool_calls": [call.model_dump()]}]
-    history.append({"role": "tool", "tool_call_id": call.id, "content": "snow"})
-    for model in (gguf, mlx):
-        told = chats.chat.completions.create(model=model, **{**asked, "messages": history}, max_tokens=40)
-        assert told.choices[0].message.content
-        free: Any = ollama.Client(daemon.url).chat(
-            model, ASK, tools=asked["tools"], options={"num_predict": 40}
-        )
-        assert free.message.tool_calls or free.message.content
+    takes_results(chats, daemon.url, gguf)
 
+
+@pytest.mark.slow
+def test_mlx_takes_results_of_tools_and_refuses_to_be_made_to_call_one(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    mlx = str(smollm2_mlx)
+    chats: Any = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
+    takes_results(chats, daemon.url, mlx)
     with pytest.raises(openai.BadRequestError, match="tool_choice: mlx cannot") as refused:
-        chats.chat.completions.create(model=mlx, tool_choice="required", **asked)
+        chats.chat.completions.create(model=mlx, tool_choice="required", **ASKED)
     assert refused.value.param == "tool_choice"
 
 
+@pytest.mark.parametrize("file", ["smollm2_gguf", pytest.param("smollm2_mlx", marks=pytest.mark.slow)])
 def test_anthropics_clients_are_told_which_sequence_ended_an_answer(
-    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path
+    furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest
 ) -> None:
     daemon = make_daemon(furnished).start()
     messages: Any = anthropic.Anthropic(base_url=daemon.url, api_key="none", max_retries=0).messages
     count: Any = [{"role": "user", "content": "Count from one to ten, in words."}]
-    for model in (str(smollm2_gguf), str(smollm2_mlx)):
-        asked: Any = {"model": model, "messages": count, "max_tokens": 60}
-        asked["extra_body"] = {"temperature": 0}  # the SDK has no parameter for it any more
-        free = messages.create(**asked)
-        text = free.content[0].text
-        assert (free.stop_reason, free.stop_sequence) in (("end_turn", None), ("max_tokens", None))
-        sequence = text[12:16]
-        at = text.index(sequence)
-        cut = messages.create(**asked, stop_sequences=["never said", sequence])
-        assert cut.content[0].text == text[:at]
-        assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", sequence)
-        assert cut.usage.input_tokens + (cut.usage.cache_read_input_tokens or 0) > 10
-        assert 0 < cut.usage.output_tokens < free.usage.output_tokens
-        with messages.stream(**asked, stop_sequences=[sequence, "never said"]) as stream:
-            final = stream.get_final_message()
-        assert (final.content[0].text, final.stop_sequence) == (text[:at], sequence)
-        assert final.usage.output_tokens == cut.usage.output_tokens
-        whole = messages.create(**asked, stop_sequences=["never said"])
-        assert (whole.content[0].text, whole.stop_sequence) == (text, None)
-        assert whole.usage.output_tokens == free.usage.output_tokens
+    model = str(request.getfixturevalue(file))
+    asked: Any = {"model": model, "messages": count, "max_tokens": 60}
+    asked["extra_body"] = {"temperature": 0}  # the SDK has no parameter for it any more
+    free = messages.create(**asked)
+    text = free.content[0].text
+    assert (free.stop_reason, free.stop_sequence) in (("end_turn", None), ("max_tokens", None))
+    sequence = text[12:16]
+    at = text.index(sequence)
+    cut = messages.create(**asked, stop_sequences=["never said", sequence])
+    assert cut.content[0].text == text[:at]
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", sequence)
+    assert cut.usage.input_tokens + (cut.usage.cache_read_input_tokens or 0) > 10
+    assert 0 < cut.usage.output_tokens < free.usage.output_tokens
+    with messages.stream(**asked, stop_sequences=[sequence, "never said"]) as stream:
+        final = stream.get_final_message()
+    assert (final.content[0].text, final.stop_sequence) == (text[:at], sequence)
+    assert final.usage.output_tokens == cut.usage.output_tokens
+    whole = messages.create(**asked, stop_sequences=["never said"])
+    assert (whole.content[0].text, whole.stop_sequence) == (text, None)
+    assert whole.usage.output_tokens == free.usage.output_tokens

@@ -27,8 +27,18 @@ from token_routes import ANSWERS, answered  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 
-_of_this_thread = threading.local()
-"""`connection`: that of the request this thread answers; `context`: its generation; `made`: tokens so far."""
+
+class _Answer(threading.local):
+    """What this thread answers."""
+
+    connection: Any = None
+    context: Any = None
+    """Of its generation."""
+    made = 0
+    """Tokens so far."""
+
+
+_of_this_thread = _Answer()
 
 
 def main() -> None:
@@ -130,7 +140,7 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
         def generate(self, request: Any, args: Any, progress_callback: Any = None) -> tuple[Any, Any]:
             if not self.generation_available():
                 raise RuntimeError("generation thread died")
-            replies = Replies(getattr(_of_this_thread, "connection", None))
+            replies = Replies(_of_this_thread.connection)
             self.requests.put((replies, request, args))
             said = replies.follow(self.generation_available)
             context = next(said)

@@ -75,7 +75,7 @@ class BackendRow(msgspec.Struct, kw_only=True):
     installations: list[InstalledRow]
     size: int
     verdict: str
-    """Why this machine cannot run it; empty: it can."""
+    """Why this machine cannot run it; empty if it can."""
     deferred: bool
     variant: str
     variants: list[VariantRow]
@@ -91,7 +91,7 @@ class BackendRow(msgspec.Struct, kw_only=True):
 
 class EndedAnswer(msgspec.Struct):
     ended: bool
-    """There was something to end."""
+    """Whether there was a job to cancel."""
 
 
 class ActivatedAnswer(msgspec.Struct):
@@ -129,44 +129,53 @@ _FOLLOW = ("Location",)
 
 OPERATIONS: Mapping[str, Operation] = {
     "GET /engines": Operation(
-        summary="Every backend", answers={200: Returns("The backends.", list[BackendRow])}
+        summary="List the backends", answers={200: Returns("The backends.", list[BackendRow])}
     ),
     "GET /engines/{name}": Operation(
-        summary="One backend",
-        path={"name": "The backend."},
+        summary="Get a backend",
+        path={"name": "The backend's name."},
         answers={200: Returns("The backend.", BackendRow)},
         errors=frozenset({404}),
     ),
     "POST /engines": Operation(
-        summary="Have a backend installed, without waiting",
+        summary="Start installing a backend",
         body=WantedBody,
         answers={
-            200: Returns("It is installed.", BackendRow, headers=_FOLLOW),
-            202: Returns("It is being installed: follow `Location`.", BackendRow, headers=_FOLLOW),
+            200: Returns("The backend is installed.", BackendRow, headers=_FOLLOW),
+            202: Returns(
+                "The installation has started; `Location` shows its progress.", BackendRow, headers=_FOLLOW
+            ),
         },
         errors=WITH_BODY | JOB,
     ),
     "DELETE /engines/{name}": Operation(
         summary="Remove a backend, or a version of it",
-        path={"name": "The backend."},
+        path={"name": "The backend's name."},
         query={
             "force": FORCE,
             "version": Parameter("Only this version."),
             "variant": Parameter("Only this variant."),
         },
         answers={
-            200: Returns("It is gone.", Uninstalled),
-            202: Returns("Its engines finish their requests first.", BackendRow, headers=_FOLLOW),
+            200: Returns("The backend was removed.", Uninstalled),
+            202: Returns(
+                "It will be removed once its engines have finished their requests.",
+                BackendRow,
+                headers=_FOLLOW,
+            ),
         },
         errors=COMMAND,
     ),
     "POST /engines/install-backend": Operation(
-        summary="Install a backend, and wait for it",
-        detail="Without progress, the answer is empty. A client that disconnects ends nothing.",
+        summary="Install a backend and wait",
+        detail=(
+            "Unless progress is streamed, the answer is empty. If the client disconnects, the installation "
+            "continues."
+        ),
         body=InstallBody,
         answers={
             200: Returns(
-                "It is installed; or, with `dry_run`, the plan.",
+                "The backend is installed. With `dry_run`: the plan.",
                 Plan | None,
                 streams={NDJSON: InstallLine, EVENT_STREAM: InstallLine},
             )
@@ -174,28 +183,32 @@ OPERATIONS: Mapping[str, Operation] = {
         errors=WITH_BODY | JOB,
     ),
     "POST /engines/uninstall-backend": Operation(
-        summary="Remove a backend, and wait until it is gone",
+        summary="Remove a backend and wait",
         body=UninstallBody,
-        answers={200: Returns("It is gone; a body only for `Accept: application/json`.", Uninstalled)},
+        answers={
+            200: Returns(
+                "The backend was removed. The body is empty unless the client accepts JSON.", Uninstalled
+            )
+        },
         errors=WITH_BODY | COMMAND,
     ),
     "POST /engines/cancel-install": Operation(
         summary="Cancel an installation",
         body=CancelInstallBody,
-        answers={200: Returns("Whether there was one.", EndedAnswer)},
+        answers={200: Returns("Whether there was an installation to cancel.", EndedAnswer)},
         errors=WITH_BODY | COMMAND,
     ),
     "POST /engines/activate-backend": Operation(
         summary="Switch to another installed version",
         body=NamedBody,
-        answers={200: Returns("What is in use now.", ActivatedAnswer)},
+        answers={200: Returns("The version in use now.", ActivatedAnswer)},
         errors=WITH_BODY | COMMAND,
     ),
     "POST /engines/verify-backend": Operation(
-        summary="Read every file of a backend, or of all",
+        summary="Verify the files of one backend or all",
         body=NamedBody,
         needs_body=False,
-        answers={200: Returns("What was found.", list[Verified])},
+        answers={200: Returns("The result for each installation.", list[Verified])},
         errors=WITH_BODY | COMMAND,
     ),
 }

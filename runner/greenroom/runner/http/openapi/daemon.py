@@ -26,7 +26,7 @@ class LivenessAnswer(msgspec.Struct):
     home: str
     """The data directory."""
     proof: str | msgspec.UnsetType = msgspec.UNSET
-    """That it knows the secret of its data directory, for a request with a challenge."""
+    """For a request with a challenge: proves that the daemon knows its data directory's secret."""
 
 
 class StatusAnswer(msgspec.Struct):
@@ -47,70 +47,80 @@ class NotNowAnswer(msgspec.Struct):
 
 OPERATIONS = {
     "GET /": Operation(
-        summary="One line, for a browser", answers={200: Returns("It runs.", str, content=PLAIN)}
+        summary="Say that Greenroom is running",
+        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
     ),
     "GET /v1": Operation(
-        summary="The same, at a base URL", answers={200: Returns("It runs.", str, content=PLAIN)}
+        summary="Say that Greenroom is running",
+        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
     ),
     "GET /anthropic": Operation(
-        summary="The same, at a base URL", answers={200: Returns("It runs.", str, content=PLAIN)}
+        summary="Say that Greenroom is running",
+        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
     ),
     "GET /api": Operation(
-        summary="The same, at a base URL", answers={200: Returns("It runs.", str, content=PLAIN)}
+        summary="Say that Greenroom is running",
+        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
     ),
     "GET /logs": Operation(
-        summary="The logs of the daemon and its engines",
-        detail="Those of engines only for callers on the daemon's machine.",
+        summary="Read the logs of the daemon and its engines",
+        detail="The engines' logs are included only for callers on the daemon's machine.",
         query={
-            "follow": Parameter("Go on with what is written from then on.", bool),
-            "no-engines": Parameter("The daemon's alone.", bool),
-            "tail": Parameter("So many last lines of each; or `all`."),
+            "follow": Parameter("Keep the connection open and send new lines.", bool),
+            "no-engines": Parameter("Only the daemon's log.", bool),
+            "tail": Parameter("How many of the last lines of each log to send, or `all`."),
         },
         answers={200: Returns("Lines of text.", str, content=PLAIN)},
         errors=frozenset({404}),
     ),
     "GET /metrics": Operation(
-        summary="The engines' own numbers, for Prometheus",
+        summary="Get the engines' metrics for Prometheus",
         answers={200: Returns("Samples with the labels `backend`, `model`, `mode`.", str, content=PLAIN)},
     ),
     "GET /version": Operation(
-        summary="The version of Greenroom", answers={200: Returns("The version.", VersionAnswer)}
+        summary="Get Greenroom's version", answers={200: Returns("The version.", VersionAnswer)}
     ),
     "GET /livez": Operation(
-        summary="Is the daemon alive, and which one is it",
+        summary="Check whether the daemon is alive, and identify it",
         answers={
-            200: Returns("It is.", LivenessAnswer),
-            503: Returns("It has stopped itself after a failure of its journal.", LivenessAnswer),
+            200: Returns("The daemon is alive.", LivenessAnswer),
+            503: Returns("The daemon stopped itself because its journal failed.", LivenessAnswer),
         },
-        headers={CHALLENGE: Parameter("The answer proves that the daemon knows the secret of its home.")},
+        headers={
+            CHALLENGE: Parameter(
+                "A challenge. `proof` in the answer shows that the daemon knows its data directory's secret."
+            )
+        },
     ),
     "GET /readyz": Operation(
-        summary="Can the daemon serve requests",
+        summary="Check whether the daemon is ready",
         answers={
-            200: Returns("All actors have reported, and the data directory is there.", StatusAnswer),
-            503: Returns("Not yet, or no longer.", NotNowAnswer, headers=("Retry-After",)),
+            200: Returns("All actors have started, and the data directory exists.", StatusAnswer),
+            503: Returns("Not ready yet, or no longer.", NotNowAnswer, headers=("Retry-After",)),
         },
     ),
     "GET /jobs": Operation(
-        summary="The progress of every running job", answers={200: Returns("The jobs.", list[Progress])}
+        summary="List the running jobs and their progress",
+        answers={200: Returns("The jobs.", list[Progress])},
     ),
     "POST /daemon/stop": Operation(
-        summary="Stop the daemon in order",
+        summary="Shut the daemon down",
         body=StopBody,
         needs_body=False,
-        answers={202: Returns("It stops.", StatusAnswer)},
+        answers={202: Returns("The daemon is shutting down.", StatusAnswer)},
         errors=WITH_BODY | {409},
     ),
     "GET /why/{name}": Operation(
-        summary="Why a model, a backend, an engine or a request is as it is",
-        path={"name": "A model, a backend, or the id of an engine or a request. It may hold slashes."},
+        summary="Explain the state of a model, backend, engine or request",
+        path={"name": "A model, a backend, or the id of an engine or request. It may contain slashes."},
         answers={200: Returns("The explanation.", Explanation)},
         errors=frozenset({404}),
     ),
     "GET /openapi.json": Operation(
-        summary="This description, as OpenAPI 3.1", answers={200: Returns("The document.", dict)}
+        summary="Get this description as OpenAPI 3.1", answers={200: Returns("The document.", dict)}
     ),
     "GET /docs": Operation(
-        summary="This description as a page", answers={200: Returns("The page.", str, content="text/html")}
+        summary="Show this description as a web page",
+        answers={200: Returns("The page.", str, content="text/html")},
     ),
 }

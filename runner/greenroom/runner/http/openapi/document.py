@@ -28,15 +28,15 @@ _Error = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 
 
 class OpenAIErrorFields(msgspec.Struct, kw_only=True):
-    """The numbers behind a refusal are beside these fields."""
+    """Some errors add fields with numbers, such as sizes in bytes."""
 
     message: str
-    """What happened, and what to do."""
+    """What happened, and what to do next."""
     type: _Error
     code: str | None
-    """For programs; it does not change."""
+    """A stable code for programs."""
     param: str | None
-    """The field that is wrong."""
+    """The field that the error is about."""
     backend: str | msgspec.UnsetType = msgspec.UNSET
     retry_after: float | msgspec.UnsetType = msgspec.UNSET
     """Seconds."""
@@ -76,19 +76,21 @@ _ERRORS: Mapping[str, Mapping[str, Any]] = {
 that accept JSON), of lists of models in either form, and without a body."""
 
 _HEADERS = {
-    REQUEST_ID: ("The request's id, which `greenroom why` knows.", str),
-    IGNORED_HEADER: ("Names in the request that have no meaning here.", str),
-    "Retry-After": ("Seconds after which it makes sense to try again.", int),
-    "Location": ("Where to follow what goes on.", str),
+    REQUEST_ID: ("The request's id; `greenroom why ID` explains the request.", str),
+    IGNORED_HEADER: ("Fields and parameters of the request that were ignored.", str),
+    "Retry-After": ("How many seconds to wait before trying again.", int),
+    "Location": ("Where to follow the progress.", str),
     "X-Model-Id": ("The id of the model.", str),
-    "Content-Disposition": ("A name for the file.", str),
+    "Content-Disposition": ("A suggested file name.", str),
 }
 _ALWAYS = (REQUEST_ID, IGNORED_HEADER)
-_KEY = Parameter("Carries the command out once, however often it is sent: 1 to 255 printable characters.")
+_KEY = Parameter(
+    "With the same key, a repeated command is carried out only once. 1 to 255 printable characters."
+)
 _ABOUT = (
     "The HTTP API of Greenroom: OpenAI's, Anthropic's, Ollama's and Docker Model Runner's, and its own. "
-    "Routes for inference work under `/engines` and `/engines/{backend}` too. Whatever answers GET answers "
-    "HEAD too. In a path, names of models may hold slashes."
+    "Inference routes also work under `/engines` and `/engines/{backend}`, and HEAD works wherever GET does. "
+    "Model names in paths may contain slashes."
 )
 
 

@@ -16,7 +16,7 @@ _UNSET = msgspec.UNSET
 
 class EnginePlacement(LayersOn, frozen=True, kw_only=True):
     name: str
-    """The device's, for people."""
+    """The device's name, for display."""
 
 
 class EngineReservation(Reservation, frozen=True, kw_only=True):
@@ -135,58 +135,61 @@ class ConfiguredFields(msgspec.Struct, rename="kebab"):
     keep_alive: str | msgspec.UnsetType = msgspec.field(name="keep_alive", default=_UNSET)
 
 
-_BUSY = {503: Returns("The scheduler does not answer now.", NotNowAnswer, headers=("Retry-After",))}
+_BUSY = {503: Returns("The scheduler did not answer in time.", NotNowAnswer, headers=("Retry-After",))}
 
 OPERATIONS = {
     "GET /engines/status": Operation(
-        summary="Every backend in a few words",
-        answers={200: Returns("By name; `Running` means installed.", dict[str, str])},
+        summary="Get the status of every backend",
+        answers={200: Returns("The status by backend; `Running` means installed.", dict[str, str])},
     ),
     "GET /engines/ps": Operation(
-        summary="What is loaded",
-        query={"all": Parameter("Also the engines that ended last, and how.", bool)},
+        summary="List the running engines",
+        query={"all": Parameter("Include the latest engines that stopped, and why.", bool)},
         answers={200: Returns("The engines.", list[EngineRow])},
     ),
     "GET /engines/requests": Operation(
         summary="Refused: requests are not recorded",
         query={
-            "model": Parameter("Has no meaning here."),
-            "include_existing": Parameter("Has no meaning here."),
+            "model": Parameter("Ignored."),
+            "include_existing": Parameter("Ignored."),
         },
         answers={},
         errors=frozenset({404}),
     ),
     "GET /engines/devices": Operation(
-        summary="The graphics devices",
-        query={"refresh": Parameter("Ask the drivers again, which may take seconds.", bool)},
-        answers={200: Returns("The devices, and what is wrong.", DevicesAnswer)},
+        summary="List the graphics devices",
+        query={"refresh": Parameter("Query the drivers again. This may take seconds.", bool)},
+        answers={200: Returns("The devices and their problems.", DevicesAnswer)},
     ),
     "GET /engines/ledger": Operation(
-        summary="How much memory there is, and what is reserved",
-        answers={200: Returns("The ledger, in bytes.", LedgerReading), **_BUSY},
+        summary="Get total and reserved memory",
+        answers={200: Returns("Memory in bytes, with each engine's reservation.", LedgerReading), **_BUSY},
     ),
     "GET /engines/queue": Operation(
-        summary="Requests that wait for an engine",
-        answers={200: Returns("In the order in which they are served.", list[QueueRow]), **_BUSY},
+        summary="List the requests that wait for an engine",
+        answers={
+            200: Returns("The requests, in the order in which they will be served.", list[QueueRow]),
+            **_BUSY,
+        },
     ),
     "POST /engines/unload": Operation(
-        summary="End idle engines",
+        summary="Unload idle models",
         body=UnloadBody,
         needs_body=False,
-        answers={200: Returns("How many.", UnloadedAnswer)},
+        answers={200: Returns("The number of engines that were stopped.", UnloadedAnswer)},
         errors=WITH_BODY | COMMAND,
     ),
     "POST /engines/_configure": Operation(
-        summary="How a model is loaded from now on",
-        detail='Fields that are left out stay as they were; `null`, `0`, `""` and `[]` remove a setting.',
+        summary="Configure how a model is loaded",
+        detail='Fields that are left out or `null` do not change; `0`, `""` and `[]` remove a setting.',
         body=ConfigureBody,
-        answers={202: Returns("It is stored, and the model is loaded in the background.")},
+        answers={202: Returns("The configuration is stored; the model loads in the background.")},
         errors=WITH_BODY | COMMAND,
     ),
     "GET /engines/_configure": Operation(
-        summary="How models were configured",
-        query={"model": Parameter("Only this one.")},
-        answers={200: Returns("An entry for each model and mode.", list[ConfiguredRow])},
+        summary="List the configurations of models",
+        query={"model": Parameter("Only this model.")},
+        answers={200: Returns("One entry for each model and mode.", list[ConfiguredRow])},
         errors=frozenset({404}),
     ),
 }

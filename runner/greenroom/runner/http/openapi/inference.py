@@ -51,7 +51,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
 
 
 class ChatAnswer(msgspec.Struct, kw_only=True):
-    """A `chat.completion`, as the engine says it."""
+    """A `chat.completion`, with the engine's fields."""
 
     id: str | msgspec.UnsetType = _UNSET
     object: str | msgspec.UnsetType = _UNSET
@@ -85,7 +85,7 @@ class TextChoice(msgspec.Struct, kw_only=True):
 
 
 class TextAnswer(msgspec.Struct, kw_only=True):
-    """A `text_completion`, or a piece of one."""
+    """A `text_completion`, or one chunk of it in a stream."""
 
     id: str | msgspec.UnsetType = _UNSET
     object: str | msgspec.UnsetType = _UNSET
@@ -113,7 +113,7 @@ class RankedDocument(msgspec.Struct, kw_only=True):
     index: int
     relevance_score: float
     document: dict[str, Any] | msgspec.UnsetType = _UNSET
-    """Where `return_documents` asks for it."""
+    """Present if `return_documents` is true."""
 
 
 class RankAnswer(msgspec.Struct):
@@ -124,7 +124,7 @@ class RankAnswer(msgspec.Struct):
     """The most relevant first."""
     usage: TokenUsage
     meta: dict[str, Any]
-    """What Cohere's clients look for."""
+    """Read by Cohere's clients."""
 
 
 class ScoreRow(msgspec.Struct, kw_only=True):
@@ -145,7 +145,7 @@ class ScoreAnswer(msgspec.Struct, kw_only=True):
 class TokenPiece(msgspec.Struct):
     id: int
     piece: str | list[int]
-    """Its text, or its bytes where they are none."""
+    """The token's text, or its bytes if they are not valid UTF-8."""
 
 
 class TokensAnswer(msgspec.Struct):
@@ -291,10 +291,10 @@ class ResponseAnswer(msgspec.Struct, kw_only=True):
 
 
 class ResponseEvent(msgspec.Struct, kw_only=True):
-    """One event; which fields it has follows from its type."""
+    """One event. Its `type` determines its fields."""
 
     type: str
-    """Such as `response.output_text.delta`."""
+    """The kind of event, such as `response.output_text.delta`."""
     sequence_number: int
     response: ResponseAnswer | msgspec.UnsetType = _UNSET
     item: dict[str, Any] | msgspec.UnsetType = _UNSET
@@ -307,7 +307,7 @@ class ResponseEvent(msgspec.Struct, kw_only=True):
     text: str | msgspec.UnsetType = _UNSET
     logprobs: list[Any] | msgspec.UnsetType = _UNSET
     name: str | msgspec.UnsetType = _UNSET
-    """Of a function that is called."""
+    """The name of the called function."""
     arguments: str | msgspec.UnsetType = _UNSET
 
 
@@ -331,14 +331,16 @@ class ResponseItems(msgspec.Struct):
 
 
 _HEADERS = {
-    EXPLAIN_HEADER: Parameter(f"With `1`, the answer's `{DEVICE_HEADER}` tells where the model is computed."),
-    "X-Preload-Only": Parameter("With `true`, the model is only loaded; the answer is empty."),
+    EXPLAIN_HEADER: Parameter(
+        f"With `1`, the answer's `{DEVICE_HEADER}` says which devices compute the model."
+    ),
+    "X-Preload-Only": Parameter("With `true`, only load the model and return an empty answer."),
 }
 
 
 def _asked(summary: str, name: str, fields: Dialogue, schema: Any, event: Any = None) -> Operation:
     streams = None if event is None else streamed(event)
-    told = "The answer; a stream of events with `stream`." if streams else "The answer."
+    told = "The answer, or a stream of events if `stream` is true." if streams else "The answer."
     return Operation(
         summary=summary,
         body=Fields(name, fields),
@@ -348,37 +350,43 @@ def _asked(summary: str, name: str, fields: Dialogue, schema: Any, event: Any = 
     )
 
 
-_ANTHROPIC = {VERSION_HEADER: Parameter("Sent by Anthropic's clients: they get Anthropic's form.")}
+_ANTHROPIC = {
+    VERSION_HEADER: Parameter("Anthropic's clients send it. The answer then has Anthropic's format.")
+}
 _KEPT = frozenset({404})
 
 OPERATIONS: Mapping[str, Operation] = {
-    "POST /v1/chat/completions": _asked("A chat", "ChatRequest", CHAT, ChatAnswer, ChatChunk),
-    "POST /v1/completions": _asked("A completion", "CompletionRequest", COMPLETION, TextAnswer, TextAnswer),
-    "POST /v1/embeddings": _asked("Embeddings", "EmbeddingsRequest", EMBEDDING, EmbeddingsAnswer),
+    "POST /v1/chat/completions": _asked(
+        "Create a chat completion", "ChatRequest", CHAT, ChatAnswer, ChatChunk
+    ),
+    "POST /v1/completions": _asked(
+        "Complete a text", "CompletionRequest", COMPLETION, TextAnswer, TextAnswer
+    ),
+    "POST /v1/embeddings": _asked("Create embeddings", "EmbeddingsRequest", EMBEDDING, EmbeddingsAnswer),
     "POST /rerank": _asked(
-        "Order documents by relevance, as the engine does it", "RerankRequest", RERANKING, dict
+        "Rank documents by relevance (the engine's format)", "RerankRequest", RERANKING, dict
     ),
     "POST /v1/rerank": _asked(
-        "Order documents by relevance, in Jina's form", "RankRequest", RANKED, RankAnswer
+        "Rank documents by relevance (Jina's format)", "RankRequest", RANKED, RankAnswer
     ),
     "POST /v2/rerank": _asked(
-        "Order documents by relevance, in Cohere's form", "RankRequest", RANKED, RankAnswer
+        "Rank documents by relevance (Cohere's format)", "RankRequest", RANKED, RankAnswer
     ),
     "POST /score": _asked("Score pairs of texts", "ScoreRequest", SCORED, ScoreAnswer),
-    "POST /tokenize": _asked("The tokens of a text", "TokenizeRequest", TOKENIZE, TokensAnswer),
-    "POST /detokenize": _asked("The text of tokens", "DetokenizeRequest", DETOKENIZE, ContentAnswer),
-    "POST /apply-template": _asked("The prompt that a chat would have", "ChatRequest", CHAT, PromptAnswer),
-    "POST /infill": _asked("What belongs between two texts", "InfillRequest", INFILL, dict, dict),
+    "POST /tokenize": _asked("Convert text to tokens", "TokenizeRequest", TOKENIZE, TokensAnswer),
+    "POST /detokenize": _asked("Convert tokens to text", "DetokenizeRequest", DETOKENIZE, ContentAnswer),
+    "POST /apply-template": _asked("Apply the chat template to messages", "ChatRequest", CHAT, PromptAnswer),
+    "POST /infill": _asked("Fill in text between a prefix and a suffix", "InfillRequest", INFILL, dict, dict),
     "GET /props": Operation(
-        summary="The properties of a model, as llama-server tells them",
-        query={"model": Parameter("A model's name or id; may be left out where it is clear.")},
+        summary="Get a model's properties (llama-server's format)",
+        query={"model": Parameter("A model's name or id. Optional if only one model is loaded or stored.")},
         answers={200: Returns("The properties.", dict)},
         errors=_KEPT,
     ),
     "GET /health": Operation(
-        summary="Is the daemon, or a model, ready",
+        summary="Check whether the daemon, or a model, is ready",
         query={"model": Parameter("A model's name or id.")},
-        answers={200: Returns("It is, or a request would load it.", HealthAnswer)},
+        answers={200: Returns("It is ready, or a request would load it.", HealthAnswer)},
         errors=_KEPT,
     ),
     **{
@@ -387,49 +395,53 @@ OPERATIONS: Mapping[str, Operation] = {
         )
         for path, (sentence, _) in NOT_SERVED.items()
     },
-    "POST /v1/messages": _asked("A message", "MessageRequest", MESSAGES, MessageAnswer, MessageEvent),
+    "POST /v1/messages": _asked("Create a message", "MessageRequest", MESSAGES, MessageAnswer, MessageEvent),
     "POST /v1/messages/count_tokens": _asked(
-        "Count the tokens", "MessageTokensRequest", TOKEN_COUNT, MessageTokensAnswer
+        "Count the tokens of a request", "MessageTokensRequest", TOKEN_COUNT, MessageTokensAnswer
     ),
-    "POST /v1/responses": _asked("A response", "ResponseRequest", RESPONSES, ResponseAnswer, ResponseEvent),
+    "POST /v1/responses": _asked(
+        "Create a response", "ResponseRequest", RESPONSES, ResponseAnswer, ResponseEvent
+    ),
     "POST /v1/responses/input_tokens": _asked(
-        "Count the tokens", "ResponseRequest", RESPONSES, ResponseTokensAnswer
+        "Count the tokens of a request", "ResponseRequest", RESPONSES, ResponseTokensAnswer
     ),
     "GET /v1/responses/{response}": Operation(
-        summary="A response that is kept",
+        summary="Get a stored response",
         query={
-            "include": Parameter("Has no meaning here."),
-            "stream": Parameter("Refused: only a response that is being made can be streamed.", bool),
+            "include": Parameter("Ignored."),
+            "stream": Parameter("Refused: a stored response cannot be streamed.", bool),
         },
         answers={200: Returns("The response.", ResponseAnswer)},
         errors=_KEPT,
     ),
     "DELETE /v1/responses/{response}": Operation(
-        summary="Remove a response", answers={200: Returns("It is gone.", ResponseDeleted)}, errors=_KEPT
+        summary="Delete a stored response",
+        answers={200: Returns("It was deleted.", ResponseDeleted)},
+        errors=_KEPT,
     ),
     "POST /v1/responses/{response}/cancel": Operation(
-        summary="Refused: there are no responses in the background", answers={}, errors=_KEPT
+        summary="Refused: background responses are not supported", answers={}, errors=_KEPT
     ),
     "GET /v1/responses/{response}/input_items": Operation(
-        summary="What the model read for a response",
+        summary="List the input items of a stored response",
         query={
-            "after": Parameter("The id of the item before the first one."),
-            "include": Parameter("Has no meaning here."),
-            "limit": Parameter("At most so many, from 1 to 100.", int),
-            "order": Parameter("By age.", Literal["asc", "desc"]),
+            "after": Parameter("Return only items after the one with this id."),
+            "include": Parameter("Ignored."),
+            "limit": Parameter("The most items to return, from 1 to 100.", int),
+            "order": Parameter("The order of the items, by age.", Literal["asc", "desc"]),
         },
         answers={200: Returns("A page of items.", ResponseItems)},
         errors=_KEPT,
     ),
     "GET /v1/models": Operation(
-        summary="The models in the store",
+        summary="List the models in the store",
         headers=_ANTHROPIC,
         answers={200: Returns("The models.", (ListedModels, AnthropicModels))},
         errors=_KEPT,
     ),
     "GET /v1/models/{name}": Operation(
-        summary="One model",
-        path={"name": "A model's name or id. It may hold slashes."},
+        summary="Get a model",
+        path={"name": "A model's name or id. It may contain slashes."},
         headers=_ANTHROPIC,
         answers={200: Returns("The model.", (ListedModel, AnthropicModel))},
         errors=_KEPT,

@@ -1,4 +1,4 @@
-"""The store: what is in it, what comes and goes."""
+"""The models in the store: list, pull, push, change and remove them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TemplateRow(msgspec.Struct):
 
 
 class ProspectRow(msgspec.Struct, kw_only=True):
-    """What would serve the model in one mode. Sizes are bytes."""
+    """The backend that would serve the model in one mode. Sizes are in bytes."""
 
     mode: Mode
     backend: str | None
@@ -78,7 +78,7 @@ class ProspectRow(msgspec.Struct, kw_only=True):
     context: int | msgspec.UnsetType = _UNSET
     context_for_all: int | msgspec.UnsetType = _UNSET
     speed: float | msgspec.UnsetType = _UNSET
-    """Tokens of an answer a second."""
+    """Generated tokens per second."""
     speed_is: Literal["measured", "estimated"] | msgspec.UnsetType = _UNSET
 
 
@@ -86,12 +86,12 @@ class ModelAnswer(ModelRow, kw_only=True):
     source: str
     bytes: int
     reads: list[str] | msgspec.UnsetType = _UNSET
-    """What it reads: `text`, `image`, `audio`."""
+    """The kinds of input that it reads: `text`, `image`, `audio`."""
     files: list[ModelFileRow] | msgspec.UnsetType = _UNSET
     chat_template: TemplateRow | msgspec.UnsetType | None = _UNSET
     serving: list[ProspectRow] | msgspec.UnsetType = _UNSET
     quantizations: dict[str, int] | msgspec.UnsetType = _UNSET
-    """Of a source's model: what else it has, with the bytes."""
+    """For a model that is not stored: the quantizations at its source, with their sizes in bytes."""
 
 
 class LayerRow(msgspec.Struct, kw_only=True):
@@ -102,7 +102,7 @@ class LayerRow(msgspec.Struct, kw_only=True):
 
 
 class TransferLine(msgspec.Struct, kw_only=True):
-    """A line of a pull, a push or a verification. Bytes."""
+    """One progress line of a pull, push or verification. Sizes are in bytes."""
 
     type: Literal["progress", "success", "error"]
     message: str
@@ -114,7 +114,7 @@ class TransferLine(msgspec.Struct, kw_only=True):
     done: int | msgspec.UnsetType = _UNSET
     of: int | msgspec.UnsetType = _UNSET
     code: str | msgspec.UnsetType = _UNSET
-    """Of an error."""
+    """The code of an error."""
 
 
 class TaggedAnswer(msgspec.Struct):
@@ -132,7 +132,7 @@ class RemovedRow(msgspec.Struct, rename="pascal"):
 
 
 class DiskUsageAnswer(msgspec.Struct):
-    """Bytes; each file counts once."""
+    """Disk space in bytes. Each file counts once."""
 
     models_disk_usage: int
     default_backend_disk_usage: int
@@ -150,22 +150,23 @@ class PrunedAnswer(msgspec.Struct):
     deleted: list[str]
     freed: int
     kept_for: list[str]
-    """Backends that are being installed: what was fetched for them stays."""
+    """Backends whose installation is in progress: their downloads were kept."""
 
 
 _LINES = {PLAIN: TransferLine, JSON: TransferLine}
 _LINES_DETAIL = (
-    "One JSON object a line: HTML-escaped as `text/plain`, which is Docker Model Runner's form, and plain "
-    "for `Accept: application/json`. Empty lines say nothing. A failure after the first line is in the last."
+    "Streams one JSON object per line: by default as HTML-escaped `text/plain`, like Docker Model Runner, or "
+    "unescaped with `Accept: application/json`. Ignore empty lines. If the job fails after the stream has "
+    "begun, the last line holds the error."
 )
 
 OPERATIONS: Mapping[str, Operation] = {
     "GET /models": Operation(
-        summary="The models in the store", answers={200: Returns("The models.", list[ModelRow])}
+        summary="List the models in the store", answers={200: Returns("The models.", list[ModelRow])}
     ),
     "GET /models/{reference}": Operation(
-        summary="One model",
-        query={"remote": Parameter("What its source has, not what is stored.", bool)},
+        summary="Get a model",
+        query={"remote": Parameter("Ask the source of the model instead of the store.", bool)},
         answers={200: Returns("The model.", ModelAnswer)},
         errors=JOB,
     ),
@@ -173,64 +174,64 @@ OPERATIONS: Mapping[str, Operation] = {
         summary="Pull a model",
         detail=_LINES_DETAIL,
         body=CreateBody,
-        answers={200: Returns("The progress, and how it ended.", streams=_LINES)},
+        answers={200: Returns("Progress, then the result.", streams=_LINES)},
         errors=WITH_BODY | JOB,
     ),
     "POST /models/cancel": Operation(
         summary="Cancel a pull",
         body=CancelPullBody,
-        answers={200: Returns("Whether there was one.", EndedAnswer)},
+        answers={200: Returns("Whether there was a pull to cancel.", EndedAnswer)},
         errors=WITH_BODY | COMMAND,
     ),
     "POST /models/load": Operation(
-        summary="Store the model in an archive",
+        summary="Import a model from an archive",
         body=bytes,
         content=TAR,
-        answers={200: Returns("It is stored.", TransferLine, headers=("X-Model-Id",))},
+        answers={200: Returns("The model was imported.", TransferLine, headers=("X-Model-Id",))},
         errors=WITH_BODY | JOB,
     ),
     "GET /models/{reference}/export": Operation(
-        summary="A model as an archive",
+        summary="Export a model as an archive",
         answers={200: Returns("The archive.", bytes, content=TAR, headers=("Content-Disposition",))},
         errors=JOB,
     ),
     "POST /models/{reference}/push": Operation(
-        summary="Publish a model",
+        summary="Push a model to its registry",
         detail=_LINES_DETAIL,
         body=PushBody,
         needs_body=False,
-        answers={200: Returns("The progress, and how it ended.", streams=_LINES)},
+        answers={200: Returns("Progress, then the result.", streams=_LINES)},
         errors=WITH_BODY | JOB,
     ),
     "POST /models/{reference}/verify": Operation(
-        summary="Read every byte of a model",
+        summary="Verify the files of a model",
         detail=_LINES_DETAIL,
-        answers={200: Returns("The progress, and what was found.", streams=_LINES)},
+        answers={200: Returns("Progress, then the result.", streams=_LINES)},
         errors=JOB,
     ),
     "POST /models/{reference}/tag": Operation(
         summary="Give a model another name",
         query={
             "repo": Parameter("The new name, without its tag."),
-            "tag": Parameter("Such as `latest`."),
+            "tag": Parameter("The tag, such as `latest`."),
         },
-        answers={201: Returns("It has the name.", TaggedAnswer)},
+        answers={201: Returns("The model has the name.", TaggedAnswer)},
         errors=COMMAND,
     ),
     "POST /models/{reference}/repackage": Operation(
-        summary="The same model with another configuration",
+        summary="Copy a model with another configuration",
         body=RepackageBody,
-        answers={201: Returns("It is stored.", RepackagedAnswer)},
+        answers={201: Returns("The new model is stored.", RepackagedAnswer)},
         errors=WITH_BODY | JOB,
     ),
     "POST /models/{reference}/{action}": Operation(
-        summary="There are no other actions",
-        path={"action": "None that is known."},
+        summary="Refused: unknown action",
+        path={"action": "An unknown action."},
         answers={},
         errors=COMMAND,
     ),
     "DELETE /models/{reference}": Operation(
-        summary="Remove a name, and with the last name the model",
+        summary="Remove a model's name; with its last name, the model",
         query={"force": FORCE},
         answers={200: Returns("What was removed.", list[RemovedRow])},
         errors=COMMAND,
@@ -238,17 +239,17 @@ OPERATIONS: Mapping[str, Operation] = {
     "DELETE /models/purge": Operation(
         summary="Remove all models that are not in use",
         query={"force": FORCE},
-        answers={200: Returns("They are gone.")},
+        answers={200: Returns("The models were removed.")},
         errors=COMMAND,
     ),
     "POST /models/prune": Operation(
-        summary="Remove what no model and no installation needs",
+        summary="Remove interrupted downloads and unused files",
         body=PruneBody,
         needs_body=False,
         answers={200: Returns("What was removed.", PrunedAnswer)},
         errors=WITH_BODY | COMMAND,
     ),
     "GET /engines/df": Operation(
-        summary="Bytes on disk, by purpose", answers={200: Returns("Bytes.", DiskUsageAnswer)}
+        summary="Get disk usage", answers={200: Returns("Bytes by purpose.", DiskUsageAnswer)}
     ),
 }

@@ -42,7 +42,7 @@ class OllamaMessage(msgspec.Struct):
 
 
 class OllamaAnswer(msgspec.Struct, kw_only=True):
-    """Durations are in nanoseconds. The figures come with the last line."""
+    """Durations are in nanoseconds. Only the last line has counts and durations."""
 
     model: str
     created_at: str
@@ -67,7 +67,7 @@ class OllamaGenerateAnswer(OllamaAnswer, kw_only=True):
 
 
 class OllamaEmbedAnswer(msgspec.Struct, kw_only=True):
-    """After a request without input only what was loaded."""
+    """Without input, a request only loads the model, and the answer has no vectors."""
 
     model: str
     embeddings: list[list[float]]
@@ -142,7 +142,7 @@ class OllamaVersionAnswer(msgspec.Struct):
 
 
 class OllamaStatusLine(msgspec.Struct):
-    """Of a transfer, in bytes."""
+    """One line of progress. Sizes are in bytes."""
 
     status: str
     digest: str | msgspec.UnsetType = _UNSET
@@ -157,7 +157,7 @@ class OllamaErrorLine(msgspec.Struct):
 def _generated(kind: type[OllamaAnswer]) -> dict[int, Returns]:
     return {
         200: Returns(
-            "The answer: a stream of lines unless `stream` is false.",
+            "The answer, as a stream of lines unless `stream` is false.",
             kind,
             streams={NDJSON: (kind, OllamaErrorLine)},
         )
@@ -166,7 +166,7 @@ def _generated(kind: type[OllamaAnswer]) -> dict[int, Returns]:
 
 _STATUS = {
     200: Returns(
-        "What was done: a stream of lines unless `stream` is false.",
+        "Progress and result, as a stream of lines unless `stream` is false.",
         OllamaStatusLine,
         streams={NDJSON: (OllamaStatusLine, OllamaErrorLine)},
     )
@@ -175,43 +175,43 @@ _ASKED = WITH_BODY | SERVED
 
 OPERATIONS: Mapping[str, Operation] = {
     "POST /api/chat": Operation(
-        summary="A chat",
+        summary="Generate the next message of a chat",
         body=Fields("OllamaChatRequest", OLLAMA_CHAT),
         answers=_generated(OllamaChatAnswer),
         errors=_ASKED,
     ),
     "POST /api/generate": Operation(
-        summary="An answer to one prompt",
+        summary="Generate an answer to a prompt",
         body=Fields("OllamaGenerateRequest", GENERATE),
         answers=_generated(OllamaGenerateAnswer),
         errors=_ASKED,
     ),
     "POST /api/embed": Operation(
-        summary="Embeddings",
+        summary="Create embeddings",
         body=Fields("OllamaEmbedRequest", EMBED),
         answers={200: Returns("Vectors.", OllamaEmbedAnswer)},
         errors=_ASKED,
     ),
     "POST /api/embeddings": Operation(
-        summary="One embedding, in the older form",
+        summary="Create one embedding (Ollama's older format)",
         body=Fields("OllamaEmbeddingRequest", EMBEDDINGS),
         answers={200: Returns("A vector.", OllamaEmbeddingAnswer)},
         errors=_ASKED,
     ),
     "GET /api/version": Operation(
-        summary="The version of Ollama whose API this is",
+        summary="Get the version of Ollama's API, and Greenroom's",
         answers={200: Returns("Both versions.", OllamaVersionAnswer)},
     ),
     "GET /api/tags": Operation(
-        summary="Every name that a model can be asked for by",
+        summary="List the names of all models",
         answers={200: Returns("The names.", OllamaTagsAnswer)},
     ),
     "GET /api/ps": Operation(
-        summary="What is loaded, and until when",
-        answers={200: Returns("What is loaded.", OllamaLoadedAnswer)},
+        summary="List the loaded models and when they expire",
+        answers={200: Returns("The loaded models.", OllamaLoadedAnswer)},
     ),
     "POST /api/show": Operation(
-        summary="One model",
+        summary="Get a model",
         body=ShowBody,
         answers={200: Returns("Its header, chat template and capabilities.", OllamaShowAnswer)},
         errors=WITH_BODY | JOB,
@@ -219,17 +219,17 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /api/copy": Operation(
         summary="Give a model another name",
         body=CopyBody,
-        answers={200: Returns("It has the name.")},
+        answers={200: Returns("The model has the name.")},
         errors=WITH_BODY | COMMAND,
     ),
     "DELETE /api/delete": Operation(
-        summary="Remove a name, and with the last name the model",
+        summary="Remove a model's name; with its last name, the model",
         body=DeleteBody,
-        answers={200: Returns("It is gone.")},
+        answers={200: Returns("The name was removed.")},
         errors=WITH_BODY | COMMAND,
     ),
     "POST /api/create": Operation(
-        summary="The same model under another name, with another context",
+        summary="Copy a model under another name, with another context size",
         body=OllamaCreateBody,
         answers=_STATUS,
         errors=WITH_BODY | JOB,
@@ -238,14 +238,14 @@ OPERATIONS: Mapping[str, Operation] = {
         summary="Pull a model", body=PullBody, answers=_STATUS, errors=WITH_BODY | JOB
     ),
     "POST /api/push": Operation(
-        summary="Publish a model", body=OllamaPushBody, answers=_STATUS, errors=WITH_BODY | JOB
+        summary="Push a model to its registry", body=OllamaPushBody, answers=_STATUS, errors=WITH_BODY | JOB
     ),
     "HEAD /api/blobs/{digest}": Operation(
-        summary="Whether the store has these bytes",
-        answers={200: Returns("It has.")},
+        summary="Check whether the store has a blob",
+        answers={200: Returns("The store has it.")},
         errors=frozenset({404}),
     ),
     "POST /api/blobs/{digest}": Operation(
-        summary="Refused: models are not made of single files", answers={}, errors=frozenset({422})
+        summary="Refused: models cannot be created from uploaded files", answers={}, errors=frozenset({422})
     ),
 }

@@ -74,31 +74,31 @@ SERVED = JOB
 
 STATUSES = {
     400: "The request is malformed, or a field is wrong.",
-    401: "A registry wants other credentials.",
-    403: "This host or this page may not call Greenroom, or a registry forbids it.",
+    401: "The registry rejected the credentials, or needs some.",
+    403: "This host or origin may not call Greenroom, or the registry denied access.",
     404: "There is no such model, backend, version or path.",
     408: "The body did not arrive in time.",
-    409: "Not now: it is in use, or another change is under way.",
+    409: "It is in use, or another change is in progress.",
     412: "The backend is not installed, or cannot run here.",
     413: "The body is larger than `max_body`.",
-    415: "A compressed body is not supported.",
-    422: "It cannot be served here; or the `Idempotency-Key` was used for another command.",
-    429: "Too many requests wait.",
+    415: "The body is compressed, which is not supported.",
+    422: "This machine or model cannot serve it, or the `Idempotency-Key` was used for another command.",
+    429: "Too many requests are waiting.",
     499: "The job was cancelled.",
-    500: "Greenroom failed. For Docker's command line also what is 503 elsewhere.",
-    502: "The engine, or a server that was asked, failed or ended.",
-    503: "A timeout, or something could not be reached: try again.",
+    500: "Greenroom failed. Docker's command line also gets this instead of 503.",
+    502: "The engine, or a server that Greenroom called, failed.",
+    503: "A timeout, or a server could not be reached. Try again.",
     507: "There is not enough memory or disk space.",
 }
 
 VARIABLES = {
-    "backend": "A backend: `llama.cpp`, `mlx`, `vllm`, … A path that names one is binding.",
-    "reference": "A model's name or id. It may hold slashes.",
+    "backend": "A backend, such as `llama.cpp`, `mlx` or `vllm`. No other backend then serves the request.",
+    "reference": "A model's name or id. It may contain slashes.",
     "response": "The id of a response.",
     "digest": "`sha256:` and 64 hexadecimal digits.",
 }
 
-FORCE = Parameter("Do not wait for requests inside, and do not refuse what is in use.", bool)
+FORCE = Parameter("Remove it even if it is in use, without waiting for its requests.", bool)
 
 
 def streamed(item: Any, *, lines: bool = False) -> dict[str, Any]:

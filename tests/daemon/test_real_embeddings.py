@@ -153,4 +153,9 @@ def test_documents_are_ranked_by_a_model_that_is_made_for_it(
     assert ask("/v1/embeddings", input="x").json["error"]["code"] == "not_an_embedding_model"
     other = daemon.post("/rerank", {"model": str(smollm2_gguf), "query": "x", "documents": ["y"]})
     assert (other.status, other.json["error"]["code"]) == (422, "not_a_reranking_model")
+    modes = {}
+    for one in daemon.get("/models").json:
+        told = daemon.get(f"/models/{one['id']}").json
+        modes[one["config"]["architecture"]] = [offered["mode"] for offered in told["serving"]]
+    assert modes == {"bert": ["reranking"], "llama": ["completion"]}
     assert len(daemon.events("engine_spawned")) == 1

@@ -89,7 +89,7 @@ class Abilities:
         configs = self._configs()
         if mode != "embedding" and model.made_for not in (None, mode):
             flags = _config(configs, model, mode).flags or ()
-            _refuse_other_uses(model, mode, asked.model, flags, pools_by_header=True)
+            refuse_other_uses(model, mode, asked.model, flags, pools_by_header=True)
         if mode != "reranking":
             key = model.id, mode
             known = self._contexts.get(key)
@@ -112,7 +112,7 @@ class Abilities:
         refuse_what_it_cannot(name, dialect, fields)
         if mode == "embedding":
             flags = _config(configs, model, mode).flags or ()
-            _refuse_other_uses(model, mode, asked.model, flags, pools_by_header=dialect.pools_by_header)
+            refuse_other_uses(model, mode, asked.model, flags, pools_by_header=dialect.pools_by_header)
 
     async def _see_that_it_fits(self, model: Model, mode: Mode, backend: str, context_size: int) -> None:
         """Raise HttpRefusal for a context that could never be loaded: nothing is to end for it."""
@@ -204,7 +204,7 @@ def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, A
             )
 
 
-def _refuse_other_uses(
+def refuse_other_uses(
     model: Model, mode: Mode, asked: str, flags: Sequence[str], *, pools_by_header: bool
 ) -> None:
     """Refuse what a model's files say it cannot do. Raises HttpRefusal: 422.

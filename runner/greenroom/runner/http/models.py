@@ -30,6 +30,7 @@ from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Mode, Model, Progress
 from greenroom.runner.disk_usage import measure
 from greenroom.runner.errors import JobFailed
+from greenroom.runner.http.abilities import refuse_other_uses
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
 from greenroom.runner.http.context import Context, shown_name
@@ -309,7 +310,7 @@ _PLACED_WITHIN = 2.0
 
 
 def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
-    """For each mode that any backend could serve it in: which one would, and the memory that needs."""
+    """For each mode it is made or configured for: which backend would serve it, and the memory that needs."""
     greenroom = context.greenroom
     statuses = {one.name: one for one in greenroom.statuses()}
     configs = context.configs()
@@ -319,6 +320,12 @@ def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
             continue
         choice = choose(model, mode, "", greenroom.settings.install_policy, greenroom.facts, statuses)
         config = configs.get(config_key(model.id, mode), ModelConfigState())
+        backend = greenroom.backends.get("" if isinstance(choice, Refusal) else choice.backend)
+        pools_by_header = backend is not None and backend.dialect.pools_by_header
+        try:
+            refuse_other_uses(model, mode, model.id, config.flags or (), pools_by_header=pools_by_header)
+        except HttpRefusal:
+            continue
         size = model.context_size if config.context_size is None else config.context_size
         memory = _memory(context, model, choice, size)
         found.append({"mode": mode, **_choice(choice), **memory, **_placed(context, model, mode, choice)})

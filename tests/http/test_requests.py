@@ -154,6 +154,28 @@ async def test_unknown_paths_and_wrong_methods_are_sentences(open_house: Any) ->
         assert (await response.text()).startswith("There is nothing at ")
 
 
+async def test_slashes_that_base_urls_have_too_many_do_no_harm(open_house: Any) -> None:
+    house = await open_house()
+    body = {"model": "tiny", "messages": HELLO}
+    for path in ("//v1/chat/completions", "/v1//chat/completions", "/engines/v1/chat/completions/"):
+        async with house.post(path, body) as response:
+            assert response.status == 200, path
+            assert (await response.json())["choices"]
+    for path in ("/v1/models/", "//api/tags?x=1", "/models/"):
+        async with house.get(path) as response:
+            assert response.status == 200, path
+    status, error = await house.error(house.get("//v1/chat/completions/"))
+    assert (status, error["code"]) == (405, "wrong_method")
+
+
+async def test_a_base_url_with_the_version_twice_is_named(open_house: Any) -> None:
+    house = await open_house()
+    for path in ("/v1/v1/chat/completions", "/anthropic/v1/v1/messages"):
+        status, error = await house.error(house.post(path, {"model": "tiny", "messages": HELLO}))
+        assert status == 404
+        assert "leave it out of its base URL" in error["message"]
+
+
 async def test_preloading_loads_and_sends_nothing(open_house: Any) -> None:
     house = await open_house()
     headers = {"X-Preload-Only": "true"}

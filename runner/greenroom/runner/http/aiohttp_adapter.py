@@ -66,6 +66,12 @@ def mount(
     async def handle(request: web.Request) -> web.StreamResponse:
         info = request.match_info
         ours = _Request(request)
+        if isinstance(info.http_exception, web.HTTPNotFound):
+            path = _tidied(request.rel_url.raw_path)
+            meant = request.clone(rel_url=request.rel_url.with_path(path, encoded=True))
+            info = await app.router.resolve(meant)
+            if not isinstance(info.http_exception, web.HTTPNotFound):
+                ours.path = meant.path
         ours.route, ours.params = known.get(info.route), info
         if isinstance(info.http_exception, web.HTTPMethodNotAllowed):
             ours.allowed = tuple(sorted(info.http_exception.allowed_methods))
@@ -115,6 +121,11 @@ def watch(app: Application, begin: Callable[[object], None], end: Callable[[obje
             end(connection)
 
     app.middlewares.insert(0, watched)
+
+
+def _tidied(path: str) -> str:
+    """Without the slashes that a base URL and what a client appends to it have too many of together."""
+    return "/" + "/".join(part for part in path.split("/") if part)
 
 
 async def _expected(request: web.Request) -> web.StreamResponse | None:

@@ -136,7 +136,10 @@ def _no_route(request: Request) -> HttpRefusal:
     if request.allowed:
         method, allowed = escaped(request.method, _METHOD), ", ".join(request.allowed)
         return HttpRefusal(405, "wrong_method", f"{method} is not supported here, only {allowed}.")
-    return HttpRefusal(404, "no_such_path", f"There is nothing at {escaped(request.path)}.")
+    advice = ""
+    if "/v1/v1/" in request.path:
+        advice = "This client appends /v1 itself: leave it out of its base URL."
+    return HttpRefusal(404, "no_such_path", f"There is nothing at {escaped(request.path)}.", advice=advice)
 
 
 def _check_query(request: Request) -> None:

@@ -164,7 +164,7 @@ def test_what_is_fetched_in_the_background_is_said_with_its_size(
     outcome = greenroom("run", "smollm2", "Hi")
 
     assert outcome.err.startswith(
-        f"Fetching llama.cpp cu128 in the background, {size}: It runs on the card. Until then cpu answers"
+        f"Downloading llama.cpp cu128 in the background, {size}: It runs on the card. Until then cpu serves"
     )
     assert our_daemon.bodies("/engines") == [None, {"name": "llama.cpp", "variant": "best"}]
 

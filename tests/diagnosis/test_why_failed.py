@@ -193,7 +193,7 @@ def test_why_says_that_an_engine_was_lost_with_a_killed_daemon(script: Any) -> N
 @pytest.mark.parametrize(
     ("after", "how"),
     [
-        ((), "it is no longer there"),
+        ((), "it is gone"),
         ((replace(CARD, problem=MISMATCH),), "The driver was updated. Restart."),
         ((replace(CARD, driver="580.2"),), "its driver was updated from 570.1 to 580.2."),
     ],
@@ -221,7 +221,7 @@ def test_why_says_first_that_the_device_of_an_engine_went_away(
     script.load()
     found = script.why("smollm2")
     assert (found.state, found.cause) == ("loaded", "device_lost")
-    assert found.answer.startswith("smollm2 is computed elsewhere: its graphics device NVIDIA L4 was lost")
+    assert found.answer.startswith("smollm2 runs elsewhere because its graphics device NVIDIA L4 was lost")
     script.load(device=CARD.id)
     assert script.why("smollm2").cause == "asked_for"
 

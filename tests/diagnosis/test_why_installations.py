@@ -286,7 +286,7 @@ def test_a_variant_that_a_new_card_makes_better_is_named_with_its_command(script
     card = RankedVariant(name="cu128", usable=True, reason="It runs on the card.")
     script.add(VariantsRanked(backend="llama.cpp", devices=("a card",), variants=(card, processor)))
     found = script.why("llama.cpp")
-    assert found.also[-1].endswith("cu128 would be better on this machine: It runs on the card.")
+    assert found.also[-1].endswith("cu128 has been the better variant for this machine: It runs on the card.")
     assert commands(found)[0] == "greenroom install-runner --backend llama.cpp --variant cu128"
     assert found.steps[-1].text.startswith("Graphics devices: a card. Variants of llama.cpp")
     script.add(

@@ -15,7 +15,7 @@ def test_why_says_when_a_model_was_placed_again(script: Any) -> None:
     few, all_of_them = ((LayersOn(device="GPU-1", layers=count),) for count in (20, 40))
     script.evict(script.load(layers=40, placement=few), "idle")
     script.load(layers=40, placement=all_of_them)
-    told = "It was placed again when it was loaded: 40 of 40 layers lie on devices now, and 20 did before."
+    told = "40 of its 40 layers are on devices since it was loaded again; before, 20 were."
     assert told in script.why("smollm2").also
     script.load(layers=40, placement=all_of_them)
     assert told not in script.why("smollm2").also

@@ -51,7 +51,7 @@ async def test_there_is_no_record_of_requests_and_that_is_said(open_house: Any) 
     house = await open_house()
     async with house.get("/engines/requests?model=tiny", headers=DOCKER) as response:
         assert response.status == 404
-        assert (await response.text()).startswith("Greenroom does not record what clients send")
+        assert (await response.text()).startswith("Greenroom does not record requests and answers")
 
 
 async def test_purging_as_dockers_command_line_does_it(open_house: Any) -> None:

@@ -76,7 +76,7 @@ def data_url(image: bytes) -> str:
 async def test_a_model_of_text_refuses_images_before_it_is_loaded(open_house: Any, family: str) -> None:
     house = await open_house("--load-forever")
     status, said = await refused(house, FAMILIES[family][0](data_url(png())))
-    sentence = 'The model "tiny" cannot read images: it has no projector for them.'
+    sentence = 'The model "tiny" cannot read images: it has no projector.'
     assert (status, said.startswith(sentence)) == (400, True), said
     assert house.greenroom.engines() == ()
 
@@ -89,7 +89,7 @@ async def test_an_address_of_an_image_and_what_is_no_image_are_refused_with_the_
     ask, field = FAMILIES[family]
     for address in ("http://127.0.0.1/a.png", "HTTPS://example.org/a.png"):
         status, said = await refused(house, ask(address))
-        assert (status, said.startswith(f"{field} is an address, and nothing is fetched")) == (400, True), (
+        assert (status, said.startswith(f"{field} is a URL, and Greenroom fetches nothing")) == (400, True), (
             said
         )
     for wrong in ("", "AAAA", "no base64!", base64.b64encode(b"<svg/>").decode(), base64_png()[:16]):
@@ -144,7 +144,7 @@ async def test_a_backend_that_reads_text_alone_says_which_would_serve(
     path, body = chat(data_url(png()))
     status, error = await house.error(house.post(path, {"model": pulled.model.id, **body}))
     assert (status, error["code"], error["param"]) == (400, "unsupported_input", "messages")
-    assert "It reads text alone. Use a GGUF version" in error["message"]
+    assert "It reads only text. Use a GGUF version" in error["message"]
     assert house.greenroom.engines() == ()
 
 

@@ -275,6 +275,9 @@ async def test_a_model_that_makes_no_embeddings_is_422_before_it_is_loaded(
     status, error = await house.error(house.post("/v1/embeddings", {"model": "tiny", "input": "x"}))
     assert (status, error["code"]) == (422, "not_an_embedding_model")
     assert house.greenroom.engines() == ()
+    async with house.get("/models/tiny") as response:
+        serving = (await response.json())["serving"]
+    assert [one["mode"] for one in serving] == ["completion"], "inspect offers what is refused"
 
 
 async def test_anthropics_clients_get_errors_in_their_own_shape(open_house: Any) -> None:

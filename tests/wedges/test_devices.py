@@ -293,7 +293,7 @@ async def test_an_engine_that_ends_with_its_device_is_explained_by_that(
     # The processor answers.
     assert (await daemon.chat("a")).status == 200
     told = await why(daemon)
-    first = "a is computed elsewhere: its graphics device NVIDIA Test 0 was lost at "
+    first = "a runs elsewhere because its graphics device NVIDIA Test 0 was lost at "
     assert (told["cause"], told["answer"].startswith(first)) == ("device_lost", True)
     assert "driver" in told["answer"].partition("was lost at")[2].partition("a is loaded")[0]
 

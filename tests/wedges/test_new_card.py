@@ -85,7 +85,7 @@ async def test_a_card_that_appears_is_offered_and_not_forced(daemon: Daemon) -> 
     assert "cuda would be better" in (await greenroom(daemon, "status"))[0]
     # The card is not that of this process, which lists the backends of this release alone.
     told, _ = await greenroom(daemon, "why", "toy")
-    assert "cuda would be better on this machine: It runs on the NVIDIA Test 0." in told
+    assert "cuda has been the better variant for this machine: It runs on the NVIDIA Test 0." in told
     assert (await _toy(daemon))["variant"] == "cpu", "nothing is fetched without a word"
     assert len(daemon.events("install_requested")) == 1
 
@@ -101,23 +101,23 @@ async def _not_offered(daemon: Daemon) -> bool:
 async def test_run_says_what_it_fetches_for_the_card_and_when_that_answers(daemon: Daemon) -> None:
     await daemon.add("a")
     answered, told = await greenroom(daemon, "run", "a", "hi")
-    assert (bool(answered), "Fetching" in told, "answers now" in told) == (True, False, False)
+    assert (bool(answered), "Downloading" in told, "now serves" in told) == (True, False, False)
     await plug_in(daemon)
 
     answered, told = await greenroom(daemon, "run", "a", "hi")
     assert answered, "it does not wait for the download"
     # Its wheel is that of the other variant here, whatever size is declared.
     assert told.startswith(
-        "Fetching toy cuda in the background, from the cache: It runs on the NVIDIA Test 0. "
-        "Until then cpu answers; models change over when they are idle."
+        "Downloading toy cuda in the background, from the cache: It runs on the NVIDIA Test 0. "
+        "Until then cpu serves requests; models switch when they are idle."
     )
     await until_async(lambda: _installed(daemon, "cuda"))
     # The engine on the other variant ends once it is idle.
     await until_async(lambda: _has_no_engine(daemon))
     _, told = await greenroom(daemon, "run", "a", "hi")
-    assert "toy cuda answers now, in place of cpu. It runs on the NVIDIA Test 0." in told
+    assert "toy cuda now serves requests instead of cpu. It runs on the NVIDIA Test 0." in told
     _, told = await greenroom(daemon, "run", "a", "hi")
-    assert ("answers now" in told, "Fetching" in told) == (False, False)
+    assert ("now serves" in told, "Downloading" in told) == (False, False)
 
 
 async def _has_no_engine(daemon: Daemon) -> bool:

@@ -28,7 +28,7 @@ _CANNOT = (
     Cannot(
         "messages",
         has_media,
-        "It reads text alone. Use a GGUF version of the model with its projector, which llama.cpp serves.",
+        "It reads only text. Use a GGUF version of the model with a projector, which llama.cpp serves.",
         code="unsupported_input",
     ),
     Cannot("n", lambda fields: fields.get("n", 1) > 1, "Send the request several times."),

@@ -29,9 +29,9 @@ def fetch_better(client: Client, backend: str) -> None:
         if variant is None or not wanted or one.get("job") or variant.get("failure"):
             continue
         announce(
-            f"Fetching {one['name']} {offered} in the background, {_size(client, one['name'], variant)}: "
+            f"Downloading {one['name']} {offered} in the background, {_size(client, one['name'], variant)}: "
             f"{variant['reason']} "
-            f"Until then {one['variant']} answers; models change over when they are idle."
+            f"Until then {one['variant']} serves requests; models switch when they are idle."
         )
         client.post("/engines", {"name": one["name"], "variant": BEST})
 
@@ -81,7 +81,8 @@ class Changeovers:
         if old and new and old != new:
             ranked = {one["name"]: one["reason"] for one in backend.get("variants") or ()}
             yield (
-                f"{row['backend_name']} {new} answers now, in place of {old}. {ranked.get(new, '')}".rstrip()
+                f"{row['backend_name']} {new} now serves requests instead of {old}. "
+                f"{ranked.get(new, '')}".rstrip()
             )
 
     def _engines(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Whether an engine ended because its graphics device went away, and how that came."""
+"""Whether an engine ended because its graphics device went away, and why."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def lost(engine: EngineHistory, daemons: Iterable[Happening], now: float) -> Los
     if failed.failure.code not in _CODES:
         return None
     sentence = (
-        "its graphics device was lost, which happens when the computer sleeps, a driver is updated, or a "
+        "its graphics device was lost, which happens when the computer sleeps, the driver is updated, or the "
         "device is unplugged or falls off the bus."
     )
     return Loss("", sentence, None)
@@ -52,7 +52,7 @@ def lost(engine: EngineHistory, daemons: Iterable[Happening], now: float) -> Los
 
 def _how(before: GraphicsDevice, after: GraphicsDevice | None) -> str:
     if after is None:
-        return "it is no longer there (unplugged, taken from this container, or its driver was unloaded)"
+        return "it is gone (unplugged, removed from this container, or its driver was unloaded)"
     if after.problem is not None:
         return after.problem.sentence()
     if after.driver != before.driver:

@@ -159,7 +159,9 @@ class WhyBackend:
         if usable.variant in chosen or best.name in here or (best.name in usual and "" in here):
             return
         since = moment(last[0].at, self._now)
-        found.also += (f"Since {since} {best.name} would be better on this machine: {best.reason}",)
+        found.also += (
+            f"Since {since} {best.name} has been the better variant for this machine: {best.reason}",
+        )
         command = f"greenroom install-runner --backend {self._name} --variant {best.name}"
         found.remedies = (Remedy(aim="To install that", command=command), *found.remedies)
         found.steps += (last[0].step,)

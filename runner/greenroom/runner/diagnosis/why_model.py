@@ -109,7 +109,7 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
         remedies=(Remedy(aim="To unload it", command=f"greenroom unload {model.name}"),),
     )
     if loss := _lost_device(model, engine):
-        found.answer = f"{model.name} is computed elsewhere: {loss} {found.answer}"
+        found.answer = f"{model.name} runs elsewhere because {loss} {found.answer}"
         found.cause = "device_lost"
     elif missed := _missed_layers(model, engine):
         found.answer = f"{missed} {found.answer}"
@@ -229,8 +229,8 @@ def _placed_again(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
     if old is None or new is None or old.layers != new.layers or old.on_devices == new.on_devices:
         return
     yield (
-        f"It was placed again when it was loaded: {new.on_devices} of {new.layers} layers lie on devices "
-        f"now, and {old.on_devices} did before."
+        f"{new.on_devices} of its {new.layers} layers are on devices since it was loaded again; before, "
+        f"{old.on_devices} were."
     )
 
 

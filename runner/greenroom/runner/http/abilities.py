@@ -1,4 +1,4 @@
-"""What a model or a backend cannot do is refused before anything is loaded."""
+"""Refuses what a model or a backend cannot do, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LONGEST_TOKEN = 256
 one character, of 128 at most in those that are published."""
 
 _DOES: dict[Mode, str] = {
-    "completion": "it is made for chats and texts",
+    "completion": "it is made for generating text",
     "embedding": "it is made for embeddings",
     "reranking": "it is made for reranking",
 }
@@ -135,7 +135,7 @@ class Abilities:
                 "does_not_fit",
                 f"A context of {context_size} tokens needs {format_size(needed)} of memory; engines may use "
                 f"{format_size(budget)} in total.",
-                advice="Ask for a smaller one.",
+                advice="Request a smaller context.",
                 numbers={"needed": float(needed), "budget": float(budget)},
             )
 
@@ -223,7 +223,7 @@ def refuse_other_uses(
             422,
             "not_an_embedding_model",
             f'The model "{asked}" does not make embeddings: {does}.',
-            advice="Use an embedding model, or configure --pooling for this one in embedding mode.",
+            advice="Use an embedding model, or configure --pooling for this model in embedding mode.",
             param="model",
         )
     if mode == "reranking" and not names.intersection(("--pooling", "--rerank", "--reranking")):
@@ -240,7 +240,7 @@ def refuse_other_uses(
         raise HttpRefusal(
             422,
             "not_a_chat_model",
-            f'The model "{asked}" writes no text: {does}.',
+            f'The model "{asked}" does not generate text: {does}.',
             advice=f"Use it at {path}, or use a chat model.",
             param="model",
         )
@@ -260,8 +260,8 @@ def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: 
             raise HttpRefusal(
                 400,
                 "unsupported_input",
-                f'The model "{asked.model}" cannot read {named}: it has no projector for them.',
-                advice="Send text, or use a model that has one.",
+                f'The model "{asked.model}" cannot read {named}: it has no projector.',
+                advice="Send text, or use a model with a projector.",
                 param=where,
             )
         if part["type"] == "image_url":
@@ -270,8 +270,8 @@ def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: 
                 raise HttpRefusal(
                     400,
                     "image_too_large",
-                    f"The images of this request have more than {PIXELS // 10**6} million pixels together.",
-                    advice="Send smaller ones: models read them at a fraction of that.",
+                    f"The images in this request have more than {PIXELS // 10**6} million pixels in total.",
+                    advice="Send smaller images; models scale them down anyway.",
                     param=where,
                 )
 

@@ -316,7 +316,7 @@ def _without_resets(body: ConfigureBody) -> ConfigureBody:
     fields = {one.encode_name: one.name for one in msgspec.structs.fields(ConfigureBody)}
     for name in body.reset:
         if getattr(body, fields[name]) is not UNSET or (name == "runtime-flags" and body.raw_runtime_flags):
-            raise invalid(f'"{name}" is both given and reset', param=name)
+            raise invalid(f'"{name}" is both set and reset', param=name)
     return msgspec.structs.replace(body, **{fields[name]: _AS_NOTHING[name] for name in body.reset})
 
 

@@ -65,8 +65,8 @@ _KNOWN = (
     _known(
         r"failed to (?:load|decode|process) (?:image|audio|bitmap|media)|invalid base64"
         r"|cannot identify image",
-        400, "invalid_input", "An image or sound in this request cannot be read.",
-        "Send images as PNG or JPEG; some engines read no others.", "messages",
+        400, "invalid_input", "An image or audio part of this request cannot be read.",
+        "Send images as PNG or JPEG, which every engine reads.", "messages",
     ),
     _known(
         r"pooling type|not support embedding|embeddings? (?:is|are) not supported"
@@ -81,12 +81,12 @@ _KNOWN = (
     ),
     _known(
         r"infill is not supported",
-        422, "no_infill", 'The model "{model}" cannot fill in: it has no tokens for it.',
+        422, "no_infill", 'The model "{model}" cannot fill in text: it has no tokens for that.',
         "Use a model that was made for code completion.", "model",
     ),
     _known(
         r"_M_range_check|token id .*out of range",
-        400, "invalid_value", "A token is not one of this model's.", "", "tokens",
+        400, "invalid_value", "A token is not in this model's vocabulary.", "", "tokens",
     ),
     _known(
         r"json.?schema|\$ref\b|grammar from schema|response_format",

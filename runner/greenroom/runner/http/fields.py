@@ -297,7 +297,7 @@ described(data_url, type="string", pattern="^[Dd][Aa][Tt][Aa]:")
 
 
 def not_fetched(where: str) -> Wrong:
-    message = f"{where} is an address, and nothing is fetched from addresses. Send the data in base64."
+    message = f"{where} is a URL, and Greenroom fetches nothing for clients. Send the data in base64."
     return Wrong(where, message, "unsupported_value")
 
 

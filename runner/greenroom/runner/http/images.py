@@ -36,7 +36,7 @@ def size_of(data: bytes) -> tuple[int, int]:
     except struct.error as error:
         raise ValueError("it is cut off in its header") from error
     if size is None or not all(size):
-        raise ValueError("it is no image")
+        raise ValueError("it is not an image")
     return size
 
 

@@ -184,8 +184,8 @@ class LlamaServer:
         raise HttpRefusal(
             400,
             "model_required",
-            f"model is required: there are {len(models)} models, and it is not clear which one is meant.",
-            advice="Name one; GET /v1/models lists them.",
+            f"model is required: there are {len(models)} models to choose from.",
+            advice="Name one of them; GET /v1/models lists all.",
             param="model",
         )
 

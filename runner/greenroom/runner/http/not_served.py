@@ -8,20 +8,20 @@ from __future__ import annotations
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import AnyResponse, Handler, Request
 
-_SOUND = "No backend of Greenroom's transcribes or makes speech."
-_IMAGES = "No backend of Greenroom's makes images."
-_HEARD = "whisper.cpp's server or LocalAI serve this route; some models take sound in a chat"
+_SOUND = "Greenroom has no backend for speech."
+_IMAGES = "Greenroom has no backend that generates images."
+_HEARD = "whisper.cpp's server and LocalAI serve this route; some models accept audio in a chat"
 
 NOT_SERVED = {
     "/v1/audio/transcriptions": (_SOUND, _HEARD),
     "/v1/audio/translations": (_SOUND, _HEARD),
-    "/v1/audio/speech": (_SOUND, "Kokoro-FastAPI or LocalAI serve this route"),
-    "/v1/images/generations": (_IMAGES, "stable-diffusion.cpp's server or LocalAI serve this route"),
-    "/v1/images/edits": (_IMAGES, "stable-diffusion.cpp's server or LocalAI serve this route"),
+    "/v1/audio/speech": (_SOUND, "Kokoro-FastAPI and LocalAI serve this route"),
+    "/v1/images/generations": (_IMAGES, "stable-diffusion.cpp's server and LocalAI serve this route"),
+    "/v1/images/edits": (_IMAGES, "stable-diffusion.cpp's server and LocalAI serve this route"),
     "/v1/images/variations": (_IMAGES, "LocalAI serves this route"),
     "/v1/moderations": (
-        "Greenroom has no moderation.",
-        "a model made for it, such as llama-guard, judges texts over /v1/chat/completions",
+        "Greenroom has no moderation backend.",
+        "to classify texts, send them to a moderation model, such as llama-guard, at /v1/chat/completions",
     ),
 }
 
@@ -40,6 +40,6 @@ async def requests(request: Request) -> AnyResponse:  # noqa: ARG001 - a handler
     raise HttpRefusal(
         404,
         "not_recorded",
-        "Greenroom does not record what clients send and what they are answered.",
-        advice="The log tells of each request without its content: greenroom logs, or GET /logs.",
+        "Greenroom does not record requests and answers.",
+        advice="The log lists requests without their content: greenroom logs, or GET /logs.",
     )

@@ -106,8 +106,8 @@ class Scores(_Ranking):
             raise HttpRefusal(
                 400,
                 "unsupported_parameter",
-                "text_1: this backend scores one text against others.",
-                advice="Send a request for each.",
+                "text_1 is a list, and this backend scores only one text against others.",
+                advice="Send one request for each text.",
                 param="text_1",
             )
         text = one if isinstance(one, str) else one[0]

@@ -1,4 +1,4 @@
-"""What a model is made for, by what its files say: chats and texts, embeddings, or reranking."""
+"""What a model is made for, by what its files say: generating text, embeddings, or reranking."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Responses:
         if (after := query.get("after")) is not None:
             at = next((index for index, item in enumerate(items) if item["id"] == after), None)
             if at is None:
-                raise invalid("after is no item of this response", param="after")
+                raise invalid("after is not the id of an item of this response", param="after")
             items = items[at + 1 :]
         page = items[:limit]
         first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")

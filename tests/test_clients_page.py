@@ -24,7 +24,7 @@ def test_the_table_has_what_the_tests_try_with_the_versions_they_found() -> None
 
 @pytest.mark.parametrize("name", sorted({client.title.partition("'")[0] for client in CLIENTS}))
 def test_the_page_has_a_setting_for_each_client(name: str) -> None:
-    settings = PAGE.partition("## What was tried")[0]
+    settings = PAGE.partition("## What is tested")[0]
 
     assert name in settings
 

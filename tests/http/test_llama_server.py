@@ -28,6 +28,15 @@ async def test_tokens_are_the_engines_and_a_model_need_not_be_named_if_it_is_cle
     await house.nothing_is_held()
 
 
+async def test_a_prompt_shows_tools_that_the_template_has_no_place_for(open_house: Any) -> None:
+    house = await open_house("--answer", "200", json.dumps({"prompt": "user: x"}))
+    tool = {"type": "function", "function": {"name": "weather"}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "tools": [tool], "stream": True}
+    async with house.post("/apply-template", body) as response:
+        assert (response.status, await response.json()) == (200, {"prompt": "user: x"})
+    await house.nothing_is_held()
+
+
 async def test_what_is_wrong_is_said_before_anything_is_loaded(open_house: Any) -> None:
     house = await open_house()
     wrong: tuple[tuple[str, Any, int, str | None], ...] = (

@@ -164,8 +164,9 @@ class Untranslated(Translation):
 
     content_type = EVENT_STREAM
 
-    def __init__(self, body: bytes, asked_as: str) -> None:
+    def __init__(self, body: bytes, asked_as: str, answers: str = "choices") -> None:
         """`asked_as` is the model's name as the client wrote it."""
+        self.answers = answers
         self._fields: dict[str, Any] = msgspec.json.decode(body)
         self._model = asked_as
 

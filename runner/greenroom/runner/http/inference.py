@@ -83,6 +83,8 @@ class Kind:
     end: bytes = b""
     """What begins the last event of its streams, so that one which ends without was cut off; empty where it
     has no streams."""
+    answers: str = "choices"
+    """A field that its answers have."""
     translate: Callable[[Mapping[str, Any]], Translation | None] | None = None
     """Makes a chat completion of its checked fields; None where engines have this form themselves."""
 
@@ -217,7 +219,7 @@ class Exchange:
         filters = [*([StopWatch(stops)] if stops else []), *([prompt] if prompt is not None else [])]
         if not filters:
             return right
-        inner = self._translation or Untranslated(right.body, self._asked_as)
+        inner = self._translation or Untranslated(right.body, self._asked_as, self._kind.answers)
         self._translation = FilteredTranslation(inner, filters)
         chat = self._translation.chat
         return Checked(msgspec.json.encode(chat), chat)

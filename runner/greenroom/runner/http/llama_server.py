@@ -84,7 +84,7 @@ INFILL = Dialogue(
 KINDS = {
     "/tokenize": Kind("completion", "/tokenize", TOKENIZE, param="content"),
     "/detokenize": Kind("completion", "/detokenize", DETOKENIZE, param="tokens"),
-    "/apply-template": Kind("completion", "/apply-template", CHAT),
+    "/apply-template": Kind("completion", "/apply-template", CHAT, answers="prompt"),
     "/infill": Kind("completion", "/infill", INFILL, param="input_prefix"),
 }
 _GENERATES = frozenset({"/apply-template", "/infill"})

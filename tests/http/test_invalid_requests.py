@@ -18,7 +18,10 @@ from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.anthropic.fields import MESSAGES
 from greenroom.runner.http.bodies import check_now
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, Dialogue
+from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, Dialogue
+from greenroom.runner.http.ollama.fields import OLLAMA_CHAT
+from greenroom.runner.http.ranking_fields import RERANKING
+from greenroom.runner.http.responses.fields import RESPONSES
 from tiny_vision import base64_png
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -324,3 +327,51 @@ def test_each_answer_and_each_prompt_takes_a_slot() -> None:
         ({"prompt": ["a"] * 200, "n": 100}, 256),
     ]:
         assert slots_of(fields) == slots, fields  # type: ignore[arg-type]
+
+
+ABOVE = {"type": "array", "minItems": 5, "maxItems": 2}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        ABOVE,
+        {"type": "object", "properties": {"a": {"anyOf": [ABOVE]}}},
+        {"type": "string", "minLength": 3, "maxLength": 1},
+        {"type": "array", "maxItems": -1},
+        {"type": "array", "minItems": 5, "maxItems": 2**32 + 2},
+        {"type": "string", "pattern": "^a{5,2}$"},
+    ],
+)
+def test_a_schema_that_asks_for_more_than_it_allows_never_reaches_an_engine(schema: dict[str, Any]) -> None:
+    tool = {"type": "function", "function": {"name": "w", "parameters": schema}}
+    named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    anthropic = {"max_tokens": 5, "tools": [{"name": "w", "input_schema": schema}]}
+    for fields, dialogue in (
+        (chat(tools=[tool]), CHAT),
+        (chat(response_format=named), CHAT),
+        (chat(response_format={"type": "json_object", "schema": schema}), CHAT),
+        (chat(json_schema=schema), CHAT),
+        (chat(**anthropic), MESSAGES),
+        ({"prompt": "x", "json_schema": schema}, COMPLETION),
+        ({"input": "x", "tools": [{"type": "function", "name": "w", "parameters": schema}]}, RESPONSES),
+        (chat(format=schema), OLLAMA_CHAT),
+    ):
+        with pytest.raises(HttpRefusal) as refused:
+            check_now(msgspec.json.encode({"model": "m", **fields}), dialogue)
+        assert refused.value.refusal.code == "invalid_schema"
+        assert "allows no answer" in refused.value.refusal.message
+
+
+def test_schemas_and_grammars_with_bounds_in_order_pass() -> None:
+    schema = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"pattern": r"^a{2,5}\{5,2}[{5,2}]$"}}
+    grammar = 'root ::= "{5,2}" [{5,2}] "a"{2,5} # {5,2}'
+    body = msgspec.json.encode({"model": "m", **chat(json_schema=schema, grammar=grammar)})
+    assert check_now(body, CHAT).fields["grammar"] == grammar
+
+
+def test_a_grammar_with_a_repetition_that_is_the_wrong_way_round_is_refused() -> None:
+    body = msgspec.json.encode({"model": "m", **chat(grammar='root ::= "a"{5,2}')})
+    with pytest.raises(HttpRefusal) as refused:
+        check_now(body, CHAT)
+    assert refused.value.refusal.code == "invalid_grammar"

@@ -14,6 +14,7 @@
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `fields`: what the requests of OpenAI's API may hold
 - `images`: whether something is an image, and how large it becomes
+- `repetitions`: JSON schemas and grammars that no engine may get
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed
 - `vectors`: embeddings that are shorter than the model makes them
@@ -23,7 +24,7 @@
 - `responses`: OpenAI's Responses API
 - `anthropic`: Anthropic's Messages API
 - `ollama`: Ollama's API
-- `ranking`: rerankings and scores in the forms of Jina, Cohere and vLLM
+- `ranking`, `ranking_fields`: rerankings and scores in the forms of Jina, Cohere and vLLM
 - `llama_server`: llama-server's own routes
 - `not_served`: routes that nothing here serves, and what would
 - `install_text`: what Docker's command line reads while a backend is installed

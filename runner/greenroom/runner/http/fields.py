@@ -1,4 +1,4 @@
-"""What requests may hold: OpenAI's chats, completions and embeddings, rerankings. What is wrong is refused
+"""What requests may hold: OpenAI's chats, completions and and embeddings. What is wrong is refused
 before an engine is loaded, with one sentence whatever the engine.
 
 A check takes a value and the path where it stands. It returns the value, or a copy of it without the nulls
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.runner.http import images
+from greenroom.runner.http import images, repetitions
 
 Check = Callable[[Any, str], Any]
 
@@ -129,13 +129,31 @@ def one_of(*words: str) -> Check:
 
 
 def any_object(value: Any, where: str) -> Any:
-    """An object whose content is not ours to judge, such as a JSON schema; nulls in it stay."""
+    """An object whose content is not ours to judge; nulls in it stay."""
     if not isinstance(value, dict):
         raise wrong_type(where, "an object", value)
     return value
 
 
 described(any_object, type="object")
+
+
+def json_schema(value: Any, where: str) -> Any:
+    if fault := repetitions.fault_of_schema(any_object(value, where)):
+        raise Wrong(where, f"{where} allows no answer: {fault}.", "invalid_schema")
+    return value
+
+
+described(json_schema, type="object")
+
+
+def grammar(value: Any, where: str) -> Any:
+    if fault := repetitions.fault_of_grammar(text()(value, where)):
+        raise Wrong(where, f"{where} cannot be used: {fault}.", "invalid_grammar")
+    return value
+
+
+described(grammar, type="string")
 
 
 def keep_alive(value: Any, _: str) -> Any:
@@ -416,7 +434,7 @@ _function = record(
     {
         "name": text(least=1, most=TOOL_NAME),
         "description": text(),
-        "parameters": any_object,
+        "parameters": json_schema,
         "strict": flag,
     },
     required=("name",),
@@ -430,11 +448,11 @@ _named_tool = by_type(
     },
     "choice of a tool",
 )
-_schema = record({"name": text(), "schema": any_object, "strict": flag, "description": text()})
+_schema = record({"name": text(), "schema": json_schema, "strict": flag, "description": text()})
 _response_format = by_type(
     {
         "text": any_object,
-        "json_object": record({"schema": any_object}),
+        "json_object": record({"schema": json_schema}),
         "json_schema": record({"json_schema": _schema}, required=("json_schema",)),
     },
     "response format",
@@ -509,11 +527,11 @@ CHAT = Dialogue(
         "parallel_tool_calls": flag,
         "response_format": _response_format,
         "modalities": array(text()),
-        "functions": array(any_object),
+        "functions": array(json_schema),
         "reasoning_effort": text(),
         "chat_template_kwargs": any_object,
-        "grammar": text(),
-        "json_schema": any_object,
+        "grammar": grammar,
+        "json_schema": json_schema,
     },
     required=("messages",),
     together=_chat_together,
@@ -554,8 +572,8 @@ COMPLETION = Dialogue(
         "best_of": whole(1, 128),
         "logprobs": either("a whole number", (bool, flag), (int, whole(0, 20))),
         "response_format": _response_format,
-        "grammar": text(),
-        "json_schema": any_object,
+        "grammar": grammar,
+        "json_schema": json_schema,
     },
     required=("prompt",),
 )
@@ -572,27 +590,3 @@ EMBEDDING = Dialogue(
     },
     required=("input",),
 )
-
-_document = either("a string or an object", (str, text()), (dict, record({"text": text()})))
-
-
-def _documents(fields: dict[str, Any]) -> None:
-    if "documents" not in fields and "texts" not in fields:
-        raise missing("documents")
-
-
-RERANKING = Dialogue(
-    {
-        "model": text(least=1),
-        "query": text(),
-        "documents": array(_document, least=1),
-        "texts": array(text(), least=1),
-        "top_n": count,
-        "return_documents": flag,
-    },
-    required=("query",),
-    together=_documents,
-)
-
-_scored = either("a string or a list of strings", (str, text()), (list, array(text(), least=1)))
-SCORING = Dialogue({"model": text(least=1), "text_1": _scored, "text_2": _scored})

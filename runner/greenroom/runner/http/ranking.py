@@ -14,26 +14,12 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.bodies import read_body, routing_of
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, frame
-from greenroom.runner.http.fields import RERANKING, SCORING, Dialogue, missing
 from greenroom.runner.http.inference import Exchange, Kind
 from greenroom.runner.http.port import JSON, AnyResponse, Handler, Request
+from greenroom.runner.http.ranking_fields import RANKED, SCORED
 from greenroom.runner.http.translation import Translation
 
 _encode = msgspec.json.Encoder().encode
-
-
-def _documents(fields: dict[str, Any]) -> None:
-    if "documents" not in fields:
-        raise missing("documents")
-
-
-RANKED = Dialogue(
-    {name: check for name, check in RERANKING.fields.items() if name != "texts"},
-    required=("query",),
-    together=_documents,
-)
-"""Jina's fields, which are Cohere's too."""
-SCORED = Dialogue(SCORING.fields, required=("text_1", "text_2"))
 
 
 class _Ranking(Translation):

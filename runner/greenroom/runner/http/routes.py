@@ -18,7 +18,6 @@ from greenroom.runner.http.fields import (
     CHAT,
     COMPLETION,
     EMBEDDING,
-    RERANKING,
 )
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.inference import Kind, inference
@@ -32,6 +31,7 @@ from greenroom.runner.http.ollama.transfers import OllamaTransfers
 from greenroom.runner.http.openapi.routes import ApiDescription
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
 from greenroom.runner.http.ranking import RERANK, scoring
+from greenroom.runner.http.ranking_fields import RERANKING
 from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
 from greenroom.runner.http.vectors import shortened_if_asked

@@ -17,6 +17,7 @@ from greenroom.runner.http.fields import (
     described,
     either,
     flag,
+    json_schema,
     keep_alive,
     not_fetched,
     number,
@@ -74,11 +75,11 @@ _blocks = either(
     "a string or a list of blocks", (str, text()), (list, array(by_type(_BLOCKS, "block"), least=1))
 )
 _only_text = by_type({"text": text_part}, "block of a system prompt")
-_format = by_type({"json_schema": record({"schema": any_object}, required=("schema",))}, "output format")
+_format = by_type({"json_schema": record({"schema": json_schema}, required=("schema",))}, "output format")
 _tool = by_type(
     {
         "custom": record(
-            {"name": text(least=1, most=TOOL_NAME), "description": text(), "input_schema": any_object},
+            {"name": text(least=1, most=TOOL_NAME), "description": text(), "input_schema": json_schema},
             required=("name", "input_schema"),
         )
     },

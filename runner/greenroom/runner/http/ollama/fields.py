@@ -19,6 +19,7 @@ from greenroom.runner.http.fields import (
     either,
     flag,
     image_url,
+    json_schema,
     keep_alive,
     number,
     one_of,
@@ -68,7 +69,7 @@ def _format(value: Any, where: str) -> Any:
         return value
     if isinstance(value, str):
         raise Wrong(where, f'{where} must be "json" or a JSON schema.')
-    return any_object(value, where)
+    return json_schema(value, where)
 
 
 described(_format, anyOf=[{"enum": ["", "json"]}, {"type": "object"}])

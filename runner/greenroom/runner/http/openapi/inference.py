@@ -9,7 +9,7 @@ import msgspec
 
 from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.errors import VERSION_HEADER
-from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, RERANKING, Dialogue
+from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, Dialogue
 from greenroom.runner.http.llama_server import DETOKENIZE, INFILL, TOKENIZE
 from greenroom.runner.http.not_served import NOT_SERVED
 from greenroom.runner.http.openapi.operation import (
@@ -22,7 +22,7 @@ from greenroom.runner.http.openapi.operation import (
     streamed,
 )
 from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER
-from greenroom.runner.http.ranking import RANKED, SCORED
+from greenroom.runner.http.ranking_fields import RANKED, RERANKING, SCORED
 from greenroom.runner.http.responses.fields import RESPONSES
 
 _UNSET = msgspec.UNSET

@@ -18,6 +18,7 @@ from greenroom.runner.http.fields import (
     either,
     flag,
     image_url,
+    json_schema,
     keep_alive,
     number,
     one_of,
@@ -110,7 +111,7 @@ described(_item, anyOf=[_typed, record({"id": text(least=1)}, required=("id",))]
 # tools
 
 _function = record(
-    {"name": text(least=1, most=256), "description": text(), "parameters": any_object, "strict": flag},
+    {"name": text(least=1, most=256), "description": text(), "parameters": json_schema, "strict": flag},
     required=("name",),
 )
 
@@ -137,7 +138,7 @@ _format = by_type(
         "text": any_object,
         "json_object": any_object,
         "json_schema": record(
-            {"name": text(), "schema": any_object, "strict": flag, "description": text()},
+            {"name": text(), "schema": json_schema, "strict": flag, "description": text()},
             required=("name", "schema"),
         ),
     },

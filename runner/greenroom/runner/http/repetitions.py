@@ -1,0 +1,53 @@
+"""What JSON schemas and grammars may not ask for: at least more of something than at most.
+
+llama.cpp counts from the least up to the most. Where the most is smaller it never gets there, and takes all
+the memory of the machine on its way.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_BOUNDS = (("minItems", "maxItems"), ("minLength", "maxLength"), ("minProperties", "maxProperties"))
+_INT32 = 2**31 - 1
+"""Engines keep a bound in so many bits, and cut off what is more."""
+_TIMES = re.compile(r"\{\s*(\d{1,10})\s*,\s*(\d{1,10})\s*\}")
+_IN_PATTERN = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]", re.DOTALL)
+_IN_GRAMMAR = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
+"""Where braces are characters like others."""
+
+
+def fault_of_schema(schema: Any) -> str:
+    """What is wrong with the bounds in a JSON schema, wherever in it; empty if nothing is."""
+    left = [schema]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            left += one.values()
+            for least, most in _BOUNDS:
+                low, high = _number(one.get(least), 0), _number(one.get(most), _INT32)
+                if max(low, high) > _INT32:
+                    return f"{least} and {most} can be at most {_INT32}"
+                if low > high:
+                    return f"{least} is more than {most}"
+            pattern = one.get("pattern")
+            if isinstance(pattern, str) and _is_backwards(_IN_PATTERN.sub(".", pattern)):
+                return "a repetition in a pattern has its larger number first"
+    return ""
+
+
+def fault_of_grammar(grammar: str) -> str:
+    """The same for a grammar."""
+    backwards = _is_backwards(_IN_GRAMMAR.sub(" ", grammar))
+    return "a repetition has its larger number first" if backwards else ""
+
+
+def _number(value: object, absent: float) -> float:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else absent
+
+
+def _is_backwards(text: str) -> bool:
+    return any(int(times[1]) > int(times[2]) for times in _TIMES.finditer(text))

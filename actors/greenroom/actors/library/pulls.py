@@ -194,9 +194,7 @@ def attempt_failed(
     retry_at = policy.retry_at(failure, attempt=max(streak, 1), now=now.wall, draw=now.draw, elapsed=elapsed)
     if retry_at is not None:
         failed = replace(report, attempt=under_way.attempt, retry_at=retry_at, streak=streak, reached=reached)
-        inform = PublishPullProgress(
-            reference=reference, phase="waiting_to_retry", message=f"after: {failure.message}"
-        )
+        inform = PublishPullProgress(reference=reference, phase="waiting_to_retry", message=failure.message)
         return Decision(events=(failed,), effects=(inform,), cause=under_way.cause)
     refusal = refusal_of(failure)
     failures = volatile.failures.failed(reference, refusal, _caller(under_way, volatile), now)

@@ -251,7 +251,7 @@ class _Push:
             raise JobCancelled
 
     def _pause(self, seconds: float, reason: str) -> None:
-        self._attempt.report("waiting_to_retry", self._done, self._total, f"after: {reason}")
+        self._attempt.report("waiting_to_retry", self._done, self._total, reason)
         if self._cancel.wait(seconds):
             raise JobCancelled
 

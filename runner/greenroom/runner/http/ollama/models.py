@@ -184,7 +184,7 @@ class OllamaModels:
             if getattr(body, field):
                 raise _cannot_create(field, instead)
         if not body.origin.strip():
-            raise invalid("from is required: name the model to make this one of", param="from")
+            raise invalid("from is required: name the model to copy", param="from")
         parameters = dict(body.parameters or {})
         size = parameters.pop("num_ctx", None)
         if parameters:

@@ -390,9 +390,7 @@ OPERATIONS: Mapping[str, Operation] = {
         errors=_KEPT,
     ),
     **{
-        f"POST {path}": Operation(
-            summary=f"Refused: {sentence[:1].lower()}{sentence[1:].rstrip('.')}", answers={}, errors=_KEPT
-        )
+        f"POST {path}": Operation(summary=f"Refused: {sentence.rstrip('.')}", answers={}, errors=_KEPT)
         for path, (sentence, _) in NOT_SERVED.items()
     },
     "POST /v1/messages": _asked("Create a message", "MessageRequest", MESSAGES, MessageAnswer, MessageEvent),

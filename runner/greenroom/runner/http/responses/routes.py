@@ -79,7 +79,7 @@ class Responses:
 
     async def one(self, request: Request) -> Response:
         if request.query.get("stream") in ("true", "1"):
-            raise invalid("stream: only a response that is being made can be streamed", param="stream")
+            raise invalid("stream: a stored response cannot be streamed", param="stream")
         return encoded((await self._found(request)).response)
 
     async def remove(self, request: Request) -> Response:

@@ -37,7 +37,7 @@ CASES: list[tuple[int, str, int, str, str | None]] = [
     (400, '{"error":{"code":400,"message":"Parser generation failed: JSON schema error at #: SECRET"}}',
      400, "invalid_schema", None),
     (400, '{"error":{"code":400,"message":"Failed to initialize samplers: failed to parse grammar"}}',
-     400, "invalid_grammar", "grammar"),
+     400, "invalid_grammar", None),
     (404, '{"error": "Conversation roles must alternate SECRET"}', 400, "template_refused", "messages"),
     (400, '{"error":{"code":400,"message":"Field \'n\': Value must be between 1 <= value <= 4, but got 99"}}',
      400, "invalid_value", "n"),

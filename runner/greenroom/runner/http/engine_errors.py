@@ -93,7 +93,11 @@ _KNOWN = (
         400, "invalid_schema", "A JSON schema of response_format or of a tool cannot be used.",
         "Use only the types and keywords of JSON Schema, and references within the schema.",
     ),
-    _known(r"grammar", 400, "invalid_grammar", "The grammar in this request cannot be read.", "", "grammar"),
+    _known(
+        # Schemas become grammars, so it may be about either.
+        r"grammar", 400, "invalid_grammar", "A grammar or JSON schema in this request cannot be used.",
+        "Bounds in the thousands, of lengths and repetitions, are too many for some engines.",
+    ),
     _known(
         r"tool.choice", 400, "invalid_value", "The engine does not support this tool_choice.", "",
         "tool_choice",

@@ -114,6 +114,7 @@ def test_a_mistake_in_a_chat_is_400_and_names_its_field(param: str) -> None:
         ({"messages": [{"role": "system", "content": "x"}], "max_tokens": 5}, "messages[0].role", MESSAGES),
         ({"query": "x"}, "documents", RERANKING),
         ({"query": "x", "documents": "y"}, "documents", RERANKING),
+        ({"query": "x", "documents": ["y", {"title": "z"}]}, "documents[1].text", RERANKING),
     ],
 )
 def test_a_mistake_in_another_family_names_its_field_too(

@@ -140,7 +140,7 @@ async def _has_own(context: Context, request: Request, backend: str) -> bool:
 
 
 def _text(document: Any) -> str:
-    return document if isinstance(document, str) else str(document.get("text", ""))
+    return document if isinstance(document, str) else str(document["text"])
 
 
 def _scores_of(completion: Mapping[str, Any]) -> list[tuple[int, float]]:

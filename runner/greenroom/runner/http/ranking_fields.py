@@ -6,7 +6,9 @@ from typing import Any
 
 from greenroom.runner.http.fields import Dialogue, array, count, either, flag, missing, record, text
 
-_document = either("a string or an object", (str, text()), (dict, record({"text": text()})))
+_document = either(
+    "a string or an object", (str, text()), (dict, record({"text": text()}, required=("text",)))
+)
 
 
 def _either(fields: dict[str, Any]) -> None:

@@ -246,7 +246,7 @@ class Odd:
         assert self.gates.enter("m", "completion", "", request)
 
     def found_out(self) -> Any:
-        (failure,) = self.stage.heard.wait("stalled")
+        (failure,) = self.stage.heard.wait("stalled", bound=90.0)
         self.took = self.stage.heard.moment("stalled") - self.since
         return failure
 
@@ -339,7 +339,7 @@ def test_an_engine_that_answers_nothing_or_nonsense_is_found_with_no_request_ins
 ) -> None:
     odd.goes(wrong)
     assert odd.found_out().code == code
-    assert odd.took < 15.0
+    assert odd.lag.allows(odd.took, 15.0)
 
 
 @pytest.mark.parametrize("wrong", ["hang", "hollow", "half"])
@@ -351,14 +351,14 @@ def test_an_engine_that_answers_no_request_is_found_whether_or_not_clients_keep_
     threading.Event().wait(1.2)
     odd.gates.leave("r0")
     assert odd.found_out().code == "engine_stalled"
-    assert odd.took < 15.0
+    assert odd.lag.allows(odd.took, 15.0)
 
 
 def test_an_engine_whose_answers_are_invalid_is_asked_as_soon_as_the_front_door_reports_it(odd: Odd) -> None:
     odd.goes("mumble")
     odd.gates.doubt(odd.spec.engine_id)
     assert odd.found_out().code == "engine_garbled"
-    assert odd.took < 15.0
+    assert odd.lag.allows(odd.took, 15.0)
 
 
 def test_an_engine_in_doubt_that_answers_is_left_alone(odd: Odd) -> None:

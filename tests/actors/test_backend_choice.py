@@ -9,7 +9,7 @@ import msgspec
 from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import Install, Use, choose
-from stage import FACTS, METAL, absent, installation, installed, model
+from scheduler_stage import FACTS, METAL, absent, installation, installed, model
 
 GGUF, SAFE, QUANTISED = (model("m", format=one) for one in ("gguf", "safetensors", "safetensors-mlx"))
 

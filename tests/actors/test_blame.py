@@ -21,7 +21,7 @@ from greenroom.actors.scheduler.events import BreakerOpened, LoadFailed, ModelQu
 from greenroom.actors.scheduler.messages import Configure, Granted, Unload
 from greenroom.actors.testing import given
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation
-from stage import Stage, exited, installation, model
+from scheduler_stage import Stage, exited, installation, model
 
 FAILURES = {
     "no_space": Failure(kind="transient", code="no_space", message="The disk is full.", blame="machine"),

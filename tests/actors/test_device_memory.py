@@ -12,7 +12,7 @@ from greenroom.actors.scheduler.ledger import Device, Memory
 from greenroom.actors.scheduler.messages import ReadLedger, Unload
 from greenroom.actors.scheduler.state import footprint_key
 from greenroom.actors.values import EngineSpec, Measured
-from stage import FACTS, GIB, Stage, model
+from scheduler_stage import FACTS, GIB, Stage, model
 
 ONE = model("one", 2 * GIB, format="safetensors")
 TWO = model("two", 2 * GIB, format="safetensors")

@@ -23,7 +23,7 @@ from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, Serve
 from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingEffectHandler
 from greenroom.actors.values import Engine
-from stage import GIB, LLAMA, installed, model
+from scheduler_stage import GIB, LLAMA, installed, model
 
 QWEN, PHI = model("qwen"), model("phi")
 

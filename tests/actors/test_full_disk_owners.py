@@ -37,7 +37,7 @@ from greenroom.actors.reports import Happened
 from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingEffectHandler
 from greenroom.actors.values import Failure, Installation
 from reports import build_committed, pull_failed, pulled, repackaged, tags_written
-from stage import MLX, NO_SPACE, model
+from scheduler_stage import MLX, NO_SPACE, model
 
 SMOL, QWEN = model("smol"), model("qwen")
 BUILT = Installation(id="1-aaaa.1", backend="mlx", version="1", digest="aaaa")

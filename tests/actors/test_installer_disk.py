@@ -26,7 +26,7 @@ from greenroom.actors.kernel.core import Answer, Later
 from greenroom.actors.reports import Happened
 from installer_life import NOW, built, committed, ensure, fails, failure_of, look, new_life, requested, status
 from reports import build_committed
-from stage import NO_SPACE
+from scheduler_stage import NO_SPACE
 
 
 def test_the_disk_is_looked_at_in_every_new_life() -> None:

@@ -41,7 +41,7 @@ from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Cancelled
 from installer_life import KEY, NOW, built, committed, ensure, fails, look, new_life, requested, status
 from reports import build_committed, removed
-from stage import MLX, NO_SPACE, OFFLINE
+from scheduler_stage import MLX, NO_SPACE, OFFLINE
 
 
 @pytest.mark.parametrize("wanted_by", ["request", "explicit"])

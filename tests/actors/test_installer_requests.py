@@ -33,7 +33,7 @@ from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Cancelled, Installation, Plan, RequestSnapshot
 from installer_life import KEY, NOW, built, committed, ensure, look, new_life, requested, status
 from reports import attempt_failed, build_committed
-from stage import LLAMA, NO_SPACE, OFFLINE
+from scheduler_stage import LLAMA, NO_SPACE, OFFLINE
 
 
 def test_an_install_of_an_absent_backend_starts_a_job() -> None:

@@ -25,7 +25,7 @@ from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Failure, Installation
 from installer_life import status
 from reports import attempt_failed, build_committed, removed
-from stage import MLX, NO_SPACE, OFFLINE
+from scheduler_stage import MLX, NO_SPACE, OFFLINE
 
 WISHES = ["install", "install 1", "install 2", "latest", "repair", "rollback", "cancel"]
 WISHES += ["uninstall", "uninstall 1", "uninstall 2"]

@@ -48,7 +48,7 @@ from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Cancelled, Engine, EngineSpec, Failure, Installation
 from installer_life import MLX, status
 from reports import attempt_failed, build_committed, removed
-from stage import METAL, NO_SPACE, Stage, model
+from scheduler_stage import METAL, NO_SPACE, Stage, model
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
 PINNED = msgspec.structs.replace(MLX, version="1")

@@ -18,7 +18,7 @@ from greenroom.actors.scheduler.layers import (
 )
 from greenroom.actors.scheduler.ledger import Capacity, reservation_for
 from greenroom.actors.values import LayersOn, Model, ModelLayers
-from stage import LLAMA, model
+from scheduler_stage import LLAMA, model
 
 MIB = 2**20
 FACTS = msgspec.structs.replace(LLAMA, divides=True, overhead=100 * MIB, device_overhead=300 * MIB)

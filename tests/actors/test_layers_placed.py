@@ -20,7 +20,7 @@ from greenroom.actors.values import (
     Model,
     ModelLayers,
 )
-from stage import FACTS, GIB, LLAMA, Stage, installation, installed, model
+from scheduler_stage import FACTS, GIB, LLAMA, Stage, installation, installed, model
 
 MIB = 2**20
 FACTS_HERE = msgspec.structs.replace(

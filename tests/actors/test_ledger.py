@@ -13,7 +13,7 @@ from greenroom.actors.scheduler.ledger import (
     Memory,
     reservation_for,
 )
-from stage import model
+from scheduler_stage import model
 
 GIB = 2**30
 

@@ -27,7 +27,7 @@ from greenroom.actors.library.messages import (
 from greenroom.actors.values import Cancelled
 from library_life import KEY, NOW, REF, SMOL, fails, new_life, pull, requested
 from reports import pull_failed, pulled
-from stage import NO_SPACE, OFFLINE
+from scheduler_stage import NO_SPACE, OFFLINE
 
 
 def test_a_pull_of_an_absent_model_fetches_it() -> None:

@@ -21,7 +21,7 @@ from greenroom.actors.reports import Happened
 from greenroom.actors.testing import Case
 from greenroom.actors.values import Cancelled, Failure, Model
 from library_life import SMOL, new_life
-from stage import NO_SPACE, OFFLINE
+from scheduler_stage import NO_SPACE, OFFLINE
 
 KEY_OF_PUSH = f"push/r/m:1@{SMOL.id}"
 OTHER = Model(id="sha256:other", tags=("x:1",), size=1)

@@ -45,7 +45,7 @@ from greenroom.actors.testing import Case
 from greenroom.actors.values import Model, ModelLayers, RequestSnapshot
 from library_life import KEY, REF, SMOL, listed, new_life, pull
 from reports import deleted, pulled, repackaged, tags_written
-from stage import NO_SPACE, OFFLINE
+from scheduler_stage import NO_SPACE, OFFLINE
 
 
 def test_the_store_is_looked_at_again_when_no_report_comes() -> None:

@@ -27,7 +27,7 @@ from greenroom.actors.scheduler.ledger import Account, Capacity, Memory, expecte
 from greenroom.actors.scheduler.messages import SCHEDULER, Drain, Keep, LedgerReading, ReadLedger, Unload
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Engine, EngineSpec, Failure, Measured
-from stage import GIB, Stage, exited, model
+from scheduler_stage import GIB, Stage, exited, model
 
 MIB = 2**20
 SPEC = EngineSpec(

@@ -15,7 +15,7 @@ from greenroom.actors.scheduler.events import (
 )
 from greenroom.actors.scheduler.messages import Abandon, Configure, LiftQuarantines, Unload
 from greenroom.actors.values import Installation
-from stage import Stage, installation, model
+from scheduler_stage import Stage, installation, model
 
 QWEN, PHI = model("qwen", format="safetensors-mlx"), model("phi", format="safetensors-mlx")
 

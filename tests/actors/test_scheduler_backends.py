@@ -10,7 +10,7 @@ from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadRefused
 from greenroom.actors.scheduler.messages import Abandon
 from greenroom.actors.values import RequestSnapshot
-from stage import NO_SPACE, OFFLINE, Stage, absent, begun, installation, installed, model
+from scheduler_stage import NO_SPACE, OFFLINE, Stage, absent, begun, installation, installed, model
 
 QWEN = model("qwen")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.messages import Configure
-from stage import begun, model
+from scheduler_stage import begun, model
 
 QWEN = model("qwen", context_length=32_768)
 

@@ -12,7 +12,7 @@ from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import BreakerClosed, LoadAdmitted, LoadFailed
 from greenroom.actors.scheduler.messages import Abandon, Unload
 from greenroom.actors.values import Caller, RequestSnapshot
-from stage import Stage, begun, model, room_for
+from scheduler_stage import Stage, begun, model, room_for
 
 QWEN, PHI = model("qwen"), model("phi")
 

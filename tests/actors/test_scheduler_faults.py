@@ -15,7 +15,7 @@ from greenroom.actors.library.core import Library
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.events import ConfigChanged, LoadFailed, LoadRefused
 from greenroom.actors.scheduler.ledger import Memory
-from stage import FACTS, GIB, Stage, begun, model
+from scheduler_stage import FACTS, GIB, Stage, begun, model
 
 STARTED = DaemonStarted(pid=1, version="0", platform="test")
 POISON = ConfigChanged(model_id="sha256:bad", model_ref="bad", mode="completion", context_size=10**320)

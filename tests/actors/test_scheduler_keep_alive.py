@@ -20,7 +20,7 @@ from greenroom.actors.scheduler.messages import (
     Unloaded,
 )
 from greenroom.actors.values import Caller
-from stage import Stage, begun, exited, model
+from scheduler_stage import Stage, begun, exited, model
 
 QWEN, PHI = model("qwen"), model("phi")
 PRELOAD = Caller(kind="greenroom", id="preload", name="preload")

@@ -19,8 +19,8 @@ from greenroom.actors.scheduler.events import LoadAdmitted, LoadFailed
 from greenroom.actors.scheduler.ledger import Device
 from greenroom.actors.scheduler.messages import SCHEDULER, Configure, Unload
 from greenroom.actors.values import Caller
+from scheduler_stage import model
 from simulation import NO_SPACE, OFFLINE, Simulation
-from stage import model
 
 UNIT = 2**30
 LIMITS = Limits(keep_alive=60, max_wait=120, drain=90, queue=8)

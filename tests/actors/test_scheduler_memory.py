@@ -8,7 +8,7 @@ from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import Configure, Serve
 from greenroom.actors.scheduler.queue import LOOK_FOR_MEMORY
-from stage import GIB, LLAMA, begun, model, room_for
+from scheduler_stage import GIB, LLAMA, begun, model, room_for
 
 QWEN, PHI, BERT = model("qwen"), model("phi"), model("bert")
 

@@ -9,7 +9,7 @@ from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted, LoadRefused
 from greenroom.actors.scheduler.messages import Abandon, Drain, ReadLedger, Serve
 from greenroom.actors.values import Caller
-from stage import Stage, begun, installed, model, room_for
+from scheduler_stage import Stage, begun, installed, model, room_for
 
 QWEN, PHI, BERT = model("qwen"), model("phi"), model("bert")
 

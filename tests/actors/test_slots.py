@@ -13,7 +13,7 @@ from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.ledger import Capacity, Memory, larger
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Configure, ReadLedger, SlotFreed
 from greenroom.actors.values import Caller, EngineSpec, ModelLayers
-from stage import GIB, LLAMA, MLX, Stage, model
+from scheduler_stage import GIB, LLAMA, MLX, Stage, model
 
 MIB = 2**20
 SLOTTED = msgspec.structs.replace(LLAMA, slots=4, prompt_cache=True, overhead=100 * MIB)

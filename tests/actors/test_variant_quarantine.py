@@ -6,7 +6,7 @@ from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.scheduler.events import EvictionDecided, ModelQuarantined, QuarantineLifted
 from greenroom.actors.values import Installation
 from greenroom.actors.variants import RankedVariant
-from stage import Stage, installation, model
+from scheduler_stage import Stage, installation, model
 
 QWEN, PHI = model("qwen", format="safetensors-mlx"), model("phi", format="safetensors-mlx")
 

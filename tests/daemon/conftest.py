@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from alone import alone
-from brief import BRIEF
 from daemon_process import DaemonProcess, without_settings
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
 from package_index import serving
+from process_lock import process_lock
+from short_prompt import SHORT_PROMPT
 from waiting import BOUND, until
 from workshop import Workshop
 
@@ -108,7 +108,7 @@ class Daemon(DaemonProcess):
 
     def chat(self, model: str, text: str = "Name a colour.", **more: Any) -> Answer:
         """One chat completion."""
-        messages = [BRIEF, {"role": "user", "content": text}]
+        messages = [SHORT_PROMPT, {"role": "user", "content": text}]
         body = {"model": model, "messages": messages, "max_tokens": 16, **more}
         return self.post("/v1/chat/completions", body)
 
@@ -242,7 +242,7 @@ def copy_home(source: Path, target: Path) -> None:
 def furnished(run_folder: Path, smollm2_gguf: Path, smollm2_mlx: Path) -> Path:
     """A data directory with llama.cpp, mlx and the real model in both formats. Copy it, do not use it."""
     folder = run_folder / "furnished"
-    with alone(run_folder, "furnished"):
+    with process_lock(run_folder, "furnished"):
         if not folder.exists():
             folder.mkdir()
             _furnish(folder / "home", smollm2_gguf, smollm2_mlx)

@@ -16,8 +16,8 @@ import pytest
 
 import anthropic_types
 from anthropic_types import check_message
-from brief import BRIEF
 from openai_types import check_response, events_of
+from short_prompt import SHORT_PROMPT
 
 # SDKs are imported where they are used: each test process collects this file, and they take seconds.
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def messages_of(url: str, model: str) -> Messages:
     asked: Any = {
         "model": model,
         "max_tokens": 3,
-        "system": BRIEF["content"],
+        "system": SHORT_PROMPT["content"],
         "messages": [{"role": "user", "content": STORY}],
     }
     whole = messages.create(**asked)
@@ -122,7 +122,7 @@ def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(
     messages_of(daemon.url, str(smollm2_mlx))
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
     response = client.responses.create(
-        model=str(smollm2_mlx), instructions=BRIEF["content"], input=STORY, max_output_tokens=3
+        model=str(smollm2_mlx), instructions=SHORT_PROMPT["content"], input=STORY, max_output_tokens=3
     )
     check_response(response.model_dump(by_alias=True, exclude_unset=True))
     assert (response.status, bool(response.output_text)) == ("incomplete", True)

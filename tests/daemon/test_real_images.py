@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from brief import BRIEF
+from short_prompt import SHORT_PROMPT
 from tiny_vision import TOKENS, base64_png, projector
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -45,7 +45,7 @@ def test_an_image_is_as_many_tokens_as_its_projector_makes_of_it_in_every_family
 
     def chat(*parts: dict[str, Any]) -> int:
         content = [{"type": "text", "text": ASKED}, *parts]
-        fields = {"messages": [BRIEF, {"role": "user", "content": content}], "max_tokens": 1}
+        fields = {"messages": [SHORT_PROMPT, {"role": "user", "content": content}], "max_tokens": 1}
         return tokens("/v1/chat/completions", fields, "usage", "prompt_tokens")
 
     def responses(*parts: dict[str, Any]) -> int:
@@ -62,7 +62,7 @@ def test_an_image_is_as_many_tokens_as_its_projector_makes_of_it_in_every_family
         return int(usage["input_tokens"] + (usage.get("cache_read_input_tokens") or 0))
 
     def ollama(**more: Any) -> int:
-        fields = {"messages": [BRIEF, {"role": "user", "content": ASKED, **more}]}
+        fields = {"messages": [SHORT_PROMPT, {"role": "user", "content": ASKED, **more}]}
         return tokens("/api/chat", {**fields, "options": {"num_predict": 1}}, "prompt_eval_count")
 
     assert chat({"type": "image_url", "image_url": {"url": URL}}) - chat() == TOKENS

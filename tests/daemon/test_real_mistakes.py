@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from brief import BRIEF
+from short_prompt import SHORT_PROMPT
 from tiny_vision import base64_png
 from waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
-HELLO = [BRIEF, {"role": "user", "content": "Name a colour."}]
+HELLO = [SHORT_PROMPT, {"role": "user", "content": "Name a colour."}]
 TOOL = {"type": "function", "function": {"name": "w", "description": None, "parameters": None}}
 CALL = {"id": "1", "type": "function", "function": {"name": "w", "arguments": "{broken"}}
 IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64_png()}"}}

@@ -10,12 +10,12 @@ import ollama
 import pytest
 from pydantic import BaseModel
 
-from brief import BRIEF
+from short_prompt import SHORT_PROMPT
 from waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
-HELLO = [BRIEF, {"role": "user", "content": "Name a colour."}]
+HELLO = [SHORT_PROMPT, {"role": "user", "content": "Name a colour."}]
 EXACT = {"temperature": 0, "seed": 1, "num_predict": 16}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from real_registry import Doorway, Layer, Published, RealRegistry, Wrong, file, folder_layer, layer
-from stand_in import make_tree
+from vllm_metal_tree import make_tree
 from waiting import until
 
 pytestmark = pytest.mark.timeout(240)

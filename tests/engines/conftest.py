@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from alone import alone
 from engine_stage import Stage
+from process_lock import process_lock
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def llama_cpp_python(test_cache: Path) -> Path:
 
     environment = test_cache / "llama-cpp-env"
     python, mark = environment / "bin" / "python", environment / "whole"
-    with alone(test_cache, "llama-cpp-env"):
+    with process_lock(test_cache, "llama-cpp-env"):
         if not mark.exists():
             shutil.rmtree(environment, ignore_errors=True)
             for words in (

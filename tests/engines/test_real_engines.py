@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from brief import BRIEF
 from engine_stage import Stage
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Launch, ModelFiles
@@ -26,6 +25,7 @@ from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.launchers import launcher
+from short_prompt import SHORT_PROMPT
 from waiting import until
 
 pytestmark = pytest.mark.real
@@ -243,7 +243,11 @@ def leaving(endpoint: str, body: Any) -> Any:
 
 
 def asking(words: str, **fields: Any) -> Any:
-    return {"messages": [BRIEF, {"role": "user", "content": words}], "model": "default_model", **fields}
+    return {
+        "messages": [SHORT_PROMPT, {"role": "user", "content": words}],
+        "model": "default_model",
+        **fields,
+    }
 
 
 @pytest.mark.timeout(300)

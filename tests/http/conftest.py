@@ -123,8 +123,8 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIterator[OpenGreenroom]:
-    """Makes one: `await open_house("--tokens", "3", max_wait=10.0)`; flags are the fake engine's."""
+async def open_server(prefix: str, short_path: Path, programs: Path) -> AsyncIterator[OpenGreenroom]:
+    """Makes one: `await open_server("--tokens", "3", max_wait=10.0)`; flags are the fake engine's."""
     stack = contextlib.AsyncExitStack()
     number = 0
 
@@ -162,10 +162,10 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         address = "{}:{}".format(*runner.addresses[0])
-        house = ServedGreenroom(greenroom, app, f"http://{address}{prefix}", address)
-        stack.push_async_callback(house.session.close)
+        server = ServedGreenroom(greenroom, app, f"http://{address}{prefix}", address)
+        stack.push_async_callback(server.session.close)
         await until_async(lambda: any(s.state == "installed" for s in greenroom.statuses()))
-        return house
+        return server
 
     yield make
     # The Greenroom's stop waits for processes; the loop must go on meanwhile, as in the daemon.

@@ -31,8 +31,8 @@ def streamed(*deltas: dict[str, Any], finish: str = "stop", **last: Any) -> tupl
     return "--stream", f"{lines}data: [DONE]\n\n".replace("\n", "\\n")
 
 
-async def events(house: Any, path: str = "/v1/messages", **fields: Any) -> list[dict[str, Any]]:
-    async with house.post(path, {**HELLO, "stream": True, **fields}) as response:
+async def events(server: Any, path: str = "/v1/messages", **fields: Any) -> list[dict[str, Any]]:
+    async with server.post(path, {**HELLO, "stream": True, **fields}) as response:
         assert response.status == 200, await response.text()
         assert response.headers["request-id"] == response.headers["X-Request-Id"]
         return events_of(await response.text())
@@ -44,9 +44,9 @@ def asked(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("prefix_of_route", ["", "/anthropic", "/engines", "/engines/fake"])
-async def test_a_text_is_streamed_in_the_real_order(open_house: Any, prefix_of_route: str) -> None:
-    house = await open_house("--tokens", "2")
-    told = await events(house, f"{prefix_of_route}/v1/messages")
+async def test_a_text_is_streamed_in_the_real_order(open_server: Any, prefix_of_route: str) -> None:
+    server = await open_server("--tokens", "2")
+    told = await events(server, f"{prefix_of_route}/v1/messages")
     assert [one["type"] for one in told] == [
         *("message_start", "content_block_start", "content_block_delta", "content_block_delta"),
         *("content_block_stop", "message_delta", "message_stop"),
@@ -58,10 +58,10 @@ async def test_a_text_is_streamed_in_the_real_order(open_house: Any, prefix_of_r
     assert (told[-2]["usage"]["input_tokens"], told[-2]["usage"]["output_tokens"]) == (3, 2)
 
 
-async def test_thoughts_texts_and_calls_are_blocks_of_their_own(open_house: Any) -> None:
+async def test_thoughts_texts_and_calls_are_blocks_of_their_own(open_server: Any) -> None:
     import anthropic
 
-    house = await open_house(
+    server = await open_server(
         *streamed(
             {"reasoning_content": "Let me"},
             {"reasoning_content": " add."},
@@ -73,7 +73,7 @@ async def test_thoughts_texts_and_calls_are_blocks_of_their_own(open_house: Any)
             finish="tool_calls",
         )
     )
-    told = await events(house)
+    told = await events(server)
     blocks = [one["content_block"] for one in told if one["type"] == "content_block_start"]
     assert [one["type"] for one in blocks] == ["thinking", "text", "tool_use", "tool_use"]
     assert all(one["id"].startswith("toolu_") for one in blocks[2:])
@@ -86,7 +86,7 @@ async def test_thoughts_texts_and_calls_are_blocks_of_their_own(open_house: Any)
         "output_tokens": 5,
     }
     async with (
-        anthropic.AsyncAnthropic(base_url=house.base, api_key="x", max_retries=0) as client,
+        anthropic.AsyncAnthropic(base_url=server.base, api_key="x", max_retries=0) as client,
         client.messages.stream(**HELLO) as stream,
     ):
         final = await stream.get_final_message()
@@ -108,12 +108,12 @@ async def test_thoughts_texts_and_calls_are_blocks_of_their_own(open_house: Any)
     ],
 )
 async def test_a_message_without_a_stream_says_why_it_ended(
-    open_house: Any, finish: str, more: dict[str, Any], reason: str
+    open_server: Any, finish: str, more: dict[str, Any], reason: str
 ) -> None:
     message = {"role": "assistant", "content": "Once", "reasoning_content": "Hm"}
     choice = {"index": 0, "finish_reason": finish, "message": message, **more}
-    house = await open_house("--answer", "200", json.dumps({"choices": [choice], "usage": USAGE}))
-    async with house.post("/v1/messages", {**HELLO, "stop_sequences": ["END"]}) as response:
+    server = await open_server("--answer", "200", json.dumps({"choices": [choice], "usage": USAGE}))
+    async with server.post("/v1/messages", {**HELLO, "stop_sequences": ["END"]}) as response:
         body = await response.json()
     check_message(body)
     assert body["stop_reason"] == reason
@@ -121,12 +121,12 @@ async def test_a_message_without_a_stream_says_why_it_ended(
     assert [one["type"] for one in body["content"]] == ["thinking", "text"]
 
 
-async def test_calls_without_a_stream_have_their_arguments_as_objects(open_house: Any) -> None:
+async def test_calls_without_a_stream_have_their_arguments_as_objects(open_server: Any) -> None:
     broken = {"id": "c2", "function": {"name": "now", "arguments": "{not"}}
     message = {"role": "assistant", "content": None, "tool_calls": [CALL, broken]}
     choice = {"index": 0, "finish_reason": "stop", "message": message}
-    house = await open_house("--answer", "200", json.dumps({"choices": [choice], "usage": USAGE}))
-    async with house.post("/v1/messages", HELLO) as response:
+    server = await open_server("--answer", "200", json.dumps({"choices": [choice], "usage": USAGE}))
+    async with server.post("/v1/messages", HELLO) as response:
         body = await response.json()
     check_message(body)
     assert [one["input"] for one in body["content"]] == [{"a": 1}, {"arguments": "{not"}]
@@ -176,11 +176,11 @@ def test_blocks_become_the_messages_of_a_chat() -> None:
     assert chat["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
-async def test_the_sdk_raises_its_own_errors_before_and_in_a_stream(open_house: Any) -> None:
+async def test_the_sdk_raises_its_own_errors_before_and_in_a_stream(open_server: Any) -> None:
     import anthropic
 
-    house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
-    async with anthropic.AsyncAnthropic(base_url=house.base, api_key="x", max_retries=0) as client:
+    server = await open_server("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
+    async with anthropic.AsyncAnthropic(base_url=server.base, api_key="x", max_retries=0) as client:
         with pytest.raises(anthropic.BadRequestError):
             await client.messages.create(**HELLO, extra_body={"temperature": 1.5})
         with pytest.raises(anthropic.NotFoundError) as missing:
@@ -192,11 +192,11 @@ async def test_the_sdk_raises_its_own_errors_before_and_in_a_stream(open_house: 
     assert "SIGKILL" in caught.value.message
 
 
-async def test_the_sdk_lists_models(open_house: Any) -> None:
+async def test_the_sdk_lists_models(open_server: Any) -> None:
     import anthropic
 
-    house = await open_house()
-    async with anthropic.AsyncAnthropic(base_url=f"{house.base}/anthropic", api_key="x") as client:
+    server = await open_server()
+    async with anthropic.AsyncAnthropic(base_url=f"{server.base}/anthropic", api_key="x") as client:
         listed = await client.models.list()
         assert [one.id for one in listed.data] == ["docker.io/ai/tiny:latest"]
         assert (listed.data[0].type, listed.has_more) == ("model", False)
@@ -210,9 +210,9 @@ async def test_the_sdk_lists_models(open_house: Any) -> None:
     assert body["type"] == "error"
 
 
-async def test_a_block_of_the_system_prompt_without_a_type_is_refused(open_house: Any) -> None:
-    house = await open_house()
-    status, error = await house.error(
-        house.post("/v1/messages", {**HELLO, "system": [{"text": "Be brief."}]})
+async def test_a_block_of_the_system_prompt_without_a_type_is_refused(open_server: Any) -> None:
+    server = await open_server()
+    status, error = await server.error(
+        server.post("/v1/messages", {**HELLO, "system": [{"text": "Be brief."}]})
     )
     assert (status, error["message"]) == (400, "system[0].type is required.")

@@ -113,47 +113,47 @@ def test_the_memory_of_suspects_is_bounded(clock: Clock) -> None:
 
 @pytest.mark.parametrize("by", ["SIGSEGV", "7"])
 async def test_a_request_that_kills_its_engine_alone_is_refused_and_sent_to_no_other(
-    open_house: Any, by: str
+    open_server: Any, by: str
 ) -> None:
-    house = await open_house("--die-of", "poison", "--die-by", by)
+    server = await open_server("--die-of", "poison", "--die-by", by)
     for _ in range(3):
-        status, error = await house.error(house.chat(messages=POISON))
+        status, error = await server.error(server.chat(messages=POISON))
         assert (status, error["code"]) == (422, "request_ended_engine")
-    assert len(house.greenroom.engines()) == 1
-    async with house.chat() as response:
+    assert len(server.greenroom.engines()) == 1
+    async with server.chat() as response:
         assert response.status == 200
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
-async def test_a_request_whose_engine_was_killed_from_outside_is_not_blamed(open_house: Any) -> None:
-    house = await open_house("--first-token-delay", "0.5", "--tokens", "2")
-    await house.stream(max_tokens=1)
-    task = asyncio.create_task(house.stream())
-    await until_async(lambda: house.inside() == 1)
-    os.kill(house.engines("ready")[0].pid, signal.SIGKILL)
+async def test_a_request_whose_engine_was_killed_from_outside_is_not_blamed(open_server: Any) -> None:
+    server = await open_server("--first-token-delay", "0.5", "--tokens", "2")
+    await server.stream(max_tokens=1)
+    task = asyncio.create_task(server.stream())
+    await until_async(lambda: server.inside() == 1)
+    os.kill(server.engines("ready")[0].pid, signal.SIGKILL)
     assert (await task)[0] == 200
-    assert (await house.stream())[0] == 200
+    assert (await server.stream())[0] == 200
 
 
 async def test_requests_beside_one_that_kills_engines_are_served_and_the_culprit_is_found(
-    open_house: Any,
+    open_server: Any,
 ) -> None:
     flags = ("--die-of", "poison", "--die-of-after", "0.2", "--die-by", "SIGSEGV")
-    house = await open_house(*flags, "--tokens", "8", "--token-delay", "0.06")
-    await house.stream(max_tokens=1)
+    server = await open_server(*flags, "--tokens", "8", "--token-delay", "0.06")
+    await server.stream(max_tokens=1)
     neighbours = [
-        asyncio.create_task(_ask(house, [{"role": "user", "content": str(number)}])) for number in range(2)
+        asyncio.create_task(_ask(server, [{"role": "user", "content": str(number)}])) for number in range(2)
     ]
-    await until_async(lambda: house.inside() == 2)
-    killer = asyncio.create_task(_ask(house, POISON))
+    await until_async(lambda: server.inside() == 2)
+    killer = asyncio.create_task(_ask(server, POISON))
     assert await killer == 422
     assert await asyncio.gather(*neighbours) == [200, 200]
-    assert await _ask(house, [{"role": "user", "content": "0"}]) == 200
-    assert await _ask(house, POISON) == 422
-    await house.nothing_is_held()
+    assert await _ask(server, [{"role": "user", "content": "0"}]) == 200
+    assert await _ask(server, POISON) == 422
+    await server.nothing_is_held()
 
 
-async def _ask(house: Any, messages: Any) -> int:
-    async with house.chat(messages=messages) as response:
+async def _ask(server: Any, messages: Any) -> int:
+    async with server.chat(messages=messages) as response:
         await response.read()
         return int(response.status)

@@ -16,64 +16,64 @@ DOCKER = {"User-Agent": "docker-model-cli/v1.2.3"}
 
 
 @pytest.mark.parametrize("base", ["/", "/v1", "/engines/v1", "/engines/fake/v1", "/anthropic", "/api"])
-async def test_each_base_url_answers(open_house: Any, base: str) -> None:
-    house = await open_house()
-    async with house.get(base) as response:
+async def test_each_base_url_answers(open_server: Any, base: str) -> None:
+    server = await open_server()
+    async with server.get(base) as response:
         assert (response.status, await response.text()) == (200, "Greenroom is running")
-    async with house.session.head(house.base + base) as response:
+    async with server.session.head(server.base + base) as response:
         assert response.status == 200
 
 
-async def test_responses_have_all_prefixes_of_the_contract(open_house: Any) -> None:
-    house = await open_house()
+async def test_responses_have_all_prefixes_of_the_contract(open_server: Any) -> None:
+    server = await open_server()
     body = {"model": "tiny", "input": "hi"}
     for path in ("/responses", "/engines/responses", "/v1/responses", "/engines/fake/v1/responses"):
-        async with house.post(path, body) as response:
+        async with server.post(path, body) as response:
             made = await response.json()
             assert response.status == 200, made
-        async with house.get(f"{path}/{made['id']}") as response:
+        async with server.get(f"{path}/{made['id']}") as response:
             assert (await response.json())["id"] == made["id"]
-        status, error = await house.error(house.post(path, {"model": "tiny"}))
+        status, error = await server.error(server.post(path, {"model": "tiny"}))
         assert (status, error["param"]) == (400, "input")
 
 
 @pytest.mark.parametrize("prefix", ["", "/engines", "/engines/fake"])
-async def test_what_nothing_here_serves_is_said_with_what_would(open_house: Any, prefix: str) -> None:
-    house = await open_house()
+async def test_what_nothing_here_serves_is_said_with_what_would(open_server: Any, prefix: str) -> None:
+    server = await open_server()
     for path in ("audio/transcriptions", "audio/speech", "images/generations", "moderations"):
-        async with house.session.post(f"{house.base}{prefix}/v1/{path}", data=b"not JSON") as response:
+        async with server.session.post(f"{server.base}{prefix}/v1/{path}", data=b"not JSON") as response:
             error = (await response.json())["error"]
         assert (response.status, error["code"], error["param"]) == (404, "not_offered", None)
         assert "serve" in error["message"] or "model" in error["message"]
 
 
-async def test_there_is_no_record_of_requests_and_that_is_said(open_house: Any) -> None:
-    house = await open_house()
-    async with house.get("/engines/requests?model=tiny", headers=DOCKER) as response:
+async def test_there_is_no_record_of_requests_and_that_is_said(open_server: Any) -> None:
+    server = await open_server()
+    async with server.get("/engines/requests?model=tiny", headers=DOCKER) as response:
         assert response.status == 404
         assert (await response.text()).startswith("Greenroom does not record requests and answers")
 
 
-async def test_purging_as_dockers_command_line_does_it(open_house: Any) -> None:
-    house = await open_house()
-    async with house.chat() as response:
+async def test_purging_as_dockers_command_line_does_it(open_server: Any) -> None:
+    server = await open_server()
+    async with server.chat() as response:
         assert response.status == 200
-    await house.nothing_is_held()
+    await server.nothing_is_held()
     body = {"all": True, "backend": "", "models": None}
-    async with house.post("/engines/unload", body, headers=DOCKER) as response:
+    async with server.post("/engines/unload", body, headers=DOCKER) as response:
         assert await response.json() == {"unloaded_runners": 1}
-    await until_async(lambda: not house.engines())
-    async with house.session.delete(f"{house.base}/models/purge", headers=DOCKER) as response:
+    await until_async(lambda: not server.engines())
+    async with server.session.delete(f"{server.base}/models/purge", headers=DOCKER) as response:
         assert (response.status, await response.read()) == (200, b"")
-    assert house.greenroom.models() == ()
+    assert server.greenroom.models() == ()
 
 
-async def test_dockers_list_finds_a_model_by_its_short_name(open_house: Any) -> None:
-    house = await open_house()
-    async with house.get("/models", headers=DOCKER) as response:
+async def test_dockers_list_finds_a_model_by_its_short_name(open_server: Any) -> None:
+    server = await open_server()
+    async with server.get("/models", headers=DOCKER) as response:
         (model,) = await response.json()
     assert "ai/tiny:latest" in model["tags"]
-    async with house.get("/models") as response:
+    async with server.get("/models") as response:
         (model,) = await response.json()
     assert "docker.io/ai/tiny:latest" in model["tags"]
 
@@ -97,56 +97,56 @@ def test_a_log_is_read_once_across_its_files(tmp_path: Any) -> None:
     assert log.last_line() == []
 
 
-async def test_the_logs_are_the_daemons_and_its_engines(open_house: Any) -> None:
-    house = await open_house("--say", "hello from \x1b[31mthe engine")
-    async with house.get("/logs") as response:
+async def test_the_logs_are_the_daemons_and_its_engines(open_server: Any) -> None:
+    server = await open_server("--say", "hello from \x1b[31mthe engine")
+    async with server.get("/logs") as response:
         assert (response.status, await response.text()) == (
             404,
             "service log not found: no daemon writes one here.\n",
         )
-    own = house.greenroom.home / "daemon.log"
+    own = server.greenroom.home / "daemon.log"
     await asyncio.to_thread(own.write_text, "first\nsecond\n")
-    async with house.chat() as response:
+    async with server.chat() as response:
         assert response.status == 200
-    async with house.get("/logs") as response:
+    async with server.get("/logs") as response:
         assert response.content_type == "text/plain"
         said = await response.text()
     assert said.startswith("==> daemon <==\nfirst\nsecond\n\n==> fake ")
     assert "hello from \\u001b[31mthe engine\n" in said
-    async with house.get("/logs?no-engines=true&tail=1") as response:
+    async with server.get("/logs?no-engines=true&tail=1") as response:
         assert await response.text() == "second\n"
-    async with house.get("/logs?no-engines&tail=0") as response:
+    async with server.get("/logs?no-engines&tail=0") as response:
         assert await response.text() == ""
     for query in ("tail=-1", "tail=many", "follow=maybe"):
-        async with house.get(f"/logs?{query}") as response:
+        async with server.get(f"/logs?{query}") as response:
             assert response.status == 400, query
 
 
-async def test_a_log_that_is_followed_goes_on_until_the_client_leaves(open_house: Any) -> None:
-    house = await open_house()
-    own = house.greenroom.home / "daemon.log"
+async def test_a_log_that_is_followed_goes_on_until_the_client_leaves(open_server: Any) -> None:
+    server = await open_server()
+    own = server.greenroom.home / "daemon.log"
     await asyncio.to_thread(own.write_text, "first\n")
-    async with asyncio.timeout(60), house.get("/logs?follow=true&no-engines=false") as response:
+    async with asyncio.timeout(60), server.get("/logs?follow=true&no-engines=false") as response:
         assert await response.content.readline() == b"first\n"
         await asyncio.to_thread(own.replace, own.with_name("daemon.log.1"))
         await asyncio.to_thread(own.write_text, "second\n")
         assert await response.content.readline() == b"second\n"
-        assert len(house.context.clients) == 1
+        assert len(server.context.clients) == 1
         response.close()
-    await until_async(lambda: not len(house.context.clients))
+    await until_async(lambda: not len(server.context.clients))
 
 
 # metrics
 
 
-async def test_the_engines_own_metrics_have_labels_that_tell_them_apart(open_house: Any) -> None:
-    house = await open_house()
-    async with house.get("/metrics") as response:
+async def test_the_engines_own_metrics_have_labels_that_tell_them_apart(open_server: Any) -> None:
+    server = await open_server()
+    async with server.get("/metrics") as response:
         assert await response.text() == "# No active runners\n"
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    async with house.chat() as response:
+    async with server.chat() as response:
         assert response.status == 200
-    async with house.get("/metrics") as response:
+    async with server.get("/metrics") as response:
         lines = (await response.text()).splitlines()
     labels = 'backend="fake",model="tiny",mode="completion"'
     assert lines == [
@@ -175,30 +175,30 @@ def test_each_family_comes_once_with_the_samples_of_all_engines() -> None:
 
 
 async def test_every_name_of_a_model_is_listed_and_an_answer_has_the_one_that_was_asked(
-    open_house: Any,
+    open_server: Any,
 ) -> None:
-    house = await open_house()
-    (model,) = house.greenroom.models()
-    await house.greenroom.system.ask(TagModel(model_id=model.id, tag="registry.example/org/m:v1"))
-    async with house.get("/v1/models") as response:
+    server = await open_server()
+    (model,) = server.greenroom.models()
+    await server.greenroom.system.ask(TagModel(model_id=model.id, tag="registry.example/org/m:v1"))
+    async with server.get("/v1/models") as response:
         listed = [one["id"] for one in (await response.json())["data"]]
     assert sorted(listed) == ["docker.io/ai/tiny:latest", "registry.example/org/m:v1"]
-    async with house.get("/v1/models", headers={"anthropic-version": "2023-06-01"}) as response:
+    async with server.get("/v1/models", headers={"anthropic-version": "2023-06-01"}) as response:
         assert [one["id"] for one in (await response.json())["data"]] == listed
     for name in (*listed, "tiny", "tiny:latest", "Tiny", "m:v1", model.id, model.id[7:19]):
-        async with house.get(f"/v1/models/{name}") as response:
+        async with server.get(f"/v1/models/{name}") as response:
             assert (await response.json())["id"] == name
-        async with house.get(f"/models/{name}") as response:
+        async with server.get(f"/models/{name}") as response:
             assert (await response.json())["id"] == model.id
-        async with house.post("/api/show", {"model": name}) as response:
+        async with server.post("/api/show", {"model": name}) as response:
             assert response.status == 200
-        async with house.chat(model=name) as response:
+        async with server.chat(model=name) as response:
             assert (await response.json())["model"] == name
-        async with house.post("/v1/messages", {**MESSAGE, "model": name}) as response:
+        async with server.post("/v1/messages", {**MESSAGE, "model": name}) as response:
             assert (await response.json())["model"] == name
-        async with house.post("/v1/responses", {"model": name, "input": "hi"}) as response:
+        async with server.post("/v1/responses", {"model": name, "input": "hi"}) as response:
             assert (await response.json())["model"] == name
-    assert len(house.engines()) == 1
+    assert len(server.engines()) == 1
 
 
 MESSAGE: dict[str, Any] = {"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}

@@ -12,9 +12,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "http.md"
 PREFIXES = ("/engines/{backend}", "/engines", "/anthropic")
 
 
-async def test_every_route_is_documented_and_no_other(open_house: Any) -> None:
-    house = await open_house()
-    offered = {(route.method, _plain(route.path)) for route in all_routes(house.context)}
+async def test_every_route_is_documented_and_no_other(open_server: Any) -> None:
+    server = await open_server()
+    offered = {(route.method, _plain(route.path)) for route in all_routes(server.context)}
     # That there is no other action is no route of its own.
     offered.discard(("POST", "/models/{model}/{action}"))
     told = set(re.findall(r"`([A-Z]+) (/\S*)`", DOCS.read_text("utf-8")))

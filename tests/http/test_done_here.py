@@ -32,8 +32,8 @@ def streamed(*texts: str) -> tuple[str, str]:
     return "--stream", f"{lines}data: [DONE]\n\n".replace("\n", "\\n")
 
 
-async def events(house: Any, **fields: Any) -> list[dict[str, Any]]:
-    async with house.post("/v1/messages", {**HELLO, "stream": True, **fields}) as response:
+async def events(server: Any, **fields: Any) -> list[dict[str, Any]]:
+    async with server.post("/v1/messages", {**HELLO, "stream": True, **fields}) as response:
         assert response.status == 200, await response.text()
         return events_of(await response.text())
 
@@ -156,9 +156,9 @@ def test_instructions_stand_where_the_template_has_a_place_for_them(instructs: b
     assert ToolPrompt(none, instructs=True).chat(none) == {"messages": CHAT["messages"]}
 
 
-async def test_every_family_gets_calls_in_its_own_form(open_house: Any) -> None:
-    house = await open_house(*streamed("<tool_call>", CALL + "</tool_call>"))
-    status, lines = await house.stream(tools=[ADD])
+async def test_every_family_gets_calls_in_its_own_form(open_server: Any) -> None:
+    server = await open_server(*streamed("<tool_call>", CALL + "</tool_call>"))
+    status, lines = await server.stream(tools=[ADD])
     frames = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     (made,) = [
         call for one in frames if one["choices"] for call in one["choices"][0]["delta"].get("tool_calls", ())
@@ -167,45 +167,45 @@ async def test_every_family_gets_calls_in_its_own_form(open_house: Any) -> None:
     assert all(one["model"] == "tiny" for one in frames)
     assert lines[-2:] == ["data: [DONE]", ""] or lines[-1] == "data: [DONE]"
     tool = {"name": "add", "input_schema": PARAMETERS}
-    told = await events(house, tools=[tool])
+    told = await events(server, tools=[tool])
     assert [one["content_block"]["type"] for one in told if one["type"] == "content_block_start"] == [
         "tool_use"
     ]
     assert told[-2]["delta"]["stop_reason"] == "tool_use"
     body = {"model": "tiny", "messages": CHAT["messages"], "tools": [ADD]}
-    async with house.post("/api/chat", body) as response:
+    async with server.post("/api/chat", body) as response:
         objects = [json.loads(line) for line in (await response.text()).splitlines()]
     calls = [call for one in objects for call in one["message"].get("tool_calls", ())]
     assert [call["function"]["arguments"] for call in calls] == [{"a": 1}]
     asked: Any = {"model": "tiny", "input": "1+1?", "tools": [{"type": "function", **ADD["function"]}]}
-    async with house.post("/v1/responses", {**asked, "stream": True}) as response:
+    async with server.post("/v1/responses", {**asked, "stream": True}) as response:
         text = await response.text()
     assert '"type":"function_call"' in text
 
 
-async def test_the_sequence_that_ends_an_answer_is_named(open_house: Any) -> None:
-    house = await open_house(*streamed("one ", "two th", "ree four"))
-    told = await events(house, stop_sequences=["four", "three"])
+async def test_the_sequence_that_ends_an_answer_is_named(open_server: Any) -> None:
+    server = await open_server(*streamed("one ", "two th", "ree four"))
+    told = await events(server, stop_sequences=["four", "three"])
     text = "".join(one["delta"].get("text", "") for one in told if one["type"] == "content_block_delta")
     assert text == "one two "
     assert told[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "three"}
     assert [one["type"] for one in told[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
-    async with house.post("/v1/messages", {**HELLO, "stop_sequences": ["three"]}) as response:
+    async with server.post("/v1/messages", {**HELLO, "stop_sequences": ["three"]}) as response:
         whole = await response.json()
     assert (whole["content"][0]["text"], whole["stop_sequence"]) == ("one two ", "three")
-    async with house.post("/v1/messages", {**HELLO, "stop_sequences": ["five", ""]}) as response:
+    async with server.post("/v1/messages", {**HELLO, "stop_sequences": ["five", ""]}) as response:
         whole = await response.json()
     assert (whole["content"][0]["text"], whole["stop_reason"]) == ("one two three four", "end_turn")
     assert whole["usage"]["output_tokens"] == 5
 
 
-async def test_an_engine_is_left_as_soon_as_a_sequence_has_come(open_house: Any) -> None:
-    house = await open_house("--tokens", "100000", "--token-delay", "0.01")
-    async with house.post("/v1/messages", {**HELLO, "stop_sequences": ["word3"]}) as response:
+async def test_an_engine_is_left_as_soon_as_a_sequence_has_come(open_server: Any) -> None:
+    server = await open_server("--tokens", "100000", "--token-delay", "0.01")
+    async with server.post("/v1/messages", {**HELLO, "stop_sequences": ["word3"]}) as response:
         whole = await response.json()
     assert whole["content"][0]["text"] == "word0 word1 word2 "
-    await house.nothing_is_held()
-    assert (await house.stats())["aborted"] == 1
+    await server.nothing_is_held()
+    assert (await server.stats())["aborted"] == 1
 
 
 def test_the_first_sequence_counts_and_what_may_be_one_is_held_back() -> None:

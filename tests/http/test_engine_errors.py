@@ -80,12 +80,12 @@ def test_megabytes_that_an_engine_quotes_are_not_searched_through() -> None:
 
 
 async def test_the_same_mistake_gets_the_same_error_warm_cold_whole_and_streamed(
-    open_house: Any, frames: Any
+    open_server: Any, frames: Any
 ) -> None:
-    house = await open_house("--answer", "400", LLAMA_LONG, "--load-seconds", "0.6", progress_after=0.1)
+    server = await open_server("--answer", "400", LLAMA_LONG, "--load-seconds", "0.6", progress_after=0.1)
     # Comments have been sent before the engine could refuse.
-    async with house.session.post(
-        f"{house.base}/v1/chat/completions",
+    async with server.session.post(
+        f"{server.base}/v1/chat/completions",
         json={"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "hi"}]},
         headers={"Connection": "close"},
     ) as response:
@@ -93,7 +93,7 @@ async def test_the_same_mistake_gets_the_same_error_warm_cold_whole_and_streamed
     assert (response.status, lines[0][:2]) == (200, ": ")
     (cold,) = frames(lines)
     for stream in (False, True):
-        status, warm = await house.error(house.chat(stream=stream))
+        status, warm = await server.error(server.chat(stream=stream))
         assert status == 400
         assert warm == cold["error"]
     assert warm == {
@@ -104,54 +104,54 @@ async def test_the_same_mistake_gets_the_same_error_warm_cold_whole_and_streamed
         "n_prompt_tokens": 9031,
         "n_ctx": 8192,
     }
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
 async def test_an_answer_without_end_that_must_be_whole_is_given_up(
-    open_house: Any, monkeypatch: pytest.MonkeyPatch
+    open_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greenroom.runner.http.inference._WHOLE", 1000)
-    house = await open_house("--answer", "200", "x" * 100_000, backend={"dialect": Dialect(model_name="m")})
-    status, error = await house.error(house.chat())
+    server = await open_server("--answer", "200", "x" * 100_000, backend={"dialect": Dialect(model_name="m")})
+    status, error = await server.error(server.chat())
     assert (status, error["code"]) == (502, "engine_failed")
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
 DELTA = 'data: {"choices":[{"delta":{"content":"say \\"error\\""}}]}'
 SAID = 'data: {"error":{"code":500,"message":"SECRET went wrong","type":"server_error"}}'
 
 
-async def test_an_engines_error_in_a_stream_is_translated_and_ends_it(open_house: Any, frames: Any) -> None:
-    house = await open_house("--stream", f"{DELTA}\\n\\n{SAID}\\n\\ndata: [DONE]\\n\\n")
-    async with house.chat(stream=True) as response:
+async def test_an_engines_error_in_a_stream_is_translated_and_ends_it(open_server: Any, frames: Any) -> None:
+    server = await open_server("--stream", f"{DELTA}\\n\\n{SAID}\\n\\ndata: [DONE]\\n\\n")
+    async with server.chat(stream=True) as response:
         lines = (await response.text()).splitlines()
     delta, error = frames(lines)
     assert delta["choices"][0]["delta"]["content"] == 'say "error"'
     assert (error["error"]["code"], error["error"]["param"]) == ("engine_failed", None)
     assert "SECRET" not in str(lines)
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
-async def test_a_failed_stream_has_no_done_and_its_connection_is_closed(open_house: Any) -> None:
-    house = await open_house("--stream", SAID + "\\n\\n")
-    async with house.chat(stream=True) as response:
+async def test_a_failed_stream_has_no_done_and_its_connection_is_closed(open_server: Any) -> None:
+    server = await open_server("--stream", SAID + "\\n\\n")
+    async with server.chat(stream=True) as response:
         text = await response.text()
         assert "[DONE]" not in text
         assert response.connection is None or response.connection.transport.is_closing()
 
 
 async def test_a_stream_that_ends_without_its_last_event_is_no_whole_answer(
-    open_house: Any, frames: Any
+    open_server: Any, frames: Any
 ) -> None:
-    house = await open_house("--stream", DELTA + "\\n\\n")
-    _, lines = await house.stream()
+    server = await open_server("--stream", DELTA + "\\n\\n")
+    _, lines = await server.stream()
     assert [("error" in one) for one in frames(lines)] == [False, True]
 
 
-async def test_anthropics_streams_tell_of_errors_as_events(open_house: Any) -> None:
-    house = await open_house("--stream", DELTA + "\\n\\n" + SAID + "\\n\\ndata: [DONE]\\n\\n")
+async def test_anthropics_streams_tell_of_errors_as_events(open_server: Any) -> None:
+    server = await open_server("--stream", DELTA + "\\n\\n" + SAID + "\\n\\ndata: [DONE]\\n\\n")
     body = {"model": "tiny", "stream": True, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
-    async with house.post("/v1/messages", body) as response:
+    async with server.post("/v1/messages", body) as response:
         text = await response.text()
     first, *_, last = [event for event in text.split("\n\n") if event.startswith("event: ")]
     assert first.startswith("event: message_start\n")
@@ -164,45 +164,45 @@ async def test_anthropics_streams_tell_of_errors_as_events(open_house: Any) -> N
     assert "SECRET" not in text
 
 
-async def test_an_anthropic_stream_that_is_cut_off_is_no_finished_message(open_house: Any) -> None:
-    house = await open_house("--stream", DELTA + "\\n\\n")
+async def test_an_anthropic_stream_that_is_cut_off_is_no_finished_message(open_server: Any) -> None:
+    server = await open_server("--stream", DELTA + "\\n\\n")
     body = {"model": "tiny", "stream": True, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
-    async with house.post("/v1/messages", body) as response:
+    async with server.post("/v1/messages", body) as response:
         assert "event: error\n" in await response.text()
-    house = await open_house("--stream", DELTA + "\\n\\ndata: [DONE]\\n\\n")
-    async with house.post("/v1/messages", body) as response:
+    server = await open_server("--stream", DELTA + "\\n\\ndata: [DONE]\\n\\n")
+    async with server.post("/v1/messages", body) as response:
         assert "event: message_stop\n" in await response.text()
 
 
 @pytest.mark.parametrize("half", ["data: {}\\n", "event: message_start\\n", "data: {"])
 async def test_what_follows_half_an_event_is_an_event_of_its_own(
-    open_house: Any, frames: Any, half: str
+    open_server: Any, frames: Any, half: str
 ) -> None:
-    house = await open_house("--stream", f"data: {{}}\\n\\n{half}")
-    _, lines = await house.stream()
+    server = await open_server("--stream", f"data: {{}}\\n\\n{half}")
+    _, lines = await server.stream()
     events = "\n".join(lines).split("\n\n")
     assert events[-1].lstrip().startswith("data: "), events
     assert json.loads(events[-1].strip().removeprefix("data: "))["error"]["code"]
 
 
 async def test_a_stream_that_was_delivered_is_not_logged_as_left_when_the_client_hangs_up_at_its_end(
-    open_house: Any, caplog: Any
+    open_server: Any, caplog: Any
 ) -> None:
     import asyncio
     import logging
 
     caplog.set_level(logging.INFO, logger="greenroom.access")
-    house = await open_house("--tokens", "2")
-    await house.stream()
+    server = await open_server("--tokens", "2")
+    await server.stream()
     for _ in range(10):
-        host, port = house.root.split(":")
+        host, port = server.root.split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         body = b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await reader.readuntil(b"data: [DONE]\n\n")
         writer.transport.abort()
-    await house.nothing_is_held()
+    await server.nothing_is_held()
     chats = [one.getMessage() for one in caplog.records if "/v1/chat/completions" in one.getMessage()]
     assert len(chats) == 11
     assert all(" 200 " in one for one in chats), chats

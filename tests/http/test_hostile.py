@@ -94,10 +94,10 @@ class Answer(NamedTuple):
 
 
 async def ask(
-    house: Any, method: str, path: str, body: bytes = b"", header: bytes = b"", target: str = ""
+    server: Any, method: str, path: str, body: bytes = b"", header: bytes = b"", target: str = ""
 ) -> Answer:
     """Over a bare connection: clients' libraries do not send such things."""
-    reader, writer = await asyncio.open_connection(*house.root.split(":"))
+    reader, writer = await asyncio.open_connection(*server.root.split(":"))
     host = b"" if header.lower().startswith(b"host:") else b"Host: localhost\r\n"
     head = f"{method} {target or path} HTTP/1.1\r\n".encode() + host
     head += b"Connection: close\r\nAccept: application/json\r\nContent-Type: application/json\r\n"
@@ -124,9 +124,9 @@ def refused(answer: Answer, what: str) -> None:
     assert not UNPRINTABLE.search(sentence), f"{what}: {sentence!r}"
 
 
-def routes(house: Any) -> Iterator[tuple[str, str]]:
+def routes(server: Any) -> Iterator[tuple[str, str]]:
     """Method and path of every route there is."""
-    yield from ((route.method, route.path) for route in all_routes(house.context))
+    yield from ((route.method, route.path) for route in all_routes(server.context))
 
 
 def sensible(path: str) -> str:
@@ -183,25 +183,25 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-async def nothing_has_stuck(house: Any, log: pytest.LogCaptureFixture, before: str) -> None:
+async def nothing_has_stuck(server: Any, log: pytest.LogCaptureFixture, before: str) -> None:
     """Nothing of it is in the journal, the log or a cache, and the daemon is ready."""
-    stored = await stored_by(house)
+    stored = await stored_by(server)
     assert MARK not in stored
     assert not UNPRINTABLE.search(stored)
     assert len(stored) - len(before) < 20_000
     lines = [record.getMessage() for record in log.records]
     assert not [line for line in lines if UNPRINTABLE.search(line) or len(line) > 2_000]
     assert not [record for record in log.records if record.exc_info and record.levelno >= logging.ERROR]
-    assert (await ask(house, "GET", "/readyz")).status == 200
-    async with house.chat() as response:
+    assert (await ask(server, "GET", "/readyz")).status == 200
+    async with server.chat() as response:
         assert response.status == 200
 
 
-async def stored_by(house: Any) -> str:
+async def stored_by(server: Any) -> str:
     """All that is in the journal."""
 
     def read() -> str:
-        return "\n".join(f"{one.data}{one.cause}" for one in house.greenroom.system.journal.read())
+        return "\n".join(f"{one.data}{one.cause}" for one in server.greenroom.system.journal.read())
 
     return await asyncio.to_thread(read)
 
@@ -223,15 +223,15 @@ def test_every_body_is_known_to_this_test() -> None:
 
 
 async def test_every_field_of_every_body_refuses_what_no_client_should_say(
-    open_house: Any, log: pytest.LogCaptureFixture
+    open_server: Any, log: pytest.LogCaptureFixture
 ) -> None:
-    house = await open_house()
-    before, memory = await stored_by(house), 0
+    server = await open_server()
+    before, memory = await stored_by(server), 0
     tried = 0
     for (method, path), kind in bodies().items():
         for field, what, value in hostile_values(kind):
             body = b'{"%s": %s}' % (field.encode(), value)
-            answer = await ask(house, method, sensible(path).replace("absent", "tiny"), body)
+            answer = await ask(server, method, sensible(path).replace("absent", "tiny"), body)
             refused(answer, f"{method} {path} {field}: {what}")
             tried += 1
         if not memory:
@@ -240,15 +240,15 @@ async def test_every_field_of_every_body_refuses_what_no_client_should_say(
     assert tried > 200
     gc.collect()
     assert psutil.Process().memory_info().rss - memory < 100 * 2**20
-    await nothing_has_stuck(house, log, before)
+    await nothing_has_stuck(server, log, before)
 
 
 async def test_every_inference_route_refuses_a_hostile_name_or_keep_alive(
-    open_house: Any, log: pytest.LogCaptureFixture
+    open_server: Any, log: pytest.LogCaptureFixture
 ) -> None:
-    house = await open_house()
-    before = await stored_by(house)
-    for method, path in routes(house):
+    server = await open_server()
+    before = await stored_by(server)
+    for method, path in routes(server):
         if method != "POST" or not path.endswith(MODEL_IN_BODY):
             continue
         for field, what, value in hostile_values(Routing):
@@ -256,66 +256,66 @@ async def test_every_inference_route_refuses_a_hostile_name_or_keep_alive(
             body = b'{%s"messages": [], "prompt": "", "input": "", "%s": %s}' % (rest, field.encode(), value)
             if field == "keep_alive" and what == "a number":
                 continue
-            refused(await ask(house, method, sensible(path), body), f"{path} {field}: {what}")
-    await nothing_has_stuck(house, log, before)
+            refused(await ask(server, method, sensible(path), body), f"{path} {field}: {what}")
+    await nothing_has_stuck(server, log, before)
 
 
-async def test_every_route_refuses_a_hostile_path(open_house: Any, log: pytest.LogCaptureFixture) -> None:
-    house = await open_house()
-    before = await stored_by(house)
+async def test_every_route_refuses_a_hostile_path(open_server: Any, log: pytest.LogCaptureFixture) -> None:
+    server = await open_server()
+    before = await stored_by(server)
     tried = 0
-    for method, path in routes(house):
+    for method, path in routes(server):
         for name in re.findall(r"\{(\w+)\}", path):
             for what, value in PATHS.items():
                 hostile = sensible(path.replace(f"{{{name}}}", value))
-                refused(await ask(house, method, hostile), f"{method} {path} {name}: {what}")
+                refused(await ask(server, method, hostile), f"{method} {path} {name}: {what}")
                 tried += 1
     assert tried > 200
-    await nothing_has_stuck(house, log, before)
+    await nothing_has_stuck(server, log, before)
 
 
-async def test_every_route_refuses_a_hostile_query(open_house: Any, log: pytest.LogCaptureFixture) -> None:
-    house = await open_house()
-    before = await stored_by(house)
-    known = {(route.method, route.path): route for route in all_routes(house.context)}
-    for method, path in routes(house):
+async def test_every_route_refuses_a_hostile_query(open_server: Any, log: pytest.LogCaptureFixture) -> None:
+    server = await open_server()
+    before = await stored_by(server)
+    known = {(route.method, route.path): route for route in all_routes(server.context)}
+    for method, path in routes(server):
         whole = sensible(path)
         for what in ("a NUL", "a forged line", "what a terminal obeys", "writing turned round"):
-            refused(await ask(house, method, f"{whole}?x={PATHS[what]}"), f"{method} {path}: {what}")
+            refused(await ask(server, method, f"{whole}?x={PATHS[what]}"), f"{method} {path}: {what}")
         many = "&".join(f"x{number}=1" for number in range(100))
-        refused(await ask(house, method, f"{whole}?{many}"), f"{method} {path}: a hundred names")
+        refused(await ask(server, method, f"{whole}?{many}"), f"{method} {path}: a hundred names")
         for name in known[method, path].query or ():
             if name in ("force", "remote", "all"):
-                refused(await ask(house, method, f"{whole}?{name}={MARK}"), f"{method} {path} {name}")
+                refused(await ask(server, method, f"{whole}?{name}={MARK}"), f"{method} {path} {name}")
         if known[method, path].strict:
-            answer = await ask(house, method, f"{whole}?{MARK}=1")
+            answer = await ask(server, method, f"{whole}?{MARK}=1")
             refused(answer, f"{method} {path}")
             assert MARK in answer.text
-    await nothing_has_stuck(house, log, before)
+    await nothing_has_stuck(server, log, before)
 
 
-async def test_every_route_refuses_a_hostile_header(open_house: Any, log: pytest.LogCaptureFixture) -> None:
-    house = await open_house()
-    before = await stored_by(house)
-    for method, path in routes(house):
+async def test_every_route_refuses_a_hostile_header(open_server: Any, log: pytest.LogCaptureFixture) -> None:
+    server = await open_server()
+    before = await stored_by(server)
+    for method, path in routes(server):
         for what, header in HEADERS.items():
-            refused(await ask(house, method, sensible(path), header=header), f"{method} {path}: {what}")
+            refused(await ask(server, method, sensible(path), header=header), f"{method} {path}: {what}")
         elsewhere = f"http://{MARK}.example{sensible(path)}"
-        refused(await ask(house, method, path, target=elsewhere), f"{method} {path}: another authority")
-    await nothing_has_stuck(house, log, before)
+        refused(await ask(server, method, path, target=elsewhere), f"{method} {path}: another authority")
+    await nothing_has_stuck(server, log, before)
 
 
 async def test_what_is_not_http_is_answered_in_a_line_and_logged_in_one(
-    open_house: Any, log: pytest.LogCaptureFixture
+    open_server: Any, log: pytest.LogCaptureFixture
 ) -> None:
-    house = await open_house()
+    server = await open_server()
     for raw in (
         b"\x16\x03\x01" + MARK.encode(),
         f"GET / HTTP/1.1\r\nHost: localhost\r\nBad header {MARK}\r\n\r\n".encode(),
         f"GET /{MARK * 2000} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
         f"GET / HTTP/9.{MARK}\r\n\r\n".encode(),
     ):
-        reader, writer = await asyncio.open_connection(*house.root.split(":"))
+        reader, writer = await asyncio.open_connection(*server.root.split(":"))
         writer.write(raw)
         async with asyncio.timeout(20):
             answer = await reader.read()
@@ -330,37 +330,37 @@ async def test_what_is_not_http_is_answered_in_a_line_and_logged_in_one(
     assert not [one for one in log.records if one.exc_info or MARK in one.getMessage()]
 
 
-async def test_a_command_of_a_host_is_bounded_by_the_same_table(open_house: Any) -> None:
-    house = await open_house()
-    (model,) = house.greenroom.models()
+async def test_a_command_of_a_host_is_bounded_by_the_same_table(open_server: Any) -> None:
+    server = await open_server()
+    (model,) = server.greenroom.models()
     poison = Configure(model_id=model.id, model_ref="tiny", context_size=10**320)
     with pytest.raises(Refused) as caught:
-        await house.greenroom.system.ask(poison)
+        await server.greenroom.system.ask(poison)
     assert caught.value.refusal.kind == "invalid"
     with pytest.raises(Refused):
-        await house.greenroom.system.ask(Ensure(backend="fake", version="9" * 5000))
-    assert (await ask(house, "GET", "/readyz")).status == 200
+        await server.greenroom.system.ask(Ensure(backend="fake", version="9" * 5000))
+    assert (await ask(server, "GET", "/readyz")).status == 200
 
 
-async def test_a_page_of_this_machine_and_a_link_from_elsewhere_are_let_in(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_page_of_this_machine_and_a_link_from_elsewhere_are_let_in(open_server: Any) -> None:
+    server = await open_server()
     link = b"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document"
-    assert (await ask(house, "GET", "/", header=link)).status == 200
-    refused(await ask(house, "GET", "/models/absent?remote=true", header=link), "a link that calls out")
-    assert (await ask(house, "GET", "/livez", header=b"Origin: http://localhost:3000")).status == 200
-    assert (await ask(house, "GET", "/livez", header=b"Sec-Fetch-Site: same-origin")).status == 200
-    assert (await ask(house, "GET", "", target="http://localhost/livez")).status == 200
+    assert (await ask(server, "GET", "/", header=link)).status == 200
+    refused(await ask(server, "GET", "/models/absent?remote=true", header=link), "a link that calls out")
+    assert (await ask(server, "GET", "/livez", header=b"Origin: http://localhost:3000")).status == 200
+    assert (await ask(server, "GET", "/livez", header=b"Sec-Fetch-Site: same-origin")).status == 200
+    assert (await ask(server, "GET", "", target="http://localhost/livez")).status == 200
 
 
 @pytest.mark.parametrize("prefix", ["/llm"], ids=["mounted"])
-async def test_a_mounted_front_door_is_bounded_in_the_same_way(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_mounted_front_door_is_bounded_in_the_same_way(open_server: Any) -> None:
+    server = await open_server()
     for path in (f"/llm/jobs?{MARK}=1", f"/llm/models/{PATHS['a NUL']}", f"/llm/engines/ps?all={MARK}"):
-        refused(await ask(house, "GET", path), path)
-    packed = await ask(house, "POST", "/llm/models/load", b"x" * 1000, b"Content-Encoding: gzip")
+        refused(await ask(server, "GET", path), path)
+    packed = await ask(server, "POST", "/llm/models/load", b"x" * 1000, b"Content-Encoding: gzip")
     assert packed.status == 415
     # Of one that is still coming nothing more is read: the host's aiohttp would unpack all of it.
-    reader, writer = await asyncio.open_connection(*house.root.split(":"))
+    reader, writer = await asyncio.open_connection(*server.root.split(":"))
     head = "POST /llm/models/load HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
     bomb = gzip.compress(b"\0" * 2**20)
     writer.write(f"{head}Content-Length: {4 * 2**20}\r\n\r\n".encode() + bomb)
@@ -368,22 +368,22 @@ async def test_a_mounted_front_door_is_bounded_in_the_same_way(open_house: Any) 
         assert b" 415 " in await reader.readline()
         await reader.read()
     writer.close()
-    assert (await ask(house, "GET", "/llm/readyz")).status == 200
+    assert (await ask(server, "GET", "/llm/readyz")).status == 200
 
 
-async def test_fields_that_an_engine_must_not_see_are_reported_as_ignored(open_house: Any) -> None:
-    house = await open_house(backend={"dialect": Dialect(dropped=frozenset({"adapters", "draft_model"}))})
-    async with house.chat(adapters="x", temperature=0.5) as response:
+async def test_fields_that_an_engine_must_not_see_are_reported_as_ignored(open_server: Any) -> None:
+    server = await open_server(backend={"dialect": Dialect(dropped=frozenset({"adapters", "draft_model"}))})
+    async with server.chat(adapters="x", temperature=0.5) as response:
         assert response.status == 200
         assert response.headers["X-Greenroom-Ignored"] == "adapters"
-    async with house.chat(temperature=0.5) as response:
+    async with server.chat(temperature=0.5) as response:
         assert "X-Greenroom-Ignored" not in response.headers
 
 
-async def test_a_body_that_only_names_things_has_a_megabyte_at_most(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_body_that_only_names_things_has_a_megabyte_at_most(open_server: Any) -> None:
+    server = await open_server()
     body = b'{"backend": "fake", "x": "' + b"y" * 2**20 + b'"}'
     for header in (b"", b"Idempotency-Key: one"):
-        answer = await ask(house, "POST", "/engines/verify-backend", body, header)
+        answer = await ask(server, "POST", "/engines/verify-backend", body, header)
         assert answer.status == 413
         assert "1.00 MB" in answer.text

@@ -60,10 +60,10 @@ FAMILIES: dict[str, tuple[Ask, str]] = {
 }
 
 
-async def refused(house: Any, asked: tuple[str, dict[str, Any]], model: str = "tiny") -> tuple[int, str]:
+async def refused(server: Any, asked: tuple[str, dict[str, Any]], model: str = "tiny") -> tuple[int, str]:
     """Status and sentence."""
     path, body = asked
-    async with house.post(path, {"model": model, **body}) as response:
+    async with server.post(path, {"model": model, **body}) as response:
         error = (await response.json())["error"]
         return response.status, error if isinstance(error, str) else error["message"]
 
@@ -73,29 +73,29 @@ def data_url(image: bytes) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_model_of_text_refuses_images_before_it_is_loaded(open_house: Any, family: str) -> None:
-    house = await open_house("--load-forever")
-    status, said = await refused(house, FAMILIES[family][0](data_url(png())))
+async def test_a_model_of_text_refuses_images_before_it_is_loaded(open_server: Any, family: str) -> None:
+    server = await open_server("--load-forever")
+    status, said = await refused(server, FAMILIES[family][0](data_url(png())))
     sentence = 'The model "tiny" cannot read images: it has no projector.'
     assert (status, said.startswith(sentence)) == (400, True), said
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_an_address_of_an_image_and_what_is_no_image_are_refused_with_the_field(
-    open_house: Any, family: str
+    open_server: Any, family: str
 ) -> None:
-    house = await open_house("--load-forever")
+    server = await open_server("--load-forever")
     ask, field = FAMILIES[family]
     for address in ("http://127.0.0.1/a.png", "HTTPS://example.org/a.png"):
-        status, said = await refused(house, ask(address))
+        status, said = await refused(server, ask(address))
         assert (status, said.startswith(f"{field} is a URL, and Greenroom fetches nothing")) == (400, True), (
             said
         )
     for wrong in ("", "AAAA", "no base64!", base64.b64encode(b"<svg/>").decode(), base64_png()[:16]):
-        status, said = await refused(house, ask(f"data:image/png;base64,{wrong}"))
+        status, said = await refused(server, ask(f"data:image/png;base64,{wrong}"))
         assert (status, said.startswith(field)) == (400, True), said
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
 @pytest.fixture
@@ -109,43 +109,43 @@ def seeing_folder(short_path: Path) -> Path:
 
 
 @pytest.fixture
-async def seeing(open_house: Any, seeing_folder: Path) -> tuple[Any, str]:
-    """A house with a model that reads images, and its name."""
-    house = await open_house("--load-forever")
-    pulled = await house.greenroom.system.ask(Pull(reference=f"file:{seeing_folder}"))
+async def seeing(open_server: Any, seeing_folder: Path) -> tuple[Any, str]:
+    """A server with a model that reads images, and its name."""
+    server = await open_server("--load-forever")
+    pulled = await server.greenroom.system.ask(Pull(reference=f"file:{seeing_folder}"))
     assert pulled.model.reads == ("image",)
-    return house, pulled.model.id
+    return server, pulled.model.id
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_images_that_become_too_large_are_refused_before_anything_is_loaded(
     seeing: tuple[Any, str], family: str
 ) -> None:
-    house, model = seeing
+    server, model = seeing
     bomb = png(1, 1).replace(struct.pack(">II", 1, 1), struct.pack(">II", 20_000, 20_000))
-    status, said = await refused(house, FAMILIES[family][0](data_url(bomb)), model)
+    status, said = await refused(server, FAMILIES[family][0](data_url(bomb)), model)
     assert (status, "more than 100 million pixels" in said) == (400, True), said
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
 async def test_sound_for_a_model_that_reads_images_alone_is_refused(seeing: tuple[Any, str]) -> None:
-    house, model = seeing
+    server, model = seeing
     part = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
     body = {"messages": [{"role": "user", "content": [part]}]}
-    status, said = await refused(house, ("/v1/chat/completions", body), model)
+    status, said = await refused(server, ("/v1/chat/completions", body), model)
     assert (status, "cannot read sound" in said) == (400, True), said
 
 
 async def test_a_backend_that_reads_text_alone_says_which_would_serve(
-    open_house: Any, seeing_folder: Path
+    open_server: Any, seeing_folder: Path
 ) -> None:
-    house = await open_house("--load-forever", backend={"dialect": Mlx.dialect})
-    pulled = await house.greenroom.system.ask(Pull(reference=f"file:{seeing_folder}"))
+    server = await open_server("--load-forever", backend={"dialect": Mlx.dialect})
+    pulled = await server.greenroom.system.ask(Pull(reference=f"file:{seeing_folder}"))
     path, body = chat(data_url(png()))
-    status, error = await house.error(house.post(path, {"model": pulled.model.id, **body}))
+    status, error = await server.error(server.post(path, {"model": pulled.model.id, **body}))
     assert (status, error["code"], error["param"]) == (400, "unsupported_input", "messages")
     assert "It reads only text. Use a GGUF version" in error["message"]
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
 def test_line_breaks_and_short_forms_are_put_right_for_the_engine() -> None:

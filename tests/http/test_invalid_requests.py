@@ -249,8 +249,8 @@ def test_what_engines_can_do_is_not_refused() -> None:
 # through the front door
 
 
-async def test_mistakes_are_reported_before_an_engine_is_loaded_streamed_or_not(open_house: Any) -> None:
-    house = await open_house("--load-forever", progress_after=0.05)
+async def test_mistakes_are_reported_before_an_engine_is_loaded_streamed_or_not(open_server: Any) -> None:
+    server = await open_server("--load-forever", progress_after=0.05)
     for stream in (False, True):
         for path, fields, param in (
             ("/v1/chat/completions", {"messages": []}, "messages"),
@@ -259,47 +259,49 @@ async def test_mistakes_are_reported_before_an_engine_is_loaded_streamed_or_not(
              "messages[0].content[0]"),
             ("/v1/completions", {"prompt": [1] * 9000}, "prompt"),
         ):  # fmt: skip
-            status, error = await house.error(house.post(path, {"model": "tiny", "stream": stream, **fields}))
+            status, error = await server.error(
+                server.post(path, {"model": "tiny", "stream": stream, **fields})
+            )
             assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error")
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
-async def test_what_a_backend_cannot_do_is_refused_before_it_is_loaded(open_house: Any) -> None:
-    house = await open_house("--load-forever", backend={"dialect": Mlx.dialect})
-    status, error = await house.error(house.chat(n=2))
+async def test_what_a_backend_cannot_do_is_refused_before_it_is_loaded(open_server: Any) -> None:
+    server = await open_server("--load-forever", backend={"dialect": Mlx.dialect})
+    status, error = await server.error(server.chat(n=2))
     assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", "n")
     assert "fake cannot do this" in error["message"]
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
 async def test_a_model_that_makes_no_embeddings_is_422_before_it_is_loaded(
-    open_house: Any, short_path: Path
+    open_server: Any, short_path: Path
 ) -> None:
-    house = await open_house("--load-forever", backend={"dialect": Dialect(pools_by_header=True)})
-    status, error = await house.error(house.post("/v1/embeddings", {"model": "tiny", "input": "x"}))
+    server = await open_server("--load-forever", backend={"dialect": Dialect(pools_by_header=True)})
+    status, error = await server.error(server.post("/v1/embeddings", {"model": "tiny", "input": "x"}))
     assert (status, error["code"]) == (422, "not_an_embedding_model")
-    assert house.greenroom.engines() == ()
-    async with house.get("/models/tiny") as response:
+    assert server.greenroom.engines() == ()
+    async with server.get("/models/tiny") as response:
         serving = (await response.json())["serving"]
     assert [one["mode"] for one in serving] == ["completion"], "inspect offers what is refused"
 
 
-async def test_anthropics_clients_get_errors_in_their_own_shape(open_house: Any) -> None:
-    house = await open_house()
+async def test_anthropics_clients_get_errors_in_their_own_shape(open_server: Any) -> None:
+    server = await open_server()
     for fields, status, kind in (
         ({"model": "tiny", "messages": HELLO}, 400, "invalid_request_error"),
         ({"model": "absent", "messages": HELLO, "max_tokens": 5}, 404, "not_found_error"),
         ({"model": 5}, 400, "invalid_request_error"),
     ):
-        async with house.post("/v1/messages", fields) as response:
+        async with server.post("/v1/messages", fields) as response:
             body = await response.json()
             assert (response.status, body["type"], body["error"]["type"]) == (status, "error", kind)
             assert body["request_id"] == response.headers["X-Request-Id"]
 
 
-async def test_comments_go_only_to_clients_of_streams(open_house: Any) -> None:
-    house = await open_house("--load-seconds", "0.5", progress_after=0.1)
-    asked = house.post("/v1/embeddings", {"model": "tiny", "input": "x", "stream": True})
+async def test_comments_go_only_to_clients_of_streams(open_server: Any) -> None:
+    server = await open_server("--load-seconds", "0.5", progress_after=0.1)
+    asked = server.post("/v1/embeddings", {"model": "tiny", "input": "x", "stream": True})
     async with asked as response:
         assert response.status == 200
         assert (await response.json())["data"]
@@ -307,10 +309,10 @@ async def test_comments_go_only_to_clients_of_streams(open_house: Any) -> None:
 
 @pytest.mark.parametrize(("param", "value"), [("stream", "yes"), ("n", "two"), ("user", 5), ("n", 10**30)])
 async def test_errors_in_fields_that_routing_reads_are_like_all_others(
-    open_house: Any, param: str, value: Any
+    open_server: Any, param: str, value: Any
 ) -> None:
-    house = await open_house()
-    status, error = await house.error(house.chat(**{param: value}))
+    server = await open_server()
+    status, error = await server.error(server.chat(**{param: value}))
     assert (status, error["param"]) == (400, param)
     assert error["code"] in ("invalid_type", "invalid_value")
 

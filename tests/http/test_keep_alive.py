@@ -13,15 +13,15 @@ from waiting import until_async
 JSON = {"Accept": "application/json"}
 
 
-async def _row(house: Any) -> Any:
-    async with house.get("/engines/ps") as response:
+async def _row(server: Any) -> Any:
+    async with server.get("/engines/ps") as response:
         (row,) = await response.json()
     return row
 
 
-async def test_a_request_says_how_long_its_model_stays(open_house: Any) -> None:
-    house = await open_house()
-    async with house.chat() as response:
+async def test_a_request_says_how_long_its_model_stays(open_server: Any) -> None:
+    server = await open_server()
+    async with server.chat() as response:
         assert response.status == 200
     # The engine is ready, so the request asks no actor; its keep-alive takes effect all the same.
     for wish, stays in (
@@ -33,55 +33,55 @@ async def test_a_request_says_how_long_its_model_stays(open_house: Any) -> None:
         (-1, "-1"),
         (0.5, "500ms"),
     ):
-        async with house.chat(keep_alive=wish) as response:
+        async with server.chat(keep_alive=wish) as response:
             assert response.status == 200
-        assert (await _row(house))["stays"] == stays
+        assert (await _row(server))["stays"] == stays
 
 
-async def test_a_keep_alive_of_zero_ends_the_engine_after_the_request(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_keep_alive_of_zero_ends_the_engine_after_the_request(open_server: Any) -> None:
+    server = await open_server()
     for wish in (0, "0", "0s"):
-        async with house.chat(keep_alive=wish) as response:
+        async with server.chat(keep_alive=wish) as response:
             assert response.status == 200
-        await until_async(lambda: not house.engines())
+        await until_async(lambda: not server.engines())
 
 
-async def test_what_is_not_a_duration_is_refused_and_named(open_house: Any) -> None:
-    house = await open_house()
+async def test_what_is_not_a_duration_is_refused_and_named(open_server: Any) -> None:
+    server = await open_server()
     wishes: tuple[Any, ...] = ("5", "5 minutes", "", "forever", True, [1], {})
     for wish in wishes:
-        status, error = await house.error(house.chat(keep_alive=wish))
+        status, error = await server.error(server.chat(keep_alive=wish))
         assert status == 400, wish
         assert "keep_alive" in error["message"], wish
-    assert house.engines() == []
+    assert server.engines() == []
 
 
-async def test_the_engine_does_not_see_the_keep_alive(open_house: Any) -> None:
-    house = await open_house("--echo-fields")
-    async with house.chat(keep_alive="10m", temperature=0.5) as response:
+async def test_the_engine_does_not_see_the_keep_alive(open_server: Any) -> None:
+    server = await open_server("--echo-fields")
+    async with server.chat(keep_alive="10m", temperature=0.5) as response:
         seen = (await response.json())["fields"]
     assert "keep_alive" not in seen
     assert "temperature" in seen
 
 
-async def test_a_preload_pins(open_house: Any) -> None:
-    house = await open_house(keep_alive=0.0)
+async def test_a_preload_pins(open_server: Any) -> None:
+    server = await open_server(keep_alive=0.0)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "keep_alive": -1}
-    async with house.post("/v1/chat/completions", body, headers={"X-Preload-Only": "true"}) as response:
+    async with server.post("/v1/chat/completions", body, headers={"X-Preload-Only": "true"}) as response:
         assert (response.status, await response.read()) == (200, b"")
-    await until_async(lambda: house.inside() == 0)
-    row = await _row(house)
+    await until_async(lambda: server.inside() == 0)
+    row = await _row(server)
     assert (row["stays"], row["expires_in"]) == ("-1", None)
     assert row["idle_seconds"] is not None
 
 
-async def test_ps_has_reserved_and_measured_memory_queue_idle_time_expiry_and_cause(open_house: Any) -> None:
-    house = await open_house(keep_alive=100.0)
-    async with house.chat() as response:
+async def test_ps_has_reserved_and_measured_memory_queue_idle_time_expiry_and_cause(open_server: Any) -> None:
+    server = await open_server(keep_alive=100.0)
+    async with server.chat() as response:
         assert response.status == 200
 
     async def measured() -> Any:
-        row = await _row(house)
+        row = await _row(server)
         return row if row["measured"] else None
 
     row = None
@@ -100,25 +100,25 @@ async def test_ps_has_reserved_and_measured_memory_queue_idle_time_expiry_and_ca
     assert row["cause"].startswith("scheduler/")
 
 
-async def test_the_ledger_adds_up(open_house: Any) -> None:
-    house = await open_house(memory_budget=2**30)
-    async with house.chat() as response:
+async def test_the_ledger_adds_up(open_server: Any) -> None:
+    server = await open_server(memory_budget=2**30)
+    async with server.chat() as response:
         assert response.status == 200
-    async with house.get("/engines/ledger") as response:
+    async with server.get("/engines/ledger") as response:
         ledger = await response.json()
     assert ledger["budget"] == 2**30
     assert ledger["promised"] == sum(one["promised"] for one in ledger["engines"])
     assert ledger["free"] <= ledger["budget"] - ledger["promised"]
 
 
-async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any) -> None:
-    house = await open_house("--die-after-requests", "1", "--die-by", "7", "--say", "I will die.")
-    async with house.chat() as response:
+async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_server: Any) -> None:
+    server = await open_server("--die-after-requests", "1", "--die-by", "7", "--say", "I will die.")
+    async with server.chat() as response:
         assert response.status == 200
-    await until_async(lambda: not house.engines())
-    async with house.get("/engines/ps") as response:
+    await until_async(lambda: not server.engines())
+    async with server.get("/engines/ps") as response:
         assert await response.json() == []
-    async with house.get("/engines/ps?all=true") as response:
+    async with server.get("/engines/ps?all=true") as response:
         (row,) = await response.json()
     assert row["state"] == "gone"
     assert row["exit"]["code"] == 7
@@ -127,19 +127,19 @@ async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any) 
     assert "exited with code 7" in row["exit"]["summary"]
 
 
-async def configured(house: Any, **body: Any) -> Any:
-    async with house.post("/engines/_configure", {"model": "tiny", **body}) as response:
+async def configured(server: Any, **body: Any) -> Any:
+    async with server.post("/engines/_configure", {"model": "tiny", **body}) as response:
         if response.status != 202:
             return response.status, await response.text()
-    async with house.get("/engines/_configure?model=tiny") as response:
+    async with server.get("/engines/_configure?model=tiny") as response:
         return (await response.json())[0]["Config"]
 
 
-async def test_configure_merges_instead_of_resetting(open_house: Any) -> None:
-    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
-    await configured(house, **{"context-size": 1024})
-    await configured(house, keep_alive="1h")
-    config = await configured(house, **{"runtime-flags": ["--tokens", "3"]})
+async def test_configure_merges_instead_of_resetting(open_server: Any) -> None:
+    server = await open_server(backend={"allowed_flags": frozenset({"--tokens"})})
+    await configured(server, **{"context-size": 1024})
+    await configured(server, keep_alive="1h")
+    config = await configured(server, **{"runtime-flags": ["--tokens", "3"]})
     assert config == {
         "context-size": 1024,
         "runtime-flags": ["--tokens", "3"],
@@ -147,12 +147,12 @@ async def test_configure_merges_instead_of_resetting(open_house: Any) -> None:
     }
 
 
-async def test_a_backends_own_section_becomes_its_flags(open_house: Any) -> None:
-    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
-    await configured(house, **{"runtime-flags": ["--tokens", "3"]})
-    config = await configured(house, llamacpp={"reasoning-budget": 5})
+async def test_a_backends_own_section_becomes_its_flags(open_server: Any) -> None:
+    server = await open_server(backend={"allowed_flags": frozenset({"--tokens"})})
+    await configured(server, **{"runtime-flags": ["--tokens", "3"]})
+    config = await configured(server, llamacpp={"reasoning-budget": 5})
     assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "5"]
-    config = await configured(house, llamacpp={"reasoning-budget": 0})
+    config = await configured(server, llamacpp={"reasoning-budget": 0})
     assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "0"]
 
 
@@ -179,13 +179,13 @@ NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
 )
 
 
-async def test_a_configuration_that_is_invalid_is_refused_with_a_sentence(open_house: Any) -> None:
-    house = await open_house(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
+async def test_a_configuration_that_is_invalid_is_refused_with_a_sentence(open_server: Any) -> None:
+    server = await open_server(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
     for body, said in NONSENSE:
-        status, text = await configured(house, **body)
+        status, text = await configured(server, **body)
         assert status == 400, body
         assert said in text
-    assert not house.context.configs()
+    assert not server.context.configs()
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ async def test_a_configuration_that_is_invalid_is_refused_with_a_sentence(open_h
     ],
 )
 async def test_the_configured_context_counts_however_it_is_given(
-    open_house: Any, body: Any, context: int | None
+    open_server: Any, body: Any, context: int | None
 ) -> None:
-    house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "-c"})})
-    config = await configured(house, keep_alive="1h", **body)
+    server = await open_server(backend={"allowed_flags": frozenset({"--ctx-size", "-c"})})
+    config = await configured(server, keep_alive="1h", **body)
     assert config.get("context-size") == context
     assert "runtime-flags" not in config
 
@@ -214,78 +214,80 @@ async def test_the_configured_context_counts_however_it_is_given(
     "taken_back", [{"context-size": 0}, {"reset": ["context-size"]}], ids=["zero", "reset"]
 )
 async def test_a_configuration_that_is_taken_back_is_as_if_it_had_never_been_given(
-    open_house: Any, taken_back: dict[str, Any]
+    open_server: Any, taken_back: dict[str, Any]
 ) -> None:
-    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    server = await open_server(backend={"allowed_flags": frozenset({"--tokens"})})
     said = {"context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h"}
-    await configured(house, **said)
-    config = await configured(house, **taken_back)
+    await configured(server, **said)
+    config = await configured(server, **taken_back)
     assert config == {"runtime-flags": ["--tokens", "2"], "keep_alive": "1h0m0s"}
-    config = await configured(house, **{"runtime-flags": []})
+    config = await configured(server, **{"runtime-flags": []})
     assert config == {"keep_alive": "1h0m0s"}
-    await configured(house, **{"raw-runtime-flags": "--tokens 2", "context-size": 256})
-    config = await configured(house, **{"raw-runtime-flags": "", "reset": ["keep_alive", "slots"]})
+    await configured(server, **{"raw-runtime-flags": "--tokens 2", "context-size": 256})
+    config = await configured(server, **{"raw-runtime-flags": "", "reset": ["keep_alive", "slots"]})
     assert config == {"context-size": 256}
 
 
 async def test_nulls_of_a_configuration_change_nothing_and_a_reset_is_not_given_beside_a_value(
-    open_house: Any,
+    open_server: Any,
 ) -> None:
-    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    server = await open_server(backend={"allowed_flags": frozenset({"--tokens"})})
     said = {"context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h", "slots": 2}
-    config = await configured(house, **said)
+    config = await configured(server, **said)
     nulls = dict.fromkeys([*said, "num_ctx", "mode", "vllm", "llamacpp", "prompt-cache", "reset"])
-    assert await configured(house, **nulls) == config
-    assert await configured(house, llamacpp={"reasoning-budget": None}, vllm={"hf-overrides": None}) == config
+    assert await configured(server, **nulls) == config
+    assert (
+        await configured(server, llamacpp={"reasoning-budget": None}, vllm={"hf-overrides": None}) == config
+    )
     both = {"model": "tiny", "slots": 2, "reset": ["slots"]}
-    status, error = await house.error(house.post("/engines/_configure", both, headers=JSON))
+    status, error = await server.error(server.post("/engines/_configure", both, headers=JSON))
     assert (status, error["param"]) == (400, "slots")
-    assert await configured(house, reset=[one for one in said if one != "slots"]) == {"slots": 2}
+    assert await configured(server, reset=[one for one in said if one != "slots"]) == {"slots": 2}
 
 
-async def test_a_context_among_flags_never_beats_a_later_one(open_house: Any) -> None:
-    house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "--tokens"})})
-    await configured(house, **{"runtime-flags": ["--ctx-size", "512", "--tokens", "2"]})
-    config = await configured(house, **{"context-size": 1024})
+async def test_a_context_among_flags_never_beats_a_later_one(open_server: Any) -> None:
+    server = await open_server(backend={"allowed_flags": frozenset({"--ctx-size", "--tokens"})})
+    await configured(server, **{"runtime-flags": ["--ctx-size", "512", "--tokens", "2"]})
+    config = await configured(server, **{"context-size": 1024})
     assert config == {"context-size": 1024, "runtime-flags": ["--tokens", "2"]}
 
 
 async def test_a_context_that_never_fits_is_refused_with_the_largest_that_does(
-    open_house: Any, monkeypatch: pytest.MonkeyPatch
+    open_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = await open_house(memory_budget=100 * 2**20)
-    (model,) = house.greenroom.models()
+    server = await open_server(memory_budget=100 * 2**20)
+    (model,) = server.greenroom.models()
     hungry = msgspec.structs.replace(model, kv_bytes_per_token=2**20)
-    monkeypatch.setattr(house.greenroom, "find_model", lambda _: hungry)
+    monkeypatch.setattr(server.greenroom, "find_model", lambda _: hungry)
     body = {"model": "tiny", "context-size": 10_000}
-    status, error = await house.error(house.post("/engines/_configure", body, headers=JSON))
+    status, error = await server.error(server.post("/engines/_configure", body, headers=JSON))
     assert (status, error["code"], error["param"]) == (507, "does_not_fit", "context-size")
     assert "The largest that fits is" in error["message"]
-    assert not house.context.configs()
+    assert not server.context.configs()
 
 
-async def test_a_configuration_is_shown_where_models_are_listed(open_house: Any) -> None:
-    house = await open_house()
-    await configured(house, **{"context-size": 512})
-    async with house.get("/v1/models/tiny") as response:
+async def test_a_configuration_is_shown_where_models_are_listed(open_server: Any) -> None:
+    server = await open_server()
+    await configured(server, **{"context-size": 512})
+    async with server.get("/v1/models/tiny") as response:
         assert (await response.json())["dmr"]["context_window"] == 512
-    async with house.get("/models/tiny") as response:
+    async with server.get("/models/tiny") as response:
         (entry, *_) = (await response.json())["serving"]
     assert entry["context_size"] == 512
 
 
-async def test_unknown_fields_of_a_configuration_pass_and_are_named_in_the_answer(open_house: Any) -> None:
-    house = await open_house()
+async def test_unknown_fields_of_a_configuration_pass_and_are_named_in_the_answer(open_server: Any) -> None:
+    server = await open_server()
     body = {"model": "tiny", "keep_alive": "1h", "num_gpu": 3, "vllm": {"eager": True}}
-    async with house.post("/engines/_configure", body) as response:
+    async with server.post("/engines/_configure", body) as response:
         assert response.status == 202
         assert response.headers["X-Greenroom-Ignored"] == "num_gpu, vllm.eager"
 
 
-async def test_a_removed_model_takes_its_configuration_along(open_house: Any, short_path: Any) -> None:
-    house = await open_house()
-    await configured(house, keep_alive="1h")
-    (model,) = house.greenroom.models()
-    async with house.session.delete(f"{house.base}/models/{model.id}?force=true") as response:
+async def test_a_removed_model_takes_its_configuration_along(open_server: Any, short_path: Any) -> None:
+    server = await open_server()
+    await configured(server, keep_alive="1h")
+    (model,) = server.greenroom.models()
+    async with server.session.delete(f"{server.base}/models/{model.id}?force=true") as response:
         assert response.status == 200
-    await until_async(lambda: not house.context.configs())
+    await until_async(lambda: not server.context.configs())

@@ -32,19 +32,19 @@ async def refusal_of(asked: Any) -> tuple[int, str]:
         return response.status, said["error"]
 
 
-def chat(house: Any, **fields: Any) -> Any:
-    return house.post("/api/chat", {"model": "tiny", "messages": HELLO, **fields})
+def chat(server: Any, **fields: Any) -> Any:
+    return server.post("/api/chat", {"model": "tiny", "messages": HELLO, **fields})
 
 
-def generate(house: Any, **fields: Any) -> Any:
-    return house.post("/api/generate", {"model": "tiny", "prompt": "hi", **fields})
+def generate(server: Any, **fields: Any) -> Any:
+    return server.post("/api/generate", {"model": "tiny", "prompt": "hi", **fields})
 
 
-async def test_a_chat_streams_lines_unless_it_says_otherwise(open_house: Any) -> None:
-    house = await open_house("--tokens", "3")
-    async with chat(house) as response:
+async def test_a_chat_streams_lines_unless_it_says_otherwise(open_server: Any) -> None:
+    server = await open_server("--tokens", "3")
+    async with chat(server) as response:
         assert response.content_type == "application/x-ndjson"
-    *pieces, last = await lines_of(chat(house))
+    *pieces, last = await lines_of(chat(server))
     assert [one["message"]["content"] for one in pieces] == ["word0 ", "word1 ", "word2 "]
     assert not any(one["done"] for one in pieces)
     assert {one["model"] for one in [*pieces, last]} == {"tiny"}
@@ -54,19 +54,19 @@ async def test_a_chat_streams_lines_unless_it_says_otherwise(open_house: Any) ->
     assert last["total_duration"] >= last["eval_duration"] > 0
     assert last["load_duration"] > 0
 
-    (whole,) = await lines_of(chat(house, stream=False))
+    (whole,) = await lines_of(chat(server, stream=False))
     assert whole["message"] == {"role": "assistant", "content": "word0 word1 word2 "}
     assert (whole["done"], whole["done_reason"], whole["eval_count"]) == (True, "stop", 3)
 
 
-async def test_a_prompt_is_answered_with_and_without_the_models_template(open_house: Any) -> None:
-    house = await open_house("--echo")
-    (whole,) = await lines_of(generate(house, prompt="one two", stream=False))
+async def test_a_prompt_is_answered_with_and_without_the_models_template(open_server: Any) -> None:
+    server = await open_server("--echo")
+    (whole,) = await lines_of(generate(server, prompt="one two", stream=False))
     assert whole["response"] == "one two "
-    *pieces, last = await lines_of(generate(house, prompt="<s> one", raw=True))
+    *pieces, last = await lines_of(generate(server, prompt="<s> one", raw=True))
     assert [one["response"] for one in pieces] == ["<s> ", "one "]
     assert (last["response"], last["done"], last["eval_count"]) == ("", True, 2)
-    (raw,) = await lines_of(generate(house, prompt="<s> one", raw=True, stream=False))
+    (raw,) = await lines_of(generate(server, prompt="<s> one", raw=True, stream=False))
     assert raw["response"] == "<s> one "
 
 
@@ -123,19 +123,19 @@ async def test_calls_of_tools_and_their_results_get_ids() -> None:
     assert [one["tool_call_id"] for one in messages[2:]] == [made[1]["id"], made[0]["id"]]
 
 
-async def test_an_image_is_sent_as_a_url_of_its_data(open_house: Any) -> None:
+async def test_an_image_is_sent_as_a_url_of_its_data(open_server: Any) -> None:
     made = Generate({"model": "m", "prompt": "what?", "system": "be brief", "images": [PIXEL]}).chat
     assert made["messages"][0] == {"role": "system", "content": "be brief"}
     assert made["messages"][1]["content"] == [
         {"type": "text", "text": "what?"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
     ]
-    house = await open_house()
-    status, said = await refusal_of(generate(house, images=[PIXEL]))
+    server = await open_server()
+    status, said = await refusal_of(generate(server, images=[PIXEL]))
     assert (status, "cannot read images" in said) == (400, True)
-    status, said = await refusal_of(generate(house, images=["not base64!"]))
+    status, said = await refusal_of(generate(server, images=["not base64!"]))
     assert (status, said) == (400, "images[0] must be a PNG, JPEG, GIF, BMP or WebP image in base64.")
-    assert not house.engines(), "nothing was loaded for it"
+    assert not server.engines(), "nothing was loaded for it"
 
 
 def chunk(**delta: Any) -> str:
@@ -153,11 +153,11 @@ LAST = (
 )
 
 
-async def test_a_stream_tells_thoughts_and_whole_calls_and_the_engines_times(open_house: Any) -> None:
+async def test_a_stream_tells_thoughts_and_whole_calls_and_the_engines_times(open_server: Any) -> None:
     stream = chunk(reasoning_content="hm") + chunk(**call(name="add", arguments='{"a"'))
     stream += chunk(**call(arguments=": 1}")) + LAST
-    house = await open_house("--stream", stream)
-    thought, called, last = await lines_of(chat(house))
+    server = await open_server("--stream", stream)
+    thought, called, last = await lines_of(chat(server))
     assert thought["message"] == {"role": "assistant", "content": "", "thinking": "hm"}
     function = called["message"]["tool_calls"][0]["function"]
     assert (function["name"], function["arguments"]) == ("add", {"a": 1})
@@ -167,70 +167,70 @@ async def test_a_stream_tells_thoughts_and_whole_calls_and_the_engines_times(ope
     assert [last[name] for name in figures] == [9, 5, 2_500_000, 4_000_000]
 
 
-async def test_a_whole_answer_tells_calls_too_and_one_that_was_cut_off_as_text(open_house: Any) -> None:
+async def test_a_whole_answer_tells_calls_too_and_one_that_was_cut_off_as_text(open_server: Any) -> None:
     calls = [{"function": {"name": "add", "arguments": text}} for text in ('{"a": 1}', '{"a": ')]
     message = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": calls}
     answer = {"choices": [{"message": message, "finish_reason": "length"}], "usage": {}}
-    house = await open_house("--answer", "200", json.dumps(answer))
-    (whole,) = await lines_of(chat(house, stream=False))
+    server = await open_server("--answer", "200", json.dumps(answer))
+    (whole,) = await lines_of(chat(server, stream=False))
     said = whole["message"]
     assert said["tool_calls"] == [{"function": {"index": 0, "name": "add", "arguments": {"a": 1}}}]
     assert (said["thinking"], said["content"]) == ("hm", 'add {"a": ')
     assert whole["done_reason"] == "length"
 
 
-async def test_an_engine_that_dies_in_mid_stream_is_a_line_and_the_end(open_house: Any) -> None:
-    house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
-    *pieces, last = await lines_of(chat(house))
+async def test_an_engine_that_dies_in_mid_stream_is_a_line_and_the_end(open_server: Any) -> None:
+    server = await open_server("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
+    *pieces, last = await lines_of(chat(server))
     assert pieces
     assert "SIGKILL" in last["error"]
     assert not any(one["done"] for one in pieces)
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
-async def test_a_client_that_leaves_ends_the_generation(open_house: Any) -> None:
-    house = await open_house("--tokens", "100000", "--token-delay", "0.005")
-    async with chat(house) as response:
+async def test_a_client_that_leaves_ends_the_generation(open_server: Any) -> None:
+    server = await open_server("--tokens", "100000", "--token-delay", "0.005")
+    async with chat(server) as response:
         await response.content.readline()
         response.close()
-    await house.nothing_is_held()
-    assert (await house.stats())["aborted"] == 1
+    await server.nothing_is_held()
+    assert (await server.stats())["aborted"] == 1
 
 
 @pytest.mark.parametrize(
     ("path", "said"), [("/api/chat", {"messages": []}), ("/api/generate", {}), ("/api/embed", {"input": []})]
 )
 async def test_a_request_without_a_prompt_loads_the_model_and_one_for_no_time_unloads_it(
-    open_house: Any, path: str, said: Any
+    open_server: Any, path: str, said: Any
 ) -> None:
-    house = await open_house()
+    server = await open_server()
     asked = {"model": "tiny", **said}
-    (loaded,) = await lines_of(house.post(path, asked))
+    (loaded,) = await lines_of(server.post(path, asked))
     assert (loaded["model"], loaded["done"], loaded["done_reason"]) == ("tiny", True, "load")
-    assert len(house.engines("ready")) == 1
-    assert (await house.stats())["requests"] == 0
-    (unloaded,) = await lines_of(house.post(path, {**asked, "keep_alive": 0}))
+    assert len(server.engines("ready")) == 1
+    assert (await server.stats())["requests"] == 0
+    (unloaded,) = await lines_of(server.post(path, {**asked, "keep_alive": 0}))
     assert unloaded["done_reason"] == "unload"
-    await until_async(lambda: not house.engines())
+    await until_async(lambda: not server.engines())
 
 
-async def test_unloading_a_model_in_use_lets_it_finish(open_house: Any) -> None:
-    house = await open_house("--tokens", "30", "--token-delay", "0.01")
-    asked = asyncio.create_task(lines_of(chat(house)))
-    await until_async(lambda: house.inside() == 1)
-    (said,) = await lines_of(house.post("/api/generate", {"model": "tiny", "keep_alive": 0}))
+async def test_unloading_a_model_in_use_lets_it_finish(open_server: Any) -> None:
+    server = await open_server("--tokens", "30", "--token-delay", "0.01")
+    asked = asyncio.create_task(lines_of(chat(server)))
+    await until_async(lambda: server.inside() == 1)
+    (said,) = await lines_of(server.post("/api/generate", {"model": "tiny", "keep_alive": 0}))
     assert said["done_reason"] == "unload"
     assert (await asked)[-1]["eval_count"] == 30
-    await until_async(lambda: not house.engines())
+    await until_async(lambda: not server.engines())
 
 
-async def test_embeddings_have_both_forms(open_house: Any) -> None:
-    house = await open_house()
-    (many,) = await lines_of(house.post("/api/embed", {"model": "tiny", "input": ["x"]}))
+async def test_embeddings_have_both_forms(open_server: Any) -> None:
+    server = await open_server()
+    (many,) = await lines_of(server.post("/api/embed", {"model": "tiny", "input": ["x"]}))
     assert many["embeddings"] == [[0.1, 0.2, 0.3]]
     assert (many["model"], many["prompt_eval_count"]) == ("tiny", 1)
     assert many["total_duration"] > 0
-    (one,) = await lines_of(house.post("/api/embeddings", {"model": "tiny", "prompt": "x"}))
+    (one,) = await lines_of(server.post("/api/embeddings", {"model": "tiny", "prompt": "x"}))
     assert one == {"embedding": [0.1, 0.2, 0.3]}
 
 
@@ -240,34 +240,34 @@ async def test_shorter_embeddings_have_a_length_of_one() -> None:
     assert json.loads(embed.whole({"data": rows}))["embeddings"] == [[0.6, 0.8], [0.0, 0.0]]
 
 
-async def test_settings_without_a_meaning_here_are_listed(open_house: Any) -> None:
-    house = await open_house()
+async def test_settings_without_a_meaning_here_are_listed(open_server: Any) -> None:
+    server = await open_server()
     fields = {"context": [1], "shift": True, "options": {"num_gpu": 1, "temperature": 0}}
-    async with generate(house, **fields) as response:
+    async with generate(server, **fields) as response:
         assert response.status == 200
         assert response.headers["X-Greenroom-Ignored"] == "context, shift, options.num_gpu"
-    async with generate(house, raw=True, system="x") as response:
+    async with generate(server, raw=True, system="x") as response:
         assert response.headers["X-Greenroom-Ignored"] == "system"
-    async with chat(house) as response:
+    async with chat(server) as response:
         assert "X-Greenroom-Ignored" not in response.headers
 
 
-async def test_a_larger_context_is_loaded_for_a_request_and_never_configured(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_larger_context_is_loaded_for_a_request_and_never_configured(open_server: Any) -> None:
+    server = await open_server()
     await lines_of(
-        house.post("/api/create", {"model": "short", "from": "tiny", "parameters": {"num_ctx": 500}})
+        server.post("/api/create", {"model": "short", "from": "tiny", "parameters": {"num_ctx": 500}})
     )
     fields = {"model": "short", "prompt": ""}
-    (loaded,) = await lines_of(house.post("/api/generate", {**fields, "options": {"num_ctx": 100}}))
+    (loaded,) = await lines_of(server.post("/api/generate", {**fields, "options": {"num_ctx": 100}}))
     assert loaded["done_reason"] == "load"
-    (first,) = house.engines("ready")
+    (first,) = server.engines("ready")
     assert first.spec.context_size == 500, "a smaller one changes nothing"
-    await lines_of(house.post("/api/generate", {**fields, "prompt": "x", "options": {"num_ctx": 600}}))
-    (second,) = house.engines("ready")
+    await lines_of(server.post("/api/generate", {**fields, "prompt": "x", "options": {"num_ctx": 600}}))
+    (second,) = server.engines("ready")
     assert second.spec.context_size == 600
-    await lines_of(house.post("/api/generate", {**fields, "prompt": "x"}))
-    assert house.engines("ready") == [second]
-    async with house.get("/engines/_configure") as response:
+    await lines_of(server.post("/api/generate", {**fields, "prompt": "x"}))
+    assert server.engines("ready") == [second]
+    async with server.get("/engines/_configure") as response:
         assert await response.json() == []
 
 
@@ -289,21 +289,21 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("route", "fields", "said"), MISTAKES)
 async def test_a_mistake_is_one_sentence_and_loads_nothing(
-    open_house: Any, route: str, fields: Any, said: str
+    open_server: Any, route: str, fields: Any, said: str
 ) -> None:
-    house = await open_house()
+    server = await open_server()
     right = {"model": "tiny", "messages": HELLO, "prompt": "hi", "input": "x"}
-    status, error = await refusal_of(house.post(f"/api/{route}", {**right, **fields}))
+    status, error = await refusal_of(server.post(f"/api/{route}", {**right, **fields}))
     assert (status, said in error) == (400, True), error
-    assert not house.engines()
+    assert not server.engines()
 
 
-async def test_a_model_that_is_not_there_is_reported_in_ollamas_words(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_model_that_is_not_there_is_reported_in_ollamas_words(open_server: Any) -> None:
+    server = await open_server()
     for route in ("chat", "generate", "show", "embed"):
         asked = {"model": "absent", "messages": HELLO, "prompt": "hi", "input": "x"}
-        status, error = await refusal_of(house.post(f"/api/{route}", asked))
+        status, error = await refusal_of(server.post(f"/api/{route}", asked))
         assert (status, error) == (404, 'model "absent" not found, try pulling it first')
-    assert (await refusal_of(house.post("/api/chat", {"messages": HELLO})))[0] == 400
-    assert (await refusal_of(house.get("/api/nothing")))[0] == 404
-    assert (await refusal_of(house.get("/api/chat")))[0] == 405
+    assert (await refusal_of(server.post("/api/chat", {"messages": HELLO})))[0] == 400
+    assert (await refusal_of(server.get("/api/nothing")))[0] == 404
+    assert (await refusal_of(server.get("/api/chat")))[0] == 405

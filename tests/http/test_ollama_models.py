@@ -24,34 +24,34 @@ async def asked(request: Any) -> tuple[int, Any]:
         return response.status, json.loads(text) if text else None
 
 
-async def names(house: Any) -> list[str]:
-    _, said = await asked(house.get("/api/tags"))
+async def names(server: Any) -> list[str]:
+    _, said = await asked(server.get("/api/tags"))
     assert [one["name"] for one in said["models"]] == [one["model"] for one in said["models"]]
     return [one["name"] for one in said["models"]]
 
 
-def deleted(house: Any, **body: Any) -> Any:
-    return asked(house.session.delete(house.base + "/api/delete", json=body))
+def deleted(server: Any, **body: Any) -> Any:
+    return asked(server.session.delete(server.base + "/api/delete", json=body))
 
 
-async def test_every_name_that_is_listed_can_be_asked_for(open_house: Any) -> None:
-    house = await open_house()
-    assert await names(house) == [NAME], "not by its file"
+async def test_every_name_that_is_listed_can_be_asked_for(open_server: Any) -> None:
+    server = await open_server()
+    assert await names(server) == [NAME], "not by its file"
     copied = {"source": "tiny", "destination": "registry.example:5000/org/m:v1"}
-    assert await asked(house.post("/api/copy", copied)) == (200, None)
-    assert await asked(house.post("/api/copy", {"source": "tiny", "destination": "hf.co/o/m:Q4"})) == (
+    assert await asked(server.post("/api/copy", copied)) == (200, None)
+    assert await asked(server.post("/api/copy", {"source": "tiny", "destination": "hf.co/o/m:Q4"})) == (
         200,
         None,
     )
-    listed = await names(house)
+    listed = await names(server)
     assert listed == [NAME, "registry.example:5000/org/m:v1", "hf.co/o/m:Q4"]
     for name in listed:
         status, said = await asked(
-            house.post("/api/generate", {"model": name, "prompt": "x", "stream": False})
+            server.post("/api/generate", {"model": name, "prompt": "x", "stream": False})
         )
         assert (status, said["model"]) == (200, name)
-    _, said = await asked(house.get("/api/tags"))
-    (model,) = house.greenroom.models()
+    _, said = await asked(server.get("/api/tags"))
+    (model,) = server.greenroom.models()
     row = said["models"][0]
     assert row["digest"] == model.id.removeprefix("sha256:")
     assert row["size"] == model.size > 0
@@ -60,60 +60,60 @@ async def test_every_name_that_is_listed_can_be_asked_for(open_house: Any) -> No
     assert (row["details"]["family"], row["details"]["families"]) == ("llama", ["llama"])
 
 
-async def test_what_is_loaded_is_told_with_its_end(open_house: Any) -> None:
-    house = await open_house()
-    assert await asked(house.get("/api/ps")) == (200, {"models": []})
-    await asked(house.post("/api/generate", {"model": "tiny", "keep_alive": "10m"}))
-    (row,) = (await asked(house.get("/api/ps")))[1]["models"]
+async def test_what_is_loaded_is_told_with_its_end(open_server: Any) -> None:
+    server = await open_server()
+    assert await asked(server.get("/api/ps")) == (200, {"models": []})
+    await asked(server.post("/api/generate", {"model": "tiny", "keep_alive": "10m"}))
+    (row,) = (await asked(server.get("/api/ps")))[1]["models"]
     assert (row["name"], row["model"], row["details"]["family"]) == (NAME, NAME, "llama")
     assert row["size"] > 0
     left = datetime.fromisoformat(row["expires_at"]) - datetime.now(UTC)
     assert 500 < left.total_seconds() <= 600
-    await asked(house.post("/api/generate", {"model": "tiny", "keep_alive": -1}))
-    (row,) = (await asked(house.get("/api/ps")))[1]["models"]
+    await asked(server.post("/api/generate", {"model": "tiny", "keep_alive": -1}))
+    (row,) = (await asked(server.get("/api/ps")))[1]["models"]
     assert datetime.fromisoformat(row["expires_at"]).year > 2300
 
 
-async def test_a_model_is_shown_with_its_header(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_model_is_shown_with_its_header(open_server: Any) -> None:
+    server = await open_server()
     for body in ({"model": "tiny"}, {"name": "tiny", "model": "", "verbose": True}):
-        status, said = await asked(house.post("/api/show", body))
+        status, said = await asked(server.post("/api/show", body))
         assert status == 200
         assert said["model_info"]["general.architecture"] == "llama"
         assert said["details"]["family"] == "llama"
         assert said["capabilities"] == ["completion"]
         assert f"FROM {NAME}" in said["modelfile"]
-    assert (await asked(house.post("/api/show", {})))[0] == 400
+    assert (await asked(server.post("/api/show", {})))[0] == 400
 
 
-async def test_a_name_is_deleted_and_with_the_last_one_the_model(open_house: Any) -> None:
-    house = await open_house()
-    await asked(house.post("/api/copy", {"source": "tiny", "destination": "other"}))
-    assert await deleted(house, model="other") == (200, None)
-    assert await names(house) == [NAME]
-    assert (await deleted(house, name="other"))[0] == 404
-    (model,) = house.greenroom.models()
+async def test_a_name_is_deleted_and_with_the_last_one_the_model(open_server: Any) -> None:
+    server = await open_server()
+    await asked(server.post("/api/copy", {"source": "tiny", "destination": "other"}))
+    assert await deleted(server, model="other") == (200, None)
+    assert await names(server) == [NAME]
+    assert (await deleted(server, name="other"))[0] == 404
+    (model,) = server.greenroom.models()
     for tag in model.tags:
-        assert (await deleted(house, model=tag))[0] == 200
-    assert house.greenroom.models() == ()
+        assert (await deleted(server, model=tag))[0] == 200
+    assert server.greenroom.models() == ()
 
 
-async def test_a_model_is_made_of_another_with_a_context(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_model_is_made_of_another_with_a_context(open_server: Any) -> None:
+    server = await open_server()
     made = {"model": "long", "from": "tiny", "parameters": {"num_ctx": 99}}
-    status, said = await asked(house.post("/api/create", made))
+    status, said = await asked(server.post("/api/create", made))
     assert (status, said[-1]) == (200, {"status": "success"})
     same = {"model": "same", "from": "tiny", "stream": False}
-    assert await asked(house.post("/api/create", same)) == (200, {"status": "success"})
-    sizes = {tag: one.context_size for one in house.greenroom.models() for tag in one.tags}
+    assert await asked(server.post("/api/create", same)) == (200, {"status": "success"})
+    sizes = {tag: one.context_size for one in server.greenroom.models() for tag in one.tags}
     assert sizes["docker.io/ai/long:latest"] == 99
     assert sizes["docker.io/ai/same:latest"] == sizes["docker.io/ai/tiny:latest"] == 0
-    _, said = await asked(house.post("/api/show", {"model": "long"}))
+    _, said = await asked(server.post("/api/show", {"model": "long"}))
     assert said["parameters"].split() == ["num_ctx", "99"]
 
 
-async def test_what_a_model_cannot_be_made_with_is_reported(open_house: Any) -> None:
-    house = await open_house()
+async def test_what_a_model_cannot_be_made_with_is_reported(open_server: Any) -> None:
+    server = await open_server()
     for field, value in (
         ("system", "Be brief."),
         ("template", "x"),
@@ -122,39 +122,39 @@ async def test_what_a_model_cannot_be_made_with_is_reported(open_house: Any) -> 
         ("parameters", {"temperature": 1}),
         ("parameters", {"num_ctx": "many"}),
     ):
-        status, said = await asked(house.post("/api/create", {"model": "x", "from": "tiny", field: value}))
+        status, said = await asked(server.post("/api/create", {"model": "x", "from": "tiny", field: value}))
         assert (status, len(said["error"].split()) > 4) == (400, True), said
-    assert (await asked(house.post("/api/create", {"model": "x", "from": "absent"})))[0] == 404
-    assert (await asked(house.post("/api/create", {"model": "x"})))[0] == 400
-    assert await names(house) == [NAME]
+    assert (await asked(server.post("/api/create", {"model": "x", "from": "absent"})))[0] == 404
+    assert (await asked(server.post("/api/create", {"model": "x"})))[0] == 400
+    assert await names(server) == [NAME]
 
 
-async def test_a_blob_is_there_or_not_and_none_is_taken(open_house: Any) -> None:
-    house = await open_house()
-    (model,) = house.greenroom.models()
+async def test_a_blob_is_there_or_not_and_none_is_taken(open_server: Any) -> None:
+    server = await open_server()
+    (model,) = server.greenroom.models()
     for digest, status in ((model.id, 200), (f"sha256:{'0' * 64}", 404), ("sha256:x", 400)):
-        async with house.session.head(f"{house.base}/api/blobs/{digest}") as response:
+        async with server.session.head(f"{server.base}/api/blobs/{digest}") as response:
             assert response.status == status
-    status, said = await asked(house.session.post(f"{house.base}/api/blobs/{model.id}", data=b"x"))
+    status, said = await asked(server.session.post(f"{server.base}/api/blobs/{model.id}", data=b"x"))
     assert (status, "archive" in said["error"]) == (422, True)
 
 
 async def test_a_pull_tells_its_steps_and_ends_with_success(
-    open_house: Any, make_gguf: Callable[[Path], Path], tmp_path: Path
+    open_server: Any, make_gguf: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    house = await open_house()
+    server = await open_server()
     file = await asyncio.to_thread(make_gguf, tmp_path / "another.gguf")
-    status, said = await asked(house.post("/api/pull", {"model": str(file)}))
+    status, said = await asked(server.post("/api/pull", {"model": str(file)}))
     assert status == 200
     assert said[0] == {"status": "pulling manifest"}
     assert said[-1] == {"status": "success"}
-    once = await asked(house.post("/api/pull", {"name": str(file), "stream": False}))
+    once = await asked(server.post("/api/pull", {"name": str(file), "stream": False}))
     assert once == (200, {"status": "success"})
-    status, said = await asked(house.post("/api/pull", {"model": "/not/there.gguf", "stream": False}))
+    status, said = await asked(server.post("/api/pull", {"model": "/not/there.gguf", "stream": False}))
     assert (status >= 400, "there.gguf" in said["error"]) == (True, True)
-    status, said = await asked(house.post("/api/pull", {"model": "registry.ollama.ai/library/x"}))
+    status, said = await asked(server.post("/api/pull", {"model": "registry.ollama.ai/library/x"}))
     assert "Ollama" in (said if isinstance(said, dict) else said[-1])["error"]
-    status, said = await asked(house.post("/api/push", {"model": str(file)}))
+    status, said = await asked(server.post("/api/push", {"model": str(file)}))
     assert (status, "registry" in said["error"]) == (400, True)
 
 
@@ -183,7 +183,7 @@ def test_a_transferring_file_is_reported_until_it_is_complete() -> None:
     assert said[-1] == {"error": "It broke."}
 
 
-async def test_the_version_is_one_of_ollamas(open_house: Any) -> None:
-    house = await open_house()
-    _, said = await asked(house.get("/api/version"))
+async def test_the_version_is_one_of_ollamas(open_server: Any) -> None:
+    server = await open_server()
+    _, said = await asked(server.get("/api/version"))
     assert [part.isdigit() for part in said["version"].split(".")] == [True] * 3

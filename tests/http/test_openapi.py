@@ -36,9 +36,9 @@ def operation_of(route: Route) -> Operation:
     return found[0]
 
 
-async def test_every_route_is_described(open_house: Any) -> None:
-    house = await open_house()
-    routes = list(all_routes(house.context))
+async def test_every_route_is_described(open_server: Any) -> None:
+    server = await open_server()
+    routes = list(all_routes(server.context))
     undescribed = [
         f"{one.method} {one.path}"
         for one in routes
@@ -55,14 +55,14 @@ async def test_every_route_is_described(open_house: Any) -> None:
     assert not [key for key in every_operation() if key not in known], "These are no routes any more."
 
 
-async def test_the_document_is_valid_and_has_every_route(open_house: Any, tmp_path: Path) -> None:
-    house = await open_house()
-    async with house.get("/openapi.json") as response:
+async def test_the_document_is_valid_and_has_every_route(open_server: Any, tmp_path: Path) -> None:
+    server = await open_server()
+    async with server.get("/openapi.json") as response:
         assert response.status == 200
         assert response.content_type == "application/json"
         text = await response.text()
     document = json.loads(text)
-    offered = {(route.path, route.method.lower()) for route in all_routes(house.context)}
+    offered = {(route.path, route.method.lower()) for route in all_routes(server.context)}
     assert {(path, method) for path, told in document["paths"].items() for method in told} == offered
     ids = [one["operationId"] for told in document["paths"].values() for one in told.values()]
     assert len(ids) == len(set(ids))
@@ -77,9 +77,9 @@ def validated(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=120)
 
 
-async def test_the_page_loads_nothing_but_the_document(open_house: Any) -> None:
-    house = await open_house()
-    async with house.get("/docs") as response:
+async def test_the_page_loads_nothing_but_the_document(open_server: Any) -> None:
+    server = await open_server()
+    async with server.get("/docs") as response:
         assert (response.status, response.content_type) == (200, "text/html")
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
         page = await response.text()
@@ -88,10 +88,10 @@ async def test_the_page_loads_nothing_but_the_document(open_house: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser: apt-get install chromium")
-async def test_a_browser_shows_every_area(open_house: Any, tmp_path: Path) -> None:
-    house = await open_house()
+async def test_a_browser_shows_every_area(open_server: Any, tmp_path: Path) -> None:
+    server = await open_server()
     argv = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    argv += ["--virtual-time-budget=10000", "--dump-dom", f"{house.base}/docs"]
+    argv += ["--virtual-time-budget=10000", "--dump-dom", f"{server.base}/docs"]
     browser = await asyncio.create_subprocess_exec(*argv, stdout=-1, stderr=-3)
     async with asyncio.timeout(100):
         page = (await browser.communicate())[0].decode()
@@ -110,11 +110,11 @@ def test_the_description_is_not_made_while_the_daemon_starts() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/llm"])
-async def test_the_document_names_the_place_where_it_is_served(open_house: Any, prefix: str) -> None:
-    house = await open_house()
-    async with house.get("/openapi.json") as response:
-        (server,) = (await response.json())["servers"]
-    assert server["url"] == (prefix or "/")
+async def test_the_document_names_the_place_where_it_is_served(open_server: Any, prefix: str) -> None:
+    server = await open_server()
+    async with server.get("/openapi.json") as response:
+        (place,) = (await response.json())["servers"]
+    assert place["url"] == (prefix or "/")
 
 
 def test_one_entry_serves_all_prefixes() -> None:
@@ -156,9 +156,9 @@ def refs_in(value: Any) -> Iterator[str]:
             yield from refs_in(one)
 
 
-async def test_every_reference_leads_somewhere(open_house: Any) -> None:
-    house = await open_house()
-    async with house.get("/openapi.json") as response:
+async def test_every_reference_leads_somewhere(open_server: Any) -> None:
+    server = await open_server()
+    async with server.get("/openapi.json") as response:
         document = await response.json()
     for ref in set(refs_in(document)):
         at = document

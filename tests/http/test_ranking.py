@@ -24,22 +24,22 @@ RANKS: dict[str, Any] = {"modes": ("completion", "reranking"), "allowed_flags": 
 LACKS_SCORE = {**RANKS, "dialect": Dialect(lacks=frozenset({"/score"}))}
 
 
-async def ranking(open_house: Any, answer: str, backend: dict[str, Any]) -> Any:
-    """A house whose model ranks documents, by its configuration."""
-    house = await open_house("--answer", "200", answer, backend=backend)
+async def ranking(open_server: Any, answer: str, backend: dict[str, Any]) -> Any:
+    """A server whose model ranks documents, by its configuration."""
+    server = await open_server("--answer", "200", answer, backend=backend)
     body = {"model": "tiny", "mode": "reranking", "runtime-flags": ["--reranking"]}
-    async with house.post("/engines/_configure", body) as response:
+    async with server.post("/engines/_configure", body) as response:
         assert response.status == 202, await response.text()
-    return house
+    return server
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/rerank", "/v2/rerank", "/engines/v1/rerank", "/engines/fake/v1/rerank"]
 )
-async def test_a_reranking_is_as_jina_and_cohere_have_it(open_house: Any, path: str) -> None:
-    house = await ranking(open_house, RANKED, LACKS_SCORE)
+async def test_a_reranking_is_as_jina_and_cohere_have_it(open_server: Any, path: str) -> None:
+    server = await ranking(open_server, RANKED, LACKS_SCORE)
     body = {"model": "tiny", "query": "q", "documents": ["a", {"text": "b"}, "c"], "top_n": 2}
-    async with house.post(path, {**body, "return_documents": True}) as response:
+    async with server.post(path, {**body, "return_documents": True}) as response:
         answer = await response.json()
         assert response.status == 200, answer
     assert answer["model"] == "tiny"
@@ -49,30 +49,30 @@ async def test_a_reranking_is_as_jina_and_cohere_have_it(open_house: Any, path: 
     ]
     assert answer["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
     assert answer["meta"]["billed_units"] == {"search_units": 1}
-    async with house.post(path, {**body, "top_n": None}) as response:
+    async with server.post(path, {**body, "top_n": None}) as response:
         results = (await response.json())["results"]
     assert [sorted(one) for one in results] == [["index", "relevance_score"]] * 3
 
 
-async def test_a_score_is_made_of_a_reranking_where_the_engine_has_none(open_house: Any) -> None:
-    house = await ranking(open_house, RANKED, LACKS_SCORE)
+async def test_a_score_is_made_of_a_reranking_where_the_engine_has_none(open_server: Any) -> None:
+    server = await ranking(open_server, RANKED, LACKS_SCORE)
     body = {"model": "tiny", "text_1": "q", "text_2": ["a", "b", "c"]}
     for path in ("/score", "/engines/score", "/engines/fake/score"):
-        async with house.post(path, body) as response:
+        async with server.post(path, body) as response:
             answer = await response.json()
             assert response.status == 200, answer
         assert [(one["index"], one["score"]) for one in answer["data"]] == [(0, -2.5), (1, 4.0), (2, 0.5)]
         assert (answer["object"], answer["model"]) == ("list", "tiny")
-    status, error = await house.error(house.post("/score", {**body, "text_1": ["q", "r"]}))
+    status, error = await server.error(server.post("/score", {**body, "text_1": ["q", "r"]}))
     assert (status, error["param"]) == (400, "text_1")
-    status, error = await house.error(house.post("/score", {"model": "tiny", "text_1": "q"}))
+    status, error = await server.error(server.post("/score", {"model": "tiny", "text_1": "q"}))
     assert (status, error["param"]) == (400, "text_2")
 
 
-async def test_a_score_is_the_engines_own_where_it_has_one(open_house: Any) -> None:
+async def test_a_score_is_the_engines_own_where_it_has_one(open_server: Any) -> None:
     own = json.dumps({"data": [{"index": 0, "score": 0.25}]})
-    house = await ranking(open_house, own, RANKS)
-    async with house.post(
+    server = await ranking(open_server, own, RANKS)
+    async with server.post(
         "/score", {"model": "tiny", "text_1": ["q", "r"], "text_2": ["a", "b"]}
     ) as response:
         assert (response.status, await response.json()) == (200, json.loads(own))

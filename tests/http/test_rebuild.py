@@ -43,16 +43,16 @@ class Flaky:
     ("function", "lives"), [("decide", 0), pytest.param("settle", 0, marks=pytest.mark.slow), ("perform", 1)]
 )
 async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
-    open_house: Any, frames: Any, monkeypatch: pytest.MonkeyPatch, function: str, lives: int
+    open_server: Any, frames: Any, monkeypatch: pytest.MonkeyPatch, function: str, lives: int
 ) -> None:
-    house = await open_house("--tokens", str(TOKENS), "--token-delay", "0.05")
-    async with house.chat() as response:
+    server = await open_server("--tokens", str(TOKENS), "--token-delay", "0.05")
+    async with server.chat() as response:
         assert response.status == 200
-    (before,) = house.engines("ready")
+    (before,) = server.engines("ready")
     begun = [asyncio.Event() for _ in range(STREAMS)]
 
     async def stream(number: int) -> list[str]:
-        async with house.chat(stream=True) as response:
+        async with server.chat(stream=True) as response:
             assert response.status == 200
             lines = []
             async for line in response.content:
@@ -62,9 +62,9 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
 
     streams = [asyncio.create_task(stream(number)) for number in range(STREAMS)]
     await asyncio.gather(*(one.wait() for one in begun))
-    assert house.inside() == STREAMS
+    assert server.inside() == STREAMS
 
-    system = house.greenroom.system
+    system = server.greenroom.system
     core = system.addresses[SCHEDULER]
     patched = core if function != "perform" else GateEffects
     flaky = Flaky(core, patched, function, monkeypatch)
@@ -74,7 +74,7 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
     # The rebuilt actor receives the current lists and believes them; no request has left meanwhile.
     await system.ask(AwaitReady())
     assert flaky.raised == 1
-    assert house.inside() == STREAMS
+    assert server.inside() == STREAMS
     assert not any(one.done() for one in streams)
 
     for lines in await asyncio.gather(*streams):
@@ -82,7 +82,7 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
         assert data[-1] == "[DONE]"
         words = [one["choices"][0]["delta"].get("content", "") for one in data[:-1] if one["choices"]]
         assert "".join(words).split() == [f"word{number}" for number in range(TOKENS)]
-    async with house.chat() as response:
+    async with server.chat() as response:
         assert response.status == 200
-    assert [one.pid for one in house.engines("ready")] == [before.pid]
-    await house.nothing_is_held()
+    assert [one.pid for one in server.engines("ready")] == [before.pid]
+    await server.nothing_is_held()

@@ -32,15 +32,15 @@ def answered(finish: str = "stop", **message: Any) -> tuple[str, str, str]:
     return "--answer", "200", json.dumps({"choices": [choice], "usage": USAGE})
 
 
-async def events(house: Any, **fields: Any) -> list[dict[str, Any]]:
-    async with house.post("/v1/responses", {**HELLO, "stream": True, **fields}) as response:
+async def events(server: Any, **fields: Any) -> list[dict[str, Any]]:
+    async with server.post("/v1/responses", {**HELLO, "stream": True, **fields}) as response:
         assert response.status == 200, await response.text()
         assert response.content_type == "text/event-stream"
         return events_of(await response.text())
 
 
-async def made(house: Any, **fields: Any) -> dict[str, Any]:
-    async with house.post("/v1/responses", {**HELLO, **fields}) as response:
+async def made(server: Any, **fields: Any) -> dict[str, Any]:
+    async with server.post("/v1/responses", {**HELLO, **fields}) as response:
         body = await response.json()
         assert response.status == 200, body
         check_response(body)
@@ -51,9 +51,9 @@ def names(all_of: list[dict[str, Any]]) -> list[str]:
     return [one["type"].removeprefix("response.") for one in all_of]
 
 
-async def test_a_text_is_streamed_in_the_real_order(open_house: Any) -> None:
-    house = await open_house("--tokens", "2")
-    told = await events(house)
+async def test_a_text_is_streamed_in_the_real_order(open_server: Any) -> None:
+    server = await open_server("--tokens", "2")
+    told = await events(server)
     assert names(told) == [
         *("created", "in_progress", "output_item.added", "content_part.added"),
         *("output_text.delta", "output_text.delta", "output_text.done"),
@@ -74,7 +74,7 @@ async def test_a_text_is_streamed_in_the_real_order(open_house: Any) -> None:
     assert last["output"][0]["id"].startswith("msg_")
 
 
-async def test_calls_and_reasoning_are_items_of_their_own(open_house: Any) -> None:
+async def test_calls_and_reasoning_are_items_of_their_own(open_server: Any) -> None:
     call = {"index": 0, "id": "call_1", "function": {"name": "add", "arguments": ""}}
     more = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"a":', "1}")]
     other = {"index": 1, "id": "call_2", "function": {"name": "now", "arguments": "{}"}}
@@ -88,9 +88,9 @@ async def test_calls_and_reasoning_are_items_of_their_own(open_house: Any) -> No
         {"tool_calls": [other]},
         finish="tool_calls",
     )
-    house = await open_house(*flags)
+    server = await open_server(*flags)
     tools = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("add", "now")]
-    told = await events(house, tools=tools)
+    told = await events(server, tools=tools)
     assert names(told) == [
         *("created", "in_progress"),
         *("output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta"),
@@ -110,7 +110,7 @@ async def test_calls_and_reasoning_are_items_of_their_own(open_house: Any) -> No
     assert [one["id"][:3] for one in (thought, add)] == ["rs_", "fc_"]
     assert told[-1]["response"]["usage"]["output_tokens_details"]["reasoning_tokens"] == 2
 
-    told = await events(house, reasoning={"effort": "low", "summary": "auto"})
+    told = await events(server, reasoning={"effort": "low", "summary": "auto"})
     assert names(told)[2:8] == [
         *("output_item.added", "reasoning_summary_part.added"),
         *("reasoning_summary_text.delta", "reasoning_summary_text.delta"),
@@ -120,21 +120,21 @@ async def test_calls_and_reasoning_are_items_of_their_own(open_house: Any) -> No
     assert thought["summary"] == [{"type": "summary_text", "text": "Let me add."}]
 
 
-async def test_an_answer_without_a_stream_has_the_same_items(open_house: Any) -> None:
+async def test_an_answer_without_a_stream_has_the_same_items(open_server: Any) -> None:
     calls = [{"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}]
-    house = await open_house(
+    server = await open_server(
         *answered("tool_calls", content="Adding.", reasoning_content="Let me.", tool_calls=calls)
     )
-    response = await made(house, metadata={"who": "me"}, instructions="Be brief.")
+    response = await made(server, metadata={"who": "me"}, instructions="Be brief.")
     assert [one["type"] for one in response["output"]] == ["reasoning", "message", "function_call"]
     assert {one["status"] for one in response["output"]} == {"completed"}
     assert (response["metadata"], response["instructions"]) == ({"who": "me"}, "Be brief.")
     assert response["usage"]["output_tokens"] == 5
 
 
-async def test_an_answer_that_is_cut_off_is_incomplete_and_says_why(open_house: Any) -> None:
-    house = await open_house(*streamed({"content": "Once more"}, finish="length"))
-    last = (await events(house, max_output_tokens=2))[-1]
+async def test_an_answer_that_is_cut_off_is_incomplete_and_says_why(open_server: Any) -> None:
+    server = await open_server(*streamed({"content": "Once more"}, finish="length"))
+    last = (await events(server, max_output_tokens=2))[-1]
     assert last["type"] == "response.incomplete"
     assert last["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     assert last["response"]["output"][0]["status"] == "incomplete"
@@ -142,24 +142,24 @@ async def test_an_answer_that_is_cut_off_is_incomplete_and_says_why(open_house: 
 
 
 async def test_an_engine_that_dies_ends_its_stream_with_an_error_and_a_failed_response(
-    open_house: Any,
+    open_server: Any,
 ) -> None:
     import openai
 
-    house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
-    told = await events(house)
+    server = await open_server("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
+    told = await events(server)
     assert names(told)[-2:] == ["error", "failed"]
     assert told[-1]["response"]["error"]["code"] == "server_error"
     assert told[-1]["response"]["output"][0]["status"] == "incomplete"
-    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="x", max_retries=0) as client:
+    async with openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="x", max_retries=0) as client:
         stream = await client.responses.create(model="tiny", input="hi", stream=True)
         with pytest.raises(openai.APIError) as caught:
             [one async for one in stream]
     assert "SIGKILL" in caught.value.message
 
 
-async def test_items_become_the_messages_of_a_chat(open_house: Any) -> None:
-    house = await open_house("--echo")
+async def test_items_become_the_messages_of_a_chat(open_server: Any) -> None:
+    server = await open_server("--echo")
     call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"}
     items: list[dict[str, Any]] = [
         {"role": "developer", "content": "Be kind."},
@@ -175,7 +175,7 @@ async def test_items_become_the_messages_of_a_chat(open_house: Any) -> None:
         {"type": "function_call_output", "call_id": "c1", "output": "two"},
     ]
     # The template of this model has no place for tools, so their results become text.
-    told = (await made(house, input=items))["output"][0]["content"][0]["text"]
+    told = (await made(server, input=items))["output"][0]["content"][0]["text"]
     assert told == "<tool_response> two </tool_response> "
 
     from greenroom.runner.http.responses.input import items_of, messages_of
@@ -188,8 +188,8 @@ async def test_items_become_the_messages_of_a_chat(open_house: Any) -> None:
     assert tool == {"role": "tool", "tool_call_id": "c1", "content": "two"}
 
 
-async def test_what_an_engine_is_asked_is_in_its_own_terms(open_house: Any) -> None:
-    house = await open_house("--echo-fields")
+async def test_what_an_engine_is_asked_is_in_its_own_terms(open_server: Any) -> None:
+    server = await open_server("--echo-fields")
     tool = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True}
     schema = {"type": "json_schema", "name": "sum", "schema": {"type": "object"}, "strict": True}
     body = {
@@ -203,7 +203,7 @@ async def test_what_an_engine_is_asked_is_in_its_own_terms(open_house: Any) -> N
         "service_tier": "auto",
         "client_metadata": {"a": "b"},
     }
-    async with house.post("/v1/responses", body) as response:
+    async with server.post("/v1/responses", body) as response:
         answer = await response.json()
         assert response.status == 200, answer
         ignored = response.headers["X-Greenroom-Ignored"].split(", ")
@@ -216,8 +216,8 @@ async def test_what_an_engine_is_asked_is_in_its_own_terms(open_house: Any) -> N
     ]
 
 
-async def test_a_mistake_names_the_field_as_the_client_knows_it(open_house: Any) -> None:
-    house = await open_house()
+async def test_a_mistake_names_the_field_as_the_client_knows_it(open_server: Any) -> None:
+    server = await open_server()
     image = [{"type": "input_image", "image_url": f"data:image/png;base64,{base64_png()}"}]
     for fields, param in (
         ({"input": []}, "input"),
@@ -238,72 +238,72 @@ async def test_a_mistake_names_the_field_as_the_client_knows_it(open_house: Any)
         ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
     ):
         for stream in (False, True):
-            status, error = await house.error(
-                house.post("/v1/responses", {**HELLO, "stream": stream, **fields})
+            status, error = await server.error(
+                server.post("/v1/responses", {**HELLO, "stream": stream, **fields})
             )
             assert (status, error["param"]) == (400, param), error
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
 # what is kept
 
 
-async def test_a_conversation_goes_on_from_what_is_kept(open_house: Any) -> None:
-    house = await open_house("--echo")
-    first = await made(house, input="one", instructions="Only now.")
-    second = await made(house, input="two", previous_response_id=first["id"])
-    third = (await events(house, input="three", previous_response_id=second["id"]))[-1]["response"]
+async def test_a_conversation_goes_on_from_what_is_kept(open_server: Any) -> None:
+    server = await open_server("--echo")
+    first = await made(server, input="one", instructions="Only now.")
+    second = await made(server, input="two", previous_response_id=first["id"])
+    third = (await events(server, input="three", previous_response_id=second["id"]))[-1]["response"]
     assert third["previous_response_id"] == second["id"]
-    async with house.get(f"/v1/responses/{third['id']}") as response:
+    async with server.get(f"/v1/responses/{third['id']}") as response:
         assert (await response.json()) == third
     path = f"/v1/responses/{third['id']}/input_items"
-    async with house.get(f"{path}?order=asc&limit=4") as response:
+    async with server.get(f"{path}?order=asc&limit=4") as response:
         page = await response.json()
     assert [one["content"][0]["text"] for one in page["data"]] == ["one", "one ", "two", "two "]
     assert (page["has_more"], page["last_id"]) == (True, page["data"][-1]["id"])
-    async with house.get(f"/engines{path}?order=asc&after={page['last_id']}") as response:
+    async with server.get(f"/engines{path}?order=asc&after={page['last_id']}") as response:
         rest = await response.json()
     assert [one["content"][0]["text"] for one in rest["data"]] == ["three"]
     assert not rest["has_more"]
     reference = {"type": "item_reference", "id": second["output"][0]["id"]}
-    again = await made(house, input=[{"role": "user", "content": "x"}, reference], store=False)
+    again = await made(server, input=[{"role": "user", "content": "x"}, reference], store=False)
     assert again["output"][0]["content"][0]["text"] == "two "
-    async with house.get(f"/v1/responses/{again['id']}") as response:
+    async with server.get(f"/v1/responses/{again['id']}") as response:
         assert response.status == 404
 
 
-async def test_a_deleted_response_is_gone_and_nothing_goes_on_from_it(open_house: Any) -> None:
-    house = await open_house("--echo")
-    first = await made(house, input="a secret word")
-    second = await made(house, input="two", previous_response_id=first["id"])
+async def test_a_deleted_response_is_gone_and_nothing_goes_on_from_it(open_server: Any) -> None:
+    server = await open_server("--echo")
+    first = await made(server, input="a secret word")
+    second = await made(server, input="two", previous_response_id=first["id"])
     path = f"/v1/responses/{first['id']}"
-    status, error = await house.error(house.post(f"{path}/cancel"))
+    status, error = await server.error(server.post(f"{path}/cancel"))
     assert (status, error["code"]) == (400, "not_cancellable")
-    async with house.session.delete(house.base + path) as response:
+    async with server.session.delete(server.base + path) as response:
         deleted = await response.json()
     assert deleted == {"id": first["id"], "object": "response.deleted", "deleted": True}
-    for asked in (house.get(path), house.get(f"{path}/input_items"), house.post(f"{path}/cancel")):
-        status, error = await house.error(asked)
+    for asked in (server.get(path), server.get(f"{path}/input_items"), server.post(f"{path}/cancel")):
+        status, error = await server.error(asked)
         assert (status, error["code"]) == (404, "response_not_found")
     for known in (first, second):
         body = {**HELLO, "previous_response_id": known["id"]}
-        status, error = await house.error(house.post("/v1/responses", body))
+        status, error = await server.error(server.post("/v1/responses", body))
         assert (status, error["code"]) == (404, "previous_response_not_found")
         assert error["param"] == "previous_response_id"
-    database = (house.greenroom.home / "responses.db").read_bytes()
-    log = house.greenroom.home / "responses.db-wal"
+    database = (server.greenroom.home / "responses.db").read_bytes()
+    log = server.greenroom.home / "responses.db-wal"
     assert b"a secret word" not in database + (log.read_bytes() if log.exists() else b"")
 
 
-async def test_nothing_is_kept_where_that_is_configured(open_house: Any) -> None:
-    house = await open_house(store_responses=False)
-    async with house.post("/v1/responses", {**HELLO, "store": True}) as response:
+async def test_nothing_is_kept_where_that_is_configured(open_server: Any) -> None:
+    server = await open_server(store_responses=False)
+    async with server.post("/v1/responses", {**HELLO, "store": True}) as response:
         assert response.headers["X-Greenroom-Ignored"] == "store"
         response_id = (await response.json())["id"]
     body = {**HELLO, "previous_response_id": response_id}
-    status, error = await house.error(house.post("/v1/responses", body))
+    status, error = await server.error(server.post("/v1/responses", body))
     assert (status, error["code"]) == (400, "not_stored")
-    assert not (house.greenroom.home / "responses.db").exists()
+    assert not (server.greenroom.home / "responses.db").exists()
 
 
 # the SDK
@@ -313,11 +313,11 @@ class Colour(pydantic.BaseModel):
     name: str
 
 
-async def test_the_sdk_streams_parses_and_reads_back(open_house: Any) -> None:
+async def test_the_sdk_streams_parses_and_reads_back(open_server: Any) -> None:
     import openai
 
-    house = await open_house(*streamed({"content": '{"name":'}, {"content": '"blue"}'}))
-    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="x", max_retries=0) as client:
+    server = await open_server(*streamed({"content": '{"name":'}, {"content": '"blue"}'}))
+    async with openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="x", max_retries=0) as client:
         async with client.responses.stream(model="tiny", input="A colour.", text_format=Colour) as stream:
             told = [one async for one in stream]
             final = await stream.get_final_response()

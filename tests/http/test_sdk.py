@@ -10,12 +10,12 @@ import pytest
 
 
 @pytest.fixture
-async def client(open_house: Any) -> Any:
+async def client(open_server: Any) -> Any:
     import openai
 
-    house = await open_house("--tokens", "4", "--die-after-tokens", "40", "--token-delay", "0.002")
-    client = openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none", max_retries=0)
-    client.house = house  # type: ignore[attr-defined]
+    server = await open_server("--tokens", "4", "--die-after-tokens", "40", "--token-delay", "0.002")
+    client = openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="none", max_retries=0)
+    client.server = server  # type: ignore[attr-defined]
     yield client
     await client.close()
 
@@ -35,11 +35,11 @@ async def test_the_sdk_streams(client: Any) -> None:
     assert "".join(words) == "word0 word1 word2 word3 "
 
 
-async def test_the_sdk_streams_past_comments(open_house: Any) -> None:
+async def test_the_sdk_streams_past_comments(open_server: Any) -> None:
     import openai
 
-    house = await open_house("--load-seconds", "0.8", progress_after=0.1)
-    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+    server = await open_server("--load-seconds", "0.8", progress_after=0.1)
+    async with openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="none") as client:
         stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
         assert len([chunk async for chunk in stream]) == 6
 
@@ -65,13 +65,13 @@ async def test_the_sdk_lists_models(client: Any) -> None:
 
 
 async def test_the_sdk_finds_a_model_by_each_of_its_names(client: Any) -> None:
-    house = client.house
+    server = client.server
     names = ["registry.example:5000/org/m:v1", "docker.io/some/model:latest"]
     for name in names:
         repository, _, tag = name.rpartition(":")
-        async with house.post(f"/models/tiny/tag?repo={repository}&tag={tag}") as response:
+        async with server.post(f"/models/tiny/tag?repo={repository}&tag={tag}") as response:
             assert response.status == 201, await response.text()
-    async with house.get("/models") as response:
+    async with server.get("/models") as response:
         (model,) = await response.json()
     listed = await client.models.list()
     assert {one.id for one in listed.data} == {"docker.io/ai/tiny:latest", *names}, "and not by its path"
@@ -89,7 +89,7 @@ async def test_the_sdk_raises_what_is_refused(client: Any) -> None:
         await client.chat.completions.create(model="gemma3", messages=HELLO)
     assert caught.value.code == "model_not_found"
     assert "greenroom pull gemma3" in caught.value.message
-    bound = openai.AsyncOpenAI(base_url=f"{client.house.base}/engines/absent/v1", api_key="x", max_retries=0)
+    bound = openai.AsyncOpenAI(base_url=f"{client.server.base}/engines/absent/v1", api_key="x", max_retries=0)
     async with bound:
         with pytest.raises(openai.APIStatusError) as refused:
             await bound.chat.completions.create(model="tiny", messages=HELLO)
@@ -97,22 +97,22 @@ async def test_the_sdk_raises_what_is_refused(client: Any) -> None:
     assert refused.value.code == "backend_not_installed"
 
 
-async def test_the_sdk_raises_what_ends_a_stream(open_house: Any) -> None:
+async def test_the_sdk_raises_what_ends_a_stream(open_server: Any) -> None:
     import openai
 
-    house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
-    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none", max_retries=0) as client:
+    server = await open_server("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
+    async with openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="none", max_retries=0) as client:
         stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
         with pytest.raises(openai.APIError) as caught:
             [chunk async for chunk in stream]
     assert "SIGKILL" in str(caught.value)
 
 
-async def test_the_sdk_raises_a_mistake_as_a_bad_request_and_sends_it_once(open_house: Any) -> None:
+async def test_the_sdk_raises_a_mistake_as_a_bad_request_and_sends_it_once(open_server: Any) -> None:
     import openai
 
-    house = await open_house()
-    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+    server = await open_server()
+    async with openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="none") as client:
         for mistake in ({"n": 0}, {"temperature": 9}, {"tools": [{"type": "custom", "custom": {}}]}):
             for stream in (False, True):
                 with pytest.raises(openai.BadRequestError) as caught:
@@ -121,28 +121,28 @@ async def test_the_sdk_raises_a_mistake_as_a_bad_request_and_sends_it_once(open_
                     )
                 assert isinstance(caught.value.code, str)
                 assert str(caught.value.param).startswith(next(iter(mistake)))
-    assert house.greenroom.engines() == ()
+    assert server.greenroom.engines() == ()
 
 
-async def test_the_sdk_raises_what_an_engine_refuses_with_a_code_of_ours(open_house: Any) -> None:
+async def test_the_sdk_raises_what_an_engine_refuses_with_a_code_of_ours(open_server: Any) -> None:
     import openai
 
     said = '{"error":{"code":500,"message":"image input is not supported","type":"server_error"}}'
-    house = await open_house("--answer", "500", said)
-    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+    server = await open_server("--answer", "500", said)
+    async with openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="none") as client:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.create(model="tiny", messages=HELLO)
     assert (caught.value.code, caught.value.param) == ("unsupported_input", "messages")
-    assert (await house.stats())["requests"] == 1, "an SDK sends what is answered 500 three times"
+    assert (await server.stats())["requests"] == 1, "an SDK sends what is answered 500 three times"
 
 
-async def test_the_sdk_does_not_send_what_killed_an_engine_again(open_house: Any) -> None:
+async def test_the_sdk_does_not_send_what_killed_an_engine_again(open_server: Any) -> None:
     import openai
 
-    house = await open_house("--die-of", "hi", "--die-by", "SIGABRT")
-    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+    server = await open_server("--die-of", "hi", "--die-by", "SIGABRT")
+    async with openai.AsyncOpenAI(base_url=f"{server.base}/v1", api_key="none") as client:
         for _ in range(2):
             with pytest.raises(openai.UnprocessableEntityError) as caught:
                 await client.chat.completions.create(model="tiny", messages=HELLO)
             assert caught.value.code == "request_ended_engine"
-    assert len(house.greenroom.engines()) == 1
+    assert len(server.greenroom.engines()) == 1

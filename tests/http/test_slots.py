@@ -9,19 +9,19 @@ from typing import Any
 from waiting import until_async
 
 
-async def test_what_an_engine_has_no_slot_for_is_queued_here_and_answered_in_turn(open_house: Any) -> None:
-    house = await open_house("--tokens", "3", "--token-delay", "0.1", backend={"slots": 2})
-    answers = await asyncio.gather(*(house.stream() for _ in range(12)))
+async def test_what_an_engine_has_no_slot_for_is_queued_here_and_answered_in_turn(open_server: Any) -> None:
+    server = await open_server("--tokens", "3", "--token-delay", "0.1", backend={"slots": 2})
+    answers = await asyncio.gather(*(server.stream() for _ in range(12)))
     assert [status for status, _ in answers] == [200] * 12
-    assert (await house.stats())["most_at_once"] == 2
-    await house.nothing_is_held()
+    assert (await server.stats())["most_at_once"] == 2
+    await server.nothing_is_held()
 
 
 async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
-    open_house: Any, short_path: Any
+    open_server: Any, short_path: Any
 ) -> None:
     gate = short_path / "go"
-    house = await open_house(
+    server = await open_server(
         "--tokens",
         "2",
         "--hold-after-tokens",
@@ -31,14 +31,14 @@ async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
         backend={"slots": 1},
         progress_after=0.1,
     )
-    first = asyncio.create_task(house.stream())
-    await until_async(lambda: house.inside() == 1)
-    second = asyncio.create_task(house.stream())
+    first = asyncio.create_task(server.stream())
+    await until_async(lambda: server.inside() == 1)
+    second = asyncio.create_task(server.stream())
     rows: list[Any] = []
 
     async def found_out() -> bool:
         nonlocal rows
-        async with house.get("/engines/queue") as response:
+        async with server.get("/engines/queue") as response:
             rows = await response.json()
         return bool(rows) and f"(process {os.getpid()})" in rows[0]["caller"]
 
@@ -47,7 +47,7 @@ async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
             pass  # asking is a pause of its own
     assert (rows[0]["place"], rows[0]["phase"]) == (1, "queued")
     assert rows[0]["message"] == "queued for a slot of tiny, which has 1"
-    async with house.get("/engines/ps") as response:
+    async with server.get("/engines/ps") as response:
         (engine,) = await response.json()
     assert (engine["slots"], engine["slots_used"], engine["queue"]) == (1, 1, 1)
     (slot,) = engine["slots_taken"]
@@ -57,26 +57,26 @@ async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
     assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
 
 
-async def test_a_client_that_leaves_the_queue_does_not_block_it(open_house: Any, short_path: Any) -> None:
+async def test_a_client_that_leaves_the_queue_does_not_block_it(open_server: Any, short_path: Any) -> None:
     gate = short_path / "go"
-    house = await open_house(
+    server = await open_server(
         "--tokens", "2", "--hold-after-tokens", "1", "--until", str(gate), backend={"slots": 1}
     )
-    first = asyncio.create_task(house.stream())
-    await until_async(lambda: house.inside() == 1)
-    leaves, stays = asyncio.create_task(house.stream()), None
-    await until_async(lambda: house.waiting() == 1)
-    stays = asyncio.create_task(house.stream())
-    await until_async(lambda: house.waiting() == 2)
+    first = asyncio.create_task(server.stream())
+    await until_async(lambda: server.inside() == 1)
+    leaves, stays = asyncio.create_task(server.stream()), None
+    await until_async(lambda: server.waiting() == 1)
+    stays = asyncio.create_task(server.stream())
+    await until_async(lambda: server.waiting() == 2)
     leaves.cancel()
-    await until_async(lambda: house.waiting() == 1)
+    await until_async(lambda: server.waiting() == 1)
     gate.touch()
     assert [status for status, _ in await asyncio.gather(first, stays)] == [200, 200]
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
-async def test_a_request_for_several_answers_takes_as_many_slots(open_house: Any) -> None:
-    house = await open_house("--tokens", "2", backend={"slots": 4})
-    answers = await asyncio.gather(*(house.stream(n=4) for _ in range(3)), house.stream())
+async def test_a_request_for_several_answers_takes_as_many_slots(open_server: Any) -> None:
+    server = await open_server("--tokens", "2", backend={"slots": 4})
+    answers = await asyncio.gather(*(server.stream(n=4) for _ in range(3)), server.stream())
     assert [status for status, _ in answers] == [200] * 4
-    assert (await house.stats())["most_at_once"] == 1
+    assert (await server.stats())["most_at_once"] == 1

@@ -11,11 +11,11 @@ from typing import Any
 from waiting import until_async
 
 
-async def test_the_first_token_is_not_held_back(open_house: Any, tmp_path: Path, frames: Any) -> None:
+async def test_the_first_token_is_not_held_back(open_server: Any, tmp_path: Path, frames: Any) -> None:
     # The engine does not go on before the client has its first token.
     go_on = tmp_path / "go-on"
-    house = await open_house("--tokens", "3", "--hold-after-tokens", "1", "--until", str(go_on))
-    async with house.chat(stream=True) as response:
+    server = await open_server("--tokens", "3", "--hold-after-tokens", "1", "--until", str(go_on))
+    async with server.chat(stream=True) as response:
         assert response.content_type == "text/event-stream"
         async with asyncio.timeout(30):
             first = await response.content.readuntil(b"word0 ")
@@ -26,10 +26,10 @@ async def test_the_first_token_is_not_held_back(open_house: Any, tmp_path: Path,
     assert frames(rest.splitlines())[-1] == "[DONE]"
 
 
-async def test_a_stream_passes_byte_for_byte(open_house: Any, frames: Any) -> None:
-    house = await open_house("--echo")
+async def test_a_stream_passes_byte_for_byte(open_server: Any, frames: Any) -> None:
+    server = await open_server("--echo")
     text = 'é ünï "quotes" \\n data: [DONE] {"model": "x"}'
-    status, lines = await house.stream(
+    status, lines = await server.stream(
         messages=[{"role": "user", "content": text}], stream_options={"include_usage": True}
     )
     *chunks, usage, done = frames(lines)
@@ -41,9 +41,9 @@ async def test_a_stream_passes_byte_for_byte(open_house: Any, frames: Any) -> No
     assert done == "[DONE]"
 
 
-async def test_comments_tell_a_client_that_it_waits_for_a_load(open_house: Any, frames: Any) -> None:
-    house = await open_house("--load-seconds", "1.0", progress_after=0.2)
-    status, lines = await house.stream()
+async def test_comments_tell_a_client_that_it_waits_for_a_load(open_server: Any, frames: Any) -> None:
+    server = await open_server("--load-seconds", "1.0", progress_after=0.2)
+    status, lines = await server.stream()
     comments = [line for line in lines if line.startswith(":")]
     assert status == 200
     assert len(comments) >= 2
@@ -54,17 +54,17 @@ async def test_comments_tell_a_client_that_it_waits_for_a_load(open_house: Any, 
     assert not any(line.startswith(":") for line in lines[first:])
 
 
-async def test_a_waiting_client_sees_its_place_and_the_queue_can_be_listed(open_house: Any) -> None:
-    house = await open_house("--load-forever", progress_after=0.1)
-    first = asyncio.create_task(house.stream())
-    await until_async(lambda: house.waiting() == 1)
-    async with house.chat(stream=True) as second:
+async def test_a_waiting_client_sees_its_place_and_the_queue_can_be_listed(open_server: Any) -> None:
+    server = await open_server("--load-forever", progress_after=0.1)
+    first = asyncio.create_task(server.stream())
+    await until_async(lambda: server.waiting() == 1)
+    async with server.chat(stream=True) as second:
         line = await second.content.readline()
         assert b": waiting for tiny: number 2 in the queue, loading" in line
         rows: list[Any] = [{"progress": ""}]
         async with asyncio.timeout(30):
             while not rows[0]["progress"]:
-                async with house.get("/engines/queue") as response:
+                async with server.get("/engines/queue") as response:
                     rows = await response.json()
         assert rows[0]["progress"] == "loading ..."
         assert [(row["place"], row["phase"], row["mode"]) for row in rows] == [
@@ -76,95 +76,97 @@ async def test_a_waiting_client_sees_its_place_and_the_queue_can_be_listed(open_
             line = await second.content.readline()
 
 
-async def test_comments_tell_a_client_that_it_waits_for_the_first_token(open_house: Any, frames: Any) -> None:
-    house = await open_house("--first-token-delay", "0.7", progress_after=0.2)
-    await house.stream(max_tokens=1)
-    _, lines = await house.stream()
+async def test_comments_tell_a_client_that_it_waits_for_the_first_token(
+    open_server: Any, frames: Any
+) -> None:
+    server = await open_server("--first-token-delay", "0.7", progress_after=0.2)
+    await server.stream(max_tokens=1)
+    _, lines = await server.stream()
     assert [line for line in lines if line.startswith(":")]
     assert frames(lines)[-1] == "[DONE]"
 
 
-async def test_a_client_that_does_not_stream_gets_no_comments(open_house: Any) -> None:
-    house = await open_house("--load-seconds", "0.6", progress_after=0.1)
-    async with house.chat() as response:
+async def test_a_client_that_does_not_stream_gets_no_comments(open_server: Any) -> None:
+    server = await open_server("--load-seconds", "0.6", progress_after=0.1)
+    async with server.chat() as response:
         assert response.status == 200
         assert (await response.json())["object"] == "chat.completion"
 
 
-async def test_a_load_that_fails_at_once_is_refused_with_its_status(open_house: Any) -> None:
-    house = await open_house("--die-in-load", "3")
-    status, error = await house.error(house.chat(stream=True))
+async def test_a_load_that_fails_at_once_is_refused_with_its_status(open_server: Any) -> None:
+    server = await open_server("--die-in-load", "3")
+    status, error = await server.error(server.chat(stream=True))
     assert status >= 500
     assert error["message"]
     assert "Traceback" not in error["message"]
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
-async def test_a_load_that_fails_after_comments_is_one_error_frame(open_house: Any, frames: Any) -> None:
-    house = await open_house("--die-in-load", "3", "--load-seconds", "0.8", progress_after=0.2)
-    status, lines = await house.stream()
+async def test_a_load_that_fails_after_comments_is_one_error_frame(open_server: Any, frames: Any) -> None:
+    server = await open_server("--die-in-load", "3", "--load-seconds", "0.8", progress_after=0.2)
+    status, lines = await server.stream()
     assert status == 200
     assert lines[0].startswith(": ")
     (error,) = frames(lines)
     assert error["error"]["message"]
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
 async def test_an_engine_that_dies_in_mid_stream_is_one_error_frame_with_the_reason(
-    open_house: Any, frames: Any
+    open_server: Any, frames: Any
 ) -> None:
-    house = await open_house("--tokens", "8", "--token-delay", "0.01", "--die-after-tokens", "4")
-    status, lines = await house.stream()
+    server = await open_server("--tokens", "8", "--token-delay", "0.01", "--die-after-tokens", "4")
+    status, lines = await server.stream()
     *chunks, error = frames(lines)
     assert status == 200
     assert len(chunks) == 4
     assert error["error"]["code"] == "engine_died"
     assert "SIGKILL" in error["error"]["message"]
     assert "in mid-stream" in error["error"]["message"]
-    await house.nothing_is_held()
+    await server.nothing_is_held()
 
 
 async def test_after_an_engine_has_died_the_next_request_is_served_by_a_fresh_one(
-    open_house: Any, frames: Any
+    open_server: Any, frames: Any
 ) -> None:
-    house = await open_house("--tokens", "3", "--die-after-requests", "1")
+    server = await open_server("--tokens", "3", "--die-after-requests", "1")
     for _ in range(3):
-        status, lines = await house.stream()
+        status, lines = await server.stream()
         assert status == 200, lines
         assert frames(lines)[-1] == "[DONE]"
         assert "error" not in "".join(lines)
-    assert len({engine.spec.engine_id for engine in house.greenroom.engines()}) == 3
-    await house.nothing_is_held()
+    assert len({engine.spec.engine_id for engine in server.greenroom.engines()}) == 3
+    await server.nothing_is_held()
 
 
 async def test_an_engine_that_dies_before_its_first_byte_is_replaced_and_the_client_notices_nothing(
-    open_house: Any, frames: Any
+    open_server: Any, frames: Any
 ) -> None:
-    house = await open_house("--first-token-delay", "0.5", "--tokens", "2")
-    await house.stream(max_tokens=1)
-    task = asyncio.create_task(house.stream())
-    await until_async(lambda: house.inside() == 1)
-    (engine,) = house.engines("ready")
+    server = await open_server("--first-token-delay", "0.5", "--tokens", "2")
+    await server.stream(max_tokens=1)
+    task = asyncio.create_task(server.stream())
+    await until_async(lambda: server.inside() == 1)
+    (engine,) = server.engines("ready")
     os.kill(engine.pid, signal.SIGKILL)
     status, lines = await task
     assert status == 200
     assert len(frames(lines)) == 4
     assert "error" not in "".join(lines)
-    assert len(house.greenroom.engines()) == 2
-    await house.nothing_is_held()
+    assert len(server.greenroom.engines()) == 2
+    await server.nothing_is_held()
 
 
-async def test_a_whole_answer_is_retried_too(open_house: Any) -> None:
-    house = await open_house("--tokens", "5", "--token-delay", "0.1")
-    await house.stream(max_tokens=1)
+async def test_a_whole_answer_is_retried_too(open_server: Any) -> None:
+    server = await open_server("--tokens", "5", "--token-delay", "0.1")
+    await server.stream(max_tokens=1)
 
     async def ask() -> Any:
-        async with house.chat() as response:
+        async with server.chat() as response:
             return response.status, await response.json()
 
     task = asyncio.create_task(ask())
-    await until_async(lambda: house.inside() == 1)
-    (engine,) = house.engines("ready")
+    await until_async(lambda: server.inside() == 1)
+    (engine,) = server.engines("ready")
     os.kill(engine.pid, signal.SIGKILL)
     status, body = await task
     assert status == 200
@@ -172,18 +174,18 @@ async def test_a_whole_answer_is_retried_too(open_house: Any) -> None:
 
 
 async def test_engines_that_die_twice_before_their_first_byte_are_an_error_with_the_reason(
-    open_house: Any,
+    open_server: Any,
 ) -> None:
-    house = await open_house("--first-token-delay", "30")
-    task = asyncio.create_task(house.error(house.chat(stream=True)))
+    server = await open_server("--first-token-delay", "30")
+    task = asyncio.create_task(server.error(server.chat(stream=True)))
     killed: set[int] = set()
     for _ in range(2):
         (engine,) = await until_async(
-            lambda: [e for e in house.engines("ready") if e.pid not in killed and house.inside() == 1]
+            lambda: [e for e in server.engines("ready") if e.pid not in killed and server.inside() == 1]
         )
         killed.add(engine.pid)
         os.kill(engine.pid, signal.SIGKILL)
     status, error = await task
     assert (status, error["code"]) == (502, "engine_died")
     assert "SIGKILL" in error["message"]
-    await house.nothing_is_held()
+    await server.nothing_is_held()

@@ -26,7 +26,7 @@ from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.installed import folder_of, python_of
 from greenroom.runner.installations.sources import PackageSources, Setting
 from real_registry import Doorway, Layer, Published, RealRegistry, Wrong, file, folder_layer, layer, link
-from stand_in import make_tree
+from vllm_metal_tree import make_tree
 
 BACKEND = "vllm-metal"
 MAC = Platform(system="darwin", machine="arm64", python=(3, 12), macos=(15, 1))

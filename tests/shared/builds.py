@@ -12,11 +12,11 @@ from reports import attempt_failed, build_committed
 
 
 class Builds:
-    """Stands in for the builder of a house: a build ends when and as the test says."""
+    """Stands in for the builder of a server: a build ends when and as the test says."""
 
-    def __init__(self, house: Any) -> None:
-        self.system = house.greenroom.system
-        self.builder = house.greenroom.builder
+    def __init__(self, server: Any) -> None:
+        self.system = server.greenroom.system
+        self.builder = server.greenroom.builder
         self.builder.start = self._start
         self.builder.cancel = self._cancel
         self.jobs: list[tuple[str, str]] = []

@@ -202,11 +202,11 @@ def write(path: Path, entries: Iterator[Entry]) -> None:
     for entry in entries:
         journal.append([entry])
     journal.close()
-    alone(path)
+    remove_side_files(path)
 
 
-def alone(path: Path) -> None:
-    """Nothing beside the database."""
+def remove_side_files(path: Path) -> None:
+    """Leave nothing beside the database."""
     for beside in path.parent.glob(f"{path.name}-*"):
         beside.unlink()
 
@@ -239,7 +239,7 @@ def record(version: str) -> list[Path]:
         with lines.open("wb") as out:
             export(path, out)
         # Reading, too, leaves SQLite's files beside it.
-        alone(path)
+        remove_side_files(path)
         made.append(lines)
     with DIGESTS.open("a") as digests:
         for path in made:

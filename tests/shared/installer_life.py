@@ -19,8 +19,8 @@ from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Engine, EngineSpec, Failure, Installation, VariantFacts
 from reports import attempt_failed
-from stage import METAL
-from stage import MLX as PLAIN_MLX
+from scheduler_stage import METAL
+from scheduler_stage import MLX as PLAIN_MLX
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
 KEY = "install/mlx"

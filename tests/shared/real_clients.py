@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from alone import alone
+from process_lock import process_lock
 
 FEATURES = ("chat", "stream", "tools", "schema", "embeddings", "errors", "cancellation", "retries")
 PROGRAMS = Path(__file__).parents[1] / "programs" / "clients"
@@ -67,7 +67,7 @@ def install(group: str, cache: Path) -> Path:
     """A folder with the newest versions of the group's packages."""
     folder = cache / "clients" / group
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(cache / "clients", group):
+    with process_lock(cache / "clients", group):
         _install(group, folder)
     return folder
 

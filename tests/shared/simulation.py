@@ -62,7 +62,7 @@ from greenroom.actors.scheduler.messages import SCHEDULER, Abandon, GateEmptied,
 from greenroom.actors.testing import FaultyJournal, ManualSystem
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 from reports import attempt_failed, build_committed, removed
-from stage import LLAMA, MLX, NO_SPACE, OFFLINE
+from scheduler_stage import LLAMA, MLX, NO_SPACE, OFFLINE
 
 LADDER = 15.0
 """Seconds within which an engine host ends what it was asked to end."""

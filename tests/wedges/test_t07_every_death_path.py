@@ -14,7 +14,7 @@ from hypothesis import strategies as some
 from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.values import EngineExit, Measured
-from stage import GIB, Stage, exited, model
+from scheduler_stage import GIB, Stage, exited, model
 from waiting import until_async
 
 DEATHS = ("killed", "crashed", "ended", "lost", "given_up", "forgotten")

@@ -1,7 +1,7 @@
 // The AI SDK over one of its providers: `openai` (responses), `openai-compatible`, `anthropic` or `ollama`.
 
 import { APICallError, RetryError, embedMany, generateText, jsonSchema, Output, streamText, tool } from "ai";
-import { ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, occupied, raised, run } from "./told.mjs";
+import { ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, occupied, raised, run } from "./checks.mjs";
 
 const api = process.argv[2];
 const made = {

@@ -1,7 +1,7 @@
 // Anthropic's SDK.
 
 import Anthropic from "@anthropic-ai/sdk";
-import { ABSENT, BASE, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, occupied, raised, run } from "./told.mjs";
+import { ABSENT, BASE, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, occupied, raised, run } from "./checks.mjs";
 
 const client = new Anthropic({ baseURL: BASE, apiKey: "none", maxRetries: 0 });
 const story = { model: MODEL, max_tokens: 8, messages: [{ role: "user", content: STORY }] };

@@ -3,7 +3,7 @@
 from typing import Any
 
 import anthropic
-from told import ABSENT, BASE, MODEL, STORY, TOO_LONG, WEATHER, check, idle, later, occupied, raised, run
+from checks import ABSENT, BASE, MODEL, STORY, TOO_LONG, WEATHER, check, idle, later, occupied, raised, run
 
 client = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
 story: Any = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": STORY}]}

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import instructor
 import pydantic
-from told import ABSENT, BASE, MODEL, check, raised, run
+from checks import ABSENT, BASE, MODEL, check, raised, run
 
 api = sys.argv[1]
 

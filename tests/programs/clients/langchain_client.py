@@ -7,7 +7,7 @@ import anthropic
 import ollama
 import openai
 import pydantic
-from told import ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, check, idle, later, occupied, raised, run
+from checks import ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, check, idle, later, occupied, raised, run
 
 api = sys.argv[1]
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import litellm
 import pydantic
-from told import (
+from checks import (
     ABSENT,
     BASE,
     EMBEDDER,

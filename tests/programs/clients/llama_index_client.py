@@ -7,9 +7,9 @@ from typing import Any, Literal
 import ollama
 import openai
 import pydantic
+from checks import ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, check, idle, later, occupied, raised, run
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
-from told import ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, check, idle, later, occupied, raised, run
 
 api = sys.argv[1]
 story = [ChatMessage(content=STORY)]

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from told import ABSENT, BASE, MODEL, STORY, check, run
+from checks import ABSENT, BASE, MODEL, STORY, check, run
 
 home = Path(tempfile.mkdtemp())
 entry = "- {{model_id: {}, model_name: {}, api_base: {}/v1, supports_schema: true}}\n"

@@ -1,7 +1,7 @@
 // Ollama's library.
 
 import { Ollama } from "ollama";
-import { ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, raised, run } from "./told.mjs";
+import { ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, raised, run } from "./checks.mjs";
 
 const client = new Ollama({ host: BASE });
 const story = { model: MODEL, messages: [{ role: "user", content: STORY }], options: { num_predict: 8 } };

@@ -3,7 +3,7 @@
 from typing import Any
 
 import ollama
-from told import ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, check, idle, occupied, raised, run
+from checks import ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, check, idle, occupied, raised, run
 
 client = ollama.Client(BASE)
 story: Any = {"model": MODEL, "messages": [{"role": "user", "content": STORY}], "options": {"num_predict": 8}}

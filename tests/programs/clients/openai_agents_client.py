@@ -15,8 +15,8 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
+from checks import ABSENT, BASE, MODEL, STORY, check, raised, run
 from openai.types.responses import ResponseTextDeltaEvent
-from told import ABSENT, BASE, MODEL, STORY, check, raised, run
 
 set_tracing_disabled(True)
 kind: Any = {"responses": OpenAIResponsesModel, "chat": OpenAIChatCompletionsModel}[sys.argv[1]]

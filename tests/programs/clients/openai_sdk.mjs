@@ -1,7 +1,7 @@
 // OpenAI's SDK: `chat` completions or `responses`.
 
 import OpenAI from "openai";
-import { ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, occupied, raised, run } from "./told.mjs";
+import { ABSENT, BASE, EMBEDDER, MODEL, STORY, TOO_LONG, WEATHER, ensure, idle, occupied, raised, run } from "./checks.mjs";
 
 const client = new OpenAI({ baseURL: `${BASE}/v1`, apiKey: "none", maxRetries: 0 });
 const story = { model: MODEL, messages: [{ role: "user", content: STORY }], max_tokens: 8 };

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import openai
 import pydantic
-from told import (
+from checks import (
     ABSENT,
     BASE,
     EMBEDDER,

@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from told import ABSENT, BASE, MODEL, check, raised, run
+from checks import ABSENT, BASE, MODEL, check, raised, run
 
 CONFIG = {
     "provider": {

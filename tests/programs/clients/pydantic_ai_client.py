@@ -4,8 +4,8 @@ import sys
 from typing import Any, Literal
 
 import pydantic
+from checks import ABSENT, BASE, MODEL, STORY, TOO_LONG, check, idle, later, occupied, raised, run
 from pydantic_ai import Agent, ModelHTTPError, NativeOutput, ToolOutput
-from told import ABSENT, BASE, MODEL, STORY, TOO_LONG, check, idle, later, occupied, raised, run
 
 api = sys.argv[1]
 

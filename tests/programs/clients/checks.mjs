@@ -1,4 +1,4 @@
-// What programs with clients of JavaScript share; the output is as that of `told.py`.
+// What programs with clients of JavaScript share; the output is as that of `checks.py`.
 
 import http from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";

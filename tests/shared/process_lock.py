@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
+def process_lock(folder: Path, name: str) -> Iterator[None]:
     """Keep every other test process out of what `name` stands for in this folder; death ends it, too."""
     with (folder / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

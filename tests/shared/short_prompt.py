@@ -6,4 +6,4 @@ tokens on a processor.
 
 from __future__ import annotations
 
-BRIEF = {"role": "system", "content": "x"}
+SHORT_PROMPT = {"role": "system", "content": "x"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
+from greenroom.actors.gates import GateBoard
 from greenroom.actors.values import EngineExit, Failure
+from greenroom.runner.http.admission import SentRequests
 from greenroom.runner.http.engine_errors import own_doing
 from greenroom.runner.http.suspects import KEPT, Suspects, fingerprint
 from waiting import until_async
@@ -53,9 +56,30 @@ def test_only_what_an_engine_did_itself_counts(end: EngineExit | None, own: bool
     assert own_doing(end) is own
 
 
-def test_a_request_that_was_alone_inside_is_a_suspect_at_once_and_for_ten_minutes(clock: Clock) -> None:
-    suspects = Suspects(clock)
-    suspects.enter("e", "r1")
+@pytest.fixture
+def sent_requests(clock: Clock) -> SentRequests:
+    """Engines that are still as soon as a client has left."""
+
+    def at_once(work: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
+        work.close()
+        then()
+
+    return SentRequests(GateBoard(), lambda _: None, at_once, clock)
+
+
+@pytest.fixture
+def suspects(sent_requests: SentRequests, clock: Clock) -> Suspects:
+    return Suspects(sent_requests.count, clock)
+
+
+def given_back() -> None:
+    """The slot is of no interest here."""
+
+
+def test_a_request_that_was_alone_inside_is_a_suspect_at_once_and_for_ten_minutes(
+    sent_requests: SentRequests, suspects: Suspects, clock: Clock
+) -> None:
+    sent_requests.add("e", "r1")
     assert suspects.blame(ONE, in_company=suspects.in_company("e"))
     assert (suspects.counts(ONE), suspects.counts(TWO)) == (2, 0)
     clock.now += KEPT - 1
@@ -64,51 +88,55 @@ def test_a_request_that_was_alone_inside_is_a_suspect_at_once_and_for_ten_minute
     assert suspects.counts(ONE) == 0
 
 
-def test_a_request_that_was_inside_with_others_is_a_suspect_at_the_second_death(clock: Clock) -> None:
-    suspects = Suspects(clock)
+def test_a_request_that_was_inside_with_others_is_a_suspect_at_the_second_death(
+    sent_requests: SentRequests, suspects: Suspects
+) -> None:
     for request in ("r1", "r2"):
-        suspects.enter("e", request)
+        sent_requests.add("e", request)
     together = [suspects.in_company("e")]
-    suspects.leave("e", "r1", early=True)
+    sent_requests.release("e", "r1", given_back, early=True)
     together.append(suspects.in_company("e"))
     assert together == [True, True], "who leaves first does not make the other one alone"
     assert not suspects.blame(ONE, in_company=True)
     assert not suspects.blame(TWO, in_company=True)
-    suspects.enter("f", "r3")
-    suspects.enter("f", "r4")
+    sent_requests.add("f", "r3")
+    sent_requests.add("f", "r4")
     assert suspects.blame(ONE, in_company=suspects.in_company("f"))
     assert suspects.counts(TWO) == 1
 
 
-def test_a_client_that_has_just_left_may_be_whose_request_it_was(clock: Clock) -> None:
-    suspects = Suspects(clock)
-    suspects.enter("e", "gone")
-    suspects.enter("e", "stays")
-    suspects.leave("e", "gone", early=True)
+def test_a_client_that_has_just_left_may_be_whose_request_it_was(
+    sent_requests: SentRequests, suspects: Suspects, clock: Clock
+) -> None:
+    sent_requests.add("e", "gone")
+    sent_requests.add("e", "stays")
+    sent_requests.release("e", "gone", given_back, early=True)
     assert suspects.in_company("e")
     suspects.lives("e")
     clock.now += 60
     assert not suspects.in_company("e")
 
 
-def test_a_request_whose_answer_was_complete_is_not_a_suspect(clock: Clock) -> None:
-    suspects = Suspects(clock)
-    suspects.enter("e", "served")
-    suspects.enter("e", "stays")
-    suspects.leave("e", "served", early=False)
+def test_a_request_whose_answer_was_complete_is_not_a_suspect(
+    sent_requests: SentRequests, suspects: Suspects
+) -> None:
+    sent_requests.add("e", "served")
+    sent_requests.add("e", "stays")
+    sent_requests.release("e", "served", given_back)
     assert not suspects.in_company("e")
 
 
-def test_the_memory_of_suspects_is_bounded(clock: Clock) -> None:
-    suspects = Suspects(clock)
+def test_the_memory_of_suspects_is_bounded(
+    sent_requests: SentRequests, suspects: Suspects, clock: Clock
+) -> None:
     for number in range(10_000):
         suspects.blame(fingerprint("m", "/p", b"%d" % number), in_company=True)
-        suspects.enter(f"e{number}", "r")
+        sent_requests.add(f"e{number}", "r")
         suspects.in_company(f"e{number}")
-        suspects.leave(f"e{number}", "r", early=True)
+        sent_requests.release(f"e{number}", "r", given_back, early=True)
         clock.now += 1
-    assert len(suspects) < 5000
-    assert suspects.engines < 200
+    assert len(suspects.deaths) < 5000
+    assert len(sent_requests) < 200
 
 
 @pytest.mark.parametrize("by", ["SIGSEGV", "7"])

@@ -8,9 +8,9 @@
 - `accepting`: clients are accepted while there are descriptors
 - `context`: what all routes share: the runner, its models by name, clients, connections to engines
 - `clients`: who clients are, whether they are connected, and whether they read
-- `bodies`: reads bodies and parameters
+- `bodies`: reads bodies and parameters; makes the bodies that go to engines
 - `abilities`, `suspects`: requests that no engine could serve, or that may have crashed one
-- `admission`: what a request passes before it is inside an engine; while it is queued, the scheduler has it
+- `admission`: how a request gets a slot in an engine, or is queued for one, and gives it back
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `fields`: what the requests of OpenAI's API may hold
 - `images`: whether something is an image, and how large it becomes

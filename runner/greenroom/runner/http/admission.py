@@ -1,9 +1,7 @@
-"""What an inference request passes before it is inside an engine.
+"""How a request gets a slot in an engine, and gives it back.
 
-1. `Abilities`: what its model or backend cannot do is refused before anything is loaded.
-2. `Suspects`: a request that may have crashed engines is not sent to another.
-3. `Admission`: it gets a slot, from the open gate of a ready engine or from the scheduler.
-4. `translate`: fields that its engine must not see go, and the model gets the engine's name for it.
+A slot comes from the open gate of a ready engine, or from the scheduler. It is given back exactly once, and
+not before the engine has stopped working on the request.
 """
 
 from __future__ import annotations
@@ -13,25 +11,26 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from greenroom.actors.gates import Place
+from greenroom.actors.gates import GateBoard, Place
 from greenroom.actors.installer.messages import PlanInstall
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
 from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
-from greenroom.actors.values import Caller, Mode, Model, Plan
-from greenroom.runner.backends.base import Dialect
+from greenroom.actors.values import Caller, Engine, Mode, Model, Plan
 from greenroom.runner.daemon import Greenroom
+from greenroom.runner.systems.processes import groups, wants_to_work
 
 _log = logging.getLogger(__name__)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _PLAN_WITHIN = 2.0
 """Seconds to wait for the size of a download, for a refusal."""
@@ -39,6 +38,15 @@ _LOOK_AFTER = 0.1
 """Seconds a request waits before the process that sent it is looked up."""
 _REBUILDS = 5
 """How often a request survives a rebuild of the scheduler."""
+_AFTERMATH = 5.0
+"""Seconds during which an engine may still die of a request whose client has left."""
+_LONGEST = 30.0
+"""Seconds a slot is kept at most after its client has left: batches last two."""
+_PAUSE = 0.015
+_STILL = 2
+"""Looks in a row that must find an engine still: between two tokens it is so for a moment."""
+_ENGINES = 64
+"""Engines that are remembered beyond those that have requests."""
 
 
 def slots_of(fields: Mapping[str, Any]) -> int:
@@ -47,32 +55,6 @@ def slots_of(fields: Mapping[str, Any]) -> int:
     prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
     answers = max(fields.get("n", 1), fields.get("best_of", 1))
     return min(prompts * int(answers), SLOTS)
-
-
-def spoken_by(dialect: Dialect, model: Model) -> str | None:
-    """What the engine calls the model, or None when it takes any name."""
-    return dialect.spoken(model.id) if dialect.model_name else None
-
-
-def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:
-    """The body as the engine may see it, without what is `ours`; `name` is what it calls the model."""
-    dropped = dialect.dropped | ours if ours else dialect.dropped
-    if name is None and not dropped:
-        return body
-    fields = _fields.decode(body)
-    for field in dropped:
-        fields.pop(field, None)
-    if name is not None:
-        fields["model"] = msgspec.Raw(msgspec.json.encode(name))
-    return msgspec.json.encode(fields)
-
-
-def dropped_of(body: bytes, dialect: Dialect) -> list[str]:
-    """The fields of a body that the engine does not get; the client gets a list of them."""
-    return sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
-
-
-# slots
 
 
 class RequestIds:
@@ -86,12 +68,108 @@ class RequestIds:
         return f"r-{self._stem}-{next(self._count)}"
 
 
+class _EngineRequests:
+    """Of one engine."""
+
+    __slots__ = ("inside", "left")
+
+    def __init__(self) -> None:
+        self.inside: set[str] = set()
+        self.left: deque[float] = deque()
+        """When clients left before their answers were complete, lately; on the monotonic clock."""
+
+
+class SentRequests:
+    """The requests that each engine has been sent, and how many it may still work on without a client.
+
+    Engines notice a closed connection only between two batches, up to seconds later. If the slot were free
+    by then, an engine that is still busy would look idle and might be ended or given to others. So a request
+    that leaves early and is the last one inside keeps its slot until the engine is still. One for a front
+    door; lives in one event loop.
+    """
+
+    def __init__(
+        self,
+        gates: GateBoard,
+        engine: Callable[[str], Engine | None],
+        keep: Callable[[Coroutine[Any, Any, None], Callable[[], None]], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`engine` finds an engine by its id; `keep` runs something in the background, and something then."""
+        self._gates = gates
+        self._engine = engine
+        self._keep = keep
+        self._clock = clock
+        self._engines: dict[str, _EngineRequests] = {}
+
+    def __len__(self) -> int:
+        """Engines that are remembered."""
+        return len(self._engines)
+
+    def count(self, engine_id: str) -> int:
+        """Requests that an engine has, or had seconds ago when their clients left: it may die of any."""
+        sent = self._engines.get(engine_id)
+        if sent is None:
+            return 0
+        since = self._clock() - _AFTERMATH
+        return len(sent.inside) + sum(at > since for at in sent.left)
+
+    def add(self, engine_id: str, request_id: str) -> None:
+        """The request is sent to the engine."""
+        if len(self._engines) > _ENGINES:
+            self._engines = {one: who for one, who in self._engines.items() if who.inside or self._late(who)}
+        self._engines.setdefault(engine_id, _EngineRequests()).inside.add(request_id)
+
+    def release(
+        self, engine_id: str, request_id: str, give_back: Callable[[], None], *, early: bool = False
+    ) -> None:
+        """Its answer is complete, or it is let go of `early`. `give_back` is called once the slot is free."""
+        sent = self._engines.setdefault(engine_id, _EngineRequests())
+        sent.inside.discard(request_id)
+        if early:
+            sent.left.append(self._clock())
+        if self._may_work(sent, engine_id, request_id):
+            self._keep(self._until_still(sent, engine_id, request_id), give_back)
+            return
+        give_back()
+        if not sent.inside and not sent.left:
+            self._engines.pop(engine_id, None)
+
+    def _late(self, sent: _EngineRequests) -> bool:
+        """Whether a client has left early within the time that an engine may need to notice."""
+        since = self._clock() - _LONGEST
+        while sent.left and sent.left[0] <= since:
+            sent.left.popleft()
+        return bool(sent.left)
+
+    def _may_work(self, sent: _EngineRequests, engine_id: str, request_id: str) -> bool:
+        """Whether the engine may be working for no client at all once this request has left."""
+        return self._late(sent) and self._gates.inside(engine_id) <= {request_id}
+
+    async def _until_still(self, sent: _EngineRequests, engine_id: str, request_id: str) -> None:
+        """Wait until the engine is still, or others are inside, who make it busy anyway."""
+        still = 0
+        while still < _STILL and self._may_work(sent, engine_id, request_id):
+            engine = self._engine(engine_id)
+            if engine is None or engine.state == "gone" or not engine.pid:
+                return
+            still = 0 if await asyncio.to_thread(_works, engine.pid) else still + 1
+            await asyncio.sleep(_PAUSE)
+        if still >= _STILL:
+            sent.left.clear()
+
+
+def _works(pid: int) -> bool:
+    return wants_to_work(groups([pid])[pid])
+
+
 @dataclass
 class Admission:
     """How one request gets a slot in an engine's gate, and gives it back."""
 
     greenroom: Greenroom
     ids: RequestIds
+    sent_requests: SentRequests
     model: Model
     asked_as: str
     """The model's name as the client wrote it."""
@@ -112,6 +190,8 @@ class Admission:
     """Tokens that it may fill at least, whatever is configured; 0 leaves that open."""
     request_id: str = ""
     """The id under which the slot is held or awaited; else empty."""
+    _sent_to: str = ""
+    """The engine that has the request; empty while none has."""
     _asked: bool = False
     _grant_due: bool = False
 
@@ -142,12 +222,26 @@ class Admission:
             self.request_id = self.ids.next()
         raise AssertionError("the last round returns or raises")
 
-    def leave(self) -> None:
-        """Give the slot back, or stop waiting for one."""
+    def send_to(self, engine_id: str) -> None:
+        """From now on the engine may work on the request, or die of it."""
+        self._sent_to = engine_id
+        self.sent_requests.add(engine_id, self.request_id)
+
+    def leave(self, *, early: bool = False) -> None:
+        """Give the slot back, or stop waiting for one; `early`, the answer is not complete. Idempotent.
+
+        Does not wait: while the engine may be at work for a client that left, something in the background
+        keeps the slot.
+        """
         request_id, self.request_id = self.request_id, ""
+        engine_id, self._sent_to = self._sent_to, ""
         if not request_id:
             return
-        self.greenroom.gates.leave(request_id)
+        gates = self.greenroom.gates
+        if engine_id:
+            self.sent_requests.release(engine_id, request_id, lambda: gates.leave(request_id), early=early)
+        else:
+            gates.leave(request_id)
         if self._asked:
             self._asked = False
             self.greenroom.board.clear(request_job(request_id))

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Self, TypeVar, get_args, get_type_hints
 import msgspec
 
 from greenroom.actors.limits import Name, complaint
+from greenroom.actors.values import Model
+from greenroom.runner.backends.base import Dialect
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import Dialogue, Wrong, cleaned, missing
 from greenroom.runner.http.go_duration import keep_alive_of
@@ -341,3 +343,26 @@ def check_now(body: bytes, dialogue: Dialogue) -> Checked:
 def _stands_for_nothing(name: str, raw: bytes) -> bool:
     """A field that might as well be left out. -1 tokens means no limit, in the words of LM Studio."""
     return raw == b"null" or (raw == b"-1" and name in ("max_tokens", "max_completion_tokens"))
+
+
+def spoken_by(dialect: Dialect, model: Model) -> str | None:
+    """What the engine calls the model, or None when it takes any name."""
+    return dialect.spoken(model.id) if dialect.model_name else None
+
+
+def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:
+    """The body as the engine may see it, without what is `ours`; `name` is what it calls the model."""
+    dropped = dialect.dropped | ours if ours else dialect.dropped
+    if name is None and not dropped:
+        return body
+    fields = _fields.decode(body)
+    for field in dropped:
+        fields.pop(field, None)
+    if name is not None:
+        fields["model"] = msgspec.Raw(msgspec.json.encode(name))
+    return msgspec.json.encode(fields)
+
+
+def dropped_of(body: bytes, dialect: Dialect) -> list[str]:
+    """The fields of a body that the engine does not get; the client gets a list of them."""
+    return sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []

@@ -22,11 +22,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from greenroom.actors.gates import GateBoard
 from greenroom.actors.limits import ID, escaped
-from greenroom.actors.values import Caller, Engine
+from greenroom.actors.values import Caller
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
-from greenroom.runner.systems.processes import groups, wants_to_work
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +33,6 @@ LEFT = 499
 
 _INTERVAL = 0.02
 """Seconds; well below the tenth of a second within which an engine must stop generating."""
-_LONGEST = 30.0
-"""Seconds a slot is kept at most after its client has left: batches last two."""
-_PAUSE = 0.015
-_STILL = 2
-"""Looks in a row that must find an engine still: between two tokens it is so for a moment."""
 _READ_LOOK = 1.0
 """Seconds between two looks at what a client has read, or a quarter of the patience where that is less."""
 
@@ -137,50 +130,6 @@ class Clients:
                 served.task.cancel()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_INTERVAL, self._look) if self._inside else None
-
-
-class Lingering:
-    """Keeps a slot taken until the engine has stopped working for a client that left.
-
-    Engines notice a closed connection only between two batches, up to seconds later. If the slot were free
-    by then, an engine that is still busy would look idle and might be ended or given to others. So a request
-    that leaves early and is the last one inside keeps its slot until the engine is still. One for a front
-    door; lives in one event loop.
-    """
-
-    def __init__(self, gates: GateBoard, engine: Callable[[str], Engine | None]) -> None:
-        """`engine` finds an engine by its id."""
-        self._gates = gates
-        self._engine = engine
-        self._left: dict[str, float] = {}
-        """When each engine was last left early, by the loop's time."""
-
-    def note(self, engine_id: str) -> None:
-        """A client has left before its answer was complete."""
-        now = asyncio.get_running_loop().time()
-        self._left = {one: at for one, at in self._left.items() if at > now - _LONGEST}
-        self._left[engine_id] = now
-
-    def may_work(self, engine_id: str, request_id: str) -> bool:
-        """Whether the engine may be working for no client at all once this request has left."""
-        return engine_id in self._left and self._gates.inside(engine_id) <= {request_id}
-
-    async def until_still(self, engine_id: str, request_id: str) -> None:
-        """Wait until the engine is still, or others are inside, who make it busy anyway."""
-        loop = asyncio.get_running_loop()
-        end, still = loop.time() + _LONGEST, 0
-        while still < _STILL and loop.time() < end and self.may_work(engine_id, request_id):
-            engine = self._engine(engine_id)
-            if engine is None or engine.state == "gone" or not engine.pid:
-                break
-            still = 0 if await asyncio.to_thread(_works, engine.pid) else still + 1
-            await asyncio.sleep(_PAUSE)
-        if still >= _STILL:
-            self._left.pop(engine_id, None)
-
-
-def _works(pid: int) -> bool:
-    return wants_to_work(groups([pid])[pid])
 
 
 class ReadWatch:

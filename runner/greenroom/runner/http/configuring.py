@@ -192,7 +192,9 @@ class Configuring:
         """Load a model in the background; the journal says what became of it."""
         context, key = self._context, config_key(model.id, mode)
         caller = Caller(kind="greenroom", id="preload", name="preload")
-        admission = Admission(context.greenroom, context.ids, model, asked_as, mode, backend, caller)
+        admission = Admission(
+            context.greenroom, context.ids, context.sent_requests, model, asked_as, mode, backend, caller
+        )
         self._preloads = {one: task for one, task in self._preloads.items() if not task.done()}
         self._preloads[key] = context.keep(_preload(admission))
 

@@ -15,8 +15,8 @@ from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, Sched
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.abilities import Abilities
-from greenroom.runner.http.admission import RequestIds
-from greenroom.runner.http.clients import Callers, Clients, Lingering
+from greenroom.runner.http.admission import RequestIds, SentRequests
+from greenroom.runner.http.clients import Callers, Clients
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER, Request
 from greenroom.runner.http.responses.store import ResponseStore
@@ -49,8 +49,8 @@ class Context:
         self.upstreams = Upstreams(self._live_endpoints)
         self.asides = Upstreams(self._live_endpoints)
         """For what engines tell of themselves: that they do is no sign that they work on requests."""
-        self.suspects = Suspects()
-        self.lingering = Lingering(greenroom.gates, self.engine)
+        self.sent_requests = SentRequests(greenroom.gates, self.engine, self.keep)
+        self.suspects = Suspects(self.sent_requests.count)
         self.abilities = Abilities(greenroom, self.configs)
         self.verdicts = {one.name: one.verdict for one in greenroom.facts}
         """Why this machine cannot run a backend; empty for those it can."""

@@ -7,8 +7,8 @@
    unless it died of this request.
 4. Pass the bytes through as they come. An engine's error is put in our words. An engine that
    dies now is one error frame, and the end of the connection.
-5. In any case: close the connection to the engine, then leave the gate. The slot is given back exactly once:
-   `Admission.leave` is idempotent and does not wait. While a grant may be on its way, leaving abandons it.
+5. In any case: close the connection to the engine, then leave the gate. While a grant may be on its way,
+   leaving abandons it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import request_job
 from greenroom.actors.values import Mode, Model
 from greenroom.runner.http.abilities import RequestTarget, refuse_what_it_cannot
-from greenroom.runner.http.admission import Admission, dropped_of, slots_of, spoken_by, translate
+from greenroom.runner.http.admission import Admission, slots_of
 from greenroom.runner.http.bodies import (
     NOT_UNDERSTOOD,
     Checked,
     Routing,
     check,
+    dropped_of,
     read_body,
     routing_of,
+    spoken_by,
+    translate,
     wished_keep_alive,
 )
 from greenroom.runner.http.chunks import FilteredTranslation, Untranslated
@@ -119,8 +122,6 @@ class Exchange:
         self._events: EventStream | None = None
         self._watch: ReadWatch | None = None
         self._fingerprint = b""
-        self._engine_id = ""
-        """The engine that has this request; empty while none has."""
         self._turn = contextlib.AsyncExitStack()
         """Held while this request is retried alone."""
         self._has_turn = False
@@ -139,23 +140,13 @@ class Exchange:
                 self._keep_alive.cancel()
             if self._watch is not None:
                 self._watch.end()
-            whole = self._upstream is not None and self._upstream.complete
+            early = self._upstream is None or not self._upstream.complete
             if self._upstream is not None:
                 self._upstream.close()
             if self._admission is not None:
-                self._leave(self._admission, whole=whole)
+                self._admission.leave(early=early)
             if self._has_turn:
                 await self._turn.aclose()
-
-    def _leave(self, admission: Admission, *, whole: bool) -> None:
-        """Give the slot back; at once, unless the engine may still be at work for a client that left."""
-        lingering, engine_id = self._context.lingering, self._engine_id
-        if engine_id and not whole:
-            lingering.note(engine_id)
-        if not engine_id or not lingering.may_work(engine_id, admission.request_id):
-            admission.leave()
-            return
-        self._context.keep(lingering.until_still(engine_id, admission.request_id), then=admission.leave)
 
     async def farewell(self) -> AnyResponse:
         """The last answer when the front door closes with this request inside."""
@@ -192,7 +183,7 @@ class Exchange:
         await context.abilities.look(
             model, kind.mode, self._backend, right.fields, self._asked(self._backend), self._context_size
         )
-        if len(context.suspects) and context.suspects.counts(self._print_of(model, right.body)) > 1:
+        if context.suspects.deaths and context.suspects.counts(self._print_of(model, right.body)) > 1:
             raise suspected(self._asked_as)
         streams = right.fields.get("stream") and kind.end
         right = await self._filtered(model, right)
@@ -209,8 +200,6 @@ class Exchange:
             # It has begun to answer, and perhaps the client to read, so there is no retry.
             when = "before its answer was complete" if self._events is None else "in mid-stream"
             raise await self._lost(place, model, right.body, when) from None
-        finally:
-            context.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
 
     async def _filtered(self, model: Model, right: Checked) -> Checked:
         """The request without what is done here in the engine's place."""
@@ -230,6 +219,7 @@ class Exchange:
         self._admission = Admission(
             context.greenroom,
             context.ids,
+            context.sent_requests,
             model,
             routing.model,
             self._kind.mode,
@@ -250,7 +240,6 @@ class Exchange:
     ) -> tuple[Place, Connection, bytes]:
         """Send the request until an engine has begun to answer it."""
         loop = asyncio.get_running_loop()
-        suspects = self._context.suspects
         # Without the query, in which some clients have their keys.
         path = self._kind.path
         headers = forwarded(self._request)
@@ -263,10 +252,8 @@ class Exchange:
                 self._request.ignore(dropped)
             translated = translate(right.body, dialect, spoken_by(dialect, model), self._ours)
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
-            suspects.enter(place.engine_id, admission.request_id)
-            self._engine_id = place.engine_id
+            admission.send_to(place.engine_id)
             self._context.tell_device(self._request, place.engine_id)
-            began, seen = False, True
             if self._translation is not None:
                 self._translation.entered()
             try:
@@ -274,9 +261,9 @@ class Exchange:
                     place.endpoint, path, translated, headers, last_byte
                 )
                 self._upstream = upstream
-                first = await _first_chunk(upstream)
+                return place, upstream, await _first_chunk(upstream)
             except Unreached:
-                seen = False
+                early = False
                 give_up = give_up or loop.time() + _REACH_FOR
                 if loop.time() >= give_up:
                     raise HttpRefusal(
@@ -287,28 +274,22 @@ class Exchange:
                         retry_after=5.0,
                     ) from None
             except Lost:
+                early = True
                 losses += 1
                 died = await self._lost(place, model, right.body, "before it had answered")
                 if losses > 1 or died.refusal.status < 500:
                     raise died from None
-            else:
-                began = True
-                return place, upstream, first
-            finally:
-                if not began:
-                    suspects.leave(place.engine_id, admission.request_id, early=seen)
             if self._upstream is not None:
                 self._upstream.close()
                 self._upstream = None
-            self._engine_id = ""
-            admission.leave()
+            admission.leave(early=early)
             await self._wait_for_turn(model, right.body)
             await asyncio.sleep(_REACH_PAUSE)
 
     async def _wait_for_turn(self, model: Model, body: bytes) -> None:
         """Requests that were inside a dying engine together are retried one at a time, to find the cause."""
         suspects = self._context.suspects
-        if self._has_turn or not len(suspects) or suspects.counts(self._print_of(model, body)) != 1:
+        if self._has_turn or not suspects.deaths or suspects.counts(self._print_of(model, body)) != 1:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TURN):

@@ -504,6 +504,7 @@ class OllamaInference:
             admission = Admission(
                 context.greenroom,
                 context.ids,
+                context.sent_requests,
                 model,
                 routing.model,
                 mode,

@@ -106,6 +106,14 @@ class Daemon(DaemonProcess):
         lines = [json.loads(line) for line in answer.body.splitlines() if line.strip()]
         assert lines[-1]["type"] == "success", answer.body
 
+    def configure(self, model: str, **more: Any) -> None:
+        """Have a model of llama.cpp compute with one thread, and `more`. As many threads as there are
+        processors wait for each other beside other tests, which takes ten times as long.
+        """
+        body = {"model": model, "runtime-flags": ["--threads", "1"], **more}
+        answer = self.post("/engines/_configure", body)
+        assert answer.status == 202, answer.body
+
     def chat(self, model: str, text: str = "Name a colour.", **more: Any) -> Answer:
         """One chat completion."""
         messages = [SHORT_PROMPT, {"role": "user", "content": text}]
@@ -261,10 +269,7 @@ def _furnish(home: Path, smollm2_gguf: Path, smollm2_mlx: Path) -> None:
             assert answer.status == 200, answer.body
         daemon.pull(str(smollm2_gguf))
         daemon.pull(str(smollm2_mlx))
-        # As many threads as there are processors wait for each other beside other tests: that takes ten times
-        # as long as one thread does.
-        one_thread = {"model": str(smollm2_gguf), "runtime-flags": ["--threads", "1"]}
-        assert daemon.post("/engines/_configure", one_thread).status == 202
+        daemon.configure(str(smollm2_gguf))
         daemon.stop()
     finally:
         _end(daemon)

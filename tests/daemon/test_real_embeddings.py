@@ -59,7 +59,7 @@ def test_embeddings_are_those_of_the_model_in_every_form(
     daemon.pull(str(minilm_gguf))
     model = str(minilm_gguf)
     # Without a mode it is configured for what it is made for, and loaded.
-    assert daemon.post("/engines/_configure", {"model": model, "slots": 2}).status == 202
+    daemon.configure(model, slots=2)
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
 
     def embed(given: Any, **more: Any) -> list[list[float]]:
@@ -130,6 +130,7 @@ def test_documents_are_ranked_by_a_model_that_is_made_for_it(
     daemon = make_daemon(furnished).start()
     daemon.pull(str(minilm_ranker_gguf))
     model = str(minilm_ranker_gguf)
+    daemon.configure(model)
 
     def ask(path: str, **fields: Any) -> Any:
         return daemon.post(path, {"model": model, **fields})

@@ -34,6 +34,7 @@ def test_an_image_is_as_many_tokens_as_its_projector_makes_of_it_in_every_family
     daemon = make_daemon(furnished).start()
     daemon.pull(str(seeing_smollm2))
     (model,) = (one["id"] for one in daemon.get("/models").json if "seeing" in str(one.get("tags")))
+    daemon.configure(model)
 
     def tokens(path: str, fields: dict[str, Any], *counter: str) -> int:
         answer = daemon.post(path, {"model": model, "stream": False, **fields})

@@ -121,22 +121,52 @@ def test_unloading_ends_idle_engines_and_leaves_those_in_use() -> None:
     stage.loaded("phi")
     stage.serve("busy", "phi")
     stage.when(Unload(all=True))
-    assert stage.reply == Unloaded(engines=1)
+    assert (stage.reply.engines, stage.reply.busy) == (1, ("phi is in use on llama.cpp (1 request: busy).",))
     assert [spec.model_ref for spec in stage.rest().loads] == ["phi"]
+
+
+def test_a_forced_unload_ends_an_engine_in_use_once_its_request_is_done() -> None:
+    stage = begun(QWEN)
+    spec = stage.loaded("qwen")
+    stage.serve("busy", "qwen").when(Unload(model_ids=(QWEN.id,), force=True))
+    assert stage.reply == Unloaded(engines=1, ending=(spec.engine_id,))
+    assert evicted(stage.rest()) == ["unload"]
+    assert not stage.sent(StopEngine)
+    stage.leave("busy").rest()
+    assert stage.sent(StopEngine)
+
+
+def test_a_configured_keep_alive_replaces_what_a_request_has_asked_for() -> None:
+    stage = begun(QWEN)
+    stage.loaded("qwen", keep_alive=-1.0)
+    stage.when(Configure(model_id=QWEN.id, model_ref="qwen", keep_alive=20.0)).rest()
+    stage.pass_time(19)
+    assert not evicted(stage)
+    stage.pass_time(1)
+    assert evicted(stage) == ["idle"]
+
+
+def test_a_keep_alive_that_is_reset_is_the_default_for_an_engine_that_runs_too() -> None:
+    stage = begun(QWEN, limits=Limits(keep_alive=30))
+    configure(stage, keep_alive=-1.0)
+    stage.loaded("qwen", keep_alive=-1.0)
+    configure(stage, reset=("keep_alive",))
+    stage.pass_time(30)
+    assert evicted(stage) == ["idle"]
 
 
 def test_unloading_all_leaves_a_load_that_a_request_waits_for() -> None:
     stage = begun(QWEN).serve("r1", "qwen")
     stage.engine_is(stage.spec_of("qwen"), "starting")
     stage.when(Unload(all=True))
-    assert stage.reply == Unloaded(engines=0)
+    assert stage.reply == Unloaded(engines=0, busy=("qwen is in use on llama.cpp (1 request: r1).",))
 
 
 def test_unloading_a_model_ends_its_load_and_tells_the_requests_that_wait_for_it() -> None:
     stage = begun(QWEN).serve("r1", "qwen")
     stage.engine_is(stage.spec_of("qwen"), "starting")
     stage.when(Unload(model_ids=(QWEN.id,)))
-    assert stage.reply == Unloaded(engines=1)
+    assert stage.reply.engines == 1
     assert stage.rest().refused("r1").code == "unloaded"
     assert stage.sent(StopEngine)
 
@@ -162,7 +192,7 @@ def test_unloading_ends_a_pinned_engine_too_since_a_person_asked() -> None:
     stage = begun(QWEN, limits=Limits(keep_alive=-1))
     stage.loaded("qwen")
     stage.when(Unload(all=True))
-    assert stage.reply == Unloaded(engines=1)
+    assert stage.reply.engines == 1
 
 
 def test_unloading_tells_an_engine_that_does_not_end_again() -> None:

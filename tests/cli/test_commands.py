@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def test_the_help_lists_every_command_and_each_has_help(greenroom: Any) -> None:
 
     listed = greenroom("--help").out
     for name in _COMMANDS:
-        assert f"  {name} " in listed
+        assert re.search(rf"^  {name}[ ,]", listed, re.MULTILINE), name
         assert greenroom(name, "--help").code == 0
 
 
@@ -237,21 +238,6 @@ def test_an_empty_list_says_how_to_fill_it(greenroom: Any, our_daemon: Any) -> N
     our_daemon.routes["GET /models"] = []
 
     assert "greenroom pull smollm2" in greenroom("list").err
-
-
-def test_unload_says_how_many(greenroom: Any, our_daemon: Any) -> None:
-    our_daemon.routes["POST /engines/unload"] = {"unloaded_runners": 2}
-    assert greenroom("unload", "smollm2", "--backend", "mlx").out == "Unloaded 2 models.\n"
-    assert our_daemon.bodies("/engines/unload") == [{"all": False, "backend": "mlx", "models": ["smollm2"]}]
-
-    our_daemon.routes["POST /engines/unload"] = {"unloaded_runners": 0}
-    assert greenroom("unload", "--all").out == (
-        "Nothing was unloaded: no model is loaded and idle. See: greenroom ps\n"
-    )
-    assert greenroom("unload", "x").out == (
-        "Nothing was unloaded: no such model is loaded and idle. See: greenroom ps\n"
-    )
-    assert greenroom("unload").code == 2
 
 
 def test_installing_announces_shows_progress_and_says_that_it_is_done(

@@ -288,6 +288,21 @@ def test_a_daemon_on_a_free_port_is_found_by_its_data_directory(place: Path, gre
     assert f"Greenroom is running at {note(place).get('url', 'http://127.0.0.1')}" in outcome.stdout
 
 
+def test_restart_brings_up_another_daemon_at_the_same_port(place: Path, greenroom_process: Any) -> None:
+    with serving(place, "--port", "0") as first:
+        url = note(place)["url"]
+        outcome = greenroom_process("restart")
+        assert first.wait(BOUND) == 0
+
+    assert outcome.returncode == 0, outcome.stderr
+    second = note(place)
+    assert second["url"] == url
+    assert second["pid"] != first.pid
+    assert f"Greenroom is running at {url} (process {second['pid']}, version " in outcome.stdout
+    assert f"Stopped the Greenroom daemon (process {first.pid}).\n" in outcome.stderr
+    assert greenroom_process("stop").returncode == 0
+
+
 def test_ctrl_c_ends_a_command_that_waits(place: Path) -> None:
     with socket.create_server(("127.0.0.1", int(os.environ["GREENROOM_PORT"]))) as silent:
         client = subprocess.Popen([*GREENROOM, "ps"], stderr=subprocess.PIPE, text=True)

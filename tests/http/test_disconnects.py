@@ -138,7 +138,10 @@ async def test_an_engine_is_never_stopped_under_a_request(open_server: Any) -> N
     task = asyncio.create_task(server.stream())
     await until_async(lambda: server.inside() == 1)
     async with server.post("/engines/unload", {"all": True}) as response:
-        assert await response.json() == {"unloaded_runners": 0}
+        told = await response.json()
+        assert (told["unloaded_runners"], told["ending"]) == (0, [])
+        (sentence,) = told["in_use"]
+        assert sentence.startswith("tiny is in use on fake (1 request: r-")
     status, lines = await task
     assert status == 200
     assert lines[-2] == "data: [DONE]"
@@ -152,7 +155,8 @@ async def test_an_idle_engine_is_unloaded_at_once(open_server: Any) -> None:
     server = await open_server()
     await server.stream()
     async with server.post("/engines/unload", {"models": ["tiny"]}) as response:
-        assert await response.json() == {"unloaded_runners": 1}
+        told = await response.json()
+        assert (told["unloaded_runners"], len(told["ending"]), told["in_use"]) == (1, 1, [])
     await until_async(lambda: not server.engines("starting", "ready", "stopping"))
 
 

@@ -100,15 +100,59 @@ async def test_df_counts_bytes(open_server: Any) -> None:
     assert body["default_backend_disk_usage"] == 0
 
 
-async def test_unloading_what_is_not_there_is_no_error(open_server: Any) -> None:
+async def test_unloading_what_is_not_there_is_no_error_and_named(open_server: Any) -> None:
     server = await open_server()
-    for body in ({"models": ["absent", "://"]}, {"all": True}, {"backend": "fake"}):
+    asked: list[tuple[dict[str, Any], list[str]]] = [
+        ({"models": ["absent", "://"]}, ["absent", "://"]),
+        ({"all": True}, []),
+        ({"backend": "fake"}, []),
+    ]
+    for body, unknown in asked:
         async with server.post("/engines/unload", body) as response:
-            assert await response.json() == {"unloaded_runners": 0}
+            none = {"unloaded_runners": 0, "ending": [], "in_use": [], "unknown": unknown}
+            assert await response.json() == none
     await server.stream()
     async with server.post("/engines/unload", {"models": ["absent"], "backend": "fake"}) as response:
-        assert await response.json() == {"unloaded_runners": 0}
+        assert (await response.json())["unloaded_runners"] == 0
     assert server.engines("ready")
+
+
+async def test_a_model_says_how_it_is_loaded_and_where_each_value_comes_from(open_server: Any) -> None:
+    server = await open_server(keep_alive=77)
+
+    async def settings() -> dict[str, tuple[Any, str]]:
+        async with server.get("/models/tiny") as response:
+            rows = (await response.json())["settings"]
+        return {row["setting"]: (row["value"], row["source"]) for row in rows}
+
+    before = await settings()
+    assert before["keep_alive"] == ("1m17s", "default")
+    assert before["slots"] == (None, "automatic")
+    change = {"model": "tiny", "context-size": 512, "slots": 2, "keep_alive": "-1", "preload": False}
+    async with server.post("/engines/_configure", change) as response:
+        assert response.status == 202
+    assert await settings() == before | {
+        "context-size": (512, "configured"),
+        "slots": (2, "configured"),
+        "keep_alive": ("-1", "configured"),
+    }
+    assert server.greenroom.engines() == (), "it was not to be loaded"
+    async with server.post("/engines/_configure", {"model": "tiny", "reset": ["slots"]}) as response:
+        assert response.status == 202
+    await until_async(lambda: server.engines("ready"))
+    slots, source = (await settings())["slots"]
+    assert (slots, source) == (server.engines("ready")[0].spec.slots, "automatic")
+
+
+async def test_a_forced_unload_lets_a_request_finish(open_server: Any) -> None:
+    server = await open_server("--tokens", "20", "--token-delay", "0.02")
+    async with server.chat(stream=True) as stream:
+        await stream.content.readany()
+        async with server.post("/engines/unload", {"models": ["tiny"], "force": True}) as response:
+            told = await response.json()
+        assert told["ending"] == [server.engines()[0].spec.engine_id]
+        assert b"[DONE]" in await stream.content.read()
+    await until_async(lambda: not server.engines("ready"))
 
 
 async def test_unknown_backends_are_404_in_text_with_the_known_ones(open_server: Any) -> None:

@@ -242,7 +242,7 @@ class Scheduler(SingleStream[SchedulerState]):
         self, state: SchedulerState, ask: Unload, now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
         """End what may be unloaded, and refuse the requests that wait for a load among it."""
-        engines = unloadable(ask, state, volatile)
+        engines, busy = unloadable(ask, state, volatile)
         jobs = {load_job(one.spec.engine_id) for one in engines}
         queue = volatile.queue
         ended = (Answer(key=one.request_id, outcome=unloaded(one)) for one in queue if one.follows in jobs)
@@ -251,7 +251,13 @@ class Scheduler(SingleStream[SchedulerState]):
             events=tuple(eviction(one, volatile, now, "unload") for one in engines),
             effects=tuple(ended),
             volatile=msgspec.structs.replace(volatile, queue=left),
-            reply=ask.replied(Unloaded(engines=len(engines))),
+            reply=ask.replied(
+                Unloaded(
+                    engines=len(engines),
+                    ending=tuple(one.spec.engine_id for one in engines),
+                    busy=tuple(busy),
+                )
+            ),
         )
 
     def _release(
@@ -287,8 +293,14 @@ class Scheduler(SingleStream[SchedulerState]):
         key = config_key(ask.model_id, ask.mode)
         old = state.configs.get(key, ModelConfigState())
         new = apply(state, Stored(event, "", now.wall, "")).configs.get(key, ModelConfigState())
+        if ask.keep_alive is not None or "keep_alive" in ask.reset:
+            # It is the latest word, so it replaces what a request has asked for, on engines that run too.
+            latest = self._limits.keep_alive if new.keep_alive is None else new.keep_alive
+            if any(config_key(one.spec.model_id, one.spec.mode) == key for one in state.loads.values()):
+                wishes = {**volatile.keep_alive, key: latest}
+                volatile = msgspec.structs.replace(volatile, keep_alive=wishes)
         if new == old:
-            return Decision(reply=ask.replied(Configured(changed=False)))
+            return Decision(volatile=volatile, reply=ask.replied(Configured(changed=False)))
         events: list[Event] = [event]
         reload = _shape(old) != _shape(new)
         model = (volatile.models or {}).get(ask.model_id)
@@ -307,7 +319,10 @@ class Scheduler(SingleStream[SchedulerState]):
             )
         ]
         engines = idle_only(
-            unlike if reload else (), volatile, advice="Wait for them, or unload it first.", preloads=True
+            unlike if reload else (),
+            volatile,
+            advice=f"Wait for them, or stop it first: greenroom stop {ask.model_ref} --force",
+            preloads=True,
         )
         if isinstance(engines, Refusal):
             return Decision(reply=engines)

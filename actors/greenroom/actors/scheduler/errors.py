@@ -185,7 +185,8 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
         "does_not_fit",
         f"{model_ref} needs {format_size(need)} of {_memory_of(device)}; engines may use "
         f"{format_size(account.memory.budget)} in total.",
-        advice=f"Configure a smaller context, choose a smaller model, or {setting}.",
+        advice=f"Configure a smaller context (greenroom configure {model_ref} --context N), choose a smaller "
+        f"model, or {setting}.",
         kind="exhausted",
         numbers={
             "needed": float(need),

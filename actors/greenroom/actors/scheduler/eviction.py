@@ -188,12 +188,15 @@ class Evictions:
 # what commands end
 
 
-def unloadable(ask: Unload, state: SchedulerState, volatile: SchedulerVolatile) -> list[Engine]:
-    """The engines that match and are idle; those in use are left alone.
+def unloadable(
+    ask: Unload, state: SchedulerState, volatile: SchedulerVolatile
+) -> tuple[list[Engine], list[str]]:
+    """The engines that match and may end, and a sentence about each that is in use and is left alone.
 
     A load may take long. Naming its model ends it; with `all`, a load that requests wait for is in use.
     """
     found: list[Engine] = []
+    busy: list[str] = []
     for load in state.loads.values():
         spec = load.spec
         wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
@@ -201,9 +204,16 @@ def unloadable(ask: Unload, state: SchedulerState, volatile: SchedulerVolatile) 
         if engine is None or not wanted or ask.backend not in ("", spec.backend):
             continue
         named = engine.state == "starting" and spec.model_id in ask.model_ids
-        if named or not _users(spec, volatile):
+        users = _users(spec, volatile)
+        if named or ask.force or not users:
             found.append(engine)
-    return found
+        else:
+            busy.append(_in_use(spec, volatile, users))
+    return found, busy
+
+
+def _in_use(spec: EngineSpec, volatile: SchedulerVolatile, users: int) -> str:
+    return f"{spec.model_ref} is in use on {spec.backend} ({_who(spec, volatile, users)})."
 
 
 def idle_only(
@@ -217,12 +227,10 @@ def idle_only(
     for spec in specs:
         engine, users = volatile.engine(spec.engine_id), _users(spec, volatile, preloads=not preloads)
         if users or engine is None or (engine.state == "starting" and not preloads):
-            how = (
-                f"is in use on {spec.backend} ({_who(spec, volatile, users)})" if users else "is being loaded"
-            )
+            loading = f"{spec.model_ref} is being loaded."
             # What its runner has not listed yet can be ended in a moment.
             code = "begins_to_load" if engine is None and preloads and not users else "in_use"
-            message = f"{spec.model_ref} {how}."
+            message = _in_use(spec, volatile, users) if users else loading
             return refuse(code, message, advice=advice, kind="conflict", subject=spec.model_ref)
         found.append(engine)
     return found

@@ -90,12 +90,18 @@ class Unloaded(Fact, frozen=True, kw_only=True):
     """How many engines are ending."""
 
     engines: int
+    ending: tuple[str, ...] = ()
+    """Their ids."""
+    busy: tuple[str, ...] = ()
+    """A sentence for each engine that was left alone: it names the model and the requests that use it."""
 
 
 class Unload(SchedulerCommand[Unloaded], frozen=True, kw_only=True):
-    """End idle engines; those in use are left alone."""
+    """End idle engines; those in use are left alone, unless it is forced."""
 
     all: bool = False
+    force: bool = False
+    """Also end those in use, once the requests inside are done."""
     backend: BackendName = ""
     model_ids: Ids = ()
 

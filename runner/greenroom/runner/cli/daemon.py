@@ -11,25 +11,29 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused, Gone
+from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import (
     Daemon,
     Unproven,
     Unresponsive,
     await_answer,
     client_for,
+    ensure_daemon,
     find,
     is_on_this_machine,
     not_running,
+    noted_url,
     probe,
 )
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import table, terminal_width
+from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import holder_of
 from greenroom.runner.units import format_duration, format_size, parse_duration
@@ -152,6 +156,55 @@ _CONFIGURED = "configured"
 
 
 @click.command("stop")
+@click.argument("models", nargs=-1, type=ModelName())
+@click.option(
+    "--keep-engines",
+    is_flag=False,
+    flag_value=_CONFIGURED,
+    metavar="[DURATION]",
+    help="Leave engines running for the next daemon to adopt, for at most this long.",
+)
+@click.option(
+    "-f", "--force", is_flag=True, help="Of MODELS: also those in use, once their requests are done."
+)
+@click.option("--wait", is_flag=True, help="Of MODELS: wait until they are unloaded.")
+@click.pass_context
+def stop_command(
+    ctx: click.Context, models: tuple[str, ...], keep_engines: str | None, force: bool, wait: bool
+) -> int:
+    """Unload MODELS; without any, shut the daemon down.
+
+    The daemon refuses new requests, stops the engines and closes the journal. It is not an error if it is not
+    running. A model that is in use is not unloaded unless --force is given.
+    """
+    settings = settings_of(ctx)
+    if models:
+        from greenroom.runner.cli.engines import report, unload
+
+        if keep_engines is not None:
+            raise click.UsageError("--keep-engines is for the daemon; name no models with it.")
+        client = client_for(settings)
+        return report(
+            [unload(client, {"models": [one], "force": force}, one, wait=wait) for one in models],
+            as_json=False,
+        )
+    if force or wait:
+        raise click.UsageError("Name the models to unload; `greenroom stop` alone stops the daemon.")
+    seconds = _grace(settings, keep_engines)
+    pid = stop_daemon(settings, seconds)
+    if pid is None:
+        click.echo(f"Greenroom is not running (nothing answers at {settings.url}).")
+    elif seconds is None:
+        click.echo(f"Stopped the Greenroom daemon (process {pid}).")
+    else:
+        click.echo(
+            f"Stopped the Greenroom daemon (process {pid}); "
+            f"its engines keep running for {format_duration(seconds)}."
+        )
+    return exit_codes.OK
+
+
+@click.command("restart")
 @click.option(
     "--keep-engines",
     is_flag=False,
@@ -160,48 +213,69 @@ _CONFIGURED = "configured"
     help="Leave engines running for the next daemon to adopt, for at most this long.",
 )
 @click.pass_context
-def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
-    """Shut the daemon down: refuse new requests, stop the engines, close the journal.
+def restart_command(ctx: click.Context, keep_engines: str | None) -> None:
+    """Stop the daemon and start it again, at the same port and with the settings that hold now.
 
-    It is not an error if the daemon is not running.
+    If it is not running, it is started.
     """
     settings = settings_of(ctx)
-    seconds = None
-    if keep_engines is not None:
-        try:
-            seconds = settings.engine_grace if keep_engines == _CONFIGURED else parse_duration(keep_engines)
-        except ValueError as error:
-            raise click.BadParameter(f"{error}.", param_hint="--keep-engines") from error
+    if settings.host and not is_on_this_machine(settings.host):
+        raise Problem(
+            f"The daemon at {settings.host} runs on another machine.",
+            "Restart it there.",
+            code=exit_codes.USAGE,
+        )
+    url = noted_url(settings.home)
+    pid = stop_daemon(settings, _grace(settings, keep_engines))
+    if pid is None:
+        announce(f"Greenroom was not running (nothing answered at {settings.url}).")
+    else:
+        announce(f"Stopped the Greenroom daemon (process {pid}).")
+        if url is not None and not settings.host and (port := urlsplit(url).port) != settings.port:
+            # It was started with another port, and is to be found there again.
+            settings = settings_of(ctx, port=str(port))
+    client = ensure_daemon(settings, announce)
+    daemon = find(settings)
+    now = f" (process {daemon.pid}, version {daemon.version})" if daemon is not None else ""
+    click.echo(f"Greenroom is running at {client.url}{now}.")
+
+
+def _grace(settings: Settings, keep_engines: str | None) -> float | None:
+    """Seconds for which engines outlive the daemon; None if they do not. Raises BadParameter."""
+    if keep_engines is None:
+        return None
+    try:
+        return settings.engine_grace if keep_engines == _CONFIGURED else parse_duration(keep_engines)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", param_hint="--keep-engines") from error
+
+
+def stop_daemon(settings: Settings, keep_engines: float | None) -> int | None:
+    """Stop the daemon and wait for its end; its process id, None if it does not run.
+
+    Raises Problem if it does not end, or another program answers in its place.
+    """
     try:
         daemon = find(settings)
     except Unproven as unproven:
         # Its data directory is gone, and with it the secret; but the system says that the process is ours.
         if not unproven.is_own_process:
             raise
-        daemon, seconds = unproven.daemon, None
-        os.kill(daemon.pid, signal.SIGTERM)
+        os.kill(unproven.daemon.pid, signal.SIGTERM)
+        await_end(unproven.daemon, settings.home)
+        return unproven.daemon.pid
     except Unresponsive as silent:
         if silent.holder.is_stopped:
             raise
         # It is just starting, or being stopped already.
         daemon = await_answer(settings)
         if daemon is None:
-            click.echo(f"The Greenroom daemon (process {silent.holder.pid}) has stopped.")
-            return
-        daemon.client().post("/daemon/stop", {"keep_engines": seconds})
-    else:
-        if daemon is None:
-            click.echo(f"Greenroom is not running (nothing answers at {settings.url}).")
-            return
-        daemon.client().post("/daemon/stop", {"keep_engines": seconds})
+            return silent.holder.pid
+    if daemon is None:
+        return None
+    daemon.client().post("/daemon/stop", {"keep_engines": keep_engines})
     await_end(daemon, settings.home)
-    if seconds is None:
-        click.echo(f"Stopped the Greenroom daemon (process {daemon.pid}).")
-    else:
-        click.echo(
-            f"Stopped the Greenroom daemon (process {daemon.pid}); "
-            f"its engines keep running for {format_duration(seconds)}."
-        )
+    return daemon.pid
 
 
 def await_end(daemon: Daemon, home: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import own, table, terminal_width
+from greenroom.runner.cli.output import announce, own, style, table, terminal_width
 from greenroom.runner.units import format_duration, format_size, parse_keep_alive
 
 _HEADINGS = (
@@ -178,20 +181,107 @@ def _seconds_since(moment: str) -> float:
 @click.argument("models", nargs=-1, type=ModelName())
 @click.option("--all", "everything", is_flag=True, help="Unload all idle models.")
 @click.option("--backend", default="", metavar="NAME", help="Unload only from this backend.")
+@click.option("-f", "--force", is_flag=True, help="Also models in use, once their requests are done.")
+@click.option("--wait", is_flag=True, help="Wait until they are unloaded.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def unload_command(ctx: click.Context, models: tuple[str, ...], everything: bool, backend: str) -> None:
-    """Unload MODELS that are not in use."""
+def unload_command(
+    ctx: click.Context,
+    models: tuple[str, ...],
+    everything: bool,
+    backend: str,
+    force: bool,
+    wait: bool,
+    as_json: bool,
+) -> int:
+    """Unload MODELS, unless they are in use. The exit code is 1 if one is in use or not in the store."""
     if not models and not everything:
         raise click.UsageError("Name a model, or use --all.")
     if models and everything:
         raise click.UsageError("Name models or use --all, not both.")
-    answer = client_for(settings_of(ctx)).post(
-        "/engines/unload", {"all": everything, "backend": backend, "models": list(models)}
-    )
-    count = int((answer or {}).get("unloaded_runners") or 0)
-    if count:
-        click.echo(f"Unloaded {count} model{'' if count == 1 else 's'}.")
+    client = client_for(settings_of(ctx))
+    if everything:
+        outcomes = [unload(client, {"all": True, "backend": backend, "force": force}, "", wait=wait)]
     else:
-        # The daemon counts what it ended; what is in use is left alone and counts as nothing too.
-        what = "no model" if everything else "no such model"
-        click.echo(f"Nothing was unloaded: {what} is loaded and idle. See: greenroom ps")
+        how = {"backend": backend, "force": force}
+        outcomes = [unload(client, {"models": [one], **how}, one, wait=wait) for one in models]
+    return report(outcomes, as_json=as_json)
+
+
+def report(outcomes: Sequence[Unloading], *, as_json: bool) -> int:
+    """Print what became of each wish; the exit code."""
+    if as_json:
+        click.echo(json.dumps([one.fields for one in outcomes], indent=4, ensure_ascii=False))
+    else:
+        for one in outcomes:
+            one.tell()
+    return exit_codes.OK if all(one.worked or not one.model for one in outcomes) else exit_codes.FAILED
+
+
+@dataclass(frozen=True)
+class Unloading:
+    """What became of one wish to unload."""
+
+    model: str
+    """Empty for all."""
+    unloaded: int
+    in_use: Sequence[str]
+    known: bool
+
+    @property
+    def worked(self) -> bool:
+        """Whether nothing that was asked for is still loaded, or will be."""
+        return self.known and not self.in_use
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.model or None,
+            "unloaded": self.unloaded,
+            "in_use": list(self.in_use),
+            "known": self.known,
+        }
+
+    def tell(self) -> None:
+        """Print it, and what to do."""
+        if not self.known:
+            problem(f"There is no model {self.model} in the store.", "See: greenroom list")
+        elif self.unloaded and not self.model:
+            click.echo(f"Unloaded {self.unloaded} model{'' if self.unloaded == 1 else 's'}.")
+        elif self.unloaded:
+            click.echo(f"Unloaded {self.model}.")
+        elif not self.in_use:
+            announce(f"{self.model} is not loaded." if self.model else "No model is loaded.")
+        for sentence in self.in_use:
+            if self.model:
+                problem(sentence, "Use --wait to wait for that, or --force to unload it after its requests.")
+            else:
+                announce(f"Left alone: {sentence}")
+
+
+def problem(message: str, advice: str) -> None:
+    """Say that one of several things failed."""
+    announce(f"{style('Error:', fg='red')} {message} {advice}")
+
+
+_LOOK_EVERY = 0.2
+
+
+def unload(client: Client, body: dict[str, Any], model: str, *, wait: bool) -> Unloading:
+    """Have it unloaded; with `wait`, return when that is over, however long it takes."""
+    unloaded, ending, has_said = 0, set[str](), False
+    while True:
+        answer = client.post("/engines/unload", body) or {}
+        unloaded += int(answer.get("unloaded_runners") or 0)
+        ending |= set(answer.get("ending") or ())
+        in_use = [str(one) for one in answer.get("in_use") or ()]
+        if not wait or not in_use:
+            break
+        if not has_said:
+            has_said = True
+            announce(f"Waiting: {in_use[0]}")
+        time.sleep(_LOOK_EVERY)  # the daemon sends no notification of changes
+    while wait and ending & {str(one.get("engine_id")) for one in client.get("/engines/ps") or ()}:
+        time.sleep(_LOOK_EVERY)  # as above
+    return Unloading(model, unloaded, in_use, not answer.get("unknown"))

@@ -25,6 +25,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("models", "List the models in the store."),
     "inspect": ("models", "Show a model's details and which backend would serve it."),
     "search": ("models", "Search for models to pull."),
+    "configure": ("configure", "Show or change how a model is loaded: context, keep-alive, slots, flags."),
     "tag": ("models", "Give a model another name."),
     "rm": ("models", "Remove models."),
     "push": ("transfers", "Push a model to a registry."),
@@ -32,13 +33,15 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("transfers", "Write a model to one file."),
     "load": ("transfers", "Import a model from a file that export wrote."),
     "models": ("models", "List the models in the store, or verify their files."),
+    "purge": ("models", "Remove all models."),
     "prune": ("models", "Remove interrupted downloads and unused data."),
     "ps": ("engines", "List the running engines."),
     "status": ("daemon", "Show whether the daemon is running, and its backends."),
     "devices": ("devices", "Show the graphics devices, and what is wrong with them."),
-    "unload": ("engines", "Unload idle models."),
+    "unload": ("engines", "Unload models."),
     "serve": ("serve", "Run the daemon in the foreground."),
-    "stop": ("daemon", "Stop the daemon."),
+    "stop": ("daemon", "Stop the daemon; or unload models."),
+    "restart": ("daemon", "Stop the daemon and start it again."),
     "logs": ("daemon", "Show the daemon's log, or an engine's."),
     "log": ("history", "Show what has happened: the journal, as sentences."),
     "why": ("history", "Explain the state of a model, backend, engine or request."),
@@ -56,11 +59,13 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "df": ("daemon", "Show the disk space that models and backends use."),
     "config": ("config", "Show every setting and its source."),
     "completion": ("completion", "Print a script that completes commands and model names."),
+    "help": ("help", "Explain a command."),
     "version": ("daemon", "Show the versions of the command and the daemon."),
 }
 """Each command, the module it is in, and its line in the help: listing them must not import them."""
 
-_ALIASES = {"ls": "list"}
+_ALIASES = {"ls": "list", "show": "inspect", "cp": "tag", "remove": "rm"}
+"""What other runners call some of them."""
 _ERROR_LOG_LIMIT = 1_000_000
 _HANGING_THREADS = 5.0
 """Seconds that threads may outlive the command."""
@@ -96,7 +101,12 @@ class CommandGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The help's list, without importing a single command."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+            others: dict[str, list[str]] = {}
+            for alias, name in _ALIASES.items():
+                others.setdefault(name, []).append(alias)
+            formatter.write_dl(
+                [(", ".join([name, *others.get(name, ())]), line) for name, (_, line) in _COMMANDS.items()]
+            )
 
 
 @click.group(
@@ -107,7 +117,7 @@ class CommandGroup(click.Group):
 @click.option("--home", metavar="DIR", help="The data directory (GREENROOM_HOME).")
 @click.option("--host", metavar="URL", help="The daemon's address (GREENROOM_HOST).")
 @click.option("--port", metavar="PORT", help="The daemon's port (GREENROOM_PORT; 12400).")
-@click.version_option(__version__, message="greenroom %(version)s")
+@click.version_option(__version__, "-v", "--version", message="greenroom %(version)s")
 @click.pass_context
 def greenroom(ctx: click.Context, /, **flags: Any) -> None:
     """Run models on this machine. Backends are installed when they are needed."""

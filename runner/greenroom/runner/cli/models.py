@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -159,7 +160,18 @@ def _inspected(model: dict[str, Any]) -> list[str]:
     if others:
         lines += ["", "Quantizations:", *others]
     serving = [line for one in model.get("serving") or () for line in _served(one)]
-    return [*lines, "", "Served by:", *serving] if serving else lines
+    lines += ["", "Served by:", *serving] if serving else []
+    if rows := model.get("settings"):
+        from greenroom.runner.cli.configure import shown
+
+        lines += ["", f"Loaded with (greenroom configure {_named(model)}):", shown(rows)]
+    return lines
+
+
+def _named(model: Mapping[str, Any]) -> str:
+    from greenroom.runner.models.references import familiar
+
+    return next((familiar(tag) for tag in model.get("tags") or ()), str(model.get("id") or "")[7:19])
 
 
 def _template(found: dict[str, Any] | None) -> str:
@@ -323,6 +335,34 @@ def _remove(client: Client, model: str, query: str) -> bool:
         for what, name in step.items():
             click.echo(f"{what}: {name}")
     return True
+
+
+@click.command("purge")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-f", "--force", is_flag=True, help="Also models in use, once their requests are done.")
+@click.pass_context
+def purge_command(ctx: click.Context, yes: bool, force: bool) -> None:
+    """Remove all models, what was configured for them, and downloads that no model needs. Asks first."""
+    client = client_for(settings_of(ctx))
+    models = client.get("/models") or []
+    used = client.get("/engines/df", timeout=120.0) or {}
+    before = _model_bytes(used)
+    if not models and not before:
+        click.echo("There are no models in the store.")
+        return
+    count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
+    question = f"Remove {count} and all downloads of models ({format_size(before)})?"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"{question} Nothing was removed: to agree without a terminal, add --yes.")
+        click.confirm(question, abort=True, err=True)
+    client.delete(f"/models/purge?force={'true' if force else 'false'}", timeout=None)
+    freed = before - _model_bytes(client.get("/engines/df", timeout=120.0) or {})
+    click.echo(f"Removed {count}; freed {format_size(max(0.0, freed))}.")
+
+
+def _model_bytes(used: Mapping[str, Any]) -> float:
+    return float(used.get("models_disk_usage") or 0) + float(used.get("unfinished_disk_usage") or 0)
 
 
 @click.group("models", invoke_without_command=True)

@@ -333,7 +333,7 @@ def too_long(asked: RequestTarget, tokens: int, context: int, *, at_least: bool 
         400,
         TOO_LONG,
         f'The prompt {has}, and "{asked.model}" accepts {most} here.',
-        advice="Shorten it, or configure a larger context-size for the model.",
+        advice=f"Shorten it, or allow more: greenroom configure {asked.model} --context N",
         numbers={name: number for name, number in numbers.items() if number},
         param=asked.param,
     )

@@ -99,6 +99,8 @@ class ConfigureBody(msgspec.Struct, rename="kebab"):
     keep_alive: limits.Id | UnsetType = msgspec.field(name="keep_alive", default=UNSET)
     reset: Annotated[tuple[Setting, ...], Meta(max_length=64)] = ()
     """Settings that go back to their defaults."""
+    preload: bool = True
+    """Load the model with it, in the background."""
     speculative: dict[str, Any] | None = None
     llamacpp: LlamaCppBody | None = None
     vllm: VllmBody | None = None
@@ -115,7 +117,7 @@ class Configuring:
         """What loads, by `config_key`."""
 
     async def configure(self, request: Request) -> Response:
-        """Change how a model is loaded, then load it in the background."""
+        """Change how a model is loaded, then load it in the background unless that is not wanted."""
         context = self._context
         backend = context.backend_of(request)
         body = await read_json(request, ConfigureBody, aliases=_ALIASES)
@@ -167,7 +169,8 @@ class Configuring:
             caller=await context.callers.looked_up(request),
         )
         await self._change(configure, request.id)
-        self._begin_preload(model, body.model.strip(), mode, backend)
+        if body.preload:
+            self._begin_preload(model, body.model.strip(), mode, backend)
         return Response(status=202)
 
     async def _change(self, configure: Configure, request_id: str) -> None:

@@ -29,7 +29,7 @@ from greenroom.runner.http.errors import json_response, not_now
 from greenroom.runner.http.go_duration import go_duration
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.http.progress_stream import sentence_of
-from greenroom.runner.models.references import AmbiguousName, BadReference
+from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 from greenroom.runner.placement_text import shortfall, where
 
 
@@ -39,6 +39,8 @@ class UnloadBody(msgspec.Struct):
     all: bool = False
     backend: BackendName = ""
     models: Names | None = ()
+    force: bool = False
+    """Also models in use, once their requests are done."""
 
 
 class Engines:
@@ -50,23 +52,32 @@ class Engines:
         return json_response({one.name: self._words(one) for one in self._context.greenroom.statuses()})
 
     async def unload(self, request: Request) -> Response:
-        """End idle engines. A model that is not in the store is not an error."""
+        """End idle engines. A model that is not in the store, or in use, is no error: the answer names it."""
         greenroom = self._context.greenroom
         body = await read_json(request, UnloadBody)
-        models = []
+        models, unknown = [], []
         for name in body.models or ():
             try:
                 model = greenroom.find_model(name)
             except (BadReference, AmbiguousName):
-                continue
-            if model is not None:
+                model = None
+            if model is None:
+                unknown.append(shown(name))
+            else:
                 models.append(model.id)
         if body.models and not models:
             # With no model left, the scheduler would take it for a wish about the whole backend.
-            return json_response({"unloaded_runners": 0})
-        unload = Unload(all=body.all, backend=body.backend, model_ids=tuple(models))
+            return json_response({"unloaded_runners": 0, "ending": [], "in_use": [], "unknown": unknown})
+        unload = Unload(all=body.all, backend=body.backend, model_ids=tuple(models), force=body.force)
         unloaded = await greenroom.system.ask(unload, cause=request.id)
-        return json_response({"unloaded_runners": unloaded.engines})
+        return json_response(
+            {
+                "unloaded_runners": unloaded.engines,
+                "ending": unloaded.ending,
+                "in_use": unloaded.busy,
+                "unknown": unknown,
+            }
+        )
 
     async def ps(self, request: Request) -> Response:
         """Every engine that is not gone; with `?all=true` the last that are gone too, and how they ended."""

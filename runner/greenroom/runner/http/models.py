@@ -34,6 +34,7 @@ from greenroom.runner.http.abilities import refuse_other_uses
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
 from greenroom.runner.http.context import Context, shown_name
+from greenroom.runner.http.effective import effective
 from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
@@ -96,7 +97,10 @@ class Models:
         }
         # In a thread: what engines may use depends on limits that are read from files.
         serving = await asyncio.to_thread(prospects, self._context, model)
-        return json_response(described(model, config) | more | {"serving": serving})
+        greenroom = self._context.greenroom
+        settings = effective(model, self._context.configs(), greenroom.engines(), greenroom.settings)
+        more |= {"serving": serving, "settings": msgspec.to_builtins(settings)}
+        return json_response(described(model, config) | more)
 
     async def _remote(self, name: str) -> Response:
         """What a source has under a name; what is stored is not looked at."""

@@ -81,6 +81,12 @@ class QueueRow(QueueEntry, frozen=True, kw_only=True):
 
 class UnloadedAnswer(msgspec.Struct):
     unloaded_runners: int
+    ending: list[str]
+    """Ids of the engines that are stopped."""
+    in_use: list[str]
+    """A sentence for each engine that was left alone, with the requests that use it."""
+    unknown: list[str]
+    """Names of models that are not in the store."""
 
 
 class DeviceUse(msgspec.Struct):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from greenroom.actors.values import Mode
+from greenroom.runner.http.effective import EffectiveRow
 from greenroom.runner.http.models import PruneBody, RepackageBody
 from greenroom.runner.http.openapi.backends import EndedAnswer
 from greenroom.runner.http.openapi.operation import (
@@ -90,6 +91,8 @@ class ModelAnswer(ModelRow, kw_only=True):
     files: list[ModelFileRow] | msgspec.UnsetType = _UNSET
     chat_template: TemplateRow | msgspec.UnsetType | None = _UNSET
     serving: list[ProspectRow] | msgspec.UnsetType = _UNSET
+    settings: list[EffectiveRow] | msgspec.UnsetType = _UNSET
+    """How it is loaded, and where each value comes from."""
     quantizations: dict[str, int] | msgspec.UnsetType = _UNSET
     """For a model that is not stored: the quantizations at its source, with their sizes in bytes."""
 

@@ -85,6 +85,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("llama.cpp's package needs libgomp.so.1: apt-get install libgomp1")
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Sockets lie in it, and their paths are bounded."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def programs() -> Path:
     """The folder of the programs that tests run."""

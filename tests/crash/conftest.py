@@ -35,3 +35,16 @@ def begin_life(place: Path) -> Iterator[Callable[[], Life]]:
     yield begin
     for life in lives:
         life.end()
+
+
+@pytest.fixture
+def life(begin_life: Callable[[], Life]) -> Life:
+    """A daemon with two models and an engine that is ready."""
+    life = begin_life()
+    life.start()
+    life.install()
+    for name in ("one", "two"):
+        life.pull(name)
+        life.tag(name)
+    life.chat("two")
+    return life

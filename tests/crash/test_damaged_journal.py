@@ -6,7 +6,6 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -37,15 +36,8 @@ def set_aside(life: Life, *flags: str) -> str:
 
 
 @pytest.fixture
-def damaged(begin_life: Callable[[], Life]) -> Life:
+def damaged(life: Life) -> Life:
     """A life whose daemon was killed with an engine ready, and whose journal has rotted since."""
-    life = begin_life()
-    life.start()
-    life.install()
-    for name in ("one", "two"):
-        life.pull(name)
-        life.tag(name)
-    life.chat("two")
     life.kill_daemon()
     with contextlib.closing(sqlite3.connect(life.home / "journal.db")) as connection:
         connection.execute("UPDATE events SET data = '{}' WHERE seq = 5")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -45,19 +45,6 @@ def refused_when_full(life: Life) -> int:
             return number - 1
         assert status in (200, 202), status
     raise AssertionError("it never gets full")
-
-
-@pytest.fixture
-def life(begin_life: Callable[[], Life]) -> Life:
-    """A daemon with two models and an engine that is ready."""
-    life = begin_life()
-    life.start()
-    life.install()
-    for name in ("one", "two"):
-        life.pull(name)
-        life.tag(name)
-    life.chat("two")
-    return life
 
 
 @pytest.mark.slow

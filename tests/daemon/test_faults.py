@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fake_greenroom import fake_greenroom
 from greenroom.actors import Abandon, Configure, Pull, Refused, Serve, read_journal
 from greenroom.actors.scheduler import queue as scheduler_queue
 from greenroom.actors.scheduler.messages import SCHEDULER
-from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
+from greenroom.runner import Greenroom, tiny_gguf
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    """A short path: sockets lie in it."""
-    folder = Path(tempfile.mkdtemp(prefix="gr-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def made(home: Path, programs: Path) -> Greenroom:
-    settings = Settings(home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
-    return Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")})
+def home(short_path: Path) -> Path:
+    return short_path
 
 
 def serve(greenroom: Greenroom, home: Path, name: str, request_id: str) -> Any:
@@ -40,7 +29,7 @@ def serve(greenroom: Greenroom, home: Path, name: str, request_id: str) -> Any:
 
 
 def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_and_the_next(
-    home: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = scheduler_queue.choose  # type: ignore[attr-defined]
 
@@ -51,7 +40,7 @@ def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_a
 
     monkeypatch.setattr(scheduler_queue, "choose", picky)
     for life in range(2):
-        with made(home, programs) as greenroom:
+        with fake_greenroom(home) as greenroom:
             bad, good = (serve(greenroom, home, name, f"{name}-{life}") for name in ("bad", "good"))
             granted = good.get(timeout=30)
             assert granted.endpoint
@@ -79,9 +68,9 @@ def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_a
     ids=repr,
 )
 def test_a_wrong_ask_is_an_error_for_its_caller_and_other_callers_keep_waiting(
-    home: Path, programs: Path, wrong: Any
+    home: Path, wrong: Any
 ) -> None:
-    with made(home, programs) as greenroom:
+    with fake_greenroom(home) as greenroom:
         waiting = serve(greenroom, home, "good", "r1")
         with pytest.raises(Refused) as caught:
             greenroom.system.ask(wrong, to=SCHEDULER).get(timeout=10)

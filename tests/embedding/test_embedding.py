@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import signal
-import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 
 from counting import COUNTER, Add, Counter, Total
+from fake_greenroom import fake_greenroom
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.kernel.errors import StartFailed
 from greenroom.actors.library.messages import Pull
 from greenroom.actors.testing import RecordingEffectHandler
-from greenroom.runner.config import ExternalBackend, Settings
-from greenroom.runner.daemon import Greenroom
-from greenroom.runner.testing import fake_backend, tiny_gguf
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A short path: sockets lie in it."""
-    folder = Path(tempfile.mkdtemp(prefix="gr-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def made(home: Path, programs: Path) -> Greenroom:
-    settings = Settings(home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
-    return Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")})
+from greenroom.runner.testing import tiny_gguf
 
 
 def types(home: Path) -> list[str]:
@@ -43,18 +25,18 @@ def types(home: Path) -> list[str]:
         return [record.type for record in reader.read()]
 
 
-def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs: Path) -> None:
+def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path) -> None:
     for expected in (2, 4):
-        greenroom = made(home, programs)
+        greenroom = fake_greenroom(home)
         greenroom.register(Counter(), effect_handler=RecordingEffectHandler())
         with greenroom:
             assert greenroom.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == expected
     assert types(home).count("counted") == 2
     assert types(home).count("daemon_started") == 2
-    with made(home, programs) as without:
+    with fake_greenroom(home) as without:
         # Its stream is dormant now, and does no harm.
         assert without.models() == ()
-    greenroom = made(home, programs)
+    greenroom = fake_greenroom(home)
     greenroom.register(Counter(), effect_handler=RecordingEffectHandler())
     with greenroom:
         assert greenroom.system.ask(Total(), to=COUNTER).get(timeout=5) == 4
@@ -62,9 +44,9 @@ def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs
             greenroom.register(Counter("late"))
 
 
-async def test_two_greenrooms_live_in_one_asyncio_program(home: Path, programs: Path, tmp_path: Path) -> None:
+async def test_two_greenrooms_live_in_one_asyncio_program(home: Path, tmp_path: Path) -> None:
     with blockbuster_ctx("greenroom"):
-        async with made(home / "one", programs) as one, made(home / "two", programs) as two:
+        async with fake_greenroom(home / "one") as one, fake_greenroom(home / "two") as two:
             model = await asyncio.to_thread(tiny_gguf, tmp_path / "tiny.gguf")
             pulled = await one.system.ask(Pull(reference=f"file:{model}"))
             assert [model.id for model in one.models()] == [pulled.model.id]
@@ -74,10 +56,10 @@ async def test_two_greenrooms_live_in_one_asyncio_program(home: Path, programs: 
     assert "model_committed" not in types(home / "two")
 
 
-def test_an_embedded_greenroom_leaves_nothing_behind_in_its_host(home: Path, programs: Path) -> None:
+def test_an_embedded_greenroom_leaves_nothing_behind_in_its_host(home: Path) -> None:
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
     threads, handlers = set(threading.enumerate()), list(logging.getLogger().handlers)
-    with made(home, programs) as greenroom:
+    with fake_greenroom(home) as greenroom:
         assert greenroom.statuses()
     assert {number: signal.getsignal(number) for number in signals} == signals
     assert logging.getLogger().handlers == handlers
@@ -87,23 +69,21 @@ def test_an_embedded_greenroom_leaves_nothing_behind_in_its_host(home: Path, pro
     assert not [thread.name for thread in left if thread.is_alive()]
 
 
-async def test_a_start_that_is_cancelled_leaves_the_data_directory_free(home: Path, programs: Path) -> None:
-    greenroom = made(home, programs)
+async def test_a_start_that_is_cancelled_leaves_the_data_directory_free(home: Path) -> None:
+    greenroom = fake_greenroom(home)
     entering = asyncio.ensure_future(greenroom.__aenter__())
     await asyncio.sleep(0)
     entering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await entering
-    async with made(home, programs) as another:
+    async with fake_greenroom(home) as another:
         assert another.statuses()
 
 
-def test_an_actor_that_cannot_be_registered_leaves_the_data_directory_free(
-    home: Path, programs: Path
-) -> None:
-    greenroom = made(home, programs)
+def test_an_actor_that_cannot_be_registered_leaves_the_data_directory_free(home: Path) -> None:
+    greenroom = fake_greenroom(home)
     greenroom.register(Counter("library"), effect_handler=RecordingEffectHandler())
     with pytest.raises(StartFailed, match="there is already an actor library"):
         greenroom.start()
-    with made(home, programs) as another:
+    with fake_greenroom(home) as another:
         assert another.statuses()

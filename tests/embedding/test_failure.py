@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +28,6 @@ from greenroom.actors import (
     SystemFailed,
 )
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, front_door, tiny_gguf
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A short path: sockets lie in it."""
-    folder = Path(tempfile.mkdtemp(prefix="gr-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Failing:

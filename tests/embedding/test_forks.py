@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import sqlite3
-import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,23 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
+from fake_greenroom import fake_greenroom
 from greenroom.actors import Abandon, Forked, NotWritten, Pull, Serve, StartFailed
 from greenroom.actors.journal.port import Entry
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner import ExternalBackend, Greenroom, HomeLocked, Settings, fake_backend, tiny_gguf
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A short path: sockets lie in it."""
-    folder = Path(tempfile.mkdtemp(prefix="gr-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def made(home: Path, programs: Path, **more: Any) -> Greenroom:
-    settings = Settings(home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))}, **more)
-    return Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")})
+from greenroom.runner import Greenroom, HomeLocked, tiny_gguf
 
 
 def in_child(what: Callable[[], object], *, within: float = 20.0) -> None:
@@ -74,8 +59,8 @@ def loaded(greenroom: Greenroom, home: Path) -> psutil.Process:
     return psutil.Process(engine.pid)
 
 
-def test_a_child_can_ask_nothing_and_stop_nothing_and_its_parent_goes_on(home: Path, programs: Path) -> None:
-    with made(home, programs) as greenroom:
+def test_a_child_can_ask_nothing_and_stop_nothing_and_its_parent_goes_on(home: Path) -> None:
+    with fake_greenroom(home) as greenroom:
         engine = loaded(greenroom, home)
 
         def child() -> None:
@@ -89,30 +74,30 @@ def test_a_child_can_ask_nothing_and_stop_nothing_and_its_parent_goes_on(home: P
             with pytest.raises(StartFailed, match="create another one in this process"):
                 greenroom.start()
             with pytest.raises(HomeLocked):
-                made(home, programs).start()
+                fake_greenroom(home).start()
             assert greenroom.gates.readings() == {}
 
         in_child(child)
         assert engine.is_running()
         loaded(greenroom, home)
         with pytest.raises(HomeLocked):
-            made(home, programs).start()
+            fake_greenroom(home).start()
 
 
-def test_a_child_that_leaves_the_with_block_ends_nothing(home: Path, programs: Path) -> None:
-    with made(home, programs) as greenroom:
+def test_a_child_that_leaves_the_with_block_ends_nothing(home: Path) -> None:
+    with fake_greenroom(home) as greenroom:
         engine = loaded(greenroom, home)
         in_child(lambda: greenroom.__exit__(None, None, None))
         assert engine.is_running()
         assert greenroom.models()
 
 
-def test_a_process_of_multiprocessing_can_have_a_greenroom_of_its_own(home: Path, programs: Path) -> None:
+def test_a_process_of_multiprocessing_can_have_a_greenroom_of_its_own(home: Path) -> None:
     def child() -> None:
-        with made(home / "child", programs) as mine:
+        with fake_greenroom(home / "child") as mine:
             loaded(mine, home / "child")
 
-    with made(home, programs) as greenroom:
+    with fake_greenroom(home) as greenroom:
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
         process.join(60)
@@ -120,8 +105,8 @@ def test_a_process_of_multiprocessing_can_have_a_greenroom_of_its_own(home: Path
         loaded(greenroom, home)
 
 
-def test_a_greenroom_made_before_a_fork_can_be_started_after_it(home: Path, programs: Path) -> None:
-    greenroom = made(home, programs)
+def test_a_greenroom_made_before_a_fork_can_be_started_after_it(home: Path) -> None:
+    greenroom = fake_greenroom(home)
 
     def child() -> None:
         with greenroom:
@@ -130,15 +115,13 @@ def test_a_greenroom_made_before_a_fork_can_be_started_after_it(home: Path, prog
     in_child(child, within=60)
 
 
-def test_a_child_that_lives_on_keeps_neither_the_home_locked_nor_an_engine_alive(
-    home: Path, programs: Path
-) -> None:
+def test_a_child_that_lives_on_keeps_neither_the_home_locked_nor_an_engine_alive(home: Path) -> None:
     """As a worker does whose parent was killed."""
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
         try:
-            greenroom = made(home, programs, engine_grace=0.5)
+            greenroom = fake_greenroom(home, engine_grace=0.5)
             greenroom.start()
             engine = loaded(greenroom, home)
             worker = os.fork()
@@ -154,7 +137,7 @@ def test_a_child_that_lives_on_keeps_neither_the_home_locked_nor_an_engine_alive
     os.waitpid(parent, 0)
     try:
         psutil.Process(engine_pid).wait(timeout=20)
-        with made(home, programs) as again:
+        with fake_greenroom(home) as again:
             assert again.models()
             assert psutil.pid_exists(worker)
     finally:
@@ -211,8 +194,8 @@ def test_a_journal_that_is_being_written_is_waited_for_by_a_fork(
     journal.close()
 
 
-def test_a_reply_that_was_awaited_before_the_fork_raises_in_the_child(home: Path, programs: Path) -> None:
-    with made(home, programs) as greenroom:
+def test_a_reply_that_was_awaited_before_the_fork_raises_in_the_child(home: Path) -> None:
+    with fake_greenroom(home) as greenroom:
         reply = greenroom.system.ask(Serve(request_id="r", model_id="no", model_ref="no"))
         pending = greenroom.system.ask(Pull(reference="file:/nowhere"))
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,14 +101,6 @@ class ServedGreenroom:
         else:
             raise AssertionError("an engine still generates")
         assert not [job for job in self.greenroom.board.running() if job.startswith("request/")]
-
-
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """Sockets lie in it, and their paths are bounded."""
-    folder = Path(tempfile.mkdtemp(prefix="gr-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 OpenGreenroom = Callable[..., Awaitable[ServedGreenroom]]

@@ -139,15 +139,21 @@ def test_a_daemon_can_listen_on_the_ipv6_loopback(start: Start) -> None:
     assert daemon.get("/livez")["status"] == "ok"
 
 
-def test_a_stream_under_way_ends_with_a_sentence_when_the_daemon_stops(
-    start: Start, short_path: Path, make_gguf: Callable[[Path], Path]
-) -> None:
+@pytest.fixture
+def endless(start: Start, short_path: Path, make_gguf: Callable[[Path], Path]) -> tuple[Any, Any]:
+    """A daemon, and the answer to a request that it streams without end; its first event was read."""
     daemon = start("0", "--", "--tokens", "100000", "--token-delay", "0.01")
     file = make_gguf(short_path / "tiny.gguf")
     daemon.post("/models/create", {"from": f"file:{file}"}).read()
     body = {"model": f"file:{file}", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
-    with daemon.post("/v1/chat/completions", body) as answer:
-        assert answer.readline().startswith(b"data: ")
+    stream = daemon.post("/v1/chat/completions", body)
+    assert stream.readline().startswith(b"data: ")
+    return daemon, stream
+
+
+def test_a_stream_under_way_ends_with_a_sentence_when_the_daemon_stops(endless: tuple[Any, Any]) -> None:
+    daemon, stream = endless
+    with stream as answer:
         daemon.running.send_signal(signal.SIGINT)
         lines = [line.decode().strip() for line in answer]
     events = [line for line in lines if line.startswith("data: ")]
@@ -155,15 +161,9 @@ def test_a_stream_under_way_ends_with_a_sentence_when_the_daemon_stops(
     assert daemon.running.wait(BOUND) == 0
 
 
-def test_a_second_signal_ends_the_daemon_at_once(
-    start: Start, short_path: Path, make_gguf: Callable[[Path], Path]
-) -> None:
-    daemon = start("0", "--", "--tokens", "100000", "--token-delay", "0.01")
-    file = make_gguf(short_path / "tiny.gguf")
-    daemon.post("/models/create", {"from": f"file:{file}"}).read()
-    body = {"model": f"file:{file}", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
-    with daemon.post("/v1/chat/completions", body) as answer:
-        assert answer.readline().startswith(b"data: ")
+def test_a_second_signal_ends_the_daemon_at_once(endless: tuple[Any, Any]) -> None:
+    daemon, stream = endless
+    with stream as answer:
         daemon.running.send_signal(signal.SIGINT)
         while daemon.is_open():
             answer.readline()

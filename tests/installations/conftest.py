@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from builder_reports import BuilderReports
+from greenroom.actors.values import Installation
 from greenroom.runner.installations.builder import Builder
+from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.lock_file import LockedPackage, render
 from package_index import Index, Misbehaviour, serving
 from toys import Toy, toy_of
@@ -76,6 +78,21 @@ def make_toy(index: Index, tmp_path: Path, noise: Callable[..., bytes]) -> Calla
 def toy(make_toy: Callable[..., Toy]) -> Toy:
     """One such backend."""
     return make_toy()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def environments(home: Path, index: Index) -> Environments:
+    return Environments(home, index.sources)
+
+
+@pytest.fixture
+def built(environments: Environments, toy: Toy) -> Installation:
+    return environments.build("toy", toy.source, job="install-1")
 
 
 @pytest.fixture

@@ -25,21 +25,6 @@ from waiting import until
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def environments(home: Path, index: Index) -> Environments:
-    return Environments(home, index.sources)
-
-
-@pytest.fixture
-def built(environments: Environments, toy: Toy) -> Installation:
-    return environments.build("toy", toy.source, job="install-1")
-
-
-@pytest.fixture
 def start(
     home: Path, index: Index, toy: Toy, programs: Path
 ) -> Iterator[Callable[..., subprocess.Popen[str]]]:

@@ -26,16 +26,6 @@ from toys import Toy
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def environments(home: Path, index: Index) -> Environments:
-    return Environments(home, index.sources)
-
-
-@pytest.fixture
 def offline(home: Path) -> Environments:
     """The same data directory on a machine without a network."""
     return Environments(home, PackageSources(index=Setting("http://127.0.0.1:9/simple", "test")))

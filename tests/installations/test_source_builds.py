@@ -48,11 +48,6 @@ def tools() -> None:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def run(
     make_builder: Callable[..., Builder], heard: BuilderReports, index: Index
 ) -> Callable[..., tuple[Builder, Any]]:

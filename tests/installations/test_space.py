@@ -17,16 +17,6 @@ from toys import Toy
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def environments(home: Path, index: Index) -> Environments:
-    return Environments(home, index.sources)
-
-
-@pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has the disk say that so much is free, beyond the reserve."""
 

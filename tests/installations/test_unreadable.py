@@ -24,21 +24,6 @@ from package_index import Index
 from toys import Toy
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def environments(home: Path, index: Index) -> Environments:
-    return Environments(home, index.sources)
-
-
-@pytest.fixture
-def built(environments: Environments, toy: Toy) -> Installation:
-    return environments.build("toy", toy.source, job="install-1")
-
-
 def failing(number: int) -> Callable[..., None]:
     """A call of the system that ends with this error."""
 

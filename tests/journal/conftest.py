@@ -46,6 +46,18 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.fixture
+def path(folder: Path) -> Path:
+    return folder / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[SqliteJournal]:
+    journal = SqliteJournal(path)
+    yield journal
+    journal.close()
+
+
 Life = Callable[..., dict[str, Any]]
 
 

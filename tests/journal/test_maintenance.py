@@ -29,11 +29,6 @@ LeftBehind = tuple[Path, tuple[Record, ...]]
 
 
 @pytest.fixture
-def path(folder: Path) -> Path:
-    return folder / "journal.db"
-
-
-@pytest.fixture
 def killed(left_behind: LeftBehind, folder: Path) -> Path:
     """A journal whose writer was killed: half of its 240 events are only in the log."""
     shutil.copytree(left_behind[0], folder / "killed")

@@ -32,18 +32,6 @@ from greenroom.actors.journal.reader import JournalReader, read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 
 
-@pytest.fixture
-def path(folder: Path) -> Path:
-    return folder / "journal.db"
-
-
-@pytest.fixture
-def journal(path: Path) -> Iterator[SqliteJournal]:
-    journal = SqliteJournal(path)
-    yield journal
-    journal.close()
-
-
 def test_a_second_writer_is_refused_with_the_pid_of_the_first(journal: SqliteJournal, path: Path) -> None:
     with pytest.raises(JournalBusy, match=str(os.getpid())) as caught:
         SqliteJournal(path)

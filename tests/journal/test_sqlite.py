@@ -9,7 +9,6 @@ import resource
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,6 @@ from greenroom.actors.journal.port import JournalError, JournalFailed, JournalFu
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from waiting import until
-
-
-@pytest.fixture
-def path(folder: Path) -> Path:
-    return folder / "journal.db"
-
-
-@pytest.fixture
-def journal(path: Path) -> Iterator[SqliteJournal]:
-    journal = SqliteJournal(path)
-    yield journal
-    journal.close()
 
 
 def test_callers_that_wait_together_are_committed_together(

@@ -413,18 +413,20 @@ def test_an_ask_that_is_answered_in_time_takes_nothing_back(bench: Bench) -> Non
     assert bench.system.state(COUNTER).total == 0
 
 
+class Seat(msgspec.Struct, weakref=True):
+    number: int
+
+
+class Book(Await, frozen=True, kw_only=True):
+    @property
+    def is_leased(self) -> bool:
+        return True
+
+    def withdrawn(self) -> Command[Any]:
+        return Add(by=-1)
+
+
 def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(bench: Bench) -> None:
-    class Seat(msgspec.Struct, weakref=True):
-        number: int
-
-    class Book(Await, frozen=True, kw_only=True):
-        @property
-        def is_leased(self) -> bool:
-            return True
-
-        def withdrawn(self) -> Command[Any]:
-            return Add(by=-1)
-
     reply = bench.system.ask(Book(key="seat"), to=COUNTER)
     bench.system.report(Release(key="seat", outcome=Seat(1)), to=COUNTER)
     seat = reply.get(timeout=5)
@@ -440,17 +442,6 @@ def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(ben
 def test_leases_can_be_ended_at_once_and_an_answer_that_cannot_be_leased_is_given_all_the_same(
     bench: Bench,
 ) -> None:
-    class Seat(msgspec.Struct, weakref=True):
-        number: int
-
-    class Book(Await, frozen=True, kw_only=True):
-        @property
-        def is_leased(self) -> bool:
-            return True
-
-        def withdrawn(self) -> Command[Any]:
-            return Add(by=-1)
-
     replies = [bench.system.ask(Book(key=key), to=COUNTER) for key in "ab"]
     bench.system.report(Release(key="a", outcome=Seat(1)), to=COUNTER)
     bench.system.report(Release(key="b", outcome=5), to=COUNTER)

@@ -45,6 +45,7 @@ from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import ModelStore
+from model_registry import Gate, RealRegistry
 from quiet_server import QuietServer
 
 BOUND = 30.0
@@ -445,3 +446,26 @@ def local_index() -> Iterator[LocalIndex]:
     index = LocalIndex()
     yield index
     index.close()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
+    registry = RealRegistry(tmp_path_factory.mktemp("registry"))
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def gate(registry: RealRegistry) -> Iterator[Gate]:
+    gate = Gate(registry)
+    yield gate
+    gate.close()
+
+
+@pytest.fixture
+def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No credentials of the developer."""
+    folder = tmp_path / "docker"
+    folder.mkdir()
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+    return folder / "config.json"

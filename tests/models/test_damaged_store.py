@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,7 @@ import pytest
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.store import ModelStore
-
-Bring = Callable[..., Model]
-NEVER = threading.Event()
-
-
-def blobs(store: ModelStore) -> set[str]:
-    return {path.name for path in (store.root / "blobs" / "sha256").iterdir()}
-
-
-def code_of(call: Callable[[], object]) -> str:
-    with pytest.raises(JobFailed) as caught:
-        call()
-    return caught.value.failure.code
+from model_store import NEVER, Bring, blobs, code_of
 
 
 def test_a_damaged_index_falls_back_to_the_one_before_and_loses_no_files(

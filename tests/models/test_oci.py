@@ -37,13 +37,7 @@ from tiny_vision import projector
 
 NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
-    registry = RealRegistry(tmp_path_factory.mktemp("registry"))
-    yield registry
-    registry.close()
+pytestmark = pytest.mark.usefixtures("docker_config")
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +45,6 @@ def locked_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRe
     registry = RealRegistry(tmp_path_factory.mktemp("locked"), htpasswd=HTPASSWD)
     yield registry
     registry.close()
-
-
-@pytest.fixture(autouse=True)
-def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No credentials of the developer."""
-    folder = tmp_path / "docker"
-    folder.mkdir()
-    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
-    return folder / "config.json"
-
-
-@pytest.fixture
-def gate(registry: RealRegistry) -> Iterator[Gate]:
-    gate = Gate(registry)
-    yield gate
-    gate.close()
 
 
 def pull(new_puller: NewPuller, recorder: Any, reference: str, **options: Any) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,7 @@ from model_registry import BASIC, HTPASSWD, Gate, RealRegistry, digest, needs_re
 
 NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
-pytestmark = needs_registry
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
-    registry = RealRegistry(tmp_path_factory.mktemp("registry"))
-    yield registry
-    registry.close()
-
-
-@pytest.fixture
-def gate(registry: RealRegistry) -> Iterator[Gate]:
-    gate = Gate(registry)
-    yield gate
-    gate.close()
-
-
-@pytest.fixture(autouse=True)
-def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No credentials of the developer."""
-    folder = tmp_path / "docker"
-    folder.mkdir()
-    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
-    return folder / "config.json"
+pytestmark = [needs_registry, pytest.mark.usefixtures("docker_config")]
 
 
 @pytest.fixture

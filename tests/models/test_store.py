@@ -16,24 +16,12 @@ import msgspec
 import pytest
 
 from greenroom.actors.values import Model, ModelLayers
-from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled
 from greenroom.runner.models.index import Index
 from greenroom.runner.models.references import digest_of
 from greenroom.runner.models.store import ModelStore
+from model_store import NEVER, Bring, blobs, code_of
 from tiny_vision import projector
-
-Bring = Callable[..., Model]
-NEVER = threading.Event()
-
-
-def blobs(store: ModelStore) -> set[str]:
-    return {path.name for path in (store.root / "blobs" / "sha256").iterdir()}
-
-
-def code_of(call: Callable[[], object]) -> str:
-    with pytest.raises(JobFailed) as caught:
-        call()
-    return caught.value.failure.code
 
 
 def test_an_empty_store_is_empty_before_it_is_made(tmp_path: Path) -> None:

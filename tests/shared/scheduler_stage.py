@@ -8,11 +8,12 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from greenroom.actors.engine_runner.messages import EngineList, ForbidStart
-from greenroom.actors.gates import GateBoard
+from greenroom.actors.gates import GateEffects
 from greenroom.actors.installer.messages import BackendStatus, InstallationList
 from greenroom.actors.kernel.core import Address, Answer, Command, Decision, Effect, Recovered, Tell
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.messages import ModelList
+from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import (
@@ -37,6 +38,7 @@ from greenroom.actors.values import (
     Model,
     RequestSnapshot,
 )
+from strict_gates import StrictGates
 
 C = TypeVar("C", bound=Command[Any])
 
@@ -116,7 +118,8 @@ class Stage(Case[Any, Any]):
         super().__init__(Scheduler(facts, policy=policy, limits=limits))
         self.facts = facts
         self.memory = memory
-        self.gates = GateBoard(*[lambda: self.clock.now().monotonic] * 2)
+        self.gates = StrictGates(lambda: self.clock.now().monotonic)
+        self._gate_effects = GateEffects(self.gates, ProgressBoard())
         self.disk_full = False
         self.answering = True
         """Whether runners have handled what was sent to them."""
@@ -267,20 +270,8 @@ class Stage(Case[Any, Any]):
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case OpenGate() as e:
-                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
-            case HoldGates(engine_ids=held):
-                self.gates.hold(held)
-            case CloseGate(engine_id=one):
-                self.gates.close(one)
-            case RemoveGates(keep=keep):
-                self.gates.keep(keep)
-            case AdmitRequest(engine_id=one, request_id=request) as e:
-                assert self.gates.reserve(one, request, e.caller, e.slots), (
-                    f"{request} was granted a closed gate"
-                )
-            case LeaveGate(request_id=request):
-                self.gates.leave(request)
+            case OpenGate() | HoldGates() | CloseGate() | RemoveGates() | AdmitRequest() | LeaveGate():
+                self._gate_effects.perform(effect, "")
             case PublishRequestProgress(request_id=request):
                 self.informed[request] = effect
             case Answer(key=key, outcome=outcome):

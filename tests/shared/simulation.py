@@ -24,7 +24,7 @@ from greenroom.actors.engine_runner.events import (
     EngineStartRequested,
 )
 from greenroom.actors.engine_runner.messages import StartEngine, runner_address
-from greenroom.actors.gates import GateBoard
+from greenroom.actors.gates import GateEffects
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import (
     BuildInstallation,
@@ -46,12 +46,14 @@ from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
 from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import InspectModels
 from greenroom.actors.library.messages import LIBRARY, ModelsSeen
+from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.context import Limits, share
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import (
     AdmitRequest,
     CloseGate,
+    HoldGates,
     LeaveGate,
     OpenGate,
     PublishRequestProgress,
@@ -63,6 +65,7 @@ from greenroom.actors.testing import FaultyJournal, ManualSystem
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 from reports import attempt_failed, build_committed, removed
 from scheduler_stage import LLAMA, MLX, NO_SPACE, OFFLINE
+from strict_gates import StrictGates
 
 LADDER = 15.0
 """Seconds within which an engine host ends what it was asked to end."""
@@ -135,7 +138,8 @@ class Simulation:
         """Bytes that other programs use."""
         self.journal = FaultyJournal(MemoryJournal())
         self.models = {model.id: model for model in models}
-        self.gates = GateBoard(*[lambda: self.monotonic] * 2)
+        self.gates = self._new_gates()
+        self.board = ProgressBoard()
         self.processes: dict[str, Process] = {}
         self.spawns: dict[str, int] = {}
         self.disk: dict[str, dict[str, Installation]] = {"llama.cpp": {}, "mlx": {}}
@@ -227,18 +231,8 @@ class Simulation:
 
     def perform(self, core: Any, effect: Effect) -> None:
         match effect:
-            case OpenGate() as e:
-                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
-            case CloseGate(engine_id=one):
-                self.gates.close(one)
-            case RemoveGates(keep=keep):
-                self.gates.keep(keep)
-            case AdmitRequest(engine_id=one, request_id=request) as e:
-                assert self.gates.reserve(one, request, e.caller, e.slots), (
-                    f"{request} was granted a gate that is not open"
-                )
-            case LeaveGate(request_id=request):
-                self.leave_gate(request)
+            case OpenGate() | HoldGates() | CloseGate() | RemoveGates() | AdmitRequest() | LeaveGate():
+                GateEffects(self.gates, self.board).perform(effect, "")
             case PublishRequestProgress() | PublishInstallProgress():
                 pass
             case SpawnEngine(spec=spec):
@@ -387,16 +381,14 @@ class Simulation:
         """The client is done, or gone: as the front door does it."""
         waited = client.waits
         client.left = True
-        self.leave_gate(client.request_id)
+        self.gates.leave(client.request_id)
         if waited:
             self.tell(SCHEDULER, Abandon(request_id=client.request_id))
 
-    def leave_gate(self, request_id: str) -> None:
-        before = {one for one in self.gates.readings() if request_id in self.gates.inside(one)}
-        self.gates.leave(request_id)
-        for one in before:
-            if not self.gates.inside(one):
-                self.tell(SCHEDULER, GateEmptied(engine_id=one))
+    def _new_gates(self) -> StrictGates:
+        gates = StrictGates(lambda: self.monotonic)
+        gates.on_empty = lambda one: self.tell(SCHEDULER, GateEmptied(engine_id=one))
+        return gates
 
     def place_of(self, client: Client) -> str:
         return next((one.engine_id for one in client.answers if isinstance(one, Granted)), "")
@@ -412,7 +404,7 @@ class Simulation:
         self.system.crash()
         for client in self.clients.values():
             client.left = True
-        self.gates = GateBoard(*[lambda: self.monotonic] * 2)
+        self.gates = self._new_gates()
         self.builds, self.chores = {}, []
         for process in self.processes.values():
             if process.state == "starting" or not engines_survive:

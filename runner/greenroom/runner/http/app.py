@@ -47,10 +47,11 @@ def front_door(
     allowed_origins: Collection[str] = (),
     stop: Stop | None = None,
 ) -> Application:
-    """An aiohttp application that serves a started `Greenroom`.
+    """An aiohttp application that serves a `Greenroom`.
 
     Args:
-        greenroom: the runner; the caller stops it, after the application.
+        greenroom: the runner; the caller starts it before the first request, and stops it after the
+            application.
         allowed_hosts: values of `Host`, without port, that are accepted beside the loopback names; `*` is
             any. Without the check, a page elsewhere could have its own name resolve to this machine.
         allowed_origins: origins of web pages that may call, beside pages served from this machine; `*` is

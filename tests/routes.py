@@ -45,7 +45,8 @@ SKIPPED = {
     "a watcher": (
         *("runner/awake_clock.py", "runner/memory.py", "runner/devices/", "runner/daemon_lock.py"),
         *("runner/engines/health_monitor.py", "runner/engines/liveness.py"),
-        "runner/engines/reachability.py",
+        *("runner/engines/reachability.py", "runner/engines/memory_watch.py"),
+        "runner/engines/memory_bound.py",
     ),
     "threads, beneath all": ("actors/fork.py", "runner/threads.py"),
     "a test's": ("runner/testing.py",),

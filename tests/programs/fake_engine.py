@@ -72,6 +72,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--quote", action="append", default=[], help="before that, print it with {0} the body"
     )
     parser.add_argument("--die-of-after", type=float, default=0.0, metavar="SECONDS", help="so much later")
+    parser.add_argument("--grow-of", default="", metavar="WORD", help="take memory when a body has it")
+    parser.add_argument("--grow-to", type=int, default=4096, metavar="MIB", help="and stop there")
     parser.add_argument(
         "--answer", nargs=2, default=None, metavar=("STATUS", "BODY"), help="answer completions with this"
     )
@@ -137,6 +139,7 @@ class Engine:
         self.loaded = asyncio.Event()
         self.memory = b"\1" * (options.memory * 2**20)
         """Of bytes that are not zero: those would take no memory."""
+        self.grown: list[bytes] = []
         self.load_failed = False
 
     async def load(self) -> None:
@@ -215,6 +218,8 @@ class Engine:
             frozen = self.options.freeze_after_requests
             if self.options.healthy_but_dead or (frozen and STATS["requests"] > frozen):
                 await asyncio.Event().wait()
+            if self.options.grow_of and self.options.grow_of in json.dumps(request):
+                await asyncio.to_thread(self.grow)
             if self.options.die_of and self.options.die_of in json.dumps(request):
                 for line in self.options.quote:
                     say(line.format(json.dumps(request)))
@@ -245,6 +250,11 @@ class Engine:
             if self.options.die_after_requests and STATS["requests"] >= self.options.die_after_requests:
                 await asyncio.sleep(0)
                 die(self.options.die_by)
+
+    def grow(self) -> None:
+        """Take memory as fast as the system gives it, like a program that has lost count."""
+        while len(self.grown) * 32 < self.options.grow_to:
+            self.grown.append(b"\1" * 2**25)
 
     async def burn(self, seconds: float) -> None:
         """A prefill: nothing comes out, and a processor is busy. No other request is served meanwhile."""

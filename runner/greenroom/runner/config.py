@@ -6,6 +6,7 @@ Flags come before the environment, the environment before `<home>/config.toml` (
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -90,6 +91,8 @@ class Settings:
     """Memory left to the rest of the machine; by default at most an eighth of it."""
     gpu_headroom: int = 500_000_000
     """Memory of each graphics device left to others."""
+    engine_memory_limit: float = 1.5
+    """An engine that takes more than so many times its reserved memory, plus 1 GiB, is ended; 0: never."""
     max_wait: float = 300.0
     """How long a request may wait for its engine."""
     max_queued: float = 3600.0
@@ -373,6 +376,15 @@ def _slots(raw: Any) -> int | None:
     return slots
 
 
+def _memory_limit(raw: Any) -> float:
+    if isinstance(raw, str) and raw.strip().lower() == "off":
+        return 0.0
+    factor = math.nan if isinstance(raw, bool) or not isinstance(raw, (int, float, str)) else float(raw)
+    if not 1 <= factor <= 100:
+        raise ValueError(f"{raw!r} must be from 1 to 100 times the reserved memory, or off")
+    return factor
+
+
 def _budget(raw: Any) -> int | None:
     if isinstance(raw, str) and raw.strip().lower() == "auto":
         return None
@@ -478,6 +490,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "memory_budget": _budget,
     "headroom": parse_size,
     "gpu_headroom": parse_size,
+    "engine_memory_limit": _memory_limit,
     "max_wait": parse_duration,
     "max_queued": parse_duration,
     "progress_after": parse_duration,

@@ -9,6 +9,7 @@ import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
-from greenroom.actors.values import Engine, EngineSpec, Model
+from greenroom.actors.values import Engine, EngineSpec, Installation, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backend_facts import facts_of
 from greenroom.runner.backends.base import Backend, Launch, Platform
@@ -60,6 +61,8 @@ from greenroom.runner.devices.watch import DeviceWatch
 from greenroom.runner.engines.folders import EngineFolder, prompt_speed
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
+from greenroom.runner.engines.memory_bound import MemoryLeft, hard_limit
+from greenroom.runner.engines.memory_watch import MemoryWatch
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeWatch, prepare_home
 from greenroom.runner.installations.builder import Builder
@@ -211,7 +214,7 @@ class Greenroom(Startable):
 
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
         """Register all actors, with the handlers of their effects."""
-        tell = self._tell
+        tell, factor = self._tell, self.settings.engine_memory_limit
         self._builder = Builder(
             self.home,
             tell,
@@ -231,6 +234,7 @@ class Greenroom(Startable):
             stall_after=self.settings.stall_after,
             readings=self.gates.readings,
             device_usage=self._devices.used_by,
+            watch_memory=partial(MemoryWatch, room=self._room, factor=factor) if factor else None,
             loaded=lambda spec, log: self.backends[spec.backend].loaded(log),
             speed=lambda spec, log: self.backends[spec.backend].answer_speed(log),
         )
@@ -494,6 +498,18 @@ class Greenroom(Startable):
         )
         return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=memory)
 
+    def _room(self) -> MemoryLeft:
+        now = self._memory.now()
+        return MemoryLeft(available=now.available, headroom=self._left(now))
+
+    def _data_limit(self, spec: EngineSpec, installation: Installation) -> int:
+        """Bytes beyond which the system is to refuse an engine more; 0 if drivers may need any number."""
+        factor, backend = self.settings.engine_memory_limit, self.backends[spec.backend]
+        facts = next(one for one in self.facts if one.name == spec.backend)
+        computes = dict(facts.runtimes).get(installation.variant) or spec.device
+        is_known = backend.limits_data and installation.managed and not computes
+        return hard_limit(spec, factor) if factor and is_known else 0
+
     def _left(self, memory: MachineMemory) -> int:
         """Bytes to leave to the rest of the machine, or of the container."""
         return memory.left(self.settings.headroom, is_default=self.settings.headroom == DEFAULT_HEADROOM)
@@ -535,6 +551,7 @@ class Greenroom(Startable):
             readiness=backend.readiness,
             model_name=backend.dialect.spoken(spec.model_id) or files.name,
             version=installation.version,
+            data_limit=self._data_limit(spec, installation),
         )
 
     def _failed(self, error: BaseException) -> None:

@@ -21,6 +21,7 @@ _KINDS: dict[str, ErrorKind] = {
     "no_space": "exhausted",
     "read_only": "exhausted",
     "no_permission": "exhausted",
+    "engine_over_memory": "exhausted",
     "unreachable": "unavailable",
     "cancelled": "conflict",
 }

@@ -43,6 +43,8 @@ NOT_THE_MODELS_FAULT = frozenset(
     {"engine_lost", "engine_ended", "daemon_restarted", "engine_halted", "engine_unreachable"}
 )
 """Failure codes that say nothing about the model: requests that waited for the load get another engine."""
+OVER_MEMORY = "engine_over_memory"
+"""Failure code of an engine that took far more of the machine's memory than was reserved for it."""
 NO_DEVICE_MEMORY = "no_device_memory"
 """Failure code of an engine that did not get memory of its device while it loaded."""
 NO_MEMORY_STEP = 512 * 2**20

@@ -293,6 +293,8 @@ class Backend(ABC):
     """An input to embed or to rank must fit into one batch."""
     keeps_prompts: ClassVar[bool] = False
     """Keeps prompts in memory after their requests, up to `EngineSpec.prompt_cache` bytes."""
+    limits_data: ClassVar[bool] = False
+    """Without a device, the memory that its engines may write to is known, so the system can limit it."""
     uses_devices: ClassVar[bool] = False
     """Its engines compute on a graphics device with memory of its own, if there is one."""
 

@@ -80,6 +80,7 @@ class LlamaCpp(Backend):
     device_overhead = 300 * 2**20
     layer_flags = ("-ngl", "--gpu-layers", "--n-gpu-layers")
     keeps_prompts = True
+    limits_data = True
     one_batch = True
 
     def verdict(self, platform: Platform) -> str:

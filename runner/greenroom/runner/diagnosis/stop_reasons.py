@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from greenroom.actors.installer.events import InstallationRetiring
 from greenroom.actors.scheduler.events import ConfigChanged, EvictionDecided, LoadAdmitted, LoadRefused
-from greenroom.actors.scheduler.state import counts_against_model
+from greenroom.actors.scheduler.state import OVER_MEMORY, counts_against_model
 from greenroom.actors.values import EngineExit
 from greenroom.runner.diagnosis.engine_history import EngineHistory
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop
@@ -122,6 +122,9 @@ def of_failure(
         cause, answer = "engine_lost", f"{its_engine} was found missing at {when}: {reason}"
     elif ran_out_of_memory(end, failure):
         cause, answer = "out_of_memory", f"{its_engine} stopped at {when}. {summary}"
+    elif failure.code == OVER_MEMORY:
+        cause = failure.code
+        answer = f"{its_engine} was ended at {when}{after} because of its memory. {summary}"
     elif failure.code in _GIVEN_UP:
         cause = failure.code.removeprefix("engine_")
         answer = f"{its_engine} failed at {when}{after} and was stopped. {summary}"
@@ -146,6 +149,7 @@ def of_failure(
         remedies=(
             *([Remedy(aim="To see what is wrong with devices", command="greenroom devices")] * bool(loss)),
             Remedy(aim="To try again", command=run(name)),
+            *([_more_memory()] * (cause == OVER_MEMORY)),
             log_of(engine.engine_id),
         ),
     )
@@ -214,6 +218,12 @@ def _load_it_made_room_for(event: EvictionDecided, at: float, history: History) 
 def _budget(size: float) -> str:
     """The command that starts a daemon that may reserve so many bytes."""
     return f"greenroom stop && GREENROOM_MEMORY_BUDGET={math.ceil(size / 1e9)}GB greenroom serve"
+
+
+def _more_memory() -> Remedy:
+    """The command that starts a daemon whose engines may exceed what is reserved for them by more."""
+    aim = "If it needs that much, to let engines take more"
+    return Remedy(aim=aim, command="greenroom stop && GREENROOM_ENGINE_MEMORY_LIMIT=3 greenroom serve")
 
 
 def _machine_lacked_it(event: EvictionDecided, steps: Sequence[Happening]) -> bool:

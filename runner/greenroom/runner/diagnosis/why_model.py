@@ -17,6 +17,7 @@ from greenroom.actors.scheduler.events import (
 from greenroom.actors.scheduler.quarantine import in_a_row
 from greenroom.actors.scheduler.state import (
     NOT_THE_MODELS_FAULT,
+    OVER_MEMORY,
     BreakerState,
     LoadState,
     Quarantine,
@@ -111,6 +112,9 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
     if loss := _lost_device(model, engine):
         found.answer = f"{model.name} runs elsewhere because {loss} {found.answer}"
         found.cause = "device_lost"
+    elif ended := _over_memory(model, engine):
+        found.answer = f"{ended} {found.answer}"
+        found.cause = OVER_MEMORY
     elif missed := _missed_layers(model, engine):
         found.answer = f"{missed} {found.answer}"
         found.cause = "layers_missed"
@@ -141,6 +145,15 @@ def _lost_device(model: ModelHistory, engine: EngineHistory) -> str:
     if loss is None or loss.device in {engine.spec.device, *(one.device for one in engine.spec.placement)}:
         return ""
     return loss.sentence
+
+
+def _over_memory(model: ModelHistory, engine: EngineHistory) -> str:
+    """The sentence when the engine before this one was ended for its memory."""
+    before = _before(model, engine)
+    if before is None or before.failed is None or before.failed.failure.code != OVER_MEMORY:
+        return ""
+    message = full_stop(before.failed.failure.message)
+    return f"{model.name} was loaded again after {moment(before.failed_at, model.now)}. {message}"
 
 
 def _missed_layers(model: ModelHistory, engine: EngineHistory) -> str:

@@ -11,6 +11,8 @@
 - `folders`: the files and sockets of engines
 - `health_monitor`: looks at all engines all the time
 - `liveness`: judges whether an engine still works
+- `memory_watch`: finds engines that take too much memory; `memory_bound` judges
+- `memory_bound`: how much memory an engine may take
 - `reachability`: whether an engine's socket has a listener, and whose it is
 - `gpu_time`: graphics time that processes use
 - `exit_report`: why an engine ended, in one sentence

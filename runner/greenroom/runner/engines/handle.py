@@ -55,6 +55,8 @@ class PreparedEngine:
     """What the one-token proof sends as `model`."""
     version: str = ""
     """Version of the installation, for the exit report."""
+    data_limit: int = 0
+    """Bytes of memory of its own beyond which the system refuses it more; 0 for no limit."""
 
 
 Prepare = Callable[[EngineSpec, Path], PreparedEngine]

@@ -1,9 +1,9 @@
 """Monitors all engines of a host: their memory, whether they can be reached, and whether they work.
 
-It has two threads, so that measuring many processes does not delay socket checks. Requests that an engine may
-leave unanswered run on threads of their own, one at a time per engine and kind, and no lock is held
-meanwhile. Problems are reported to the runner and end nothing. `liveness` judges when an engine must be
-replaced.
+It has two threads, so that measuring many processes does not delay socket checks, and `memory_watch` has a
+third. Requests that an engine may leave unanswered run on threads of their own, one at a time per engine and
+kind, and no lock is held meanwhile. Problems are reported to the runner and end nothing. `liveness` judges
+when an engine must be replaced.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from greenroom.actors.values import Failure, Measured
 from greenroom.runner.engines import gpu_time, liveness, reachability
 from greenroom.runner.engines.handle import CPU_SHARE, Handle, Ladder, Vitality
 from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, EngineObservations
+from greenroom.runner.engines.memory_watch import MemoryWatch, OnOver
 from greenroom.runner.engines.reachability import Reachability
 from greenroom.runner.systems import processes
 from greenroom.runner.threads import start_thread
@@ -48,6 +49,7 @@ HURRY: Ladder = (("SIGTERM", 2.0), ("SIGKILL", 0.0))
 
 Readings = Callable[[], Mapping[str, GateReading]]
 DeviceUsage = Callable[[Sequence[int]], int | None]
+WatchMemory = Callable[[Callable[[], Sequence[Handle]], Readings, OnOver], MemoryWatch]
 
 
 class ReportedMemory:
@@ -98,9 +100,11 @@ class HealthMonitor:
         stall_after: float,
         every: float = EVERY,
         device_usage: DeviceUsage | None = None,
+        watch_memory: WatchMemory | None = None,
     ) -> None:
         """`readings` returns which requests are inside which engine, and since when each has been silent;
-        `device_usage` how much device memory processes hold, None if unknown.
+        `device_usage` how much device memory processes hold, None if unknown. `watch_memory` makes what finds
+        engines that take too much memory; without it none is ended for that.
         """
         self._device_usage: DeviceUsage = device_usage or (lambda _: None)
         self._handles = handles
@@ -117,12 +121,17 @@ class HealthMonitor:
         ]
         for thread in self._threads:
             thread.start()
+        self._memory = watch_memory(handles, readings, self._end_growing) if watch_memory else None
 
     def wake(self) -> None:
         """An engine may have been added or stopped."""
         self._news.set()
+        if self._memory is not None:
+            self._memory.wake()
 
     def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
         self._closed.set()
         self._news.set()
         self._measuring.set()
@@ -190,6 +199,8 @@ class HealthMonitor:
                 continue
             watched = self._watched[handle.engine_id]
             halted = handle.halted_at and now - handle.halted_at >= _HALTED_FOR
+            if self._memory is not None and self._memory.is_ending(handle.engine_id):
+                continue  # that is why it is stopped
             if halted and not processes.traced([handle.pid]):
                 self._give_up(handle, liveness.HALTED, KILL)
                 continue
@@ -213,6 +224,16 @@ class HealthMonitor:
                 Reachability.STRANGER: liveness.SOCKET_TAKEN,
             }[found]
             self._give_up(handle, failure, HURRY, may_finish=True)
+
+    def _end_growing(self, handle: Handle, failure: Failure) -> None:
+        """It takes too much memory. What it held is reported first: as much is reserved for its next load."""
+        watched = self._watched.get(handle.engine_id)
+        size = processes.memory_of(processes.groups([handle.pid])[handle.pid])
+        if watched is not None and size:
+            news = watched.memory.measure(size, watched.memory.told.device)
+            if news is not None:
+                handle.tell_measured(news)
+        handle.tell_stalled(failure, KILL)
 
     def _give_up(self, handle: Handle, failure: Failure, ladder: Ladder, *, may_finish: bool = False) -> None:
         _log.warning("engine %s must be replaced: %s", handle.engine_id, failure.message)

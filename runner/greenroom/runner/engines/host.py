@@ -53,7 +53,13 @@ from greenroom.runner.engines.handle import (
     never_spawned,
     take_pulse,
 )
-from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, HealthMonitor, Readings
+from greenroom.runner.engines.health_monitor import (
+    KILL,
+    DeviceUsage,
+    HealthMonitor,
+    Readings,
+    WatchMemory,
+)
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.keeper_watch import Channel, KeeperGone, KeeperWatch, cleaned
@@ -98,12 +104,14 @@ class EngineHost:
         spare_keeper: bool = True,
         readings: Readings = dict,
         device_usage: DeviceUsage | None = None,
+        watch_memory: WatchMemory | None = None,
         loaded: ReadLoaded | None = None,
         speed: ReadSpeed | None = None,
     ) -> None:
         """`readings` says which requests are inside which engine; without it, none is watched for doing
         nothing. `device_usage` says how many bytes of a graphics device's memory processes hold, `loaded`
         what an engine's output says about its layers there, `speed` what it says about its answers.
+        `watch_memory` makes what finds engines that take too much memory.
 
         `stall_after`: seconds without any sign of life after which an engine that loads, or that has requests
         inside, is suspected to be dead.
@@ -127,7 +135,11 @@ class EngineHost:
         self._readings = readings
         self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
         self._health = HealthMonitor(
-            self._living, readings, stall_after=stall_after, device_usage=device_usage
+            self._living,
+            readings,
+            stall_after=stall_after,
+            device_usage=device_usage,
+            watch_memory=watch_memory,
         )
         if spare_keeper:
             self._thread("keeper-spare", self._refill_spare)
@@ -209,6 +221,7 @@ class EngineHost:
                 argv=list(prepared.command.argv),
                 env=cleaned(prepared.command.env),
                 about=about,
+                data_limit=prepared.data_limit,
                 grace=None if math.isinf(self._grace) else self._grace,
             )
         except JobFailed as problem:

@@ -359,6 +359,9 @@ class Keeper:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             here.die_with_parent()
+            here.die_first()
+            if self._config.get("data_limit"):
+                here.limit_data(int(self._config["data_limit"]))
             if os.getppid() != keeper:  # it died before the line above
                 os._exit(127)
             null = os.open(os.devnull, os.O_RDONLY)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from greenroom.actors.gates import Place
+from greenroom.actors.scheduler.state import OVER_MEMORY
 from greenroom.actors.values import EngineExit
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.abilities import RequestTarget, too_long
@@ -227,7 +228,10 @@ def _text(error: Any, name: str) -> str:
 
 
 def own_doing(end: EngineExit | None) -> bool:
-    """Whether an engine crashed by itself: not killed or stopped from outside, and not given up by us."""
+    """Whether an engine crashed by itself, or took too much memory: not killed or stopped from outside, and
+    not given up by us for another reason."""
+    if end is not None and end.failure is not None and end.failure.code == OVER_MEMORY:
+        return True
     if end is None or end.expected or end.lost or end.failure is not None:
         return False
     if end.signal:
@@ -254,15 +258,15 @@ async def lost(
         greenroom.gates.doubt(place.engine_id)
         return broke_off(place, asked_as, when)
     what = f'The {place.backend} engine that served "{asked_as}" ended {when}: {_how(end)}.'
-    if own_doing(end) and suspects.blame(print_(), in_company=in_company):
-        return suspected(asked_as, what)
     failure = end.failure if end is not None else None
-    return HttpRefusal(
-        502,
-        failure.code if failure is not None else "engine_died",
-        what,
-        advice="Send the request again; another engine will be started.",
-    )
+    code = failure.code if failure is not None else "engine_died"
+    advice = "Send the request again; another engine will be started."
+    if own_doing(end) and suspects.blame(print_(), in_company=in_company):
+        if code != OVER_MEMORY:
+            return suspected(asked_as, what)
+        # It may have been in order, and the estimate too low: that is for the client to know.
+        advice = "The request may be the cause, so it is refused for ten minutes; change it."
+    return HttpRefusal(502, code, what, advice=advice)
 
 
 def broke_off(place: Place, asked_as: str, when: str) -> HttpRefusal:

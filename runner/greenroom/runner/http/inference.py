@@ -183,10 +183,10 @@ class Exchange:
         await context.abilities.look(
             model, kind.mode, self._backend, right.fields, self._asked(self._backend), self._context_size
         )
-        if context.suspects.deaths and context.suspects.counts(self._print_of(model, right.body)) > 1:
-            raise suspected(self._asked_as)
         streams = right.fields.get("stream") and kind.end
         right = await self._filtered(model, right)
+        if self._is_suspect(model, right.body):
+            raise suspected(self._asked_as)
         admission = self._admit(model, routing, right.fields)
         if streams and (self._translation is None or self._translation.content_type == EVENT_STREAM):
             # Not at once, so that an immediate refusal keeps its status.
@@ -277,7 +277,7 @@ class Exchange:
                 early = True
                 losses += 1
                 died = await self._lost(place, model, right.body, "before it had answered")
-                if losses > 1 or died.refusal.status < 500:
+                if losses > 1 or died.refusal.status < 500 or self._is_suspect(model, right.body):
                     raise died from None
             if self._upstream is not None:
                 self._upstream.close()
@@ -404,6 +404,11 @@ class Exchange:
         return await lost(
             greenroom, suspects, place, self._asked_as, lambda: self._print_of(model, body), when
         )
+
+    def _is_suspect(self, model: Model, body: bytes) -> bool:
+        """Whether engines have ended, as it seems, because of this request."""
+        suspects = self._context.suspects
+        return bool(suspects.deaths) and suspects.counts(self._print_of(model, body)) > 1
 
     def _print_of(self, model: Model, body: bytes) -> bytes:
         if not self._fingerprint:

@@ -38,6 +38,11 @@ class System(Protocol):
         """Bytes a process holds in memory, as the system displays them; 0 if unknown."""
         ...
 
+    def own_memory(self, pid: int) -> int | None:
+        """Bytes that a process alone holds, in memory or swapped out, without the pages of files: the system
+        can drop those. 0 for no such process; None where the system's figures do not tell them apart."""
+        ...
+
     def is_traced(self, pid: int) -> bool:
         """Whether a debugger holds a process; False if unknown."""
         ...
@@ -90,6 +95,15 @@ class System(Protocol):
 
     def die_with_parent(self) -> None:
         """In a child: end with the parent, where the system can do that."""
+
+    def die_first(self) -> None:
+        """In a child: be killed before others when memory runs out, where the system lets us choose."""
+
+    def limit_data(self, size: int) -> None:
+        """In a child: refuse it more than so many bytes of memory of its own, where the system counts them.
+
+        Mapped files do not count, and neither does address space that is only reserved.
+        """
 
     def reap(self, pid: int) -> tuple[int, Any] | None:
         """Status and usage of our child once it has ended, and its process group with it; else None."""

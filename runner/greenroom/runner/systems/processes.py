@@ -116,10 +116,26 @@ def memory_of(pids: Sequence[int]) -> int:
     """Bytes in memory, shared pages counted once where the system says so; 0 if unknown."""
     if len(pids) > 1:
         # Workers of one engine share libraries and often weights: each page counts proportionally.
-        parts = [_proportional(pid) for pid in pids]
+        parts = [_of_rollup(pid, b"Pss:") for pid in pids]
         if all(part is not None for part in parts):
             return sum(part for part in parts if part is not None)
     return sum(here.resident(pid) for pid in pids)
+
+
+def own_memory_of(pids: Sequence[int]) -> int | None:
+    """Bytes that these processes hold and the system cannot drop, in memory or swapped out; None where that
+    is not known. What forked processes still share counts once for each."""
+    parts = [here.own_memory(pid) for pid in pids]
+    return sum(part or 0 for part in parts) if any(part is not None for part in parts) else None
+
+
+def own_memory_counted_once(pids: Sequence[int]) -> int | None:
+    """The same, and what is shared counts once; costs milliseconds for each process."""
+    if len(pids) > 1:
+        parts = [_of_rollup(pid, b"Pss_Anon:", b"SwapPss:") for pid in pids]
+        if all(part is not None for part in parts):
+            return sum(part for part in parts if part is not None)
+    return own_memory_of(pids)
 
 
 def _pids() -> list[int]:
@@ -130,13 +146,15 @@ def _pids() -> list[int]:
     return psutil.pids()
 
 
-def _proportional(pid: int) -> int | None:
-    """Linux's proportional set size; None if it may not be read."""
+def _of_rollup(pid: int, *names: bytes) -> int | None:
+    """The sum of these of Linux's figures in bytes, such as the proportional set size; None if they may not
+    be read, or it lacks one."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"Pss:"))
-    except (OSError, StopIteration, ValueError):
+            found = [int(line.split()[1]) * 1024 for line in file if line.startswith(names)]
+    except (OSError, ValueError):
         return None
+    return sum(found) if len(found) == len(names) else None
 
 
 def traced(pids: Collection[int]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -54,3 +56,22 @@ def test_the_lock_has_every_dependency_in_a_version_that_fits_and_names_no_index
         assert version, f"{requirement} is not in the lock: run `make lock`"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: run `make lock`"
     assert "://" not in lock
+
+
+def test_hosted_workflows_test_every_python_that_the_package_declares() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = [
+        version
+        for one in project["classifiers"]
+        if re.fullmatch(r"3\.\d+", version := one.removeprefix("Programming Language :: Python :: "))
+    ]
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+    (tested,) = re.findall(r"python: (\[.*\])\n    runs-on: .*\n    timeout-minutes: 45", workflow)
+    assert json.loads(tested) == declared
+    assert project["requires-python"] == f">={declared[0]}"
+
+
+def test_packages_of_the_system_are_listed_in_one_place() -> None:
+    scripts = [ROOT / ".ci/run", *(ROOT / ".github/workflows").iterdir()]
+    assert not [script.name for script in scripts if "apt-get install " in script.read_text("utf-8")]
+    assert all(os.access(script, os.X_OK) for script in (ROOT / ".ci").iterdir())

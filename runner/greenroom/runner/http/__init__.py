@@ -30,7 +30,8 @@
 - `install_text`: what Docker's command line reads while a backend is installed
 - `go_duration`: times as Docker and Ollama write them
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
-- `backends`, `engines`, `configuring`, `effective`: installing; what runs, and unloading; how models are loaded
+- `backends`, `engines`: installing; what runs, and unloading
+- `configuring`, `effective`: how models are loaded
 - `health`: alive, ready, status, why, stop
 - `logs`, `engine_metrics`: what the daemon and its engines have printed; the engines' own numbers
 - `openapi`: the description of all this, for programs and for people

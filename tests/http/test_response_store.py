@@ -15,6 +15,7 @@ from greenroom.runner.http.responses.routes import owner_of
 from greenroom.runner.http.responses.store import (
     FILE,
     KEPT,
+    NotYetEnded,
     ResponseStore,
     StoredResponse,
     StoreUnusable,
@@ -73,6 +74,33 @@ async def test_a_conversation_is_all_items_in_order(make: Make) -> None:
     await store.delete("a", "me")
     with pytest.raises(Unlinked):
         await store.conversation("c", "me")
+
+
+async def test_what_an_earlier_life_left_unfinished_has_failed(make: Make) -> None:
+    def unfinished(name: str) -> StoredResponse:
+        made = stored(name)
+        return StoredResponse(made.owner, made.input, {**made.response, "status": "queued", "output": []})
+
+    store = make(life="one")
+    for name in "abc":
+        await store.begin(unfinished(name))
+    with pytest.raises(NotYetEnded):
+        await store.conversation("a", "me")
+    store.finish(stored("a"))
+    await store.delete("b", "me")
+    store.finish(stored("b"))
+    await store.close()
+    again = make(life="two")
+    assert await again.get("a", "me") == stored("a")
+    assert (await again.items(["out-a"], "me")).keys() == {"out-a"}
+    assert await again.get("b", "me") is None
+    failed = await again.get("c", "me")
+    assert failed is not None
+    assert failed.response["status"] == "failed"
+    assert "Greenroom ended" in failed.response["error"]["message"]
+    await again.begin(unfinished("d"))
+    same = make(life="two")
+    assert await same.get("d", "me") == unfinished("d")
 
 
 async def test_the_oldest_go_when_there_are_too_many_bytes_or_rows_or_days(

@@ -158,6 +158,14 @@ async def test_an_engine_that_dies_ends_its_stream_with_an_error_and_a_failed_re
     assert "SIGKILL" in caught.value.message
 
 
+async def test_a_stream_that_fails_begins_only_once_where_tools_are_done_here(open_server: Any) -> None:
+    server = await open_server("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
+    told = await events(server, tools=[{"type": "function", "name": "add", "parameters": {"type": "object"}}])
+    assert names(told)[:2] == ["created", "in_progress"]
+    assert names(told)[-2:] == ["error", "failed"]
+    assert names(told).count("created") == 1
+
+
 async def test_items_become_the_messages_of_a_chat(open_server: Any) -> None:
     server = await open_server("--echo")
     call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"}
@@ -230,7 +238,7 @@ async def test_a_mistake_names_the_field_as_the_client_knows_it(open_server: Any
         ),
         ({"input": [{"role": "user", "content": image}]}, "input"),
         ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice"),
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "store"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format.type"),
         ({"metadata": {"x": 1}}, "metadata.x"),

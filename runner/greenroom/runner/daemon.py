@@ -149,6 +149,8 @@ class Greenroom(Startable):
             for name, backend in self.backends.items()
         )
         self.instance_id = ""
+        self.life = ""
+        """Names the time from one start to its stop, among all of this data directory."""
         self._secret = b""
 
     # life
@@ -177,6 +179,7 @@ class Greenroom(Startable):
         self._watch = HomeWatch(self.home, self._lock.is_in_place)
         try:
             self.instance_id, self._secret = _instance_id(self.home), keep_secret(self.home)
+            self.life = uuid.uuid4().hex
             self._start()
             self._watch.start()
         except BaseException:

@@ -125,7 +125,7 @@ class FilteredTranslation(Translation):
         self._inner.entered()
 
     def begin(self) -> bytes:
-        return self._inner.begin() if self._whole is None else b""
+        return self._inner.opening() if self._whole is None else b""
 
     def event(self, chunk: Chunk) -> bytes:
         passed = self._passed(chunk, self._filters)

@@ -220,6 +220,12 @@ class Callers:
             return Caller(kind="address" if address else "", id=address, name=address, share=share)
         return Caller(kind=known.kind, id=known.id, name=known.name, share=share)
 
+    def goes_on(self, request: Request, connection: object) -> None:
+        """What is known of a request's caller holds for this connection too, which is none of a socket."""
+        known = self._known.get(request.connection) if request.connection is not None else None
+        if known is not None:
+            self._known[connection] = known
+
     async def looked_up(self, request: Request, user: str = "") -> Caller:
         """The same, once the process behind a connection from this machine has been looked up."""
         connection = request.connection

@@ -45,7 +45,7 @@ class Context:
         self.clients = Clients()
         self.ids = RequestIds()
         self.callers = Callers()
-        self.responses = ResponseStore(greenroom.home)
+        self.responses = ResponseStore(greenroom.home, life=greenroom.life)
         self.upstreams = Upstreams(self._live_endpoints)
         self.asides = Upstreams(self._live_endpoints)
         """For what engines tell of themselves: that they do is no sign that they work on requests."""

@@ -101,12 +101,24 @@ def inference(context: Context, kind: Kind) -> Handler:
 
 
 class Exchange:
-    def __init__(self, context: Context, request: Request, kind: Kind, backend: str) -> None:
-        """`backend`, unless empty, is binding."""
+    def __init__(
+        self,
+        context: Context,
+        request: Request,
+        kind: Kind,
+        backend: str,
+        accepted: Callable[[], Stream] | None = None,
+    ) -> None:
+        """`backend`, unless empty, is binding.
+
+        `accepted` is called once nothing but the scheduler and an engine can refuse the request. It gives the
+        stream of the answer, which from then on says how the request ends.
+        """
         self._context = context
         self._request = request
         self._kind = kind
         self._backend = backend
+        self._accepted = accepted
         self._asked_as = ""
         self._ours: frozenset[str] = frozenset()
         self._admission: Admission | None = None
@@ -187,6 +199,8 @@ class Exchange:
         right = await self._filtered(model, right)
         if self._is_suspect(model, right.body):
             raise suspected(self._asked_as)
+        if self._accepted is not None:
+            self._stream = self._accepted()
         admission = self._admit(model, routing, right.fields)
         if streams and (self._translation is None or self._translation.content_type == EVENT_STREAM):
             # Not at once, so that an immediate refusal keeps its status.

@@ -187,7 +187,7 @@ def _responses(path: str, responses: Responses, attended: Callable[[Handler], Ha
     yield Route("POST", path, responses.create, query=None)
     yield Route("POST", f"{path}/input_tokens", responses.count, query=None)
     one = f"{path}/{{response}}"
-    yield _known("GET", one, attended(responses.one), "include", "stream")
+    yield _known("GET", one, responses.one, "include", "include_obfuscation", "starting_after", "stream")
     yield Route("DELETE", one, attended(responses.remove))
     yield Route("POST", f"{one}/cancel", attended(responses.cancel))
     listed = ("after", "include", "limit", "order")

@@ -80,6 +80,13 @@ class Translation(ABC):
     def begin(self) -> bytes:
         """The first bytes of a stream."""
 
+    def opening(self) -> bytes:
+        """The first bytes of a stream, where they have not been sent yet."""
+        if self._begun:
+            return b""
+        self._begun = True
+        return self.begin()
+
     @abstractmethod
     def event(self, chunk: Mapping[str, Any]) -> bytes:
         """What a `chat.completion.chunk` becomes; may be empty."""
@@ -102,8 +109,7 @@ class Translation(ABC):
 
     def __call__(self, lines: bytes) -> bytes:
         """The bytes for the client that some whole lines of the engine's stream become."""
-        pieces = [] if self._begun else [self.begin()]
-        self._begun = True
+        pieces = [self.opening()]
         for line in lines.splitlines():
             data = line[len(_DATA) :].strip() if line.startswith(_DATA) else b""
             if data == _DONE:

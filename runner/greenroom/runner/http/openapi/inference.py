@@ -260,7 +260,7 @@ class ResponseAnswer(msgspec.Struct, kw_only=True):
     id: str
     object: Literal["response"]
     created_at: int
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     background: bool
     completed_at: int | None
     error: dict[str, Any] | None
@@ -407,18 +407,32 @@ OPERATIONS: Mapping[str, Operation] = {
         summary="Get a stored response",
         query={
             "include": Parameter("Ignored."),
-            "stream": Parameter("Refused: a stored response cannot be streamed.", bool),
+            "include_obfuscation": Parameter("Ignored."),
+            "starting_after": Parameter(
+                "With `stream`, return only events after the one with this `sequence_number`.", int
+            ),
+            "stream": Parameter(
+                "Return the events of a response that is or was made in the background, to its end. They are "
+                "kept for ten minutes after that.",
+                bool,
+            ),
         },
-        answers={200: Returns("The response.", ResponseAnswer)},
+        answers={
+            200: Returns(
+                "The response, or a stream of its events.", ResponseAnswer, streams=streamed(ResponseEvent)
+            )
+        },
         errors=_KEPT,
     ),
     "DELETE /v1/responses/{response}": Operation(
-        summary="Delete a stored response",
+        summary="Delete a stored response; one that is being made is cancelled first",
         answers={200: Returns("It was deleted.", ResponseDeleted)},
         errors=_KEPT,
     ),
     "POST /v1/responses/{response}/cancel": Operation(
-        summary="Refused: background responses are not supported", answers={}, errors=_KEPT
+        summary="Cancel a response that is made in the background",
+        answers={200: Returns("The response as it has ended.", ResponseAnswer)},
+        errors=_KEPT | {409},
     ),
     "GET /v1/responses/{response}/input_items": Operation(
         summary="List the input items of a stored response",

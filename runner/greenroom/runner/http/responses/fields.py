@@ -164,12 +164,8 @@ def _together(fields: dict[str, Any]) -> None:
         raise Wrong("tool_choice", "tool_choice asks for a tool, but tools names no function that it allows.")
     if asked == "function" and not any(one["name"] == choice["name"] for one in functions):
         raise Wrong("tool_choice", "tool_choice names a function that is not among the tools.")
-    if fields.get("background"):
-        raise Wrong(
-            "background",
-            "background is not supported: a response is made while its client waits.",
-            "unsupported_value",
-        )
+    if fields.get("background") and fields.get("store") is False:
+        raise Wrong("store", "A response in the background is stored: leave store out, or set it to true.")
 
 
 RESPONSES = Dialogue(

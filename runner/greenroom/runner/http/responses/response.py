@@ -61,6 +61,11 @@ class ResponseTranslation(Translation):
         self._response = self._new(store)
 
     @property
+    def response(self) -> dict[str, Any]:
+        """As far as it is made."""
+        return self._response
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """Fields of the request that have no effect."""
         fields = self._fields
@@ -133,7 +138,7 @@ class ResponseTranslation(Translation):
         return b"".join((*pieces, self._event(name, {"response": self._response})))
 
     def error(self, refusal: Refusal, param: str | None, request_id: str) -> bytes:
-        pieces = [*([] if self._begun else [self.begin()]), *self._close("incomplete")]
+        pieces = [self.opening(), *self._close("incomplete")]
         told = error_object(refusal, param)["error"]
         named = {"code": told["code"], "message": told["message"], "param": param}
         # The SDKs raise this one; Codex and others wait for the response to have failed.
@@ -221,7 +226,7 @@ class ResponseTranslation(Translation):
             "object": "response",
             "created_at": int(time.time()),
             "status": "in_progress",
-            "background": False,
+            "background": bool(fields.get("background")),
             "completed_at": None,
             "error": None,
             "incomplete_details": None,

@@ -16,16 +16,27 @@ from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.port import AnyResponse, Request, Response
+from greenroom.runner.http.responses.event_log import Follower, forgotten
 from greenroom.runner.http.responses.fields import RESPONSES
 from greenroom.runner.http.responses.input import Item, items_of, references_in
+from greenroom.runner.http.responses.job import Job
+from greenroom.runner.http.responses.jobs import Jobs
 from greenroom.runner.http.responses.response import ResponseTranslation, TokenCount
-from greenroom.runner.http.responses.store import StoredResponse, StoreUnusable, Unlinked
+from greenroom.runner.http.responses.store import (
+    UNFINISHED,
+    NotYetEnded,
+    StoredResponse,
+    StoreUnusable,
+    Unlinked,
+)
 from greenroom.runner.http.translation import Translation
 
 _CREATE = Kind("completion", "/v1/chat/completions", RESPONSES, param="input", end=b"data: [DONE]")
 _COUNT = Kind("completion", "/v1/chat/completions/input_tokens", RESPONSES, param="input")
 _PAGE, _LONGEST_PAGE = 20, 100
 """Items of a list where nothing else is asked for, and at most."""
+_DIGITS = 12
+"""Of the number of an event."""
 
 T = TypeVar("T")
 
@@ -36,6 +47,8 @@ class _Asked(msgspec.Struct, gc=False):
     input: Any = None
     previous_response_id: Any = None
     store: Any = None
+    stream: Any = None
+    background: Any = None
 
 
 _decode_asked = msgspec.json.Decoder(_Asked).decode
@@ -45,11 +58,14 @@ class Responses:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._store = context.responses
+        self._jobs = Jobs(context)
         self._keeping: set[asyncio.Task[None]] = set()
         """Responses that are about to be kept."""
 
     async def create(self, request: Request) -> AnyResponse:
         asked = await self._asked(request)
+        if asked.background is True:
+            return await self._begun(request, asked)
         stores = self._context.greenroom.settings.store_responses
         store = stores and asked.store is not False
         if asked.store is True and not stores:
@@ -68,6 +84,59 @@ class Responses:
 
         return await inference(self._context, replace(_CREATE, translate=translated))(request)
 
+    async def _begun(self, request: Request, asked: _Asked) -> AnyResponse:
+        """Begin a response that goes on without its client, and answer at once, or with its events."""
+        if not self._context.greenroom.settings.store_responses:
+            raise HttpRefusal(
+                400,
+                "not_stored",
+                "A response in the background is stored, and none are stored here: store_responses is false "
+                "in the configuration.",
+                advice="Leave background out.",
+                param="background",
+            )
+        backend, owner = self._context.backend_of(request), await self._owner(request)
+        before, found = await self._referred(request, asked)
+        job = self._jobs.new(request, owner)
+        begun = await self._context.clients.attend(request, lambda: self._start(job, backend, before, found))
+        if not job.is_accepted.is_set() or asked.stream is not True or begun.status >= 400:
+            return begun
+        return await self._followed(Follower(request, job.log))
+
+    async def _start(
+        self, job: Job, backend: str, before: list[Item], found: Mapping[str, Item]
+    ) -> AnyResponse:
+        """The response once it is queued, and kept so; or the refusal."""
+        kept: list[Awaitable[None]] = []
+        queued: list[Response] = []
+
+        def translated(fields: Mapping[str, Any]) -> Translation:
+            own = _resolved(items_of(fields["input"]), found)
+            return job.translate(
+                fields, before, own, lambda ended: self._store.finish(StoredResponse(job.owner, own, ended))
+            )
+
+        def accepted() -> None:
+            queued.append(encoded(job.response))
+            kept.append(
+                self._store.begin(StoredResponse(job.owner, job.input, {**job.response, "output": []}))
+            )
+
+        kind = replace(_CREATE, translate=translated)
+        refused = await self._jobs.start(job, kind, backend, accepted)
+        if refused is not None:
+            return refused
+        try:
+            await self._answered(kept[0])
+        except HttpRefusal as refusal:
+            job.end(refusal.refusal)
+            raise
+        return queued[0]
+
+    async def _followed(self, follower: Follower) -> AnyResponse:
+        """A client that is there when the front door closes gets the end, which that makes."""
+        return await self._context.clients.attend(follower.request, follower.serve, follower.serve)
+
     async def count(self, request: Request) -> AnyResponse:
         """How many tokens a request would be read as."""
         before, found = await self._referred(request, await self._asked(request))
@@ -77,24 +146,48 @@ class Responses:
 
         return await inference(self._context, replace(_COUNT, translate=translated))(request)
 
-    async def one(self, request: Request) -> Response:
-        if request.query.get("stream") in ("true", "1"):
-            raise invalid("stream: a stored response cannot be streamed", param="stream")
+    async def one(self, request: Request) -> AnyResponse:
+        """A response as it is now; with `stream` its events, those after `starting_after`, to its end."""
+        query = request.query
+        if query.get("stream") not in ("true", "1"):
+            return await self._context.clients.attend(request, lambda: self._whole(request))
+        after = _number(query.get("starting_after", "-1"))
+        log = self._jobs.log((await self._found(request)).id)
+        if log is None:
+            raise forgotten()
+        return await self._followed(Follower(request, log, after))
+
+    async def _whole(self, request: Request) -> Response:
         return encoded((await self._found(request)).response)
 
     async def remove(self, request: Request) -> Response:
         found = await self._found(request)
+        if (job := self._jobs.running(found.id)) is not None:
+            await self._jobs.cancel(job)
+        self._jobs.forget(found.id)
         await self._answered(self._store.delete(found.id, found.owner))
         return encoded({"id": found.id, "object": "response.deleted", "deleted": True})
 
     async def cancel(self, request: Request) -> Response:
-        await self._found(request)
-        raise HttpRefusal(
-            400,
-            "not_cancellable",
-            "Only a response that is made in the background can be cancelled; this one has ended.",
-            advice="To end a response that is being made, close its connection.",
-        )
+        """The response as it has ended; again, and after another end, the same."""
+        found = await self._found(request)
+        if not found.response["background"]:
+            raise HttpRefusal(
+                400,
+                "not_cancellable",
+                "Only a response that is made in the background can be cancelled; this one has ended.",
+                advice="To end a response that is being made, close its connection.",
+            )
+        if (job := self._jobs.running(found.id)) is not None:
+            await self._jobs.cancel(job)
+        elif found.response["status"] in UNFINISHED:
+            raise HttpRefusal(
+                409,
+                "made_elsewhere",
+                "This response is made behind another front door of the same program.",
+                advice="Cancel it there.",
+            )
+        return await self._whole(request)
 
     async def input_items(self, request: Request) -> Response:
         """The items that the model read for a response, those of earlier responses too; a page of them."""
@@ -151,6 +244,14 @@ class Responses:
         except Unlinked as missing:
             code = "previous_response_not_found"
             raise _not_found(str(missing), code, "previous_response_id") from None
+        except NotYetEnded as running:
+            raise HttpRefusal(
+                400,
+                "previous_response_not_ended",
+                f"The response {escaped(str(running), 80)} has not ended yet.",
+                advice="Wait until it has, or cancel it.",
+                param="previous_response_id",
+            ) from None
 
     async def _found(self, request: Request) -> StoredResponse:
         """The response that the path names. Raises HttpRefusal: 404."""
@@ -161,7 +262,8 @@ class Responses:
         found = await self._answered(self._store.get(response_id, owner))
         if found is None:
             raise _not_found(response_id, "response_not_found", None)
-        return found
+        job = self._jobs.running(response_id)
+        return found if job is None else StoredResponse(owner, found.input, job.response)
 
     async def _answered(self, asked: Awaitable[T]) -> T:
         try:
@@ -210,6 +312,12 @@ def _not_found(name: str, code: str, param: str | None, what: str = "response") 
         f"There is no {what} {escaped(name, 80)} here: it was not stored, was deleted, or has expired.",
         param=param,
     )
+
+
+def _number(text: str) -> int:
+    if text != "-1" and not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        raise invalid("starting_after must be the sequence_number of an event", param="starting_after")
+    return int(text)
 
 
 def _limit(text: str) -> int:

@@ -14,7 +14,7 @@ import logging
 import queue
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +53,19 @@ CREATE TABLE IF NOT EXISTS items (
   id TEXT NOT NULL, response TEXT NOT NULL REFERENCES responses ON DELETE CASCADE, PRIMARY KEY (id, response)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_response ON items (response);
+CREATE TABLE IF NOT EXISTS unfinished (
+  response TEXT PRIMARY KEY REFERENCES responses ON DELETE CASCADE, life TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
 """
+_OF_EARLIER_LIVES = (
+    "SELECT id, responses.response FROM responses JOIN unfinished ON unfinished.response = id WHERE life <> ?"
+)
+_CUT_SHORT = {
+    "code": "server_error",
+    "message": "Greenroom ended before this response was complete. Create it again.",
+}
+UNFINISHED = frozenset({"queued", "in_progress"})
+"""What the status of a response is until it has ended."""
 
 T = TypeVar("T")
 Items = list[dict[str, Any]]
@@ -79,6 +91,10 @@ class Unlinked(LookupError):
     """A conversation refers to a response that is not there (any more)."""
 
 
+class NotYetEnded(Exception):
+    """A conversation refers to a response that is still being made."""
+
+
 class ResponseStore:
     """One connection, on a thread of its own. Its methods are called in an event loop."""
 
@@ -86,11 +102,14 @@ class ResponseStore:
         self,
         home: Path,
         *,
+        life: str = "",
         clock: Callable[[], float] = time.time,
         most: int = _MOST,
         most_bytes: int = _MOST_BYTES,
     ) -> None:
+        """`life` names this start of Greenroom: what an earlier one has left unfinished has failed."""
         self._path = home / FILE
+        self._life = life
         self._clock = clock
         self._most, self._most_bytes = most, most_bytes
         self._connection: sqlite3.Connection | None = None
@@ -101,6 +120,17 @@ class ResponseStore:
         """Keep one, soon. That it could not be kept is logged: its client has its answer already."""
         self._do(lambda: self._put(stored)).add_done_callback(_tell)
 
+    def begin(self, stored: StoredResponse) -> Awaitable[None]:
+        """Keep one that is not finished, from now on. Raises StoreUnusable when it is awaited."""
+        kept = asyncio.ensure_future(self._result(self._do(lambda: self._put(stored, unfinished=True))))
+        # Where it is not awaited, its client has left.
+        kept.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return kept
+
+    def finish(self, stored: StoredResponse) -> None:
+        """Keep the end of one that was begun, soon, unless it has been deleted since."""
+        self._do(lambda: self._finish(stored)).add_done_callback(_tell)
+
     async def get(self, response_id: str, owner: str) -> StoredResponse | None:
         """One that this owner has made. Raises StoreUnusable, as all methods that follow."""
         return await self._ask(lambda: self._get(response_id, owner))
@@ -110,7 +140,10 @@ class ResponseStore:
         return await self._ask(lambda: self._delete(response_id, owner))
 
     async def conversation(self, response_id: str, owner: str) -> Items:
-        """All items from the first to the last of a response, inputs and outputs. Raises Unlinked."""
+        """All items from the first to the last of a response, inputs and outputs.
+
+        Raises Unlinked and NotYetEnded.
+        """
         return await self._ask(lambda: self._conversation(response_id, owner))
 
     async def items(self, ids: Collection[str], owner: str) -> dict[str, dict[str, Any]]:
@@ -128,8 +161,11 @@ class ResponseStore:
     # on the thread
 
     async def _ask(self, work: Callable[[], T]) -> T:
+        return await self._result(self._do(work))
+
+    async def _result(self, done: concurrent.futures.Future[T]) -> T:
         try:
-            return await asyncio.wrap_future(self._do(work))
+            return await asyncio.wrap_future(done)
         except (sqlite3.Error, OSError) as error:
             raise StoreUnusable(str(error)) from error
 
@@ -171,23 +207,44 @@ class ResponseStore:
                 for pragma in ("journal_mode = WAL", "foreign_keys = ON", "secure_delete = ON"):
                     connection.execute(f"PRAGMA {pragma}")
                 connection.executescript(_SCHEMA)
+                self._end_earlier(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
 
-    def _put(self, stored: StoredResponse) -> None:
+    def _end_earlier(self, connection: sqlite3.Connection) -> None:
+        """Say of the responses that an earlier life has left unfinished that they have failed."""
+        for response_id, response in connection.execute(_OF_EARLIER_LIVES, (self._life,)).fetchall():
+            failed = _encode(_decode(response) | {"status": "failed", "error": _CUT_SHORT})
+            connection.execute("UPDATE responses SET response = ? WHERE id = ?", (failed, response_id))
+            connection.execute("DELETE FROM unfinished WHERE response = ?", (response_id,))
+
+    def _finish(self, stored: StoredResponse) -> None:
+        given, response = _encode(stored.input), _encode(stored.response)
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM unfinished WHERE response = ?", (stored.id,))
+            changed = connection.execute(
+                "UPDATE responses SET response = ?, size = ? WHERE id = ?",
+                (response, len(given) + len(response), stored.id),
+            )
+            if changed.rowcount:
+                _put_items(connection, stored.id, stored.response["output"])
+                self._make_room(connection, self._clock())
+
+    def _put(self, stored: StoredResponse, *, unfinished: bool = False) -> None:
         now = self._clock()
         given, response = _encode(stored.input), _encode(stored.response)
         row = (
             *(stored.id, stored.owner, now, stored.response.get("previous_response_id")),
             *(len(given) + len(response), given, response),
         )
-        items = [(item["id"], stored.id) for item in (*stored.input, *stored.response["output"])]
         with self._transaction() as connection:
             connection.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            connection.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", items)
+            _put_items(connection, stored.id, (*stored.input, *stored.response["output"]))
+            if unfinished:
+                connection.execute("INSERT INTO unfinished VALUES (?, ?)", (stored.id, self._life))
             self._make_room(connection, now)
 
     def _make_room(self, connection: sqlite3.Connection, now: float) -> None:
@@ -243,8 +300,10 @@ class ResponseStore:
             row = self._row(following, owner)
             if row is None or len(turns) >= _CHAIN:
                 raise Unlinked(following)
-            following = row[0]
-            turns.append([*_decode_items(row[1]), *_decode(row[2])["output"]])
+            following, response = row[0], _decode(row[2])
+            if response.get("status") in UNFINISHED:
+                raise NotYetEnded(response["id"])
+            turns.append([*_decode_items(row[1]), *response["output"]])
         return [item for turn in reversed(turns) for item in turn]
 
     def _items(self, ids: Collection[str], owner: str) -> dict[str, dict[str, Any]]:
@@ -258,6 +317,11 @@ class ResponseStore:
                 items = (*stored.input, *stored.response["output"])
                 found |= {item["id"]: item for item in items if item["id"] == one}
         return found
+
+
+def _put_items(connection: sqlite3.Connection, response_id: str, items: Iterable[dict[str, Any]]) -> None:
+    rows = [(item["id"], response_id) for item in items]
+    connection.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", rows)
 
 
 def _tell(future: concurrent.futures.Future[None]) -> None:

@@ -12,6 +12,7 @@ from greenroom.runner.http.abilities import uses_tools
 from greenroom.runner.http.chunks import Completion
 from greenroom.runner.http.stop_watch import StopWatch
 from greenroom.runner.http.tool_prompt import ToolPrompt
+from sdk_types import events_in
 
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "number"}}}
 ADD: Any = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": PARAMETERS}}
@@ -23,10 +24,10 @@ CALL = '{"name": "add", "arguments": {"a": 1}}'
 HELLO: Any = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 
 
-def streamed(*texts: str) -> tuple[str, str]:
+def streamed(*texts: str, finish: str = "stop") -> tuple[str, str]:
     """Flags of a fake engine that streams these pieces."""
     chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"content": one}}]} for one in texts]
-    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
     chunks.append({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}})
     lines = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     return "--stream", f"{lines}data: [DONE]\n\n".replace("\n", "\\n")
@@ -83,10 +84,65 @@ def test_calls_are_found_in_what_a_model_says(text: str, content: str, names: li
     assert choice["finish_reason"] == ("tool_calls" if names else "stop")
 
 
-def test_a_call_that_was_cut_off_is_text() -> None:
-    choice = answered('<tool_call>{"name": "add"', "length")
-    assert choice["message"]["content"] == '<tool_call>{"name": "add"'
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    ("text", "content", "arguments"),
+    [
+        ('<tool_call>{"name": "add", "arguments": {"a": 1', "", ['{"a": 1']),
+        ('I add. <tool_call>\n{"name": "add", "arguments": {', "I add. ", ["{"]),
+        ('{"name": "add", "parameters": {"a": "x\\"', "", ['{"a": "x\\"']),
+        ('```json\n{"name": "add", "arguments": {"a": 1}', "", ['{"a": 1}']),
+        (f"<tool_call>{CALL}</tool_call><tool_call>{CALL[:-4]}", "", ['{"a":1}', '{"a":']),
+        (f"<tool_call>{CALL}", "", ['{"a":1}']),
+        (f"<tool_call>{CALL}</tool_", "", ['{"a":1}']),
+        (f"<tool_call>{CALL}</tool_call>", "", ['{"a":1}']),
+        # What would be called is not known yet, or is none of the tools.
+        ('<tool_call>{"name": "add"', '<tool_call>{"name": "add"', []),
+        ('<tool_call>{"name": "ad', '<tool_call>{"name": "ad', []),
+        ('<tool_call>{"name": "other", "arguments": {', '<tool_call>{"name": "other", "arguments": {', []),
+        ("I add <tool", "I add <tool", []),
+    ],
+)
+def test_a_call_that_is_cut_off_has_what_there_is_of_its_arguments(
+    text: str, content: str, arguments: list[str], size: int
+) -> None:
+    choice = answered(text, "length", size)
+    assert (choice["message"].get("content") or "") == content
+    calls = choice["message"].get("tool_calls") or ()
+    assert [one["function"]["arguments"] for one in calls] == arguments
     assert choice["finish_reason"] == "length"
+
+
+async def test_every_family_says_that_a_call_was_cut_off(open_server: Any) -> None:
+    cut = '{"a": 1'
+    server = await open_server(*streamed(f'<tool_call>{{"name": "add", "arguments": {cut}', finish="length"))
+    _, lines = await server.stream(tools=[ADD])
+    (choice,) = [
+        choice
+        for line in lines
+        if line.startswith("data: {")
+        for choice in json.loads(line[6:])["choices"]
+        if choice["finish_reason"]
+    ]
+    (call,) = choice["delta"]["tool_calls"]
+    assert (choice["finish_reason"], call["function"]) == ("length", {"name": "add", "arguments": cut})
+    told = await events(server, tools=[{"name": "add", "input_schema": PARAMETERS}])
+    assert [one["delta"]["partial_json"] for one in told if one["type"] == "content_block_delta"] == [cut]
+    assert told[-2]["delta"]["stop_reason"] == "max_tokens"
+    asked: Any = {"model": "tiny", "input": "1+1?", "tools": [{"type": "function", **ADD["function"]}]}
+    async with server.post("/v1/responses", {**asked, "stream": True}) as response:
+        *_, last = events_in(await response.text())
+    made = last["response"]
+    (item,) = made["output"]
+    assert (made["status"], made["incomplete_details"]["reason"]) == ("incomplete", "max_output_tokens")
+    assert (item["type"], item["status"], item["arguments"]) == ("function_call", "incomplete", cut)
+    body = {"model": "tiny", "messages": CHAT["messages"], "tools": [ADD]}
+    async with server.post("/api/chat", body) as response:
+        answers = [json.loads(line) for line in (await response.text()).splitlines()]
+    # Arguments are objects there.
+    assert "".join(one["message"]["content"] for one in answers) == f"add {cut}"
+    assert answers[-1]["done_reason"] == "length"
+    assert not any("tool_calls" in one["message"] for one in answers)
 
 
 def test_text_is_passed_on_as_soon_as_it_is_no_call() -> None:

@@ -23,6 +23,12 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _BARE = ('{"name":', '[{"name":', '```{"name":', '```json{"name":', '```json[{"name":')
 """How models begin a call that forget the tags, without spaces."""
 _FENCE = re.compile(r"\A```(?:json)?\s*|\s*```\Z")
+_BEGINNING = re.compile(
+    r"""\s*(?:```(?:json)?\s*)?\{\s*"name"\s*:\s*"(?P<name>[^"\\]*)"\s*"""
+    r""",\s*"(?:arguments|parameters)"\s*:\s*(?P<arguments>\{.*)""",
+    re.DOTALL,
+)
+"""The beginning of a call whose end is missing: a name alone is none."""
 _TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls")
 _FUNCTION = ("name", "description", "parameters")
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
@@ -61,8 +67,8 @@ class ToolPrompt(ChunkFilter):
             text = answer.add(delta.pop("content", None) or "")
             calls: list[dict[str, Any]] = []
             if finish := choice.get("finish_reason"):
-                text, calls = answer.ended(text, whole=finish == "stop")
-                finish = "tool_calls" if calls else finish
+                text, calls = answer.ended(text, finish)
+                finish = _finish(finish, calls)
             more = ({"content": text} if text else {}) | ({"tool_calls": calls} if calls else {})
             choices.append({**choice, "delta": {**delta, **more}, "finish_reason": finish})
         yield {**chunk, "choices": choices}
@@ -74,12 +80,12 @@ class ToolPrompt(ChunkFilter):
         for choice in completion["choices"]:
             message, finish = dict(choice.get("message") or {}), choice.get("finish_reason")
             answer = self._answer()
-            text, calls = answer.ended(answer.add(message.get("content") or ""), whole=finish == "stop")
+            text, calls = answer.ended(answer.add(message.get("content") or ""), finish)
             if calls:
                 for call in calls:
                     del call["index"]  # only streams have it
                 message |= {"content": text.strip() or None, "tool_calls": calls}
-                finish = "tool_calls"
+                finish = _finish(finish, calls)
             choices.append({**choice, "message": message, "finish_reason": finish})
         return {**completion, "choices": choices}
 
@@ -139,13 +145,19 @@ class _Answer:
         self._said = self._said or bool(passed.strip())
         return passed
 
-    def ended(self, text: str, *, whole: bool) -> tuple[str, list[dict[str, Any]]]:
-        """The last text, after `text`, and the calls. What was cut off, not `whole`, is no call."""
+    def ended(self, text: str, finish: str | None) -> tuple[str, list[dict[str, Any]]]:
+        """The last text, after `text`, and the calls.
+
+        The last call may be cut off, as at OpenAI, where the answer has reached its limit.
+        """
         held, self._held = self._held, ""
         if held.strip():
-            unclosed = held.startswith(_OPEN)
-            is_call = (whole or self.bare) and (self.bare or unclosed or _may_be_call(held))
-            if not (is_call and self._take(held.removeprefix(_OPEN))):
+            is_call = self.bare or held.startswith(_OPEN) or _may_be_call(held)
+            call = held.removeprefix(_OPEN)
+            call = call[: len(call) - overlap(call, _CLOSE)]
+            cut_off = finish == "length"
+            taken = is_call and (cut_off or finish == "stop" or self.bare) and self._take(call)
+            if not taken and not (is_call and cut_off and self._take_beginning(call)):
                 text += held
         return text, self._calls
 
@@ -160,10 +172,21 @@ class _Answer:
         if not calls or len(made) < len(calls):
             return False
         for name, arguments in made:
-            function = {"name": name, "arguments": _encode(arguments).decode()}
-            named = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
-            self._calls.append({"index": len(self._calls), **named, "function": function})
+            self._note(name, _encode(arguments).decode())
         return True
+
+    def _take_beginning(self, text: str) -> bool:
+        """Note the call that a text begins, with what there is of its arguments; False if it begins none."""
+        found = _BEGINNING.match(text)
+        if found is None or found["name"] not in self.names:
+            return False
+        self._note(found["name"], found["arguments"])
+        return True
+
+    def _note(self, name: str, arguments: str) -> None:
+        function = {"name": name, "arguments": arguments}
+        named = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        self._calls.append({"index": len(self._calls), **named, "function": function})
 
     def _call(self, found: object) -> tuple[str, dict[str, Any]] | None:
         if not isinstance(found, dict) or found.get("name") not in self.names:
@@ -175,6 +198,11 @@ class _Answer:
             except NOT_UNDERSTOOD:
                 return None
         return (found["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def _finish(finish: str | None, calls: Sequence[object]) -> str | None:
+    """Why an answer with these calls has ended: a limit stays one."""
+    return "tool_calls" if calls and finish != "length" else finish
 
 
 def _may_be_call(text: str) -> bool:

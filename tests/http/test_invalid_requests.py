@@ -17,8 +17,9 @@ from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.anthropic.fields import MESSAGES
 from greenroom.runner.http.bodies import check_now
+from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, Dialogue
+from greenroom.runner.http.fields import CHAT, Dialogue
 from greenroom.runner.http.ollama.fields import OLLAMA_CHAT
 from greenroom.runner.http.ranking_fields import RERANKING
 from greenroom.runner.http.responses.fields import RESPONSES
@@ -111,7 +112,7 @@ def test_a_mistake_in_a_chat_is_400_and_names_its_field(param: str) -> None:
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", EMBEDDING),
         ({"messages": HELLO}, "max_tokens", MESSAGES),
         ({"messages": HELLO, "max_tokens": 5, "temperature": 1.5}, "temperature", MESSAGES),
-        ({"messages": [{"role": "system", "content": "x"}], "max_tokens": 5}, "messages[0].role", MESSAGES),
+        ({"messages": [{"role": "tool", "content": "x"}], "max_tokens": 5}, "messages[0].role", MESSAGES),
         ({"query": "x"}, "documents", RERANKING),
         ({"query": "x", "documents": "y"}, "documents", RERANKING),
         ({"query": "x", "documents": ["y", {"title": "z"}]}, "documents[1].text", RERANKING),

@@ -219,8 +219,8 @@ async def test_what_an_engine_is_asked_is_in_its_own_terms(open_server: Any) -> 
     assert [one["name"] for one in answer["tools"]] == ["add"]
     assert answer["text"]["format"] == schema
     assert ignored == [
-        *("client_metadata", "tools[1] (web_search)", "service_tier"),
-        "include (reasoning.encrypted_content)",
+        *("service_tier", "client_metadata"),
+        *("tools[1] (web_search)", "include (reasoning.encrypted_content)"),
     ]
 
 

@@ -160,6 +160,21 @@ class Cannot:
     """Of the refusal."""
 
 
+@dataclass(frozen=True)
+class Ignores:
+    """A request parameter that an engine takes no notice of, which is reported: its client can do without."""
+
+    param: str
+    """The field's path, where `[]` stands for any index."""
+    asked: Callable[[Mapping[str, Any]], object]
+    """Whether these validated fields ask for it."""
+
+
+def ignores(*names: str) -> tuple[Ignores, ...]:
+    """The same for fields that count wherever they are given."""
+    return tuple(Ignores(name, lambda fields, name=name: name in fields) for name in names)  # type: ignore[misc]
+
+
 def has_media(fields: Mapping[str, Any]) -> bool:
     """Whether the messages of a checked chat have parts that are no text."""
     contents = [one.get("content") for one in fields.get("messages") or ()]
@@ -186,6 +201,7 @@ class Dialect:
     dropped: frozenset[str] = frozenset()
     """Request fields the engine does not receive: they would load other weights, or mean nothing to it."""
     cannot: tuple[Cannot, ...] = ()
+    ignores: tuple[Ignores, ...] = ()
     lacks: frozenset[str] = frozenset()
     """Routes of other engines that it does not have, such as `/infill`."""
     pools_by_header: bool = False

@@ -10,10 +10,12 @@ from greenroom.runner.backends.base import (
     CommandLine,
     Dialect,
     Environment,
+    Ignores,
     Launch,
     Platform,
     Readiness,
     has_media,
+    ignores,
 )
 from greenroom.runner.backends.variants import MLX
 
@@ -53,6 +55,20 @@ _CANNOT = (
     ),
 )
 """What mlx-lm's server (0.32) ignores, or dies of."""
+_IGNORES = (
+    *ignores("parallel_tool_calls", "reasoning_format"),
+    Ignores(
+        "reasoning_effort",
+        lambda fields: (
+            "reasoning_effort" in fields and "reasoning_effort" not in fields.get("chat_template_kwargs", ())
+        ),
+    ),
+    Ignores(
+        "tools[].function.strict",
+        lambda fields: any(one["function"].get("strict") for one in fields.get("tools") or ()),
+    ),
+)
+"""What it ignores and a client can do without."""
 
 
 class Mlx(Backend):
@@ -86,6 +102,7 @@ class Mlx(Backend):
         model_name="default_model",
         dropped=LLAMA_CPP_SAMPLING | {"adapters", "draft_model"},
         cannot=_CANNOT,
+        ignores=_IGNORES,
         lacks=frozenset({"/infill"}),
     )
 

@@ -9,6 +9,7 @@ from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
     LLAMA_CPP_SAMPLING,
     Backend,
+    Cannot,
     CommandLine,
     Dialect,
     Environment,
@@ -16,6 +17,7 @@ from greenroom.runner.backends.base import (
     Launch,
     Platform,
     Readiness,
+    ignores,
 )
 from greenroom.runner.backends.flags import VLLM, without_sizes
 from greenroom.runner.backends.variants import VLLM_CPU, VLLM_CUDA, VLLM_ROCM
@@ -40,6 +42,13 @@ _CPU = Environment(
     universal=False,
 )
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+_CANNOT = (
+    Cannot("grammar", lambda fields: fields.get("grammar"), "Use response_format or structured_outputs."),
+    Cannot("json_schema", lambda fields: fields.get("json_schema"), "Use response_format."),
+    Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1, "Use n."),
+    Cannot("suffix", lambda fields: fields.get("suffix")),
+)
+"""What vLLM ignores of the fields of other servers, and what it no longer has."""
 _BLOCK = 128
 """Tokens per block of key/value cache on a CPU."""
 _LEAST_CACHE = 256 * 2**20
@@ -75,6 +84,8 @@ class _VllmServer(Backend):
     dialect = Dialect(
         model_name="{model_id}",
         dropped=LLAMA_CPP_SAMPLING,
+        cannot=_CANNOT,
+        ignores=ignores("id_slot", "reasoning_format"),
         # It has `/tokenize` and `/detokenize` with other fields.
         lacks=frozenset({"/tokenize", "/detokenize", "/apply-template", "/infill"}),
     )

@@ -18,7 +18,7 @@ from greenroom.actors.limits import Name, complaint
 from greenroom.actors.values import Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.fields import Dialogue, Wrong, cleaned, missing
+from greenroom.runner.http.fields import Dialogue, Wrong, cleaned, missing, noting
 from greenroom.runner.http.go_duration import keep_alive_of
 from greenroom.runner.http.port import BodyBroken, Request
 from greenroom.runner.models.references import shown
@@ -293,8 +293,10 @@ class Checked(NamedTuple):
     body: bytes
     fields: dict[str, Any]
     """What of it is known to its family, decoded."""
+    unread: tuple[str, ...] = ()
+    """Those of them that no engine reads."""
     unknown: tuple[str, ...] = ()
-    """Names of its other fields."""
+    """Its other fields, also those inside of others."""
 
 
 async def check(body: bytes, dialogue: Dialogue) -> Checked:
@@ -323,7 +325,8 @@ def check_now(body: bytes, dialogue: Dialogue) -> Checked:
         deep = isinstance(error, RecursionError)
         raise invalid("JSON is nested too deeply" if deep else str(error)) from None
     try:
-        fields = cleaned(known, dialogue.fields)
+        with noting() as unused:
+            fields = cleaned(known, dialogue.fields)
         for name in dialogue.required:
             if name not in fields:
                 raise missing(name)
@@ -332,12 +335,13 @@ def check_now(body: bytes, dialogue: Dialogue) -> Checked:
         raise HttpRefusal(400, wrong.code, str(wrong), param=wrong.where) from None
     except RecursionError:
         raise invalid("JSON is nested too deeply") from None
-    unknown = tuple(name for name in given if name not in dialogue.fields)
+    outer = (name for name in given if name not in dialogue.fields and name not in absent)
+    unread, unknown = tuple(unused.unread), (*outer, *unused.unknown)
     if fields is known and not absent:
-        return Checked(body, fields, unknown)
+        return Checked(body, fields, unread, unknown)
     passed: dict[str, Any] = {name: raw for name, raw in given.items() if name not in absent}
     passed |= {name: value for name, value in fields.items() if value is not known[name]}
-    return Checked(msgspec.json.encode(passed), fields, unknown)
+    return Checked(msgspec.json.encode(passed), fields, unread, unknown)
 
 
 def _stands_for_nothing(name: str, raw: bytes) -> bool:
@@ -363,6 +367,7 @@ def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[s
     return msgspec.json.encode(fields)
 
 
-def dropped_of(body: bytes, dialect: Dialect) -> list[str]:
-    """The fields of a body that the engine does not get; the client gets a list of them."""
-    return sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
+def ignored_by(dialect: Dialect, fields: Mapping[str, Any], body: bytes) -> list[str]:
+    """The fields that the engine does not get, or takes no notice of; the client gets a list of them."""
+    dropped = sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
+    return [*dropped, *(one.param for one in dialect.ignores if one.asked(fields))]

@@ -1,15 +1,19 @@
-"""What requests may hold: OpenAI's chats, completions and and embeddings. What is wrong is refused
-before an engine is loaded, with one sentence whatever the engine.
+"""What requests may hold, field by field. What is wrong is refused before an engine is loaded, with one
+sentence whatever the engine.
 
 A check takes a value and the path where it stands. It returns the value, or a copy of it without the nulls
 that stand for "left out"; it raises Wrong. Sentences name paths and what was expected, never the value: a
-value is the client's own text and may be long or secret. Fields that are not named pass as they are.
+value is the client's own text and may be long or secret. Fields that are not named pass as they are, and are
+noted, as are those that nothing reads: `noting`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +33,41 @@ def described(check: Check, **schema: Any) -> Check:
     return check
 
 
+@dataclass
+class Unused:
+    """Paths of fields that have no effect, where `[]` stands for any index; in the order they came in."""
+
+    unread: dict[str, None] = field(default_factory=dict)
+    """Fields that are known, and that nothing here reads."""
+    unknown: dict[str, None] = field(default_factory=dict)
+    """Fields inside of others that no check knows: an engine may, but a translation does not pass them on."""
+
+
+_unused: ContextVar[Unused | None] = ContextVar("unused", default=None)
+_INDEX = re.compile(r"\[\d+\]")
+
+
+@contextmanager
+def noting() -> Iterator[Unused]:
+    """Collect what the checks inside find to be unused."""
+    found = Unused()
+    token = _unused.set(found)
+    try:
+        yield found
+    finally:
+        _unused.reset(token)
+
+
+def unread(value: Any, where: str) -> Any:
+    """A field that has no effect here, whatever it holds: the client gets a list of them."""
+    if (found := _unused.get()) is not None:
+        found.unread[_INDEX.sub("[]", where)] = None
+    return value
+
+
+described(unread, description="No effect. The header X-Greenroom-Ignored lists it.")
+
+
 class Wrong(Exception):
     """A field that is not what it must be."""
 
@@ -44,6 +83,13 @@ def wrong_type(where: str, expected: str, value: object) -> Wrong:
 
 def missing(where: str) -> Wrong:
     return Wrong(where, f"{where} is required.", "missing_required_parameter")
+
+
+def refused(instead: str) -> Check:
+    def check(_: Any, where: str) -> Any:
+        raise Wrong(where, f"{where} is not supported. {instead}", "unsupported_parameter")
+
+    return described(check, type="null", description=f"Not supported. {instead}")
 
 
 def text(least: int = 0, most: int | None = None) -> Check:
@@ -101,20 +147,6 @@ def _bounds(least: float, most: float) -> dict[str, Any]:
 
 
 count = whole(1, _INT32)
-_token = whole(0, _INT32)
-
-
-def tokens(value: Any, where: str) -> Any:
-    """A list of token ids, at least one."""
-    if not isinstance(value, list):
-        raise wrong_type(where, "a list", value)
-    # There may be a hundred thousand: each is looked at more closely only where one is wrong.
-    if not value or not all(type(one) is int and 0 <= one <= _INT32 for one in value):
-        return array(_token, least=1)(value, where)
-    return value
-
-
-described(tokens, type="array", items=_token, minItems=1)
 
 
 def one_of(*words: str) -> Check:
@@ -227,7 +259,11 @@ def cleaned(
                 continue
             result = dict(value) if result is value else result
             del result[name]
-        elif (of := fields.get(name)) is not None and (clean := of(item, f"{prefix}{name}")) is not item:
+        elif (of := fields.get(name)) is None:
+            # `by_type` has looked at the type.
+            if prefix and name != "type" and (found := _unused.get()) is not None:
+                found.unknown[_INDEX.sub("[]", f"{prefix}{name}")] = None
+        elif (clean := of(item, f"{prefix}{name}")) is not item:
             result = dict(value) if result is value else result
             result[name] = clean
     return result
@@ -282,10 +318,6 @@ def _range(least: float, most: float) -> str:
     return f"from {least:g} to {most:g}"
 
 
-TOOL_NAME = 256
-"""Characters of a tool's name; OpenAI takes 64, and tool servers make longer ones."""
-
-
 @dataclass(frozen=True)
 class Dialogue:
     """The fields of one family's requests."""
@@ -296,9 +328,23 @@ class Dialogue:
     """Looks at the fields together. Raises Wrong."""
 
 
+TOOL_NAME = 256
+"""Characters of a tool's name; OpenAI takes 64, and tool servers make longer ones."""
+
+
 # what messages are made of
 
-text_part = record({"text": text()}, required=("text",))
+_said_no = record({"refusal": text()}, required=("refusal",))
+
+
+def _refusal(value: Any, where: str) -> Any:
+    """What an assistant refused in: engines know no such part, and get its text."""
+    return {"type": "text", "text": _said_no(value, where)["refusal"]}
+
+
+described(_refusal, anyOf=[_said_no])
+_sound = record({"data": text(), "format": text()}, required=("data",))
+_CACHED = {"prompt_cache_breakpoint": unread}
 
 
 def data_url(value: Any, where: str) -> Any:
@@ -352,20 +398,18 @@ def _link(name: str, url: Check) -> Check:
     def alone(value: Any, where: str) -> Any:
         return {"url": url(value, where)}
 
-    inner = record({"url": url}, required=("url",))
+    inner = record({"url": url, "detail": unread}, required=("url",))
     linked = either("a URL or an object with one", (str, described(alone, anyOf=[url])), (dict, inner))
-    return record({name: linked}, required=(name,))
+    return record({name: linked, **_CACHED}, required=(name,))
 
 
 _PARTS = {
-    "text": text_part,
+    "text": record({"text": text(), **_CACHED}, required=("text",)),
     "image_url": _link("image_url", image_url),
-    "input_audio": record(
-        {"input_audio": record({"data": text(), "format": text()}, required=("data",))}, ("input_audio",)
-    ),
+    "input_audio": record({"input_audio": _sound, **_CACHED}, required=("input_audio",)),
     "audio_url": _link("audio_url", data_url),
     "video_url": _link("video_url", data_url),
-    "refusal": record({"refusal": text()}, required=("refusal",)),
+    "refusal": _refusal,
 }
 _content = either(
     "a string or a list of parts", (str, text()), (list, array(by_type(_PARTS, "kind of content"), least=1))
@@ -402,7 +446,7 @@ def _message(value: dict[str, Any], where: str) -> None:
         return
     if value["role"] != "assistant":
         raise missing(f"{where}.content")
-    if not any(value.get(name) for name in ("tool_calls", "function_call", "refusal", "reasoning_content")):
+    if not any(value.get(name) for name in ("tool_calls", "reasoning_content")):
         raise Wrong(
             f"{where}.content",
             f"{where} must have content or tool_calls: it is an assistant's message.",
@@ -410,17 +454,17 @@ def _message(value: dict[str, Any], where: str) -> None:
         )
 
 
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_chat_message = record(
+_checked_message = record(
     {
-        "role": one_of(*_ROLES),
+        "role": one_of("system", "developer", "user", "assistant", "tool", "function"),
         "content": _content,
         "name": text(),
         "tool_call_id": text(),
         "tool_calls": array(_tool_call),
-        "function_call": _function_call,
-        "refusal": text(),
+        "function_call": refused("Use tool_calls."),
+        "refusal": unread,
         "reasoning_content": text(),
+        "audio": unread,
     },
     required=("role",),
     then=_message,
@@ -428,15 +472,22 @@ _chat_message = record(
     nulls=("content",),
 )
 
+
+def _chat_message(value: Any, where: str) -> Any:
+    """A message; what an assistant refused in is its content, where it has no other."""
+    if isinstance(value, dict) and value.get("content") is None and isinstance(value.get("refusal"), str):
+        value = {name: one for name, one in value.items() if name != "refusal"} | {
+            "content": value["refusal"]
+        }
+    return _checked_message(value, where)
+
+
+described(_chat_message, anyOf=[_checked_message])
+
 # what they ask for
 
 _function = record(
-    {
-        "name": text(least=1, most=TOOL_NAME),
-        "description": text(),
-        "parameters": json_schema,
-        "strict": flag,
-    },
+    {"name": text(1, TOOL_NAME), "description": text(), "parameters": json_schema, "strict": flag},
     required=("name",),
 )
 _tool = by_type({"function": record({"function": _function}, required=("function",))}, "kind of tool")
@@ -448,8 +499,8 @@ _named_tool = by_type(
     },
     "choice of a tool",
 )
-_schema = record({"name": text(), "schema": json_schema, "strict": flag, "description": text()})
-_response_format = by_type(
+_schema = record({"name": text(), "schema": json_schema, "strict": flag, "description": unread})
+response_format = by_type(
     {
         "text": any_object,
         "json_object": record({"schema": json_schema}),
@@ -474,10 +525,10 @@ described(
 )
 
 
-_SAMPLING: dict[str, Check] = {
+SAMPLING: dict[str, Check] = {
     "model": text(least=1),
     "stream": flag,
-    "stream_options": record({"include_usage": flag}),
+    "stream_options": record({"include_usage": flag, "include_obfuscation": unread}),
     "max_tokens": count,
     "temperature": number(0, 2),
     "top_p": number(0, 1),
@@ -508,14 +559,21 @@ def _chat_together(fields: dict[str, Any]) -> None:
         raise Wrong("top_logprobs", "top_logprobs needs logprobs to be true.")
     if any(kind != "text" for kind in fields.get("modalities", ())):
         raise Wrong("modalities", "modalities: only text answers are supported.", "unsupported_value")
-    for name in ("functions", "function_call"):
+    for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
         if fields.get(name):
-            raise Wrong(name, f"{name} is not supported; use tools.", "unsupported_parameter")
+            raise Wrong(name, f"{name} is not supported; use {instead}.", "unsupported_parameter")
 
 
+_SERVICE = (
+    *("audio", "metadata", "moderation", "prediction", "prompt_cache_key", "prompt_cache_options"),
+    *("prompt_cache_retention", "safety_identifier", "service_tier", "store", "verbosity"),
+    "web_search_options",
+)
+"""What only OpenAI's own service does."""
 CHAT = Dialogue(
     {
-        **_SAMPLING,
+        **SAMPLING,
+        **dict.fromkeys(_SERVICE, unread),
         "messages": array(_chat_message, least=1),
         "max_completion_tokens": count,
         "logprobs": flag,
@@ -525,9 +583,10 @@ CHAT = Dialogue(
             "a word or an object", (str, one_of("none", "auto", "required")), (dict, _named_tool)
         ),
         "parallel_tool_calls": flag,
-        "response_format": _response_format,
+        "response_format": response_format,
         "modalities": array(text()),
         "functions": array(json_schema),
+        "function_call": either("a word or an object", (str, text()), (dict, any_object)),
         "reasoning_effort": text(),
         "chat_template_kwargs": any_object,
         "grammar": grammar,
@@ -535,58 +594,4 @@ CHAT = Dialogue(
     },
     required=("messages",),
     together=_chat_together,
-)
-
-
-def _prompts(least: int, most: int | None = None) -> Check:
-    """A text, a list of texts, a list of tokens, or a list of lists of tokens; `most` prompts."""
-    one = text(least=least)
-
-    def check(value: Any, where: str) -> Any:
-        if isinstance(value, str):
-            return one(value, where)
-        if not isinstance(value, list):
-            raise _wrong_prompt(where)
-        if not value:
-            raise Wrong(where, f"{where} must not be empty.")
-        if isinstance(value[0], str):
-            return array(one, most=most)(value, where)
-        if isinstance(value[0], list):
-            return array(tokens, most=most)(value, where)
-        return tokens(value, where)
-
-    return described(check, anyOf=[one, array(one, 1), tokens, array(tokens, 1)])
-
-
-def _wrong_prompt(where: str) -> Wrong:
-    """A prompt that is neither text nor tokens."""
-    return Wrong(where, f"{where} must be a string, or a list of strings or of tokens.", "invalid_type")
-
-
-COMPLETION = Dialogue(
-    {
-        **_SAMPLING,
-        "prompt": _prompts(least=0),
-        "suffix": text(),
-        "echo": flag,
-        "best_of": whole(1, 128),
-        "logprobs": either("a whole number", (bool, flag), (int, whole(0, 20))),
-        "response_format": _response_format,
-        "grammar": grammar,
-        "json_schema": json_schema,
-    },
-    required=("prompt",),
-)
-
-_INPUTS = 2048
-"""As at OpenAI."""
-EMBEDDING = Dialogue(
-    {
-        "model": text(least=1),
-        "input": _prompts(least=1, most=_INPUTS),
-        "encoding_format": one_of("float", "base64"),
-        "dimensions": count,
-        "user": text(),
-    },
-    required=("input",),
 )

@@ -33,7 +33,7 @@ from greenroom.runner.http.bodies import (
     Checked,
     Routing,
     check,
-    dropped_of,
+    ignored_by,
     read_body,
     routing_of,
     spoken_by,
@@ -186,9 +186,11 @@ class Exchange:
             await self._admit(model, routing, {}).enter()
             return Response()
         right = await check(body, kind.dialogue)
+        if right.unread:
+            request.ignore(right.unread)
         translation = self._translation = kind.translate(right.fields) if kind.translate else None
         if translation is not None:
-            request.ignore((*right.unknown, *translation.ignored))
+            request.ignore(name for name in (*right.unknown, *translation.ignored) if name not in _OURS)
             chat, size = translation.chat, translation.context_size
             self._context_size = min(size, model.context_length or size)
             right = Checked(msgspec.json.encode(chat), chat)
@@ -262,8 +264,10 @@ class Exchange:
             place = await admission.enter(skip_gate=give_up > 0 or losses > 0)
             dialect = self._context.greenroom.backends[place.backend].dialect
             refuse_what_it_cannot(place.backend, dialect, right.fields)
-            if dropped := dropped_of(right.body, dialect):
-                self._request.ignore(dropped)
+            if names := ignored_by(dialect, right.fields, right.body):
+                self._request.ignore(
+                    names if self._translation is None else map(self._translation.named, names)
+                )
             translated = translate(right.body, dialect, spoken_by(dialect, model), self._ours)
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             admission.send_to(place.engine_id)

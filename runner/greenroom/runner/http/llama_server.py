@@ -20,21 +20,11 @@ from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Engine, Mode, Model
 from greenroom.runner.daemon import NotRunning
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, routing_of
+from greenroom.runner.http.completion_fields import COMPLETION
+from greenroom.runner.http.completion_fields import tokens as token_ids
 from greenroom.runner.http.context import Context, shown_name
 from greenroom.runner.http.errors import HttpRefusal, json_response
-from greenroom.runner.http.fields import (
-    CHAT,
-    COMPLETION,
-    Dialogue,
-    array,
-    described,
-    either,
-    flag,
-    record,
-    text,
-    whole,
-)
-from greenroom.runner.http.fields import tokens as token_ids
+from greenroom.runner.http.fields import CHAT, Dialogue, array, described, either, flag, record, text, whole
 from greenroom.runner.http.inference import Exchange, Kind
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
 from greenroom.runner.http.upstream import Lost, Unreached

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "X-Request-Id"
 IGNORED_HEADER = "X-Greenroom-Ignored"
+"""Names of fields and parameters of the request that have no meaning here."""
 EXPLAIN_HEADER = "X-Greenroom-Explain"
 """With `1` a request asks where its model is computed."""
 DEVICE_HEADER = "X-Greenroom-Device"
 """The answer to that: `28/37 on RTX 4070`, `processor`."""
-"""Names of fields and parameters of the request that have no meaning here."""
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 TEXT = "text/plain; charset=utf-8"
@@ -118,7 +118,7 @@ class Request(ABC):
 
     def ignore(self, names: Iterable[str]) -> None:
         """Names in the request that have no meaning here; the answer lists them in a header."""
-        self.ignored += tuple(names)
+        self.ignored = tuple(dict.fromkeys((*self.ignored, *names)))
         shown = [escaped(name, 60).encode("ascii", "backslashreplace").decode() for name in self.ignored]
         more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         if shown:

@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterator
 from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTranslation
 from greenroom.runner.http.backends import Backends
+from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.engine_metrics import EngineMetrics
 from greenroom.runner.http.engines import Engines
-from greenroom.runner.http.fields import (
-    CHAT,
-    COMPLETION,
-    EMBEDDING,
-)
+from greenroom.runner.http.fields import CHAT
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.llama_server import KINDS, LlamaServer

@@ -103,6 +103,10 @@ class Translation(ABC):
     def error(self, refusal: Refusal, param: str | None, request_id: str) -> bytes:
         """The last bytes of a stream that failed, whether or not it has begun."""
 
+    def named(self, name: str) -> str:
+        """What the client calls a field of the chat."""
+        return self.names.get(name, name)
+
     def renamed(self, error: HttpRefusal) -> HttpRefusal:
         """A refusal of the chat, about the field that the client knows."""
         return error.renamed(self.names)

@@ -24,7 +24,7 @@ from greenroom.runner.http.fields import (
     one_of,
     record,
     text,
-    text_part,
+    unread,
     whole,
 )
 
@@ -43,6 +43,7 @@ def _file(_: Any, where: str) -> Any:
 
 for _refused in (_address, _file):
     described(_refused, type="null", description="Not supported. Send the image in base64.")
+_text = record({"text": text()}, required=("text",))
 _media_type = one_of("image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp", "image/bmp")
 
 _source = by_type(
@@ -54,13 +55,13 @@ _source = by_type(
     "source",
 )
 _BLOCKS: dict[str, Check] = {
-    "text": text_part,
+    "text": _text,
     "image": record({"source": _source}, required=("source",)),
     "tool_use": record(
         {"id": text(), "name": text(least=1), "input": any_object}, required=("id", "name", "input")
     ),
-    "thinking": record({"thinking": text()}, required=("thinking",)),
-    "redacted_thinking": any_object,
+    "thinking": record({"thinking": text(), "signature": text()}, required=("thinking",)),
+    "redacted_thinking": record({"data": unread}),
 }
 _result = array(by_type({name: _BLOCKS[name] for name in ("text", "image")}, "content of a tool's result"))
 _BLOCKS["tool_result"] = record(
@@ -71,15 +72,40 @@ _BLOCKS["tool_result"] = record(
     },
     required=("tool_use_id",),
 )
-_blocks = either(
-    "a string or a list of blocks", (str, text()), (list, array(by_type(_BLOCKS, "block"), least=1))
-)
-_only_text = by_type({"text": text_part}, "block of a system prompt")
+_SAID = {
+    "user": ("text", "image", "tool_result"),
+    "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
+    "system": ("text",),
+}
+"""The blocks of each role's messages."""
+
+
+def _message_of(role: str) -> Check:
+    kinds = by_type({name: _BLOCKS[name] for name in _SAID[role]}, f"block of role {role}")
+    blocks = either("a string or a list of blocks", (str, text()), (list, array(kinds, least=1)))
+    return record({"role": one_of(*_SAID), "content": blocks}, required=("role", "content"))
+
+
+_MESSAGE = {role: _message_of(role) for role in _SAID}
+
+
+def _message(value: Any, where: str) -> Any:
+    role = value.get("role") if isinstance(value, dict) else None
+    return _MESSAGE[role if isinstance(role, str) and role in _MESSAGE else "user"](value, where)
+
+
+described(_message, anyOf=[*_MESSAGE.values()])
+_only_text = by_type({"text": _text}, "block of a system prompt")
 _format = by_type({"json_schema": record({"schema": json_schema}, required=("schema",))}, "output format")
 _tool = by_type(
     {
         "custom": record(
-            {"name": text(least=1, most=TOOL_NAME), "description": text(), "input_schema": json_schema},
+            {
+                "name": text(least=1, most=TOOL_NAME),
+                "description": text(),
+                "input_schema": json_schema,
+                "strict": flag,
+            },
             required=("name", "input_schema"),
         )
     },
@@ -89,7 +115,7 @@ _tool = by_type(
 _choice = by_type(
     {
         **dict.fromkeys(("auto", "any", "none"), record({"disable_parallel_tool_use": flag})),
-        "tool": record({"name": text(least=1)}, required=("name",)),
+        "tool": record({"name": text(least=1), "disable_parallel_tool_use": flag}, required=("name",)),
     },
     "choice of a tool",
 )
@@ -105,10 +131,7 @@ def _together(fields: dict[str, Any]) -> None:
 
 _MESSAGES: dict[str, Check] = {
     "model": text(least=1),
-    "messages": array(
-        record({"role": one_of("user", "assistant"), "content": _blocks}, required=("role", "content")),
-        least=1,
-    ),
+    "messages": array(_message, least=1),
     "system": either("a string or a list of blocks", (str, text()), (list, array(_only_text))),
     "stream": flag,
     "max_tokens": count,
@@ -119,9 +142,10 @@ _MESSAGES: dict[str, Check] = {
     "tools": array(_tool),
     "tool_choice": _choice,
     "metadata": record({"user_id": text()}),
-    "thinking": by_type(dict.fromkeys(("enabled", "adaptive", "disabled"), any_object), "kind of thinking"),
+    "thinking": by_type(
+        dict.fromkeys(("enabled", "adaptive", "between_tools", "disabled"), record({})), "kind of thinking"
+    ),
     "output_config": record({"effort": text(least=1), "format": _format}),
-    "cache_control": any_object,
     "keep_alive": keep_alive,
 }
 MESSAGES = Dialogue(_MESSAGES, required=("messages", "max_tokens"), together=_together)

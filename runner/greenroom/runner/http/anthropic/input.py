@@ -19,7 +19,7 @@ def messages_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": system})
     for message in fields["messages"]:
         blocks = _blocks(message["content"])
-        messages += _assistant(blocks) if message["role"] == "assistant" else _user(blocks)
+        messages += _assistant(blocks) if message["role"] == "assistant" else _user(blocks, message["role"])
     return messages
 
 
@@ -29,8 +29,8 @@ def _blocks(content: Any) -> list[Block]:
     return list(content)
 
 
-def _user(blocks: Iterable[Block]) -> Iterator[dict[str, Any]]:
-    """What tools have answered, each a message of its own, and then what the user says."""
+def _user(blocks: Iterable[Block], role: str) -> Iterator[dict[str, Any]]:
+    """What tools have answered, each a message of its own, and then what the user or the system says."""
     said = []
     for block in blocks:
         if block["type"] == "tool_result":
@@ -42,7 +42,7 @@ def _user(blocks: Iterable[Block]) -> Iterator[dict[str, Any]]:
         else:
             said.append(block)
     if said:
-        yield {"role": "user", "content": _content(said)}
+        yield {"role": role, "content": _content(said)}
 
 
 def _assistant(blocks: Iterable[Block]) -> Iterator[dict[str, Any]]:

@@ -24,14 +24,22 @@ _REASONS = {
     "content_filter": "refusal",
 }
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_TOOL = (("name", "name"), ("description", "description"), ("input_schema", "parameters"))
+_TOOL = (
+    *(("name", "name"), ("description", "description"), ("strict", "strict")),
+    ("input_schema", "parameters"),
+)
 
 
 class MessageTranslation(Translation):
     """Makes a chat of a request, and a message of its blocks of the chat's answer."""
 
     content_type = EVENT_STREAM
-    names: ClassVar = {"response_format": "output_config.format", "stop": "stop_sequences"}
+    names: ClassVar = {
+        "response_format": "output_config.format",
+        "stop": "stop_sequences",
+        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+        "tools[].function.strict": "tools[].strict",
+    }
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self._fields = fields
@@ -44,11 +52,6 @@ class MessageTranslation(Translation):
         self._call_index: int | None = None
         """The engine's index of the call that is open."""
         self._calls = False
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        budget = "budget_tokens" in (self._fields.get("thinking") or {})
-        return ("thinking.budget_tokens",) if budget else ()
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -106,10 +106,6 @@ class _Ollama(Translation):
         self._watch = _Watch()
 
     @property
-    def ignored(self) -> Sequence[str]:
-        return [f"options.{name}" for name in self._options if name not in OPTIONS]
-
-    @property
     def context_size(self) -> int:
         return int(self._options.get("num_ctx") or 0)
 
@@ -125,6 +121,14 @@ class _Ollama(Translation):
 
 class _Generating(_Ollama):
     """A chat or a completion."""
+
+    names: ClassVar = {
+        **{name: f"options.{name}" for name in (*_SAME, "seed")},
+        **{theirs: f"options.{name}" for name, theirs in _LLAMA_CPP.items()},
+        "max_tokens": "options.num_predict",
+        "response_format": "format",
+        "reasoning_effort": "think",
+    }
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
@@ -248,6 +252,8 @@ class Chat(_Generating):
 class Generate(_Generating):
     """`/api/generate`, with the model's chat template."""
 
+    names: ClassVar = {**_Generating.names, "messages": "images"}
+
     def _asked(self) -> dict[str, Any]:
         fields = self._fields
         question = {"role": "user", "content": fields["prompt"], "images": fields.get("images")}
@@ -269,7 +275,7 @@ class Raw(Generate):
     @property
     def ignored(self) -> Sequence[str]:
         unused = ("system", "think", "logprobs", "top_logprobs")
-        return [*super().ignored, *(name for name in unused if self._fields.get(name))]
+        return [name for name in unused if self._fields.get(name)]
 
     @property
     def chat(self) -> dict[str, Any]:
@@ -287,8 +293,9 @@ class Embed(_Ollama):
 
     @property
     def ignored(self) -> Sequence[str]:
+        options = [f"options.{name}" for name in self._options if name in OPTIONS and name != "num_ctx"]
         # What is too long for the model is refused.
-        return [*super().ignored, *(("truncate",) if self._fields.get("truncate") else ())]
+        return [*options, *(("truncate",) if self._fields.get("truncate") else ())]
 
     @property
     def chat(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import msgspec
 
 from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
+from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.errors import VERSION_HEADER
-from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, Dialogue
+from greenroom.runner.http.fields import CHAT, Dialogue
 from greenroom.runner.http.llama_server import DETOKENIZE, INFILL, TOKENIZE
 from greenroom.runner.http.not_served import NOT_SERVED
 from greenroom.runner.http.openapi.operation import (

@@ -23,7 +23,9 @@ from greenroom.runner.http.fields import (
     number,
     one_of,
     record,
+    refused,
     text,
+    unread,
     whole,
     wrong_type,
 )
@@ -52,12 +54,12 @@ def _metadata(value: Any, where: str) -> Any:
 described(_metadata, type="object", additionalProperties=text(most=_VALUE), maxProperties=_METADATA)
 
 
-def _refused(instead: str) -> Check:
-    def check(_: Any, where: str) -> Any:
-        raise Wrong(where, f"{where} is not supported. {instead}", "unsupported_parameter")
+def _echoed(value: Any, where: str) -> Any:
+    """A text that the response repeats, and that has no other effect."""
+    return unread(text()(value, where), where)
 
-    return described(check, type="null", description=f"Not supported. {instead}")
 
+described(_echoed, type="string")
 
 # input
 
@@ -68,13 +70,13 @@ _PARTS: dict[str, Check] = {
     "text": _text,
     "refusal": record({"refusal": text()}, required=("refusal",)),
     "input_image": record(
-        {"image_url": image_url, "detail": text(), "file_id": _refused("Send the image as image_url.")},
+        {"image_url": image_url, "detail": unread, "file_id": refused("Send the image as image_url.")},
         required=("image_url",),
     ),
     "input_audio": record(
         {"input_audio": record({"data": text(), "format": text()}, required=("data",))}, ("input_audio",)
     ),
-    "input_file": _refused("Send the file's text as input_text."),
+    "input_file": refused("Send the file's text as input_text."),
 }
 _content = either(
     "a string or a list of parts", (str, text()), (list, array(by_type(_PARTS, "kind of content")))
@@ -138,7 +140,7 @@ _format = by_type(
         "text": any_object,
         "json_object": any_object,
         "json_schema": record(
-            {"name": text(), "schema": json_schema, "strict": flag, "description": text()},
+            {"name": text(), "schema": json_schema, "strict": flag, "description": unread},
             required=("name", "schema"),
         ),
     },
@@ -187,17 +189,16 @@ RESPONSES = Dialogue(
         "truncation": one_of("auto", "disabled"),
         "parallel_tool_calls": flag,
         "reasoning": record({"effort": text(least=1), "summary": one_of("auto", "concise", "detailed")}),
-        "text": record({"format": _format, "verbosity": one_of("low", "medium", "high")}),
+        "text": record({"format": _format, "verbosity": unread}),
         "tools": array(_tool),
         "tool_choice": either(
             "a word or an object", (str, one_of("none", "auto", "required")), (dict, _choice)
         ),
         "include": array(text()),
-        "conversation": _refused("Use previous_response_id."),
-        "prompt": _refused("Send the prompt's text as instructions and input."),
-        "prompt_cache_key": text(),
-        "safety_identifier": text(),
-        "service_tier": text(),
+        "conversation": refused("Use previous_response_id."),
+        "prompt": refused("Send the prompt's text as instructions and input."),
+        "prompt_cache_key": _echoed,
+        "safety_identifier": _echoed,
     },
     required=("input",),
     together=_together,

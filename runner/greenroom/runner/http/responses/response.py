@@ -18,7 +18,6 @@ from greenroom.runner.http.translation import Translation
 
 _encode = msgspec.json.Encoder().encode
 
-_IGNORED = ("service_tier", "prompt_cache_key", "safety_identifier")
 _REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _FUNCTION = ("name", "description", "parameters", "strict")
 
@@ -31,6 +30,9 @@ class ResponseTranslation(Translation):
         "messages": "input",
         "response_format": "text.format",
         "max_tokens": "max_output_tokens",
+        "logprobs": "top_logprobs",
+        "reasoning_effort": "reasoning.effort",
+        "tools[].function.strict": "tools[].strict",
     }
 
     def __init__(
@@ -74,11 +76,9 @@ class ResponseTranslation(Translation):
             for index, one in enumerate(fields.get("tools") or ())
             if one["type"] != "function"
         ]
-        named = [name for name in _IGNORED if name in fields]
         include = [f"include ({one[:40]})" for one in fields.get("include") or () if one != LOGPROBS]
         cut = ["truncation"] if fields.get("truncation") == "auto" else []
-        verbosity = ["text.verbosity"] if "verbosity" in (fields.get("text") or {}) else []
-        return (*tools, *named, *include, *cut, *verbosity)
+        return (*tools, *include, *cut)
 
     @property
     def chat(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ IMPURE_LIBRARIES = set(
 HOMES = {
     "aiohttp": ("runner.http.aiohttp_adapter",),
     "pykka": ("actors.kernel",),
-    "sqlite3": ("actors.journal", "runner.http.responses.store"),
+    "sqlite3": ("actors.journal", "runner.http.responses.store", "runner.record.table"),
     "tenacity": ("actors.retry",),
 }
 

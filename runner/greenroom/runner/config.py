@@ -105,6 +105,10 @@ class Settings:
     """
     store_responses: bool = True
     """Keep responses of OpenAI's Responses API, for clients that refer to them later."""
+    record_for: float = 7 * 86_400.0
+    """How long a request stays in the record of requests; 0: none are recorded."""
+    record_rows: int = 100_000
+    """Requests that are in that record at most; 0: none are recorded."""
     queue_limit: int = 256
     """Maximum requests waiting at the same time."""
     slots: int | None = None
@@ -496,6 +500,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "progress_after": parse_duration,
     "unread_for": parse_duration,
     "store_responses": _switch,
+    "record_for": parse_duration,
+    "record_rows": _whole,
     "queue_limit": _whole,
     "slots": _slots,
     "prompt_cache": _budget,

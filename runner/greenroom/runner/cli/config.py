@@ -15,7 +15,7 @@ from greenroom.runner.installations.sources import redact
 from greenroom.runner.units import format_duration, format_size
 
 _DURATIONS = frozenset(
-    ("keep_alive", "max_wait", "max_queued", "progress_after", "unread_for", "engine_grace", "stall_after")
+    "keep_alive max_wait max_queued progress_after unread_for record_for engine_grace stall_after".split()
 )
 _SIZES = frozenset(("memory_budget", "headroom", "gpu_headroom", "prompt_cache", "max_body"))
 _UNSET = {

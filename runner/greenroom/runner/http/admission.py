@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
-from greenroom.actors.values import Caller, Engine, Mode, Model, Plan
+from greenroom.actors.values import Caller, Engine, Mode, Model, Plan, Progress
 from greenroom.runner.daemon import Greenroom
+from greenroom.runner.record.row import Note
 from greenroom.runner.systems.processes import groups, wants_to_work
 
 _log = logging.getLogger(__name__)
@@ -188,6 +189,8 @@ class Admission:
     """Seconds the model stays after this request; negative means indefinitely."""
     context_size: int = 0
     """Tokens that it may fill at least, whatever is configured; 0 leaves that open."""
+    note: Note | None = None
+    """For the record of requests: gets the phases of a wait."""
     request_id: str = ""
     """The id under which the slot is held or awaited; else empty."""
     _sent_to: str = ""
@@ -276,7 +279,8 @@ class Admission:
         look = asyncio.create_task(self._find_caller()) if self.look_up is not None else None
         # The scheduler limits the wait; should it end, so does the wait.
         try:
-            granted: Granted = await self.greenroom.system.ask(serve, cause=self.request_id)
+            with self._phases():
+                granted: Granted = await self.greenroom.system.ask(serve, cause=self.request_id)
         except Refused as refused:
             self._grant_due = False
             raise Refused(await self._sized(refused.refusal)) from None
@@ -285,6 +289,29 @@ class Admission:
                 look.cancel()
         self._grant_due = False
         return Place(granted.engine_id, granted.backend, granted.endpoint)
+
+    @contextlib.contextmanager
+    def _phases(self) -> Iterator[None]:
+        """Note what is waited for inside."""
+        if self.note is None:
+            yield
+            return
+        phases = self.note.phases = self.note.phases or []
+
+        def note(phase: str) -> None:
+            if not phases or phases[-1][1] != phase:
+                phases.append((time.perf_counter(), phase))
+
+        def take(progress: Progress) -> None:
+            note(progress.phase)
+
+        note("queued")
+        stop = self.greenroom.board.listen(request_job(self.request_id), take)
+        try:
+            yield
+        finally:
+            stop()
+            note("")
 
     async def _find_caller(self) -> None:
         """Look up the caller while its request waits already: callers take turns."""

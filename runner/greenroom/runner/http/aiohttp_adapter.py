@@ -29,6 +29,8 @@ from aiohttp.http_exceptions import (
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Response, Route, Stream
+from greenroom.runner.record.bodies import Kept
+from greenroom.runner.record.row import Note
 
 __all__ = ["Application", "ServerRunner", "holder", "mount", "watch"]
 
@@ -148,6 +150,7 @@ class _Request(Request):
         self.query_string = request.query_string
         self.headers = request.headers
         self.answer_headers = {}
+        self.note = Note()
         self._web = request
         self._stream: _Stream | None = None
 
@@ -232,7 +235,7 @@ class _Request(Request):
             response.content_length = length
         assert isinstance(self._web, web.Request)
         await response.prepare(self._web)
-        self._stream = _Stream(response, self._web)
+        self._stream = _Stream(response, self._web, self.note.kept)
         return self._stream
 
     def close(self) -> None:
@@ -245,7 +248,9 @@ class _Request(Request):
 
 
 class _Stream(Stream):
-    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
+    def __init__(self, response: web.StreamResponse, request: web.Request, kept: Kept | None) -> None:
+        """What is sent is `kept` too."""
+        self._kept = kept
         self.response = response
         self.status = response.status
         self.content_type = response.content_type
@@ -267,9 +272,13 @@ class _Stream(Stream):
     def push(self, data: bytes) -> None:
         transport = self._request.transport
         assert transport is not None
+        if self._kept is not None:
+            self._kept.add(data)
         transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def write(self, data: bytes) -> None:
+        if self._kept is not None:
+            self._kept.add(data)
         await self.response.write(data)
 
     async def end(self) -> None:

@@ -14,8 +14,10 @@ from greenroom.actors.limits import NAME, escaped, is_line
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.aiohttp_adapter import Application, holder, mount
 from greenroom.runner.http.bodies import invalid
+from greenroom.runner.http.clients import LEFT
 from greenroom.runner.http.context import Context, Stop
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of, refusal_of
+from greenroom.runner.http.errors import family_of_path as uncached_family
 from greenroom.runner.http.idempotency import KEY, IdempotentRequests
 from greenroom.runner.http.port import REQUEST_ID, AnyResponse, Request, Response
 from greenroom.runner.http.routes import all_routes
@@ -78,19 +80,26 @@ def context_of(app: Application) -> Context:
 class _FrontDoor:
     def __init__(self, context: Context, guard: _Guard) -> None:
         self._ids = context.ids
+        self._record = context.record
+        self._callers = context.callers
         self._guard = guard
         self._idempotency = IdempotentRequests(context)
 
     async def serve(self, request: Request) -> AnyResponse:
         """Answer a request, and log who asked for what and how it ended: never what was said."""
-        request.id = request.answer_headers[REQUEST_ID] = self._ids.next()
-        began = time.perf_counter()
+        note = request.note
+        request.id = note.id = request.answer_headers[REQUEST_ID] = self._ids.next()
+        note.method, note.path = request.method, request.path
+        self._record.begin(note)
+        response: AnyResponse | None = None
         status = 500
         try:
             response = self._guard.check(request) or await self._answer(request)
             status = response.status
             return response
         finally:
+            ended = time.perf_counter()
+            self._finish(request, response, ended)
             level = logging.DEBUG if request.path in _POLLED else logging.INFO
             if _access.isEnabledFor(level):
                 _access.log(
@@ -99,9 +108,26 @@ class _FrontDoor:
                     _shown(request.method, _METHOD),
                     _shown(request.path, _PATH),
                     status,
-                    (time.perf_counter() - began) * 1000,
+                    (ended - note.began) * 1000,
                     request.id,
                 )
+
+    def _finish(self, request: Request, response: AnyResponse | None, ended: float) -> None:
+        """Hand what is known of a request to its record."""
+        note = request.note
+        note.family = note.family or _family_of(note.path)
+        note.address, note.agent = request.remote, request.headers.get("User-Agent", "")
+        note.refusal = request.refused
+        if response is None:
+            note.status = request.served or (LEFT if request.gone else 500)
+            note.broken = "" if request.served else "left" if request.gone else "cut"
+        else:
+            note.status = response.status
+            if note.kept is not None and isinstance(response, Response):
+                note.kept.add(response.body)
+        if note.caller is None:
+            note.caller = self._callers.at_once(request)
+        self._record.end(note, ended)
 
     async def _answer(self, request: Request) -> AnyResponse:
         try:
@@ -272,6 +298,12 @@ def _preflight(request: Request) -> Response:
         "Access-Control-Max-Age": "600",
     }
     return Response(status=204, headers=headers)
+
+
+@lru_cache(maxsize=256)
+def _family_of(path: str) -> str:
+    family = uncached_family(path)
+    return "management" if family == "text" else family
 
 
 @lru_cache(maxsize=256)

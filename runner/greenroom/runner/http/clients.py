@@ -175,6 +175,7 @@ class ReadWatch:
             self._taken, self._since = taken, loop.time()
         idle = loop.time() - self._since
         if idle >= self._patience and (who := self._wanted()):
+            request.note.fault = "cut"
             _log.warning("%s is cut off: its client read nothing for %.0f s while %s", request.id, idle, who)
             request.abort()
             return

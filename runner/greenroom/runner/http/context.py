@@ -23,6 +23,7 @@ from greenroom.runner.http.responses.store import ResponseStore
 from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Upstreams
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
+from greenroom.runner.record.recorder import Recorder
 
 _NAMES = 1_000
 """Names that are remembered: clients use few, and hostile ones must not fill the memory."""
@@ -46,6 +47,8 @@ class Context:
         self.ids = RequestIds()
         self.callers = Callers()
         self.responses = ResponseStore(greenroom.home, life=greenroom.life)
+        settings = greenroom.settings
+        self.record = Recorder(greenroom.home, keep_for=settings.record_for, rows=settings.record_rows)
         self.upstreams = Upstreams(self._live_endpoints)
         self.asides = Upstreams(self._live_endpoints)
         """For what engines tell of themselves: that they do is no sign that they work on requests."""
@@ -162,6 +165,7 @@ class Context:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.responses.close()
+        await self.record.close()
         self.clients.close()
         self.upstreams.close()
         self.asides.close()

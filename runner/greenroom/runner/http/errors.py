@@ -199,6 +199,7 @@ def status_for(request: Request, refusal: Refusal) -> int:
 
 def answer(request: Request, refusal: Refusal, family: Family, param: str | None = None) -> Response:
     """The refusal as a response of its own."""
+    request.refused = refusal
     headers = {"X-Content-Type-Options": "nosniff"}
     if refusal.retry_after > 0:
         headers["Retry-After"] = str(max(1, round(refusal.retry_after)))

@@ -101,6 +101,7 @@ class EventStream:
         `end` begins the last event of a whole answer, such as `data: [DONE]`; empty: there is none.
         """
         self._request = request
+        self._note = request.note
         self._stream = stream
         self._watch = watch
         self._lines = WholeLines()
@@ -169,6 +170,9 @@ class EventStream:
 
     def _changed(self, lines: bytes) -> bytes:
         """The client's bytes of whole lines that are about to be sent."""
+        note = self._note
+        note.before, note.last = note.last, lines
+        note.frames += lines.count(b"\n\n")
         data = lines if self._change is None else self._change(lines)
         self._watch.sent += len(data)
         self._tail = (self._tail + data)[-2:] if len(data) < 2 else data[-2:]

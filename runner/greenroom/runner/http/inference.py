@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,8 @@ _WHOLE = 256_000_000
 """Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
+_HEAD = 4_096
+"""Bytes of a whole answer in which its tokens are looked for, beside its end."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Exchange:
         """
         self._context = context
         self._request = request
+        self._note = request.note
+        self._note.family = kind.family
         self._kind = kind
         self._backend = backend
         self._accepted = accepted
@@ -156,6 +161,7 @@ class Exchange:
             if self._upstream is not None:
                 self._upstream.close()
             if self._admission is not None:
+                self._note.caller = self._admission.caller
                 self._admission.leave(early=early)
             if self._has_turn:
                 await self._turn.aclose()
@@ -178,9 +184,12 @@ class Exchange:
         context, request, kind = self._context, self._request, self._kind
         settings = context.greenroom.settings
         body = await read_body(request, settings.max_body)
-        routing = routing_of(body)
-        model = context.model(routing.model)
+        routing, note = routing_of(body), self._note
+        note.asked = routing.model
+        model = note.model = context.model(routing.model)
         self._asked_as = routing.model
+        if context.record.bodies_left:
+            context.record.take_body(note, body)
         self._ours = _OURS if routing.keep_alive is not None else frozenset()
         if request.headers.get("X-Preload-Only", "").lower() == "true":
             await self._admit(model, routing, {}).enter()
@@ -246,6 +255,7 @@ class Exchange:
             first_id=request.id,
             keep_alive=wished_keep_alive(routing),
             context_size=self._context_size,
+            note=self._note,
         )
         return self._admission
 
@@ -271,6 +281,7 @@ class Exchange:
             translated = translate(right.body, dialect, spoken_by(dialect, model), self._ours)
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             admission.send_to(place.engine_id)
+            self._note.engine, self._note.backend, self._note.fault = place.engine_id, place.backend, ""
             self._context.tell_device(self._request, place.engine_id)
             if self._translation is not None:
                 self._translation.entered()
@@ -331,6 +342,7 @@ class Exchange:
         )
         self._watch.begin()
         if upstream.content_type == EVENT_STREAM:
+            self._note.first = time.perf_counter()
             change = self._translation or rename
             held = Held(upstream.status) if self._translation and self._translation.gathers else None
             stream = held or begun or await self._begin(upstream)
@@ -350,14 +362,17 @@ class Exchange:
             if len(body) > _WHOLE or not upstream.complete:
                 message = f"The {place.backend} engine's answer is larger than {format_size(_WHOLE)}."
                 raise HttpRefusal(502, "engine_failed", message)
+            self._note.head, self._note.last = body[:_HEAD], body
             if self._translation is not None:
                 body = self._translation.whole(_answer(place, body, self._translation.answers))
             elif rename is not None:
                 body = rename(body)
             self._request.served = upstream.status
             return Response(body, status=upstream.status, headers=returned(upstream))
-        stream = await self._begin(upstream, upstream.length)
+        stream, note = await self._begin(upstream, upstream.length), self._note
+        note.head = chunk[:_HEAD]
         while chunk:
+            note.before, note.last = note.last, chunk
             for start in range(0, len(chunk), _PIECE):
                 piece = chunk[start : start + _PIECE]
                 self._watch.sent += len(piece)
@@ -366,6 +381,7 @@ class Exchange:
                 chunk = await upstream.read()
             except Lost:
                 # The head announced a whole answer. Cutting the connection is the only way to take it back.
+                note.fault = "cut"
                 self._hang_up()
         await stream.end()
         self._request.served = stream.status
@@ -396,6 +412,7 @@ class Exchange:
 
     async def _last_words(self, stream: Stream, refusal: Refusal, param: str | None = None) -> AnyResponse:
         """End a stream that has begun with an error, and its connection: so no client takes it for whole."""
+        self._request.refused = refusal
         translation = self._translation
         if self._install_text is not None and (said := self._install_text.failed(refusal)):
             await stream.write(said)
@@ -419,9 +436,11 @@ class Exchange:
 
     async def _lost(self, place: Place, model: Model, body: bytes, when: str) -> HttpRefusal:
         greenroom, suspects = self._context.greenroom, self._context.suspects
-        return await lost(
+        refusal = await lost(
             greenroom, suspects, place, self._asked_as, lambda: self._print_of(model, body), when
         )
+        self._note.fault = "cut" if refusal.refusal.code == "engine_broke_off" else "died"
+        return refusal
 
     def _is_suspect(self, model: Model, body: bytes) -> bool:
         """Whether engines have ended, as it seems, because of this request."""

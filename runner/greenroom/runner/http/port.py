@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
 
+from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import escaped
+from greenroom.runner.record.row import Note
 
 if TYPE_CHECKING:
     from greenroom.runner.http.idempotency import KeyedCommand
@@ -115,6 +117,10 @@ class Request(ABC):
     keyed: KeyedCommand | None = None
     """Set when the request has an `Idempotency-Key`."""
     ignored: tuple[str, ...] = ()
+    refused: Refusal | None = None
+    """Why the client got an error, once it was told."""
+    note: Note
+    """For the record of requests."""
 
     def ignore(self, names: Iterable[str]) -> None:
         """Names in the request that have no meaning here; the answer lists them in a header."""

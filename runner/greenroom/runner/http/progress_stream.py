@@ -150,7 +150,8 @@ async def stream_job(
                 last = lines.success(answer.result())
                 outcome = _said(lines, last)
             except KernelError as error:
-                last = lines.error(refusal_of(error))
+                request.refused = refusal_of(error)
+                last = lines.error(request.refused)
                 outcome = refused_as(error, lambda _: _said(lines, last))
             if keyed is not None:
                 keyed.outcome = outcome

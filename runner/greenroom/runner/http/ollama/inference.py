@@ -496,7 +496,8 @@ class OllamaInference:
         """Load the model, or with a keep-alive of 0 unload it, and say so."""
         context = self._context
         routing = routing_of(request.known_body or b"")
-        model = context.model(routing.model)
+        request.note.asked = routing.model
+        model = request.note.model = context.model(routing.model)
         keep_alive = wished_keep_alive(routing)
         begun = time.perf_counter_ns()
         if keep_alive == 0:
@@ -520,10 +521,12 @@ class OllamaInference:
                 first_id=request.id,
                 keep_alive=keep_alive,
                 context_size=wished,
+                note=request.note,
             )
             try:
                 await admission.enter()
             finally:
+                request.note.caller = admission.caller
                 admission.leave()
         answer = {
             "model": routing.model,

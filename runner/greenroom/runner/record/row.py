@@ -1,0 +1,193 @@
+"""One request: `Note` is filled in while it is under way, and becomes a `Row` off the event loop."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Literal
+
+import msgspec
+
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import escaped
+from greenroom.actors.values import Caller, Model
+from greenroom.runner.models.references import familiar
+from greenroom.runner.record.bodies import Kept
+from greenroom.runner.record.counts import counts_of
+
+Ending = Literal["", "whole", "left", "died", "cut", "refused", "cancelled"]
+"""How a request ended. Empty while it is under way; `whole`: with the whole answer; `left`: the client
+disconnected first; `died`: its engine did; `cut`: the answer broke off or was cut off; `refused`: it got an
+error instead; `cancelled`: Greenroom was stopping, or a job was cancelled.
+"""
+ID = re.compile(r"r-[0-9a-f]{8}-\d{1,18}")
+
+LEFT = 499
+_CANCELLED = frozenset({"abandoned", "cancelled", "stopped", "stopping"})
+_NAME, _PATH, _AGENT, _SENTENCE = 300, 300, 200, 1_000
+"""Characters of each that are kept."""
+_LOADING, _INSTALLING = "loading", "installing"
+
+
+class Note(msgspec.Struct):
+    """What the front door notes of a request. Times are in seconds, by `time.perf_counter`."""
+
+    id: str = ""
+    method: str = ""
+    path: str = ""
+    family: str = ""
+    at: float = 0.0
+    """When it arrived, by the wall clock."""
+    began: float = 0.0
+    first: float = 0.0
+    """When the first piece of a streamed answer came; 0 without one."""
+    ended: float = 0.0
+    address: str = ""
+    agent: str = ""
+    caller: Caller | None = None
+    asked: str = ""
+    """The model's name as the client wrote it."""
+    model: Model | None = None
+    backend: str = ""
+    engine: str = ""
+    status: int = 0
+    refusal: Refusal | None = None
+    fault: Ending = ""
+    """Set where the refusal alone does not tell how it ended."""
+    broken: Ending = ""
+    """Set when the answer ended in no orderly way."""
+    phases: list[tuple[float, str]] | None = None
+    """When each phase of the wait for an engine began; an empty one ends the wait. None without a wait."""
+    frames: int = 0
+    """Events of a streamed answer."""
+    head: bytes = b""
+    before: bytes = b""
+    last: bytes = b""
+    """An engine's answer: how it begins, where it comes as a whole, and its last two pieces."""
+    kept: Kept | None = None
+    """What is said, where that is recorded."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. Seconds count from its arrival unless something else is said; 0 is none."""
+
+    id: str
+    at: float
+    """When it arrived, in seconds since 1970."""
+    method: str
+    path: str
+    """As it was sent, without the query."""
+    family: str = ""
+    """`openai`, `anthropic`, `ollama`, or `management` for requests that no model answers."""
+    address: str = ""
+    caller: str = ""
+    """Who asked, as far as it is known: the name of a key, a process of this machine, or the address."""
+    caller_kind: str = ""
+    """`key`, `process` or `address`."""
+    user_agent: str = ""
+    asked: str = ""
+    """The model's name as the client wrote it."""
+    model: str = ""
+    """The model it stood for; empty where there was none."""
+    model_id: str = ""
+    backend: str = ""
+    engine: str = ""
+    status: int = 0
+    outcome: Ending = ""
+    code: str = ""
+    """Of its refusal or error; empty without one."""
+    sentence: str = ""
+    queued: float = 0.0
+    """Seconds that it waited for a slot or for memory."""
+    installing: float = 0.0
+    """Seconds that it waited for a backend."""
+    loading: float = 0.0
+    """Seconds that it waited for its model to be loaded."""
+    first_token: float | None = None
+    """Until the first piece of a streamed answer."""
+    seconds: float = 0.0
+    """Until its end."""
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    estimated: bool = False
+    """The tokens of the answer were counted by its pieces: the engine told no number."""
+    tokens_per_second: float | None = None
+    """Of the answer, without the time for the prompt."""
+    recorded: bool = False
+    """What was said was recorded too."""
+
+
+def row_of(note: Note, now: float | None = None) -> Row:
+    """The request as it is recorded; with `now`, as it stands while it is under way."""
+    ended = note.ended if now is None else now
+    waits = _waits(note, ended)
+    counts = counts_of(note.head, note.before, note.last)
+    out, estimated = counts.tokens_out, False
+    if out is None and note.frames > 1:
+        # Beside the tokens: who speaks, or why it ended; and the end of a whole answer.
+        over = 1 if now is not None or outcome_of(note) != "whole" else 2
+        out, estimated = max(0, note.frames - over), True
+    took = ended - note.first if note.first else 0.0
+    speed = counts.per_second
+    if speed is None and out and took > 0:
+        speed = out / took
+    caller, refusal, model = note.caller or Caller(), note.refusal, note.model
+    return Row(
+        id=note.id,
+        at=note.at,
+        method=escaped(note.method, 20),
+        path=escaped(note.path, _PATH),
+        family=note.family,
+        address=note.address,
+        caller=escaped(caller.name or caller.id or note.address, _NAME),
+        caller_kind=caller.kind or ("address" if note.address else ""),
+        user_agent=escaped(note.agent, _AGENT),
+        asked=escaped(note.asked, _NAME),
+        model=escaped(_name_of(model), _NAME) if model is not None else "",
+        model_id=model.id if model is not None else "",
+        backend=note.backend,
+        engine=note.engine,
+        status=note.status,
+        outcome=outcome_of(note) if now is None else "",
+        code=refusal.code if refusal is not None else "",
+        sentence=escaped(refusal.sentence(), _SENTENCE) if refusal is not None else "",
+        queued=round(waits["queued"], 6),
+        installing=round(waits[_INSTALLING], 6),
+        loading=round(waits[_LOADING], 6),
+        first_token=round(note.first - note.began, 6) if note.first else None,
+        seconds=round(max(0.0, ended - note.began), 6),
+        tokens_in=counts.tokens_in,
+        tokens_out=out,
+        estimated=estimated,
+        tokens_per_second=round(speed, 3) if speed is not None else None,
+        recorded=note.kept is not None,
+    )
+
+
+def outcome_of(note: Note) -> Ending:
+    refusal = note.refusal
+    if refusal is not None and refusal.code in _CANCELLED:
+        return "cancelled"
+    if note.fault:
+        return note.fault
+    if refusal is not None:
+        return "cut" if note.first else "refused"
+    if note.broken:
+        return note.broken
+    if note.status == LEFT:
+        return "left"
+    return "whole" if note.status < 400 else "refused"
+
+
+def _waits(note: Note, ended: float) -> dict[str, float]:
+    waits = {"queued": 0.0, _INSTALLING: 0.0, _LOADING: 0.0}
+    for (since, phase), (until, _) in itertools.pairwise([*(note.phases or ()), (ended, "")]):
+        if phase:
+            waits[phase if phase in waits else "queued"] += max(0.0, until - since)
+    return waits
+
+
+def _name_of(model: Model) -> str:
+    named = (tag for tag in model.tags if not tag.startswith(("file:", "pypi:")))
+    tag = next(named, model.tags[0] if model.tags else "")
+    return familiar(tag) if tag else model.id

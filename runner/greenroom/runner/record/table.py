@@ -1,0 +1,331 @@
+"""The record of requests: one SQLite file in the data directory, bounded in days, rows and bytes.
+
+Only its rows are in it, so nothing is lost but them when it is removed. A file that is damaged or of another
+version is replaced by an empty one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from greenroom.runner.record.bodies import Kept
+from greenroom.runner.record.row import Row
+
+FILE = "requests.db"
+"""In the data directory."""
+BODIES = 64_000_000
+"""Bytes of bodies that are kept together; the oldest go first."""
+LISTED = 1_000
+"""Rows of a list at most."""
+_VERSION = 1
+_BUSY = 5.0
+"""Seconds to wait for another connection."""
+_DAMAGED = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR}
+)
+"""The last one: a table is not as it should be."""
+_ESCAPES = str.maketrans({"%": "%25", "?": "%3f", "#": "%23"})
+_COLUMNS = Row.__struct_fields__
+_TYPES = {
+    **dict.fromkeys(_COLUMNS, "TEXT NOT NULL"),
+    **dict.fromkeys(("at", "queued", "installing", "loading", "seconds"), "REAL NOT NULL"),
+    **dict.fromkeys(("status", "estimated", "recorded"), "INTEGER NOT NULL"),
+    **dict.fromkeys(("first_token", "tokens_per_second"), "REAL"),
+    **dict.fromkeys(("tokens_in", "tokens_out"), "INTEGER"),
+}
+_SCHEMA = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
+BEGIN;
+CREATE TABLE requests (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  {", ".join(f"{name} {_TYPES[name]}{' UNIQUE' if name == 'id' else ''}" for name in _COLUMNS)}
+) STRICT;
+CREATE INDEX by_time ON requests (at);
+CREATE TABLE bodies (
+  id TEXT PRIMARY KEY REFERENCES requests (id) ON DELETE CASCADE, at REAL NOT NULL, size INTEGER NOT NULL,
+  cut INTEGER NOT NULL, request TEXT NOT NULL, response TEXT NOT NULL
+) STRICT;
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+# Names of fields, none of them from outside.
+_INSERT = (
+    f"INSERT OR REPLACE INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"  # noqa: S608
+)
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM requests"  # noqa: S608
+
+
+class Bodies(NamedTuple):
+    """What was said in one request, as text."""
+
+    request: str
+    response: str
+    cut: bool
+    """There was more."""
+
+
+class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows are wanted: those that fit everything said here."""
+
+    model: str = ""
+    """A model's name as it was asked for or as it is shown, or its id."""
+    model_id: str = ""
+    """The model that this name stands for, where it is known."""
+    status: str = ""
+    """`404`, a class such as `4xx`, or how the request ended, such as `left`."""
+    slow: float = 0.0
+    """Seconds until its first token, or its end where there was none, at least."""
+    since: float = 0.0
+    """Seconds since 1970."""
+
+    def takes(self, row: Row) -> bool:
+        """Whether a row that is not in the table fits."""
+        return not (
+            (self.model and not {self.model, self.model_id} & ({row.asked, row.model, row.model_id} - {""}))
+            or (self.status and not self._has_status(row))
+            or (self.slow and (row.seconds if row.first_token is None else row.first_token) < self.slow)
+            or row.at < self.since
+        )
+
+    def _has_status(self, row: Row) -> bool:
+        wanted = self.status
+        if wanted.isdigit():
+            return row.status == int(wanted)
+        if wanted[1:] == "xx":
+            return row.status // 100 == int(wanted[0])
+        return (row.outcome or "running") == wanted
+
+    def clause(self) -> tuple[str, list[Any]]:
+        """The same as a condition of SQL and its values."""
+        parts = ["at >= ?"]
+        values: list[Any] = [self.since]
+        if self.model:
+            names = [self.model, self.model_id or self.model]
+            parts.append("(asked IN (?, ?) OR model IN (?, ?) OR model_id IN (?, ?))")
+            values += names * 3
+        if self.status.isdigit():
+            parts.append("status = ?")
+            values.append(int(self.status))
+        elif self.status[1:] == "xx":
+            parts.append("status / 100 = ?")
+            values.append(int(self.status[0]))
+        elif self.status:
+            parts.append("outcome = ?")
+            values.append(self.status)
+        if self.slow:
+            parts.append("coalesce(first_token, seconds) >= ?")
+            values.append(self.slow)
+        return " AND ".join(parts), values
+
+
+class NotUsable(Exception):
+    """The file cannot be used as it is; the text says why."""
+
+
+class RecordTable:
+    """The table for its writer. Blocks; raises NotUsable."""
+
+    def __init__(self, path: Path, *, keep_for: float, rows: int) -> None:
+        """Keeps so many seconds and so many rows."""
+        self._path = path
+        self._keep_for, self._rows = keep_for, rows
+        self._connection: sqlite3.Connection | None = None
+
+    def append(self, rows: Sequence[tuple[Row, Kept | None]], now: float) -> str:
+        """Write rows, and remove those that are too old or too many.
+
+        Returns a sentence where the table had to be replaced for it; else an empty text.
+        """
+        try:
+            try:
+                self._append(rows, now)
+            except (NotUsable, sqlite3.Error) as error:
+                if not _is_damage(error):
+                    raise
+                self.remove()
+                self._append(rows, now)
+                return f"The record of requests, {self._path}, was replaced by an empty one: {error}."
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            raise NotUsable(str(error)) from error
+        return ""
+
+    def remove(self) -> None:
+        """Remove the file and all in it. Raises OSError."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Everything that was committed is in the file or in SQLite's own log.
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _append(self, rows: Sequence[tuple[Row, Kept | None]], now: float) -> None:
+        connection = self._open()
+        bodies = [(row, *kept.texts(), kept.cut) for row, kept in rows if kept is not None]
+        with _transaction(connection):
+            connection.executemany(_INSERT, [msgspec.structs.astuple(row) for row, _ in rows])
+            connection.executemany(
+                "INSERT OR REPLACE INTO bodies (id, at, size, cut, request, response) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (row.id, row.at, len(said) + len(answer), cut, said, answer)
+                    for row, said, answer, cut in bodies
+                ],
+            )
+            gone = self._make_room(connection, now)
+        if gone:
+            # What was said stays neither in free pages (`secure_delete`) nor in SQLite's own log.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+
+    def _make_room(self, connection: sqlite3.Connection, now: float) -> bool:
+        """Whether bodies were removed, or many rows."""
+        had = _number(connection, "SELECT count(*) FROM bodies")
+        gone = connection.execute("DELETE FROM requests WHERE at < ?", (now - self._keep_for,)).rowcount
+        gone += connection.execute(
+            "DELETE FROM requests WHERE number <= (SELECT max(number) FROM requests) - ?", (self._rows,)
+        ).rowcount
+        while had and _number(connection, "SELECT total(size) FROM bodies") > BODIES:
+            connection.execute("DELETE FROM bodies WHERE id = (SELECT id FROM bodies ORDER BY at LIMIT 1)")
+        return gone > 1_000 or _number(connection, "SELECT count(*) FROM bodies") < had
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and not self._path.exists():
+            # It was removed under us: what is written to it would be seen by no one.
+            self.close()
+        if self._connection is None:
+            # Only its owner may read it.
+            self._path.touch(mode=0o600)
+            connection = sqlite3.connect(
+                self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False
+            )
+            try:
+                if not _version_of(connection):
+                    connection.executescript(_SCHEMA)
+                for pragma in ("synchronous = NORMAL", "foreign_keys = ON", "secure_delete = ON"):
+                    connection.execute(f"PRAGMA {pragma}")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+
+class RecordReader:
+    """The table for readers, whether or not a daemon writes it. Blocks. A context manager.
+
+    All of it raises FileNotFoundError where there is no record, and NotUsable.
+    """
+
+    def __init__(self, home: Path) -> None:
+        path = home / FILE
+        if not path.exists():
+            raise FileNotFoundError(f"There is no record of requests at {path}.")
+        self._path = path
+        self._connection = _reading(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+
+    def rows(self, wanted: RowFilter, last: int = LISTED) -> list[Row]:
+        """The last so many rows that are wanted, the oldest first."""
+        clause, values = wanted.clause()
+        found = self._read(f"{_SELECT} WHERE {clause} ORDER BY at DESC, number DESC LIMIT ?", [*values, last])
+        return [_row(one) for one in reversed(found)]
+
+    def row(self, request_id: str) -> Row | None:
+        return next((_row(one) for one in self._read(f"{_SELECT} WHERE id = ?", [request_id])), None)
+
+    def some(self, ids: Sequence[str]) -> Mapping[str, Row]:
+        """Those of these requests that are in the record, by id."""
+        found: dict[str, Row] = {}
+        for start in range(0, len(ids), 500):
+            part = list(ids[start : start + 500])
+            marks = ", ".join("?" for _ in part)
+            found |= {row.id: row for row in map(_row, self._read(f"{_SELECT} WHERE id IN ({marks})", part))}
+        return found
+
+    def bodies(self, request_id: str) -> Bodies | None:
+        """What was said in a request, where it was recorded and is still there."""
+        found = self._read("SELECT request, response, cut FROM bodies WHERE id = ?", [request_id])
+        return Bodies(found[0][0], found[0][1], bool(found[0][2])) if found else None
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise NotUsable(f"The record of requests {self._path} cannot be read: {error}.") from error
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    problem = ""
+    # Where the folder cannot be written to, SQLite reads the file as it stands.
+    for how in ("mode=ro", "mode=ro&immutable=1"):
+        connection = None
+        try:
+            connection = sqlite3.connect(
+                f"file:{str(path).translate(_ESCAPES)}?{how}",
+                uri=True,
+                timeout=_BUSY,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            if not _version_of(connection):
+                problem = "it is empty"
+                continue
+        except (NotUsable, sqlite3.Error) as error:
+            problem = str(error)
+            if connection is not None:
+                connection.close()
+            continue
+        return connection
+    raise NotUsable(f"The record of requests {path} cannot be read: {problem}.")
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    """0 for an empty file. Raises NotUsable for the file of another version."""
+    version = _number(connection, "PRAGMA user_version")
+    if version == 0 and not _number(connection, "SELECT count(*) FROM sqlite_master"):
+        return 0
+    if version != _VERSION:
+        raise NotUsable("it was written by another version of Greenroom")
+    return version
+
+
+def _is_damage(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, NotUsable) or code in _DAMAGED
+
+
+def _number(connection: sqlite3.Connection, query: str) -> int:
+    return int(connection.execute(query).fetchone()[0])
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _row(found: Sequence[Any]) -> Row:
+    return msgspec.convert(dict(zip(_COLUMNS, found, strict=True)), Row, strict=False)

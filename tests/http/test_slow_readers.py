@@ -43,7 +43,7 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
     wanted = "another request waits"
     await until_async(lambda: server.inside() == 0)
     await server.nothing_is_held()
-    (told,) = [one.getMessage() for one in caplog.records if "cut off" in one.getMessage()]
+    (told,) = [one.getMessage() for one in caplog.records if "was disconnected" in one.getMessage()]
     assert "its client read nothing" in told
     assert "another request waits" in told
     client.close()

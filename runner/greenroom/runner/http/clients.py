@@ -176,7 +176,9 @@ class ReadWatch:
         idle = loop.time() - self._since
         if idle >= self._patience and (who := self._wanted()):
             request.note.fault = "cut"
-            _log.warning("%s is cut off: its client read nothing for %.0f s while %s", request.id, idle, who)
+            _log.warning(
+                "%s was disconnected: its client read nothing for %.0f s while %s", request.id, idle, who
+            )
             request.abort()
             return
         self._timer = loop.call_later(self._every(), self._look)

@@ -140,7 +140,7 @@ class Context:
             return "others wait for its engine"
         reading = self.greenroom.gates.readings().get(engine_id)
         if reading is not None and not reading.open:
-            return "its engine is to end"
+            return "its engine is being stopped"
         waiting = any(job.startswith(request_job("")) for job in self.greenroom.board.running())
         return "another request waits" if waiting else ""
 

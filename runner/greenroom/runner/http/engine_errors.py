@@ -97,7 +97,7 @@ _KNOWN = (
     _known(
         # Schemas become grammars, so it may be about either.
         r"grammar", 400, "invalid_grammar", "A grammar or JSON schema in this request cannot be used.",
-        "Bounds in the thousands, of lengths and repetitions, are too many for some engines.",
+        "Some engines do not accept lengths and repetitions in the thousands.",
     ),
     _known(
         r"tool.choice", 400, "invalid_value", "The engine does not support this tool_choice.", "",

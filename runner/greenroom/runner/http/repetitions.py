@@ -32,7 +32,7 @@ def fault_of_schema(schema: Any) -> str:
                 if max(low, high) > _INT32:
                     return f"{least} and {most} can be at most {_INT32}"
                 if low > high:
-                    return f"{least} is more than {most}"
+                    return f"{least} is above {most}"
             pattern = one.get("pattern")
             if isinstance(pattern, str) and (fault := _fault_of_times(_IN_PATTERN.sub(".", pattern))):
                 return f"a repetition in a pattern {fault}"
@@ -55,5 +55,5 @@ def _fault_of_times(text: str) -> str:
         if max(len(low), len(high)) > 10 or max(int(low), int(high)) > _INT32:
             return f"can be at most {_INT32} times"
         if int(low) > int(high):
-            return "has its larger number first"
+            return "has a minimum above its maximum"
     return ""

@@ -75,7 +75,7 @@ class Transfers:
 
     async def create(self, request: Request) -> AnyResponse:
         """Have a model in the store, and tell how far it is."""
-        body = await read_json(request, CreateBody, what="it is no JSON object with a from")
+        body = await read_json(request, CreateBody, what="the body must be an object with from")
         reference = canonical(body.reference)
         greenroom = self._context.greenroom
         lines = TransferLines(pull_job(reference), "pull", raw=wants_json(request))
@@ -93,7 +93,7 @@ class Transfers:
             return await stream_job(request, greenroom.board, pull_job(reference), reply, lines)
 
     async def cancel(self, request: Request) -> Response:
-        body = await read_json(request, CancelPullBody, what="it is no JSON object with a from")
+        body = await read_json(request, CancelPullBody, what="the body must be an object with from")
         cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
         cancelled = await self._context.greenroom.system.ask(cancel, cause=request.id)
         return json_response({"ended": cancelled.ended})

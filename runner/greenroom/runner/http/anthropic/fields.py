@@ -124,7 +124,7 @@ _choice = by_type(
 def _together(fields: dict[str, Any]) -> None:
     choice, tools = fields.get("tool_choice") or {}, fields.get("tools") or ()
     if choice.get("type") in ("any", "tool") and not tools:
-        raise Wrong("tool_choice", "tool_choice asks for a tool, but there are no tools.")
+        raise Wrong("tool_choice", "tool_choice requires a tool, but there are no tools.")
     if choice.get("type") == "tool" and not any(tool["name"] == choice["name"] for tool in tools):
         raise Wrong("tool_choice", "tool_choice names a tool that is not among the tools.")
 

@@ -132,8 +132,8 @@ def _refused(fields: dict[str, Any]) -> None:
     if fields.get("template"):
         raise Wrong(
             "template",
-            "template is not supported: the model's own chat template is used. To do without, write out the "
-            "whole prompt and send raw: true.",
+            "template is not supported: the model's own chat template is used. To do without it, send "
+            "the whole prompt with raw: true.",
             "unsupported_parameter",
         )
     if fields.get("suffix"):

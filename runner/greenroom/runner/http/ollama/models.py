@@ -92,7 +92,7 @@ _NOT_STORED = {
     "messages": "send them with each request",
     "files": "pull the model by a name, or send it as an archive to POST /models/load",
     "adapters": "use a model that has them merged",
-    "quantize": "pull the model as quantised as you want it",
+    "quantize": "pull the model in the quantization that you want",
     "modelfile": "send from and parameters instead",
 }
 """What a model cannot be created with, and what to do instead."""
@@ -138,7 +138,7 @@ class OllamaModels:
         return json_response({"models": rows})
 
     async def show(self, request: Request) -> Response:
-        body = await read_json(request, ShowBody, what="it is no JSON object with a model")
+        body = await read_json(request, ShowBody, what="the body must be an object with a model")
         model = self._context.model(body.asked)
         store = self._context.greenroom.store
         header, template = await in_thread(lambda: header_and_template(store, model.id))
@@ -160,7 +160,7 @@ class OllamaModels:
         )
 
     async def copy(self, request: Request) -> Response:
-        body = await read_json(request, CopyBody, "source", what="it is no JSON object with a source")
+        body = await read_json(request, CopyBody, "source", what="the body must be an object with a source")
         if not body.destination.strip():
             raise invalid("destination is required", param="destination")
         model = self._context.model(body.source, "source")
@@ -170,7 +170,7 @@ class OllamaModels:
 
     async def delete(self, request: Request) -> Response:
         """Remove a name, and with the last one the model."""
-        name = (await read_json(request, DeleteBody, what="it is no JSON object with a model")).asked
+        name = (await read_json(request, DeleteBody, what="the body must be an object with a model")).asked
         model = self._context.model(name)
         remove = RemoveModel(model_id=model.id, tag=tag_meant(name, model))
         await self._context.greenroom.system.ask(remove, cause=request.id)
@@ -178,7 +178,7 @@ class OllamaModels:
 
     async def create(self, request: Request) -> Response:
         """Store a model again under another name, with another context if one is given."""
-        body = await read_json(request, OllamaCreateBody, what="it is no JSON object with a model")
+        body = await read_json(request, OllamaCreateBody, what="the body must be an object with a model")
         tag = as_tag(body.asked)
         for field, instead in _NOT_STORED.items():
             if getattr(body, field):
@@ -219,7 +219,7 @@ class OllamaModels:
         raise HttpRefusal(
             422,
             "unsupported_source",
-            "Models are not made of single files that are sent.",
+            "Models cannot be created from uploaded files.",
             advice="Pull the model by a name, or send it as an archive to POST /models/load.",
         )
 

@@ -46,7 +46,7 @@ class OllamaTransfers:
 
     async def pull(self, request: Request) -> AnyResponse:
         """Have a model in the store. A pull goes on when its client leaves."""
-        body = await read_json(request, PullBody, what="it is no JSON object with a model")
+        body = await read_json(request, PullBody, what="the body must be an object with a model")
         reference = canonical(body.asked)
         system = self._context.greenroom.system
         caller = await self._context.callers.looked_up(request)
@@ -56,7 +56,7 @@ class OllamaTransfers:
 
     async def push(self, request: Request) -> AnyResponse:
         """Publish a model. It ends when the last client that waits for it has gone."""
-        body = await read_json(request, OllamaPushBody, what="it is no JSON object with a model")
+        body = await read_json(request, OllamaPushBody, what="the body must be an object with a model")
         model = self._context.model(body.asked)
         reference = published_as(body.asked, model)
         system = self._context.greenroom.system

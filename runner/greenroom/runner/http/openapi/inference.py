@@ -426,13 +426,13 @@ OPERATIONS: Mapping[str, Operation] = {
         errors=_KEPT,
     ),
     "DELETE /v1/responses/{response}": Operation(
-        summary="Delete a stored response; one that is being made is cancelled first",
+        summary="Delete a stored response; one in progress is cancelled first",
         answers={200: Returns("It was deleted.", ResponseDeleted)},
         errors=_KEPT,
     ),
     "POST /v1/responses/{response}/cancel": Operation(
-        summary="Cancel a response that is made in the background",
-        answers={200: Returns("The response as it has ended.", ResponseAnswer)},
+        summary="Cancel a background response",
+        answers={200: Returns("The response, which has ended.", ResponseAnswer)},
         errors=_KEPT | {409},
     ),
     "GET /v1/responses/{response}/input_items": Operation(

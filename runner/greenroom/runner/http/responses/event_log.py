@@ -118,7 +118,7 @@ def forgotten() -> HttpRefusal:
     return HttpRefusal(
         400,
         "events_not_kept",
-        "The events of this response are not kept any more, or it was not made in the background.",
-        advice="Get the response without stream.",
+        "The events of this response are no longer kept, or it was not made in the background.",
+        advice="Leave out stream to get the response itself.",
         param="stream",
     )

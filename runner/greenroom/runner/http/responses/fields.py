@@ -163,11 +163,11 @@ def _together(fields: dict[str, Any]) -> None:
     functions = functions_of(fields)
     asked = choice["type"] if isinstance(choice, dict) else choice
     if asked in ("required", "allowed_tools") and not functions:
-        raise Wrong("tool_choice", "tool_choice asks for a tool, but tools names no function that it allows.")
+        raise Wrong("tool_choice", "tool_choice requires a tool, but tools has no function that it allows.")
     if asked == "function" and not any(one["name"] == choice["name"] for one in functions):
         raise Wrong("tool_choice", "tool_choice names a function that is not among the tools.")
     if fields.get("background") and fields.get("store") is False:
-        raise Wrong("store", "A response in the background is stored: leave store out, or set it to true.")
+        raise Wrong("store", "Background responses are always stored: leave out store, or set it to true.")
 
 
 RESPONSES = Dialogue(

@@ -36,7 +36,7 @@ _STOPPED = Refusal(
 )
 _TOO_LONG = Refusal(
     code="not_in_time",
-    message=f"The response was ended: it took more than {LONGEST / 3600:.0f} hours.",
+    message=f"The response was stopped: it took more than {LONGEST / 3600:.0f} hours.",
     advice="Ask for less with max_output_tokens.",
     kind="unavailable",
 )
@@ -68,11 +68,11 @@ class Jobs:
         """One that is not started yet. Raises HttpRefusal, 429, when there are too many."""
         own = sum(job.owner == owner for job in self._jobs)
         if len(self._jobs) >= MOST or own >= MOST_EACH:
-            whose, number = ("you have", own) if own >= MOST_EACH else ("there are", len(self._jobs))
+            whose, number = ("you have", own) if own >= MOST_EACH else ("all clients have", len(self._jobs))
             raise HttpRefusal(
                 429,
                 "too_many_background_responses",
-                f"No more responses can be made in the background: {whose} {number} that have not ended.",
+                f"There are too many background responses: {whose} {number} in progress.",
                 advice="Wait for one of them, or cancel one.",
                 param="background",
                 retry_after=5.0,
@@ -177,7 +177,8 @@ class Jobs:
 def _too_large(limit: int) -> Refusal:
     return Refusal(
         code="response_too_large",
-        message=f"The response was ended: its events, or those of all, take more than {format_size(limit)}.",
+        message=f"The response was stopped: its events, or those of all responses, take more than "
+        f"{format_size(limit)}.",
         advice="Ask for less with max_output_tokens, or without logprobs.",
         kind="exhausted",
     )

@@ -90,9 +90,8 @@ class Responses:
             raise HttpRefusal(
                 400,
                 "not_stored",
-                "A response in the background is stored, and none are stored here: store_responses is false "
-                "in the configuration.",
-                advice="Leave background out.",
+                "Background responses must be stored, and store_responses is false in the configuration.",
+                advice="Leave out background.",
                 param="background",
             )
         backend, owner = self._context.backend_of(request), await self._owner(request)
@@ -175,8 +174,8 @@ class Responses:
             raise HttpRefusal(
                 400,
                 "not_cancellable",
-                "Only a response that is made in the background can be cancelled; this one has ended.",
-                advice="To end a response that is being made, close its connection.",
+                "Only background responses can be cancelled, and this one is not.",
+                advice="To stop any other response, close its connection.",
             )
         if (job := self._jobs.running(found.id)) is not None:
             await self._jobs.cancel(job)
@@ -184,7 +183,7 @@ class Responses:
             raise HttpRefusal(
                 409,
                 "made_elsewhere",
-                "This response is made behind another front door of the same program.",
+                "Another server of the same program is making this response.",
                 advice="Cancel it there.",
             )
         return await self._whole(request)

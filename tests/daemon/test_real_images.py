@@ -72,6 +72,16 @@ def test_an_image_is_as_many_tokens_as_its_projector_makes_of_it_in_every_family
     assert messages({"type": "image", "source": source}) - messages() == TOKENS
     assert ollama(images=[IMAGE, IMAGE]) - ollama() == 2 * TOKENS
 
+    # What is counted beforehand is what the engine then reads.
+    block = {"type": "image", "source": source}
+    content: list[Any] = [{"type": "text", "text": ASKED}, block]
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "system": "x"}
+    assert tokens("/v1/messages/count_tokens", fields, "input_tokens") == messages(block)
+    part = {"type": "input_image", "image_url": URL}
+    content = [{"type": "input_text", "text": ASKED}, part]
+    fields = {"input": [{"role": "user", "content": content}], "instructions": "x"}
+    assert tokens("/v1/responses/input_tokens", fields, "input_tokens") == responses(part)
+
     cut = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{IMAGE[:80]}"}}
     fields = {"messages": [{"role": "user", "content": [cut]}], "max_tokens": 1}
     answer = daemon.post("/v1/chat/completions", {"model": model, **fields})

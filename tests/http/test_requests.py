@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.http.health import Health
+from greenroom.runner.http.daemon import DaemonRoutes
 from greenroom.runner.http.port import IGNORED_HEADER, AnyResponse, Request
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -268,12 +268,12 @@ async def test_what_is_expected_before_the_body_is_answered_in_the_familys_form(
 async def test_a_failure_after_the_head_cuts_the_connection(
     open_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(_: Health, request: Request) -> AnyResponse:
+    async def fail(_: DaemonRoutes, request: Request) -> AnyResponse:
         stream = await request.start(length=100)
         await stream.write(b"a part")
         raise RuntimeError("after the head")
 
-    monkeypatch.setattr(Health, "version", fail)
+    monkeypatch.setattr(DaemonRoutes, "version", fail)
     server = await open_server()
     host, port = server.root.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))

@@ -22,6 +22,7 @@ from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTranslation
 from greenroom.runner.http.bodies import check_now, ignored_by, translate
 from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
+from greenroom.runner.http.embedding_dimensions import shortened_if_asked
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT, Dialogue
 from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
@@ -30,7 +31,6 @@ from greenroom.runner.http.responses.fields import RESPONSES
 from greenroom.runner.http.responses.input import items_of
 from greenroom.runner.http.responses.response import ResponseTranslation, TokenCount
 from greenroom.runner.http.translation import Translation
-from greenroom.runner.http.vectors import shortened_if_asked
 from sdk_requests import Field, Values
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

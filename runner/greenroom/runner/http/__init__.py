@@ -14,11 +14,11 @@
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `fields`, `completion_fields`: how the fields of requests are checked; what those of OpenAI's API may hold
 - `images`: whether something is an image, and how large it becomes
-- `repetitions`: JSON schemas and grammars that no engine may get
+- `schema_checks`: JSON schemas and grammars that no engine may get
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed
-- `vectors`: embeddings that are shorter than the model makes them
-- `chunks`, `tool_prompt`, `stop_watch`: what engines cannot do and is done here in their place
+- `embedding_dimensions`: embeddings that are shorter than the model makes them
+- `answer_filters`, `tool_prompt`, `stop_sequences`: what engines cannot do and is done here in their place
 - `engine_errors`: the errors of engines in our words
 - `errors`: refusals as HTTP statuses
 - `responses`: OpenAI's Responses API
@@ -32,7 +32,7 @@
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
 - `backends`, `engines`: installing; what runs, and unloading
 - `configuring`, `effective`: how models are loaded
-- `health`: alive, ready, status, why, stop
+- `daemon`: alive, ready, jobs, why, stop
 - `logs`, `engine_metrics`: what the daemon and its engines have printed; the engines' own numbers
 - `openapi`: the description of all this, for programs and for people
 - `idempotency`: `Idempotency-Key`

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.runner.http import images, repetitions
+from greenroom.runner.http import images, schema_checks
 
 Check = Callable[[Any, str], Any]
 
@@ -171,7 +171,7 @@ described(any_object, type="object")
 
 
 def json_schema(value: Any, where: str) -> Any:
-    if fault := repetitions.fault_of_schema(any_object(value, where)):
+    if fault := schema_checks.fault_of_schema(any_object(value, where)):
         raise Wrong(where, f"{where} allows no answer: {fault}.", "invalid_schema")
     return value
 
@@ -180,7 +180,7 @@ described(json_schema, type="object")
 
 
 def grammar(value: Any, where: str) -> Any:
-    if fault := repetitions.fault_of_grammar(text()(value, where)):
+    if fault := schema_checks.fault_of_grammar(text()(value, where)):
         raise Wrong(where, f"{where} cannot be used: {fault}.", "invalid_grammar")
     return value
 

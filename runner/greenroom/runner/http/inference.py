@@ -29,6 +29,7 @@ from greenroom.actors.progress import request_job
 from greenroom.actors.values import Mode, Model
 from greenroom.runner.http.abilities import RequestTarget, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission, slots_of
+from greenroom.runner.http.answer_filters import FilteredTranslation, Untranslated
 from greenroom.runner.http.bodies import (
     NOT_UNDERSTOOD,
     Checked,
@@ -41,7 +42,6 @@ from greenroom.runner.http.bodies import (
     translate,
     wished_keep_alive,
 )
-from greenroom.runner.http.chunks import FilteredTranslation, Untranslated
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
@@ -52,7 +52,7 @@ from greenroom.runner.http.install_text import InstallText
 from greenroom.runner.http.install_text import is_for as is_for_docker
 from greenroom.runner.http.port import EVENT_STREAM, JSON, AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import KeepAlive, comment, sentence_of
-from greenroom.runner.http.stop_watch import StopWatch
+from greenroom.runner.http.stop_sequences import StopSequences
 from greenroom.runner.http.suspects import fingerprint
 from greenroom.runner.http.translation import Renaming, Translation
 from greenroom.runner.http.upstream import Connection, Lost, Unreached, forwarded, returned
@@ -230,7 +230,7 @@ class Exchange:
         """The request without what is done here in the engine's place."""
         stops = self._translation.stops if self._translation is not None else ()
         prompt = await self._context.abilities.tool_prompt(model, right.fields)
-        filters = [*([StopWatch(stops)] if stops else []), *([prompt] if prompt is not None else [])]
+        filters = [*([StopSequences(stops)] if stops else []), *([prompt] if prompt is not None else [])]
         if not filters:
             return right
         inner = self._translation or Untranslated(right.body, self._asked_as, self._kind.answers)

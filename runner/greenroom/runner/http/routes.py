@@ -13,10 +13,11 @@ from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.daemon import DaemonRoutes
+from greenroom.runner.http.embedding_dimensions import shortened_if_asked
 from greenroom.runner.http.engine_metrics import EngineMetrics
 from greenroom.runner.http.engines import Engines
 from greenroom.runner.http.fields import CHAT
-from greenroom.runner.http.health import Health
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.llama_server import KINDS, LlamaServer
 from greenroom.runner.http.logs import Logs
@@ -31,7 +32,6 @@ from greenroom.runner.http.ranking import RERANK, scoring
 from greenroom.runner.http.ranking_fields import RERANKING
 from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
-from greenroom.runner.http.vectors import shortened_if_asked
 
 _DONE = b"data: [DONE]"
 INFERENCE = {
@@ -127,15 +127,15 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _known("DELETE", "/models/purge", models.purge, "force")
     yield _known("DELETE", "/models/{reference:.+}", models.remove, "force")
 
-    health = Health(context)
+    daemon = DaemonRoutes(context)
     for base in ("/", "/v1", "/engines/v1", "/engines/{backend}/v1", "/anthropic", "/api"):
-        yield Route("GET", base, health.root)
-    yield Route("GET", "/version", health.version)
-    yield Route("GET", "/livez", health.livez)
-    yield Route("GET", "/readyz", health.readyz)
-    yield _ours("GET", "/jobs", health.jobs)
-    yield _ours("POST", "/daemon/stop", health.stop)
-    yield _ours("GET", "/why/{name:.+}", health.why)
+        yield Route("GET", base, daemon.root)
+    yield Route("GET", "/version", daemon.version)
+    yield Route("GET", "/livez", daemon.livez)
+    yield Route("GET", "/readyz", daemon.readyz)
+    yield _ours("GET", "/jobs", daemon.jobs)
+    yield _ours("POST", "/daemon/stop", daemon.stop)
+    yield _ours("GET", "/why/{name:.+}", daemon.why)
 
     description = ApiDescription(lambda: all_routes(context))
     yield Route("GET", "/openapi.json", description.document)

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from greenroom.runner.http.answer_filters import Chunk, ChunkFilter, overlap
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
-from greenroom.runner.http.chunks import Chunk, ChunkFilter, overlap
 
 _encode = msgspec.json.Encoder().encode
 

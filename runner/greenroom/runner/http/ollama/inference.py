@@ -21,13 +21,13 @@ from greenroom.runner.http.abilities import RequestTarget
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, read_body, routing_of, wished_keep_alive
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.embedding_dimensions import shortened
 from greenroom.runner.http.errors import HttpRefusal, error_object
 from greenroom.runner.http.fields import Wrong, record
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT, OPTIONS
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
 from greenroom.runner.http.translation import Translation
-from greenroom.runner.http.vectors import shortened
 
 NDJSON = "application/x-ndjson"
 

@@ -8,7 +8,7 @@ import msgspec
 
 from greenroom.actors.values import Progress
 from greenroom.runner.diagnosis.explanation import Explanation
-from greenroom.runner.http.health import StopBody
+from greenroom.runner.http.daemon import StopBody
 from greenroom.runner.http.openapi.operation import PLAIN, WITH_BODY, Operation, Parameter, Returns
 from greenroom.runner.proof import CHALLENGE
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from greenroom.runner.http.chunks import Chunk, ChunkFilter, overlap
+from greenroom.runner.http.answer_filters import Chunk, ChunkFilter, overlap
 
 
-class StopWatch(ChunkFilter):
+class StopSequences(ChunkFilter):
     def __init__(self, sequences: Sequence[str]) -> None:
         """`sequences`: none of them empty."""
         self._sequences = sequences

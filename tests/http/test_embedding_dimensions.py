@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from greenroom.runner.http.embedding_dimensions import shortened, shortened_if_asked
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.vectors import shortened, shortened_if_asked
 
 ANSWER = {
     "object": "list",

@@ -9,8 +9,8 @@ import pytest
 
 from anthropic_types import events_of
 from greenroom.runner.http.abilities import uses_tools
-from greenroom.runner.http.chunks import Completion
-from greenroom.runner.http.stop_watch import StopWatch
+from greenroom.runner.http.answer_filters import Completion
+from greenroom.runner.http.stop_sequences import StopSequences
 from greenroom.runner.http.tool_prompt import ToolPrompt
 from sdk_types import events_in
 
@@ -265,7 +265,7 @@ async def test_an_engine_is_left_as_soon_as_a_sequence_has_come(open_server: Any
 
 
 def test_the_first_sequence_counts_and_what_may_be_one_is_held_back() -> None:
-    watch = StopWatch(["\n\nHuman", "STOP"])
+    watch = StopSequences(["\n\nHuman", "STOP"])
 
     def passed(text: str, **more: Any) -> list[Any]:
         return list(watch.chunk({"choices": [{"index": 0, "delta": {"content": text}}], **more}))

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what is it doing, why is something as it is; and stop it."""
+"""The daemon over HTTP: is it alive, is it ready, what is it doing, why is something as it is; and stop it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StopBody(msgspec.Struct, forbid_unknown_fields=True):
     keep_engines: Annotated[float, Meta(ge=0, le=DURATION)] | None = None
 
 
-class Health:
+class DaemonRoutes:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._one_at_a_time = asyncio.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from greenroom.actors.values import Caller
 from greenroom.runner.http.responses import jobs
 from greenroom.runner.http.responses.store import StoredResponse
+from greenroom.runner.record.row import Row
+from greenroom.runner.record.table import RecordReader, RowFilter
 from openai_types import check_response, events_of
 from sdk_types import events_in
 from waiting import until_async
@@ -60,6 +63,18 @@ async def until_status(server: Any, response_id: str, status: str) -> dict[str, 
         nonlocal found
         found = await read(server, response_id)
         return bool(found["status"] == status)
+
+    await until_async(is_so)
+    return found
+
+
+async def until_ended(server: Any, response_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    async def is_so() -> bool:
+        nonlocal found
+        found = await read(server, response_id)
+        return found["status"] not in ("queued", "in_progress")
 
     await until_async(is_so)
     return found
@@ -378,6 +393,65 @@ async def test_what_is_made_behind_another_front_door_is_cancelled_there(
     await server.context.responses.begin(StoredResponse("key:me", [], made))
     status, error = await server.error(server.post("/v1/responses/resp_1/cancel"))
     assert (status, error["code"]) == (409, "made_elsewhere")
+
+
+async def test_whatever_happens_to_them_all_come_to_an_end_and_nothing_is_held(open_server: Any) -> None:
+    server = await open_server("--tokens", "20", "--token-delay", "0.003", "--load-seconds", "0.3")
+    chance = random.Random(7)
+
+    async def one() -> dict[str, Any] | None:
+        await asyncio.sleep(chance.uniform(0, 0.4))
+        response_id = (await begun(server))["id"]
+        await asyncio.sleep(chance.uniform(0, 0.4))
+        match chance.choice(("leave", "cancel", "delete", "follow", "abandon")):
+            case "cancel":
+                await asyncio.gather(*(cancelled(server, response_id) for _ in range(2)))
+            case "delete":
+                async with server.session.delete(f"{server.base}/v1/responses/{response_id}") as response:
+                    assert response.status == 200
+                return None
+            case "follow":
+                assert names(await events(server, response_id))[-1] == "completed"
+            case "abandon":
+                async with server.get(f"/v1/responses/{response_id}?stream=true") as response:
+                    await response.content.readany()
+                    response.close()
+        return await until_ended(server, response_id)
+
+    found = await asyncio.gather(*(one() for _ in range(30)))
+    await server.nothing_is_held()
+    ended = [one for one in found if one is not None]
+    assert {one["status"] for one in ended} == {"completed", "cancelled"}
+    for response in ended:
+        assert (await events(server, response["id"]))[-1]["response"] == response
+
+
+async def test_the_record_has_one_row_for_it_which_ends_with_it(open_server: Any, short_path: Path) -> None:
+    go_on = short_path / "go-on"
+    server = await open_server(*holding(go_on))
+    async with server.post("/v1/responses", HELLO) as response:
+        first, name = (await response.json())["id"], response.headers["X-Request-Id"]
+    await until_async(lambda: server.inside() == 1)
+    (running,) = server.context.record.running()
+    assert (running.id, running.model, running.outcome) == (name, "tiny", "")
+    await cancelled(server, first)
+    await asyncio.to_thread(go_on.touch)
+    second = (await begun(server, stream=None))["id"]
+    await until_status(server, second, "completed")
+    await server.nothing_is_held()
+    await server.context.record.written()
+
+    def read() -> list[Row]:
+        with RecordReader(server.greenroom.home) as reader:
+            return [row for row in reader.rows(RowFilter()) if row.path == "/v1/responses"]
+
+    rows = await asyncio.to_thread(read)
+    assert [(row.id == name, row.status, row.outcome) for row in rows] == [
+        (True, 200, "cancelled"),
+        (False, 200, "whole"),
+    ]
+    assert (rows[1].tokens_out, rows[1].caller_kind, rows[1].asked) == (4, "process", "tiny")
+    assert rows[1].first_token is not None
 
 
 async def test_tools_that_are_done_here_work_in_the_background(open_server: Any) -> None:

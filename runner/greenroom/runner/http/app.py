@@ -79,9 +79,9 @@ def context_of(app: Application) -> Context:
 
 class _FrontDoor:
     def __init__(self, context: Context, guard: _Guard) -> None:
+        self._context = context
         self._ids = context.ids
         self._record = context.record
-        self._callers = context.callers
         self._guard = guard
         self._idempotency = IdempotentRequests(context)
 
@@ -116,8 +116,6 @@ class _FrontDoor:
         """Hand what is known of a request to its record."""
         note = request.note
         note.family = note.family or _family_of(note.path)
-        note.address, note.agent = request.remote, request.headers.get("User-Agent", "")
-        note.refusal = request.refused
         if response is None:
             note.status = request.served or (LEFT if request.gone else 500)
             note.broken = "" if request.served else "left" if request.gone else "cut"
@@ -125,9 +123,7 @@ class _FrontDoor:
             note.status = response.status
             if note.kept is not None and isinstance(response, Response):
                 note.kept.add(response.body)
-        if note.caller is None:
-            note.caller = self._callers.at_once(request)
-        self._record.end(note, ended)
+        self._context.recorded(request, ended)
 
     async def _answer(self, request: Request) -> AnyResponse:
         try:

@@ -62,6 +62,14 @@ class Context:
         """What names stood for while the models were these."""
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def recorded(self, request: Request, ended: float) -> None:
+        """Hand what is known of a request that has ended, by `time.perf_counter`, to its record."""
+        note = request.note
+        note.address, note.agent = request.remote, request.headers.get("User-Agent", "")
+        note.refusal = request.refused
+        note.caller = note.caller or self.callers.at_once(request)
+        self.record.end(note, ended)
+
     def tell_device(self, request: Request, engine_id: str) -> None:
         """Answer a request that asks for it with where its model is computed."""
         if request.headers.get(EXPLAIN_HEADER) == "1":

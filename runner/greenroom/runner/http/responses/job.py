@@ -11,6 +11,7 @@ from greenroom.runner.http.port import EVENT_STREAM, Request, Stream
 from greenroom.runner.http.responses.event_log import EventLog
 from greenroom.runner.http.responses.input import Item
 from greenroom.runner.http.responses.response import ResponseTranslation
+from greenroom.runner.record.row import Note
 
 
 class Job:
@@ -21,6 +22,7 @@ class Job:
         self.owner = owner
         self.log = EventLog()
         self.request = _Unattended(asked, self)
+        self._asked = asked
         self.translation: JobTranslation | None = None
         """Once the request has been understood."""
         self.input: list[Item] = []
@@ -60,13 +62,15 @@ class Job:
     def accept(self) -> Stream:
         """Nothing but the scheduler and an engine can refuse it any more. The stream of its answer."""
         assert self.translation is not None
+        # The record's row is this request's from now on, and ends with it.
+        self._asked.note = Note()
         self.translation.queue()
         self.is_accepted.set()
         return _Unsent(self.log)
 
     def end(self, why: Refusal, *, cancelled: bool = False) -> None:
         """End it soon, unless it has ended."""
-        if self.ending is None:
+        if self.ending is None and not (self.translation is not None and self.translation.ended):
             self.ending, self.cancelled = why, cancelled
 
     def close(self, stopping: Refusal) -> None:
@@ -74,8 +78,10 @@ class Job:
         if self.translation is not None and self.is_accepted.is_set():
             if self.cancelled:
                 self.translation.cancel()
-            else:
-                self.translation.error(self.ending or stopping, None, self.request.id)
+            elif not self.translation.ended:
+                self.ending = self.ending or stopping
+                self.translation.error(self.ending, None, self.request.id)
+            self.request.refused = self.request.refused or self.ending
         self.log.end()
         self.is_over.set()
         # What the model has read may be large, and is not needed for the events.
@@ -83,6 +89,8 @@ class Job:
 
     def _tell(self, event: bytes) -> None:
         self.log.add(event)
+        if (kept := self.request.note.kept) is not None:
+            kept.add(event)
         self._grown(self, len(event))
 
 
@@ -146,6 +154,7 @@ class _Unattended(Request):
         self.headers, self.params, self.route = asked.headers, dict(asked.params), asked.route
         self.id, self.answer_headers = asked.id, asked.answer_headers
         self.known_body = asked.known_body
+        self.note = asked.note
         self._peer, self._remote = asked.peer, asked.remote
         self._job = job
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from greenroom.actors.kernel.errors import Refusal, Refused
@@ -158,6 +159,8 @@ class Jobs:
         if response_id:
             del self._running[response_id]
             self._ended[response_id] = job.log
+            job.request.note.status = 200
+            self._context.recorded(job.request, time.perf_counter())
             self._make_room()
             asyncio.get_running_loop().call_later(FOLLOWED, self.forget, response_id)
 

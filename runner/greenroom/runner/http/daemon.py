@@ -1,4 +1,4 @@
-"""The daemon over HTTP: is it alive, is it ready, what is it doing, why is something as it is; and stop it."""
+"""The daemon over HTTP: is it alive, is it ready, what is it doing, why is something so; and stop it."""
 
 from __future__ import annotations
 

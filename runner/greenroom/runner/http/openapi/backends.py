@@ -49,21 +49,26 @@ class VariantRow(RankedVariant, frozen=True, kw_only=True):
     """The command that installs it."""
 
 
-class InstallJobRow(msgspec.Struct, kw_only=True):
+class InstallStep(msgspec.Struct, kw_only=True):
+    """How far an installation is."""
+
+    message: str | msgspec.UnsetType = _UNSET
+    rate: float | msgspec.UnsetType = _UNSET
+    percent: int | msgspec.UnsetType = _UNSET
+    follows: str | msgspec.UnsetType = _UNSET
+    place: int | msgspec.UnsetType = _UNSET
+    parts: list[Part] | msgspec.UnsetType = _UNSET
+
+
+class InstallJobRow(InstallStep, kw_only=True):
     id: str
     attempt: int
     retry_at: float
     queue: list[str]
     job: str | msgspec.UnsetType = _UNSET
     phase: str | msgspec.UnsetType = _UNSET
-    message: str | msgspec.UnsetType = _UNSET
     done: int | msgspec.UnsetType = _UNSET
     total: int | msgspec.UnsetType = _UNSET
-    rate: float | msgspec.UnsetType = _UNSET
-    percent: int | msgspec.UnsetType = _UNSET
-    follows: str | msgspec.UnsetType = _UNSET
-    place: int | msgspec.UnsetType = _UNSET
-    parts: list[Part] | msgspec.UnsetType = _UNSET
 
 
 class BackendRow(msgspec.Struct, kw_only=True):
@@ -98,17 +103,11 @@ class ActivatedAnswer(msgspec.Struct):
     installation: Installation
 
 
-class InstallProgress(msgspec.Struct, kw_only=True, tag="progress"):
+class InstallProgress(InstallStep, kw_only=True, tag="progress"):
     done: int
     total: int
     job: str
     phase: str
-    message: str | msgspec.UnsetType = _UNSET
-    rate: float | msgspec.UnsetType = _UNSET
-    percent: int | msgspec.UnsetType = _UNSET
-    follows: str | msgspec.UnsetType = _UNSET
-    place: int | msgspec.UnsetType = _UNSET
-    parts: list[Part] | msgspec.UnsetType = _UNSET
     seconds_left: float | msgspec.UnsetType = _UNSET
 
 

@@ -45,23 +45,16 @@ class NotNowAnswer(msgspec.Struct):
     status: str | msgspec.UnsetType = msgspec.UNSET
 
 
+_RUNNING = Operation(
+    summary="Say that Greenroom is running",
+    answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
+)
+
 OPERATIONS = {
-    "GET /": Operation(
-        summary="Say that Greenroom is running",
-        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
-    ),
-    "GET /v1": Operation(
-        summary="Say that Greenroom is running",
-        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
-    ),
-    "GET /anthropic": Operation(
-        summary="Say that Greenroom is running",
-        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
-    ),
-    "GET /api": Operation(
-        summary="Say that Greenroom is running",
-        answers={200: Returns("Greenroom is running.", str, content=PLAIN)},
-    ),
+    "GET /": _RUNNING,
+    "GET /v1": _RUNNING,
+    "GET /anthropic": _RUNNING,
+    "GET /api": _RUNNING,
     "GET /logs": Operation(
         summary="Read the logs of the daemon and its engines",
         detail="The engines' logs are included only for callers on the daemon's machine.",

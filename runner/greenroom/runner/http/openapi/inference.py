@@ -37,6 +37,13 @@ class TokenUsage(msgspec.Struct, kw_only=True):
     total_tokens: int | msgspec.UnsetType = _UNSET
 
 
+class EngineAnswer(msgspec.Struct, kw_only=True):
+    id: str | msgspec.UnsetType = _UNSET
+    object: str | msgspec.UnsetType = _UNSET
+    created: int | msgspec.UnsetType = _UNSET
+    model: str | msgspec.UnsetType = _UNSET
+
+
 class ChatMessage(msgspec.Struct, kw_only=True):
     role: str | msgspec.UnsetType = _UNSET
     content: str | msgspec.UnsetType | None = _UNSET
@@ -51,13 +58,9 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     logprobs: dict[str, Any] | msgspec.UnsetType | None = _UNSET
 
 
-class ChatAnswer(msgspec.Struct, kw_only=True):
+class ChatAnswer(EngineAnswer, kw_only=True):
     """A `chat.completion`, with the engine's fields."""
 
-    id: str | msgspec.UnsetType = _UNSET
-    object: str | msgspec.UnsetType = _UNSET
-    created: int | msgspec.UnsetType = _UNSET
-    model: str | msgspec.UnsetType = _UNSET
     choices: list[ChatChoice]
     usage: TokenUsage | msgspec.UnsetType = _UNSET
 
@@ -68,13 +71,9 @@ class ChunkChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | msgspec.UnsetType | None = _UNSET
 
 
-class ChatChunk(msgspec.Struct, kw_only=True):
+class ChatChunk(EngineAnswer, kw_only=True):
     """A `chat.completion.chunk`; `[DONE]` follows the last one."""
 
-    id: str | msgspec.UnsetType = _UNSET
-    object: str | msgspec.UnsetType = _UNSET
-    created: int | msgspec.UnsetType = _UNSET
-    model: str | msgspec.UnsetType = _UNSET
     choices: list[ChunkChoice]
     usage: TokenUsage | msgspec.UnsetType | None = _UNSET
 
@@ -85,13 +84,9 @@ class TextChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | msgspec.UnsetType | None = _UNSET
 
 
-class TextAnswer(msgspec.Struct, kw_only=True):
+class TextAnswer(EngineAnswer, kw_only=True):
     """A `text_completion`, or one chunk of it in a stream."""
 
-    id: str | msgspec.UnsetType = _UNSET
-    object: str | msgspec.UnsetType = _UNSET
-    created: int | msgspec.UnsetType = _UNSET
-    model: str | msgspec.UnsetType = _UNSET
     choices: list[TextChoice]
     usage: TokenUsage | msgspec.UnsetType | None = _UNSET
 
@@ -134,11 +129,7 @@ class ScoreRow(msgspec.Struct, kw_only=True):
     score: float
 
 
-class ScoreAnswer(msgspec.Struct, kw_only=True):
-    id: str | msgspec.UnsetType = _UNSET
-    object: str | msgspec.UnsetType = _UNSET
-    created: int | msgspec.UnsetType = _UNSET
-    model: str | msgspec.UnsetType = _UNSET
+class ScoreAnswer(EngineAnswer, kw_only=True):
     data: list[ScoreRow]
     usage: TokenUsage | msgspec.UnsetType = _UNSET
 

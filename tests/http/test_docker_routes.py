@@ -201,4 +201,35 @@ async def test_every_name_of_a_model_is_listed_and_an_answer_has_the_one_that_wa
     assert len(server.engines()) == 1
 
 
+async def test_every_family_offers_the_names_that_may_have_been_meant(open_server: Any) -> None:
+    server = await open_server()
+    asked = {"model": "ai/tinny:7b"}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": MESSAGE["messages"]},
+        "/v1/completions": {"prompt": "hi"},
+        "/v1/embeddings": {"input": "hi"},
+        "/v1/responses": {"input": "hi"},
+        "/v1/messages": MESSAGE,
+        "/v1/messages/count_tokens": MESSAGE,
+        "/api/chat": {"messages": MESSAGE["messages"]},
+        "/api/generate": {"prompt": "hi"},
+        "/api/embed": {"input": "hi"},
+        "/api/show": {},
+        "/rerank": {"query": "q", "documents": ["a"]},
+        "/v1/rerank": {"query": "q", "documents": ["a"]},
+        "/score": {"text_1": "a", "text_2": "b"},
+        "/tokenize": {"content": "hi"},
+    }
+    for path, body in bodies.items():
+        async with server.post(path, asked | body) as response:
+            assert response.status == 404, path
+            said = await response.text()
+            assert "Did you mean tiny?" in said, path
+            assert ("greenroom pull ai/tinny:7b" in said) != path.startswith("/api/")
+    for path in ("/v1/models/tinny", "/models/tinny", "/props?model=tinny"):
+        async with server.get(path) as response:
+            assert response.status == 404
+            assert "Did you mean tiny? Or run: greenroom pull tinny" in await response.text(), path
+
+
 MESSAGE: dict[str, Any] = {"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}

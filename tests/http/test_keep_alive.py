@@ -228,6 +228,17 @@ async def test_a_configuration_that_is_taken_back_is_as_if_it_had_never_been_giv
     assert config == {"context-size": 256}
 
 
+async def test_a_word_that_is_not_one_of_a_settings_is_answered_with_those_that_are(open_server: Any) -> None:
+    server = await open_server()
+    for fields, said in (
+        ({"reset": ["context"]}, "reset must be one of context-size, slots, prompt-cache, require-device,"),
+        ({"mode": "chat"}, "mode must be one of completion, embedding, reranking"),
+    ):
+        async with server.post("/engines/_configure", {"model": "tiny", **fields}) as response:
+            assert response.status == 400
+            assert said in await response.text()
+
+
 async def test_nulls_of_a_configuration_change_nothing_and_a_reset_is_not_given_beside_a_value(
     open_server: Any,
 ) -> None:

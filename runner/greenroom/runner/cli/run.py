@@ -27,6 +27,7 @@ from greenroom.runner.cli.output import announce, readable, style
 from greenroom.runner.cli.variants import Changeovers, fetch_better
 
 _READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
+_MEANT = re.compile(r"Did you mean [^?]*\?")
 _PATIENCE = 2.0
 """Seconds before the progress of reading the prompt is shown."""
 
@@ -105,7 +106,8 @@ class Conversation:
         backend = str(refused.fields.get("backend") or "")
         if refused.code == "model_not_found" and "model" not in done:
             done.add("model")
-            shown.note(f"{self._shown} is not in the store; pulling it.")
+            meant = _MEANT.search(str(refused))
+            shown.note(f"{self._shown} is not in the store; pulling it.{f' {meant[0]}' if meant else ''}")
             shown.note(pull(self._client, self._model, token=self._token, shown=shown))
         elif refused.code == "backend_not_installed" and backend not in done | {""} and self._may_install:
             done.add(backend)

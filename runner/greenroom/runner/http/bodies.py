@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -181,7 +181,7 @@ async def read_json(
         if ignored:
             request.ignore(ignored)
     except NOT_UNDERSTOOD as error:
-        raise _not_understood(error, what or (required and f"{required} is required")) from None
+        raise _not_understood(error, what or (required and f"{required} is required"), kind) from None
     if required and not getattr(found, required).strip():
         raise invalid(f"{required} is required")
     return found
@@ -251,7 +251,18 @@ def _fitted(
     return msgspec.json.encode(fields)
 
 
-def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
+def _words_for(field: str, kind: Any) -> list[str]:
+    """The words that a field of a struct takes, or each item of it; none where it takes others too."""
+    found = msgspec.structs.fields(kind) if isinstance(kind, type) else ()
+    hints = [get_type_hints(kind)[one.name] for one in found if one.encode_name == field]
+    words: list[str] = []
+    for hint in hints:
+        words += [one for one in get_args(hint) if get_origin(hint) is Literal]
+        hints += get_args(hint) if get_origin(hint) is not Literal else ()
+    return words
+
+
+def _not_understood(error: Exception, what: str = "", kind: Any = None) -> HttpRefusal:
     # msgspec names the field of a wrong type; for broken JSON it names the byte. Neither shows the content.
     field = ""
     if isinstance(error, RecursionError):
@@ -265,6 +276,8 @@ def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
             what = f'"{shown(unknown[1])}" is not a known parameter'
         elif sentence:
             what = sentence
+        elif place is not None and "enum value" in str(error) and (words := _words_for(place[1], kind)):
+            what = f"{place[1]} must be one of {', '.join(words)}"
         elif place is not None and not what.startswith(place[1]):
             # What is wrong with another field than the one that must be there is no matter of that one.
             what = str(error)

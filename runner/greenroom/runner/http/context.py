@@ -22,6 +22,7 @@ from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER, Request
 from greenroom.runner.http.responses.store import ResponseStore
 from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Upstreams
+from greenroom.runner.models.near_names import did_you_mean
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 from greenroom.runner.record.recorder import Recorder
 
@@ -98,10 +99,13 @@ class Context:
             raise HttpRefusal(400, "bad_model_name", str(error), param=param) from None
         if model is None:
             name = shown(name.strip())
+            meant = did_you_mean(name, (tag for one in models for tag in listed_names(one)))
+            found, pull = f'model "{name}" is not in the store', f"run: greenroom pull {name}"
             raise HttpRefusal(
                 404,
                 "model_not_found",
-                f'model "{name}" is not in the store; run: greenroom pull {name}',
+                f"{found}." if meant else f"{found}; {pull}",
+                advice=f"{meant} Or {pull}" if meant else "",
                 param=param,
                 subject=name,
             )
@@ -180,6 +184,11 @@ class Context:
 
     def _live_endpoints(self) -> set[str]:
         return {engine.endpoint for engine in self.greenroom.engines() if engine.state != "gone"}
+
+
+def listed_names(model: Model) -> list[str]:
+    """The names a model is listed by: its tags, but for those of files where it has others, else its id."""
+    return [tag for tag in model.tags if not tag.startswith(("file:", "pypi:"))] or [shown_name(model)]
 
 
 def shown_name(model: Model) -> str:

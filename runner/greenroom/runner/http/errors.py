@@ -159,7 +159,9 @@ def error_object(
     if family == "ollama":
         if refusal.code == "model_not_found" and refusal.subject:
             # Clients look for these words.
-            return {"error": f'model "{refusal.subject}" not found, try pulling it first'}
+            question, mark, _ = refusal.advice.partition("?")
+            meant = f". {question}?" if mark else ""
+            return {"error": f'model "{refusal.subject}" not found, try pulling it first{meant}'}
         return {"error": refusal.sentence()}
     error: dict[str, Any] = {"message": refusal.sentence()}
     if family == "anthropic":

@@ -33,7 +33,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.abilities import refuse_other_uses
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
-from greenroom.runner.http.context import Context, shown_name
+from greenroom.runner.http.context import Context, listed_names, shown_name
 from greenroom.runner.http.effective import effective
 from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
@@ -421,7 +421,7 @@ class Listing:
         """Every name under which a model can be asked for."""
         self._context.backend_of(request)
         configs = self._context.configs()
-        named = [(model, name) for model in self._context.greenroom.models() for name in names_of(model)]
+        named = [(model, name) for model in self._context.greenroom.models() for name in listed_names(model)]
         if VERSION_HEADER in request.headers:
             found = [_anthropic_entry(model, name, configs) for model, name in named]
             ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]} if found else {}
@@ -437,11 +437,6 @@ class Listing:
         model = self._context.model(name)
         entry = _anthropic_entry if VERSION_HEADER in request.headers else _entry
         return json_response(entry(model, name, self._context.configs()))
-
-
-def names_of(model: Model) -> list[str]:
-    """The names a model is listed by: its tags, but for those of files where it has others, else its id."""
-    return [tag for tag in model.tags if not tag.startswith(("file:", "pypi:"))] or [shown_name(model)]
 
 
 def _anthropic_entry(model: Model, name: str, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:

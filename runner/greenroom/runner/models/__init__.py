@@ -9,7 +9,7 @@
 - `puller`: performs the library's effects: pulls, and changes of the store
 - `pusher`: publishes models
 - `sources`: one module for each place that models come from
-- `references`: the names of models
+- `references`, `near_names`: the names of models; which one may have been meant
 - `short_names`: short names, and what they stand for
 - `search`: searches for models
 - `preflight`: whether a model can be stored and run here

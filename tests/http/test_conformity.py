@@ -46,7 +46,14 @@ class Conforming(DaemonProcess):
         # These would end the daemon, and remove what is asked for.
         argv += ["--exclude-path", "/daemon/stop", "--exclude-path", "/models/purge"]
         # What is followed has no end.
-        argv += ["--exclude-path", "/logs"]
+        argv += [
+            "--exclude-path",
+            "/logs",
+            "--exclude-path",
+            "/requests",
+            "--exclude-path",
+            "/engines/requests",
+        ]
         argv += ["--suppress-health-check", "all", "--max-failures", "5", *options]
         env = os.environ | {
             "CONFORMITY_MODEL": str(self.file),

@@ -47,13 +47,6 @@ async def test_what_nothing_here_serves_is_said_with_what_would(open_server: Any
         assert "serve" in error["message"] or "model" in error["message"]
 
 
-async def test_there_is_no_record_of_requests_and_that_is_said(open_server: Any) -> None:
-    server = await open_server()
-    async with server.get("/engines/requests?model=tiny", headers=DOCKER) as response:
-        assert response.status == 404
-        assert (await response.text()).startswith("Greenroom does not record requests and answers")
-
-
 async def test_purging_as_dockers_command_line_does_it(open_server: Any) -> None:
     server = await open_server()
     async with server.chat() as response:

@@ -34,6 +34,7 @@
 - `configuring`, `effective`: how models are loaded
 - `daemon`: alive, ready, jobs, why, stop
 - `logs`, `engine_metrics`: what the daemon and its engines have printed; the engines' own numbers
+- `requests`, `docker_requests`: the record of requests, and Docker's form of it
 - `openapi`: the description of all this, for programs and for people
 - `idempotency`: `Idempotency-Key`
 - `progress_stream`: the progress that a waiting client is sent

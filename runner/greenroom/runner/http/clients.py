@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
@@ -268,6 +269,16 @@ class Callers:
         await asyncio.wait([look])
         self._look, self._next = asyncio.current_task(), None
         return await asyncio.to_thread(_processes)
+
+
+def is_local(request: Request) -> bool:
+    """Whether the client is on this machine."""
+    if not isinstance(request.peer, tuple):
+        return True  # a unix socket
+    try:
+        return ipaddress.ip_address(request.remote.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def _share(request: Request, user: str) -> str:

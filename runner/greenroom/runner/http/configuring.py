@@ -219,7 +219,7 @@ class Configuring:
                             "Model": shown_name(model),
                             "ModelID": model.id,
                             "Mode": mode,
-                            "Config": _config(config),
+                            "Config": as_configured(config),
                         }
                     )
         return json_response(entries)
@@ -288,7 +288,8 @@ def _with_old(sizes: Sizes, old: ModelConfigState, model: Model) -> Sizes:
     )
 
 
-def _config(config: ModelConfigState) -> dict[str, Any]:
+def as_configured(config: ModelConfigState) -> dict[str, Any]:
+    """Docker's `BackendConfiguration`, with what we have beside it."""
     fields: dict[str, Any] = {}
     if config.context_size is not None:
         fields["context-size"] = config.context_size

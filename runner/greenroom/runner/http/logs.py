@@ -7,13 +7,13 @@ clients, so callers on other machines get the daemon's log alone.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from greenroom.actors.characters import visible
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.http.bodies import invalid, is_true
+from greenroom.runner.http.clients import is_local
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import TEXT, AnyResponse, Request, Response
@@ -76,7 +76,7 @@ class Logs:
             raise HttpRefusal(404, "no_log", "service log not found: no daemon writes one here.")
         own = Log("daemon", files)
         logs = {"": own}
-        with_engines = not no_engines and _is_local(request)
+        with_engines = not no_engines and is_local(request)
         if request.method == "HEAD":
             return Response(content_type=TEXT)
         stream = await request.start(headers={"Content-Type": TEXT, "Cache-Control": "no-cache"})
@@ -123,16 +123,6 @@ def _tail(text: str) -> int | None:
     if not text.isascii() or not text.isdecimal() or len(text) > 7 or int(text) > _MOST:
         raise invalid(f'tail must be "all" or a number of lines up to {_MOST}', param="tail")
     return int(text)
-
-
-def _is_local(request: Request) -> bool:
-    """Whether the client is on this machine."""
-    if not isinstance(request.peer, tuple):
-        return True  # a unix socket
-    try:
-        return ipaddress.ip_address(request.remote.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def _harmless(line: bytes) -> str:

@@ -33,13 +33,3 @@ def not_served(path: str) -> Handler:
         raise HttpRefusal(404, "not_offered", sentence, advice=f"{instead[:1].upper()}{instead[1:]}.")
 
     return serve
-
-
-async def requests(request: Request) -> AnyResponse:  # noqa: ARG001 - a handler
-    """Docker Model Runner's record of requests."""
-    raise HttpRefusal(
-        404,
-        "not_recorded",
-        "Greenroom does not record requests and answers.",
-        advice="The log lists requests without their content: greenroom logs, or GET /logs.",
-    )

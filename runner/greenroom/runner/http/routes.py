@@ -14,6 +14,7 @@ from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.daemon import DaemonRoutes
+from greenroom.runner.http.docker_requests import DockerRequests
 from greenroom.runner.http.embedding_dimensions import shortened_if_asked
 from greenroom.runner.http.engine_metrics import EngineMetrics
 from greenroom.runner.http.engines import Engines
@@ -22,7 +23,7 @@ from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.llama_server import KINDS, LlamaServer
 from greenroom.runner.http.logs import Logs
 from greenroom.runner.http.models import Listing, Models
-from greenroom.runner.http.not_served import NOT_SERVED, not_served, requests
+from greenroom.runner.http.not_served import NOT_SERVED, not_served
 from greenroom.runner.http.ollama.inference import OllamaInference
 from greenroom.runner.http.ollama.models import OllamaModels
 from greenroom.runner.http.ollama.transfers import OllamaTransfers
@@ -30,6 +31,7 @@ from greenroom.runner.http.openapi.routes import ApiDescription
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
 from greenroom.runner.http.ranking import RERANK, scoring
 from greenroom.runner.http.ranking_fields import RERANKING
+from greenroom.runner.http.requests import Requests
 from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
 
@@ -92,7 +94,14 @@ def all_routes(context: Context) -> Iterator[Route]:
 
     yield _known("GET", "/logs", attended(Logs(context).logs), "follow", "no-engines", "tail")
     yield Route("GET", "/metrics", attended(EngineMetrics(context).metrics))
-    yield _known("GET", "/engines/requests", requests, "model", "include_existing")
+    recorded = attended(DockerRequests(context).requests)
+    yield _known("GET", "/engines/requests", recorded, "model", "include_existing")
+    record = Requests(context)
+    listed = ("model", "status", "slow", "since", "last", "follow")
+    yield _ours("GET", "/requests", attended(record.all), *listed)
+    yield _ours("GET", "/requests/record", record.bodies_wanted)
+    yield _ours("POST", "/requests/record", record.record_bodies)
+    yield _ours("GET", "/requests/{id}", record.one)
 
     engines, configuring = Engines(context), Configuring(context)
     yield Route("GET", "/engines/status", engines.status)

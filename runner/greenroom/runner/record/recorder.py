@@ -181,8 +181,13 @@ class Recorder:
                 rows.append((row_of(note), note.kept))
             except Exception:  # noqa: BLE001 - one that cannot be told must not cost the others
                 _log.exception("request %s could not be recorded", note.id)
-        for listener in tuple(self._listeners):
-            listener([row for row, _ in rows])
+        try:
+            self._append(rows)
+        finally:
+            for listener in tuple(self._listeners):
+                listener([row for row, _ in rows])
+
+    def _append(self, rows: list[tuple[Row, Kept | None]]) -> None:
         try:
             replaced = self._table.append(rows, self._clock())
         except NotUsable as error:

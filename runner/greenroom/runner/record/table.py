@@ -61,6 +61,13 @@ _INSERT = (
 )
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM requests"  # noqa: S608
 
+_LATEST = f"""
+SELECT {", ".join(_COLUMNS)} FROM (
+  SELECT *, row_number() OVER (PARTITION BY model_id ORDER BY at DESC, number DESC) AS age FROM requests
+  WHERE model_id != '' AND family != 'management'
+) WHERE age <= ? ORDER BY at
+"""  # noqa: S608
+
 
 class Bodies(NamedTuple):
     """What was said in one request, as text."""
@@ -246,6 +253,10 @@ class RecordReader:
         clause, values = wanted.clause()
         found = self._read(f"{_SELECT} WHERE {clause} ORDER BY at DESC, number DESC LIMIT ?", [*values, last])
         return [_row(one) for one in reversed(found)]
+
+    def latest_of_models(self, each: int) -> list[Row]:
+        """The last so many requests to each model, the oldest first."""
+        return [_row(one) for one in self._read(_LATEST, [each])]
 
     def row(self, request_id: str) -> Row | None:
         return next((_row(one) for one in self._read(f"{_SELECT} WHERE id = ?", [request_id])), None)

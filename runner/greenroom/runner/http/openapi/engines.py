@@ -153,15 +153,6 @@ OPERATIONS = {
         query={"all": Parameter("Include the latest engines that stopped, and why.", bool)},
         answers={200: Returns("The engines.", list[EngineRow])},
     ),
-    "GET /engines/requests": Operation(
-        summary="Refused: requests are not recorded",
-        query={
-            "model": Parameter("Ignored."),
-            "include_existing": Parameter("Ignored."),
-        },
-        answers={},
-        errors=frozenset({404}),
-    ),
     "GET /engines/devices": Operation(
         summary="List the graphics devices",
         query={"refresh": Parameter("Query the drivers again. This may take seconds.", bool)},

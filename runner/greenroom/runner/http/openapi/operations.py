@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from greenroom.runner.http.openapi import backends, daemon, engines, inference, models, ollama
+from greenroom.runner.http.openapi import backends, daemon, engines, inference, models, ollama, requests
 from greenroom.runner.http.openapi.operation import Operation
 
 TAGS = {
@@ -16,6 +16,7 @@ TAGS = {
     "Models": models.OPERATIONS,
     "Engines": engines.OPERATIONS,
     "Backends": backends.OPERATIONS,
+    "Requests": requests.OPERATIONS,
     "Daemon": daemon.OPERATIONS,
 }
 """The operations, in the order in which they are shown."""

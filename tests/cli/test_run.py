@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from greenroom.runner.cli.client import DaemonRequest
 
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 16
 CHAT = "POST /v1/chat/completions"
 
 
@@ -54,7 +57,7 @@ def test_only_the_answer_goes_to_standard_output(greenroom: Any, our_daemon: Any
 def test_progress_through_a_long_prompt_is_reported(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch, patience: float, told: str
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.cli.run._PATIENCE", patience)
+    monkeypatch.setattr("greenroom.runner.cli.conversation._PATIENCE", patience)
     our_daemon.routes[CHAT] = Chat(
         words=[": keepalive 32/900", "", ": keepalive 900/900", "", *answer("Yes.")]
     )
@@ -243,26 +246,95 @@ def test_an_answer_that_is_cut_off_is_said_to_be(greenroom: Any, our_daemon: Any
     assert "The answer was cut off" in outcome.err
 
 
-def test_a_chat_remembers_obeys_and_leaves(our_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = iter(["Hi", "/system Be kind.", '"""Two', 'lines"""', "/what", "/stats", "/bye"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    our_daemon.routes[CHAT] = Chat(words=answer("Hello."))
-    from greenroom.runner.cli.client import Client
-    from greenroom.runner.cli.run import Conversation, chat
-    from greenroom.runner.cli.variants import Changeovers
+@pytest.mark.parametrize(
+    ("flags", "sent"),
+    [
+        (["--temperature", "0", "--seed", "7"], {"temperature": 0.0, "seed": 7}),
+        (["--keep-alive", "1h"], {"keep_alive": "3600s"}),
+        (["--keep-alive", "forever"], {"keep_alive": "-1"}),
+        (["--context", "4096"], {"num_ctx": 4096}),
+        (["--context", "max"], {"num_ctx": 2**27}),
+        (["--format", "json"], {"response_format": {"type": "json_object"}}),
+    ],
+)
+def test_flags_are_sent_with_the_question(
+    greenroom: Any, our_daemon: Any, flags: list[str], sent: dict[str, Any]
+) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("Yes."))
 
-    said: list[str] = []
-    client = Client(our_daemon.url)
-    conversation = Conversation(client, "smollm2", say=said.append)
-    chat(conversation, "smollm2", Changeovers(client))
+    assert greenroom("run", "smollm2", *flags, "Really?").out == "Yes.\n"
 
-    bodies = our_daemon.bodies("/v1/chat/completions")
-    assert bodies[0]["messages"] == [{"role": "user", "content": "Hi"}]
-    assert bodies[1]["messages"] == [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Two\nlines"},
+    preload, asked = our_daemon.bodies("/v1/chat/completions")
+    known = ("model", "messages", "stream", "stream_options")
+    assert {name: value for name, value in asked.items() if name not in known} == sent
+    loading = {name: value for name, value in sent.items() if name in ("keep_alive", "num_ctx")}
+    assert preload == {"model": "smollm2", "messages": [], "stream": False, **loading}
+
+
+def test_a_schema_comes_from_a_file(greenroom: Any, our_daemon: Any, tmp_path: Path) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("{}"))
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+
+    assert greenroom("run", "smollm2", "--format", f"{tmp_path}/schema.json", "Go").code == 0
+
+    wanted = our_daemon.bodies("/v1/chat/completions")[-1]["response_format"]
+    assert (wanted["type"], wanted["json_schema"]["schema"]) == ("json_schema", {"type": "object"})
+    (tmp_path / "schema.json").write_text("[")
+    refused = greenroom("run", "smollm2", "--format", f"{tmp_path}/schema.json", "Go")
+    assert (refused.code, "schema.json is not JSON" in refused.err) == (2, True)
+
+
+def test_files_are_put_where_the_prompt_names_them(
+    greenroom: Any, our_daemon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("Yes."))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a letter.txt").write_text("Dear Ann,\n")
+    (tmp_path / "photo.png").write_bytes(PNG)
+
+    prompt = 'Who wrote @"a letter.txt", @bob or x@photo.png?'
+    assert greenroom("run", "smollm2", prompt, stdin="@photo.png\n").code == 0
+    assert greenroom("run", "smollm2", "--image", "photo.png", "And @photo.png?").code == 0
+    assert greenroom("run", "smollm2", stdin="@photo.png\n").code == 0, "a pipe may be from others"
+
+    first, second, third = [
+        body["messages"][0]["content"]
+        for body in our_daemon.bodies("/v1/chat/completions")
+        if body["messages"]
     ]
-    assert conversation.messages[-1] == {"role": "assistant", "content": "Hello."}
+    letter = "a letter.txt\n\n--- a letter.txt ---\nDear Ann,\n---\n"
+    assert first == f"Who wrote {letter}, @bob or x@photo.png?"
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64encode(PNG).decode()}"}}
+    assert second == [{"type": "text", "text": "And photo.png?"}, image, image]
+    assert third == "@photo.png"
+
+
+def test_json_has_the_answer_and_what_it_cost(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("The ", "sea."))
+
+    found = json.loads(greenroom("run", "smollm2", "--json", "Hi").out)
+
+    assert found["answer"] == "The sea."
+    assert (found["prompt_tokens"], found["answer_tokens"], found["finish_reason"]) == (5, 2, "stop")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-d", "smollm2", "hi"], "--detach only loads the model: leave out the prompt"),
+        (["smollm2", "--temperature", "3", "hi"], "3.0 is not in the range"),
+        (["smollm2", "--context", "much", "hi"], "'much' is not a number of tokens"),
+        (["smollm2", "--image", "/nowhere.png", "hi"], "/nowhere.png cannot be read"),
+        (["smollm2", "--image", "/etc/hostname", "hi"], "is not an image: PNG, JPEG,"),
+    ],
+)
+def test_a_mistake_is_a_usage_error_before_anything_is_asked(
+    greenroom: Any, our_daemon: Any, arguments: list[str], said: str
+) -> None:
+    outcome = greenroom("run", *arguments)
+
+    assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+    assert our_daemon.seen == []
 
 
 def test_a_request_that_is_left_closes_its_connection(our_daemon: Any) -> None:

@@ -270,6 +270,26 @@ async def test_a_larger_context_is_loaded_for_a_request_and_never_configured(ope
         assert await response.json() == []
 
 
+async def test_openais_requests_may_ask_for_a_larger_context_too(open_server: Any) -> None:
+    server = await open_server()
+    await lines_of(
+        server.post("/api/create", {"model": "short", "from": "tiny", "parameters": {"num_ctx": 500}})
+    )
+    preload = {"X-Preload-Only": "true"}
+    async with server.chat(model="short", num_ctx=600, headers=preload) as response:
+        assert response.status == 200
+    (loaded,) = server.engines("ready")
+    assert loaded.spec.context_size == 600
+    async with server.chat(model="short", num_ctx=700) as response:
+        assert response.status == 200
+        assert "X-Greenroom-Ignored" not in response.headers
+    (loaded,) = server.engines("ready")
+    assert loaded.spec.context_size == 700
+    for wrong in ("much", -1, True, 2**40):
+        status, error = await server.error(server.chat(model="short", num_ctx=wrong))
+        assert (status, error["param"]) == (400, "num_ctx"), wrong
+
+
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"messages": [{"role": "robot"}]}, "messages[0].role"),
     ("chat", {"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
 
 import msgspec
 
-from greenroom.actors.limits import Name, complaint
+from greenroom.actors.limits import CONTEXT, Name, complaint
 from greenroom.actors.values import Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.http.errors import HttpRefusal
@@ -93,6 +93,8 @@ class Routing(msgspec.Struct, frozen=True, gc=False):
     model: Name = ""
     keep_alive: str | float | None = None
     """How long the model is to stay: a duration, or a number of seconds; negative means indefinitely."""
+    num_ctx: Any = None
+    """Tokens that the request needs at least; not checked."""
 
 
 _decode_routing = msgspec.json.Decoder(Routing).decode
@@ -158,6 +160,16 @@ def wished_keep_alive(routing: Routing) -> float | None:
         return keep_alive_of(routing.keep_alive)
     except ValueError as error:
         raise HttpRefusal(400, "invalid_request", f"keep_alive: {error}.", param="keep_alive") from None
+
+
+def wished_context(routing: Routing, model: Model) -> int:
+    """Tokens that the engine's context is to have at least; 0 without a wish. Raises HttpRefusal: 400."""
+    wished = routing.num_ctx
+    if wished is None:
+        return 0
+    if isinstance(wished, bool) or not isinstance(wished, int) or not 0 <= wished <= CONTEXT:
+        raise invalid(f"num_ctx must be a whole number from 0 to {CONTEXT}", param="num_ctx")
+    return min(wished, model.context_length or wished)
 
 
 async def read_json(

@@ -40,6 +40,7 @@ from greenroom.runner.http.bodies import (
     routing_of,
     spoken_by,
     translate,
+    wished_context,
     wished_keep_alive,
 )
 from greenroom.runner.http.clients import ReadWatch
@@ -63,7 +64,7 @@ _log = logging.getLogger(__name__)
 _REACH_FOR = 5.0
 """Seconds to keep asking for an engine that can be reached: an exit is noticed within hundredths of one."""
 _REACH_PAUSE = 0.025
-_OURS = frozenset({"keep_alive"})
+_OURS = frozenset({"keep_alive", "num_ctx"})
 """Fields that are for us and that an engine might refuse."""
 _TURN = 30.0
 """Seconds a request that was inside a dying engine with others waits for its turn to be retried alone."""
@@ -190,7 +191,9 @@ class Exchange:
         self._asked_as = routing.model
         if context.record.bodies_left:
             context.record.take_body(note, body)
-        self._ours = _OURS if routing.keep_alive is not None else frozenset()
+        if routing.keep_alive is not None or routing.num_ctx is not None:
+            self._ours = _OURS
+            self._context_size = wished_context(routing, model)
         if request.headers.get("X-Preload-Only", "").lower() == "true":
             await self._admit(model, routing, {}).enter()
             return Response()
@@ -201,7 +204,8 @@ class Exchange:
         if translation is not None:
             request.ignore(name for name in (*right.unknown, *translation.ignored) if name not in _OURS)
             chat, size = translation.chat, translation.context_size
-            self._context_size = min(size, model.context_length or size)
+            if size:
+                self._context_size = min(size, model.context_length or size)
             right = Checked(msgspec.json.encode(chat), chat)
         await context.abilities.look(
             model, kind.mode, self._backend, right.fields, self._asked(self._backend), self._context_size

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from greenroom.actors.limits import CONTEXT
 from greenroom.runner.http.fields import Check, Dialogue, keep_alive
 from greenroom.runner.http.openapi.operation import Fields
 
@@ -49,6 +50,8 @@ def request_schema(dialogue: Dialogue) -> Schema:
     fields = {name: _or_nothing(schema_of(check)) for name, check in dialogue.fields.items()}
     fields["model"] = {"type": "string", "minLength": 1, "description": "A model's name or id."}
     fields["keep_alive"] = schema_of(keep_alive)
+    wished = "Tokens that the request needs at least; the model is loaded again if it has less."
+    fields["num_ctx"] = {"type": ["integer", "null"], "minimum": 0, "maximum": CONTEXT, "description": wished}
     for name in dialogue.required:
         fields[name] = schema_of(dialogue.fields[name])
     return {"type": "object", "properties": fields, "required": ["model", *dialogue.required]}

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.engine_runner.messages import EngineList, StopEngine
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.ledger import Device, Memory
 from greenroom.actors.scheduler.messages import Configure, ReadLedger, ReadPlacement, Unload
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import (
     EngineSpec,
     Failure,

@@ -6,9 +6,9 @@ from typing import Any
 
 from greenroom.actors.engine_runner.messages import StopEngine
 from greenroom.actors.installer.messages import BackendStatus, Ensure, PendingInstallRequests
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadRefused
 from greenroom.actors.scheduler.messages import Abandon
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import RequestSnapshot
 from scheduler_stage import NO_SPACE, OFFLINE, Stage, absent, begun, installation, installed, model
 

@@ -8,9 +8,9 @@ import pytest
 
 from greenroom.actors.engine_runner.messages import ForbidStart, StartEngine, StopEngine
 from greenroom.actors.kernel.core import Recovered
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import BreakerClosed, LoadAdmitted, LoadFailed
 from greenroom.actors.scheduler.messages import Abandon, Unload
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Caller, RequestSnapshot
 from scheduler_stage import Stage, begun, model, room_for
 

@@ -8,7 +8,6 @@ import pytest
 
 from greenroom.actors.engine_runner.messages import StopEngine
 from greenroom.actors.kernel.core import Stored
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import ConfigChanged, EvictionDecided
 from greenroom.actors.scheduler.messages import (
     CONFIG_FIELDS,
@@ -19,6 +18,7 @@ from greenroom.actors.scheduler.messages import (
     Unload,
     Unloaded,
 )
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Caller
 from scheduler_stage import Stage, begun, exited, model
 

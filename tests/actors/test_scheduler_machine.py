@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.installer.messages import INSTALLER, CancelInstall, Ensure, Uninstall
 from greenroom.actors.library.messages import LIBRARY
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import LoadAdmitted, LoadFailed
 from greenroom.actors.scheduler.ledger import Device
 from greenroom.actors.scheduler.messages import SCHEDULER, Configure, Unload
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Caller
 from scheduler_stage import model
 from simulation import NO_SPACE, OFFLINE, Simulation

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from greenroom.actors.engine_runner.messages import StopEngine
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import Configure, Serve
 from greenroom.actors.scheduler.queue import LOOK_FOR_MEMORY
+from greenroom.actors.scheduler.turn_context import Limits
 from scheduler_stage import GIB, LLAMA, begun, model, room_for
 
 QWEN, PHI, BERT = model("qwen"), model("phi"), model("bert")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from greenroom.actors.engine_runner.messages import StartEngine
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.library.messages import ModelList
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted, LoadRefused
 from greenroom.actors.scheduler.messages import Abandon, Drain, ReadLedger, Serve
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Caller
 from scheduler_stage import Stage, begun, installed, model, room_for
 

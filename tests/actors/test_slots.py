@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.ledger import Capacity, Memory, larger
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Configure, ReadLedger, SlotFreed
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Caller, EngineSpec, ModelLayers
 from scheduler_stage import GIB, LLAMA, MLX, Stage, model
 

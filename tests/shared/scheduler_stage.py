@@ -14,7 +14,6 @@ from greenroom.actors.kernel.core import Address, Answer, Command, Decision, Eff
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.messages import ModelList
 from greenroom.actors.progress import ProgressBoard
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import (
     AdmitRequest,
@@ -27,6 +26,7 @@ from greenroom.actors.scheduler.effects import (
 )
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import GateEmptied, Granted, Serve
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.testing import Case
 from greenroom.actors.values import (
     BackendFacts,

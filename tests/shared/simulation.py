@@ -48,7 +48,6 @@ from greenroom.actors.library.effects import InspectModels
 from greenroom.actors.library.messages import LIBRARY, ModelsSeen
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened
-from greenroom.actors.scheduler.context import Limits, share
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import (
     AdmitRequest,
@@ -59,8 +58,10 @@ from greenroom.actors.scheduler.effects import (
     PublishRequestProgress,
     RemoveGates,
 )
+from greenroom.actors.scheduler.holdings import share
 from greenroom.actors.scheduler.ledger import Device, Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, Abandon, GateEmptied, Granted, Serve
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.testing import FaultyJournal, ManualSystem
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 from reports import attempt_failed, build_committed, removed

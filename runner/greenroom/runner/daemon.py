@@ -43,11 +43,11 @@ from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState
 from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Engine, EngineSpec, Installation, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backend_facts import facts_of

@@ -4,7 +4,7 @@
 - `state`: what is stored (loads, breakers, quarantines, configurations), and what lives only as long as it
   does
 - `reconcile`: the numbered steps of a turn, from ended loads to `AwaitReady`
-- `context`: what the steps of one turn share
+- `turn_context`: what the steps of one turn share
 - `queue`: where requests wait, whose turn it is, and what each is given or refused
 - `backend_choice`: which backend serves a model
 - `quarantine`: breakers, pauses, and models that an older version of a backend serves
@@ -12,6 +12,7 @@
 - `layers`: how a model is divided between devices and the machine's memory
 - `eviction`: which idle engines are evicted, and which end because their keep-alive is over
 - `ledger`: what memory is reserved, and what is free
+- `holdings`: what memory each engine holds, reserved or measured
 - `ledger_reading`: the ledger as `ps` and `status` show it
 - `messages`: commands and replies
 - `events`: what is stored

@@ -36,7 +36,6 @@ from greenroom.actors.library.messages import ModelList, Release, Released
 from greenroom.actors.limits import flags_complaint
 from greenroom.actors.progress import load_job
 from greenroom.actors.scheduler import events as scheduler_events
-from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.effects import LeaveGate
 from greenroom.actors.scheduler.errors import unloaded
 from greenroom.actors.scheduler.events import ConfigChanged, LoadAdmitted
@@ -73,6 +72,7 @@ from greenroom.actors.scheduler.state import (
     apply,
     config_key,
 )
+from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import BackendFacts, Caller, InstallPolicy, Mode
 
 _OWN_SHARE = 0.75

@@ -21,12 +21,13 @@ from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.scheduler.context import TurnContext, device_footprint, fits, footprint, holding
 from greenroom.actors.scheduler.events import EvictionDecided
+from greenroom.actors.scheduler.holdings import device_footprint, footprint, holding
 from greenroom.actors.scheduler.messages import Unload
 from greenroom.actors.scheduler.placement import Need, Placement
 from greenroom.actors.scheduler.quarantine import is_superseded
-from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting
+from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting, fits
+from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.values import Engine, EngineSpec
 
 

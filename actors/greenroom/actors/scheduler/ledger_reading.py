@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.scheduler.context import Limits, TurnContext, fits, holding
+from greenroom.actors.scheduler.holdings import holding
 from greenroom.actors.scheduler.ledger import Device, context_reckoned
 from greenroom.actors.scheduler.messages import (
     DeviceAccount,
@@ -24,7 +24,9 @@ from greenroom.actors.scheduler.state import (
     SchedulerVolatile,
     Waiting,
     config_key,
+    fits,
 )
+from greenroom.actors.scheduler.turn_context import Limits, TurnContext
 from greenroom.actors.values import BackendFacts, EngineSpec
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from greenroom.actors.scheduler.context import TurnContext
 from greenroom.actors.scheduler.layers import (
     Demand,
     Division,
@@ -32,6 +31,7 @@ from greenroom.actors.scheduler.ledger import (
     reservation_for,
 )
 from greenroom.actors.scheduler.state import ModelConfigState, config_key, excess_key, footprint_key
+from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.sizes import format_size
 from greenroom.actors.values import BackendFacts, EngineSpec, Installation, LayersOn, Model, Reservation
 

@@ -15,7 +15,6 @@ from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import install_job, load_job
 from greenroom.actors.scheduler.backend_choice import Install, NotInstalled, Use, choose
-from greenroom.actors.scheduler.context import TurnContext, fits
 from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
     breaker_open,
@@ -47,7 +46,9 @@ from greenroom.actors.scheduler.state import (
     Waiting,
     Wish,
     config_key,
+    fits,
 )
+from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.sizes import format_size
 from greenroom.actors.values import Engine, EngineSpec, Model
 

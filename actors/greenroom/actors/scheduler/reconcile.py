@@ -34,11 +34,11 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.library.messages import LIBRARY, NoteDamage
 from greenroom.actors.progress import load_job
-from greenroom.actors.scheduler.context import Limits, TurnContext, device_footprint, footprint
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
 from greenroom.actors.scheduler.errors import failure_of, layers_missed, load_failed, never_started, undecided
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
 from greenroom.actors.scheduler.eviction import Evictions
+from greenroom.actors.scheduler.holdings import device_footprint, footprint
 from greenroom.actors.scheduler.messages import Ready, Unloaded
 from greenroom.actors.scheduler.quarantine import (
     FAILURES_TO_OPEN,
@@ -65,6 +65,7 @@ from greenroom.actors.scheduler.state import (
     counts_against_model,
     failures_with,
 )
+from greenroom.actors.scheduler.turn_context import Limits, TurnContext
 from greenroom.actors.values import BackendFacts, EngineSpec, Failure, RequestSnapshot
 
 DRAINED = "drained"

@@ -271,6 +271,34 @@ class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
         return [e for one in self.engines.values() for e in one.values() if e.state != "gone"]
 
 
+def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolatile:
+    """Forget what belongs to engines that are gone, so that nothing grows over weeks."""
+    loads = state.loads.keys()
+    alive = {one.spec.engine_id for one in volatile.alive()}
+    wanted = {config_key(load.spec.model_id, load.spec.mode) for load in state.loads.values()}
+    wanted |= {config_key(one.model_id, one.mode) for one in volatile.queue}
+    cooling = {f"{key}@{breaker.until}" for key, breaker in state.breakers.items()}
+    return msgspec.structs.replace(
+        volatile,
+        met=volatile.met & loads,
+        measured={one: size for one, size in volatile.measured.items() if one in alive or one in loads},
+        begun={one: at for one, at in volatile.begun.items() if one in loads},
+        start_sent={one: at for one, at in volatile.start_sent.items() if one in loads},
+        leaving={one: at for one, at in volatile.leaving.items() if one in alive},
+        forbid_sent={one: at for one, at in volatile.forbid_sent.items() if one in loads},
+        stop_sent={one: at for one, at in volatile.stop_sent.items() if one in alive},
+        # A request's keep-alive applies to the engine that served it, not to the next one.
+        keep_alive={key: seconds for key, seconds in volatile.keep_alive.items() if key in wanted},
+        ready_since={one: at for one, at in volatile.ready_since.items() if one in loads},
+        cooling={name: at for name, at in volatile.cooling.items() if name in cooling},
+    )
+
+
+def fits(spec: EngineSpec, waiting: Waiting) -> bool:
+    same = spec.model_id == waiting.model_id and spec.mode == waiting.mode
+    return same and waiting.backend in ("", spec.backend)
+
+
 def config_key(model_id: str, mode: str) -> str:
     return f"{model_id}|{mode}"
 

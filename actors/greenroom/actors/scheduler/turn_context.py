@@ -9,15 +9,18 @@ import msgspec
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Fault, fault
-from greenroom.actors.scheduler.ledger import PROVEN_BY, Account, Capacity, reckoned, reservation_for
+from greenroom.actors.scheduler.holdings import holding, share
+from greenroom.actors.scheduler.ledger import Account
 from greenroom.actors.scheduler.state import (
     ModelConfigState,
     SchedulerState,
     SchedulerVolatile,
     Waiting,
     config_key,
+    fits,
+    pruned,
 )
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Measured, Mode
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Mode
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,102 +211,3 @@ class TurnContext:
             reserved=sum(holding(spec, self.volatile, device) for spec in by_id.values()),
             unclaimed=loading,
         )
-
-
-def devices_of(spec: EngineSpec) -> tuple[str, ...]:
-    """Ids of the devices whose memory an engine uses."""
-    if spec.placement:
-        return tuple(one.device for one in spec.reservations if one.device)
-    return (spec.device,) if spec.device else ()
-
-
-def share(spec: EngineSpec, device: str = "") -> int:
-    """Bytes reserved for an engine there."""
-    if not device:
-        return spec.memory
-    if spec.placement:
-        return sum(one.total for one in spec.reservations if one.device == device)
-    return spec.device_memory if spec.device == device else 0
-
-
-def _peak(spec: EngineSpec, measured: Measured, device: str) -> int:
-    """The most that an engine was measured to hold there."""
-    if device:
-        # Drivers tell what it holds on all devices together.
-        reserved = sum(share(spec, one) for one in devices_of(spec))
-        return measured.device_peak * share(spec, device) // reserved if reserved else 0
-    # While it loads, it has all of the file in memory that it copies to devices.
-    return measured.now if spec.placement and devices_of(spec) else measured.peak
-
-
-def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
-    """Bytes an engine or a load in flight counts for there: reserved, or measured where that is possible."""
-    reservation, measured = share(spec, device), volatile.measured.get(spec.engine_id)
-    if not reservation or measured is None or (device and measured.device is None):
-        return reservation
-    reading = volatile.gates.get(spec.engine_id)
-    return reckoned(
-        reservation,
-        least(spec, volatile, device),
-        _peak(spec, measured, device),
-        reading.served if reading is not None else 0,
-    )
-
-
-def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
-    """Weights and cache, in bytes; the whole reservation while the model is not known."""
-    if spec.device and not device and not spec.placement:
-        return 0  # they are in the device
-    for reservation in spec.reservations:
-        if reservation.device == device:
-            return reservation.claimable
-    model = (volatile.models or {}).get(spec.model_id)
-    if model is None:
-        return share(spec, device)
-    return reservation_for(model, spec.context_size, 0, Capacity(slots=spec.slots, batch=spec.batch)).total
-
-
-def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
-    """What to reserve for the next engine of this kind, in bytes; 0 when this one was not measured enough."""
-    measured, reading = volatile.measured.get(spec.engine_id), volatile.gates.get(spec.engine_id)
-    if measured is None or (device and measured.device is None):
-        return 0
-    proven = reading is not None and reading.served >= PROVEN_BY
-    peak = _peak(spec, measured, device)
-    return holding(spec, volatile, device) if proven or peak > share(spec, device) else 0
-
-
-def device_footprint(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
-    """The same of all its devices together, unless it has not loaded what was planned."""
-    engine = volatile.engine(spec.engine_id)
-    if engine is not None and engine.has_missed_layers:
-        return 0
-    return sum(footprint(spec, volatile, one) for one in devices_of(spec))
-
-
-def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolatile:
-    """Forget what belongs to engines that are gone, so that nothing grows over weeks."""
-    loads = state.loads.keys()
-    alive = {one.spec.engine_id for one in volatile.alive()}
-    wanted = {config_key(load.spec.model_id, load.spec.mode) for load in state.loads.values()}
-    wanted |= {config_key(one.model_id, one.mode) for one in volatile.queue}
-    cooling = {f"{key}@{breaker.until}" for key, breaker in state.breakers.items()}
-    return msgspec.structs.replace(
-        volatile,
-        met=volatile.met & loads,
-        measured={one: size for one, size in volatile.measured.items() if one in alive or one in loads},
-        begun={one: at for one, at in volatile.begun.items() if one in loads},
-        start_sent={one: at for one, at in volatile.start_sent.items() if one in loads},
-        leaving={one: at for one, at in volatile.leaving.items() if one in alive},
-        forbid_sent={one: at for one, at in volatile.forbid_sent.items() if one in loads},
-        stop_sent={one: at for one, at in volatile.stop_sent.items() if one in alive},
-        # A request's keep-alive applies to the engine that served it, not to the next one.
-        keep_alive={key: seconds for key, seconds in volatile.keep_alive.items() if key in wanted},
-        ready_since={one: at for one, at in volatile.ready_since.items() if one in loads},
-        cooling={name: at for name, at in volatile.cooling.items() if name in cooling},
-    )
-
-
-def fits(spec: EngineSpec, waiting: Waiting) -> bool:
-    same = spec.model_id == waiting.model_id and spec.mode == waiting.mode
-    return same and waiting.backend in ("", spec.backend)

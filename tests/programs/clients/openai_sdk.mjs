@@ -74,6 +74,15 @@ const responses = {
   async stream() {
     const kinds = [];
     for await (const event of client.responses.stream(asked)) kinds.push(event.type);
+    let id;
+    for await (const event of await client.responses.create({ ...asked, background: true, stream: true })) {
+      id = event.response.id;
+      break;
+    }
+    const rest = [];
+    const resumed = await client.responses.retrieve(id, { stream: true, starting_after: 0 });
+    for await (const event of resumed) rest.push(event.type);
+    ensure(rest[0] === "response.queued" && rest.at(-1) === "response.incomplete", rest);
     ensure(kinds[0] === "response.created" && kinds.at(-1) === "response.incomplete", kinds);
   },
   async tools() {
@@ -100,6 +109,11 @@ const responses = {
   },
   async cancellation() {
     for await (const _ of await client.responses.create({ model: MODEL, input: STORY, stream: true })) break;
+    await idle();
+    const begun = await client.responses.create({ model: MODEL, input: STORY, background: true });
+    ensure(begun.status === "queued", begun.status);
+    const ended = await client.responses.cancel(begun.id);
+    ensure(ended.status === "cancelled", ended.status);
     await idle();
   },
   async retries() {

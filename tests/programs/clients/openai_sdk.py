@@ -132,6 +132,13 @@ def responses() -> None:
         assert kinds[0] == "response.created"
         assert kinds[-1] == "response.incomplete"
         assert kinds.count("response.output_text.delta") > 1
+        with client.responses.create(**asked, max_output_tokens=8, background=True, stream=True) as left:
+            created = next(iter(left))
+        assert created.type == "response.created"
+        with client.responses.stream(response_id=created.response.id, starting_after=0) as rest:
+            kinds = [event.type for event in rest]
+        assert (kinds[0], kinds[-1]) == ("response.queued", "response.incomplete")
+        assert client.responses.retrieve(created.response.id).output_text
 
     @check("tools")
     def _() -> None:
@@ -174,6 +181,10 @@ def responses() -> None:
     def _() -> None:
         with client.responses.create(**asked, stream=True) as stream:
             assert next(iter(stream)).type == "response.created"
+        idle()
+        begun = client.responses.create(**asked, background=True)
+        assert begun.status == "queued"
+        assert client.responses.cancel(begun.id).status == "cancelled"
         idle()
 
     @check("retries")

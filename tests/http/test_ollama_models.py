@@ -112,33 +112,6 @@ async def test_a_model_is_made_of_another_with_a_context(open_server: Any) -> No
     assert said["parameters"].split() == ["num_ctx", "99"]
 
 
-async def test_what_a_model_cannot_be_made_with_is_reported(open_server: Any) -> None:
-    server = await open_server()
-    for field, value in (
-        ("system", "Be brief."),
-        ("template", "x"),
-        ("files", {"m.gguf": "sha256:0"}),
-        ("quantize", "q4_0"),
-        ("parameters", {"temperature": 1}),
-        ("parameters", {"num_ctx": "many"}),
-    ):
-        status, said = await asked(server.post("/api/create", {"model": "x", "from": "tiny", field: value}))
-        assert (status, len(said["error"].split()) > 4) == (400, True), said
-    assert (await asked(server.post("/api/create", {"model": "x", "from": "absent"})))[0] == 404
-    assert (await asked(server.post("/api/create", {"model": "x"})))[0] == 400
-    assert await names(server) == [NAME]
-
-
-async def test_a_blob_is_there_or_not_and_none_is_taken(open_server: Any) -> None:
-    server = await open_server()
-    (model,) = server.greenroom.models()
-    for digest, status in ((model.id, 200), (f"sha256:{'0' * 64}", 404), ("sha256:x", 400)):
-        async with server.session.head(f"{server.base}/api/blobs/{digest}") as response:
-            assert response.status == status
-    status, said = await asked(server.session.post(f"{server.base}/api/blobs/{model.id}", data=b"x"))
-    assert (status, "archive" in said["error"]) == (422, True)
-
-
 async def test_a_pull_tells_its_steps_and_ends_with_success(
     open_server: Any, make_gguf: Callable[[Path], Path], tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from hub import LocalHub
 from model_registry import GGUF, Gate, RealRegistry, digest, needs_registry
 
 
-@pytest.mark.parametrize("operation", ["commit", "remove", "tag", "sweep"])
+@pytest.mark.parametrize("operation", ["commit", "remove", "tag", "sweep", "recipe", "create"])
 def test_killed_before_any_change_it_makes_the_store_is_the_old_or_the_new(
     operation: str, tmp_path: Path, programs: Path, gguf: Callable[..., bytes]
 ) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from greenroom.actors.values import Model
+from greenroom.runner.models.description import model_text
 from greenroom.runner.models.puller import Puller
+from greenroom.runner.models.recipe import Defaults, Recipe
 from greenroom.runner.models.store import ModelStore
 from model_registry import BASIC, HTPASSWD, Gate, RealRegistry, digest, needs_registry
 
@@ -67,6 +69,30 @@ def test_a_model_that_is_pushed_and_pulled_elsewhere_keeps_its_id(
     assert outcome == "committed", model
     assert model.id == big.id
     assert other.verify(model.id) == ()
+
+
+def test_a_created_model_is_pushed_and_pulled_with_its_defaults(
+    registry: RealRegistry,
+    big: Model,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: ModelStore,
+    tmp_path: Path,
+) -> None:
+    recipe = Recipe(system="s", parameters={"seed": 1}, template="{{ messages }}", licenses=("MIT",))
+    made = store.repackage(big.id, tag="made", recipe=recipe)
+    reference = f"{registry.host}/me/made:v1"
+    assert push(new_puller(), recorder, made, reference)[0] == "pushed"
+    other = ModelStore(tmp_path / "other")
+    other.prepare()
+    elsewhere = new_puller(other)
+    elsewhere.start("back", reference)
+    outcome, model = recorder.outcome("back")
+    elsewhere.close()
+    assert (outcome, model.id) == ("committed", made.id)
+    assert other.defaults(model.id) == Defaults(system="s", parameters={"seed": 1})
+    text = model_text(other, model.id)
+    assert (text.template, text.license) == ("{{ messages }}", "MIT")
 
 
 def test_what_the_registry_has_is_not_sent_again(

@@ -37,6 +37,8 @@ fake:tokens_total %(tokens)d
 fake:seconds_bucket{le="+Inf",model="own}"} %(requests)d
 fake:seconds_sum 0.5
 """
+LAST: dict[str, Any] = {}
+"""The last request that it was to answer."""
 STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0, "most_at_once": 0}
 
 
@@ -187,7 +189,7 @@ class Engine:
         path = path.partition("?")[0]
         if path == "/stats":
             seen = {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "argv": sys.argv}
-            await answer(writer, 200, {**STATS, "pid": os.getpid(), **seen})
+            await answer(writer, 200, {**STATS, **LAST, "pid": os.getpid(), **seen})
         elif path == "/metrics":
             await answer(writer, 200, METRICS % STATS)
         elif path == "/props":
@@ -213,6 +215,7 @@ class Engine:
     async def complete(self, reader: Any, writer: Any, path: str, request: dict[str, Any]) -> None:
         STATS["requests"] += 1
         STATS["active"] += 1
+        LAST["last"] = request
         STATS["most_at_once"] = max(STATS["most_at_once"], STATS["active"])
         try:
             frozen = self.options.freeze_after_requests

@@ -13,6 +13,9 @@ import sys
 import threading
 from pathlib import Path
 
+from greenroom.runner.models.creation import of_files
+from greenroom.runner.models.recipe import Recipe
+from greenroom.runner.models.references import digest_of
 from greenroom.runner.models.store import ModelStore
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
@@ -39,6 +42,20 @@ def operate(store: ModelStore, folder: Path, operation: str) -> None:
         store.remove(store.models()[0].id)
     elif operation == "tag":
         store.tag(store.models()[0].id, "u")
+    elif operation == "recipe":
+        recipe = Recipe(system="s", parameters={"seed": 1}, template="{{ messages }}", licenses=("MIT",))
+        store.repackage(store.models()[0].id, tag="t", recipe=recipe)
+    elif operation == "create":
+        data = (folder / "b.gguf").read_bytes()
+        upload = store.uploads.begin(digest_of(data))
+        upload.write(data)
+        upload.finish()
+        upload.close()
+        files = {
+            "b.gguf": digest_of(data),
+            "mmproj-a.gguf": digest_of((folder / "mmproj-a.gguf").read_bytes()),
+        }
+        of_files(store, files, tag="t", recipe=Recipe(system="s", template="{{ messages }}"))
     elif operation == "sweep":
         store.sweep()
 

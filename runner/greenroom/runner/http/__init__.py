@@ -12,6 +12,7 @@
 - `abilities`, `suspects`: requests that no engine could serve, or that may have crashed one
 - `admission`: how a request gets a slot in an engine, or is queued for one, and gives it back
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
+- `sampling`, `defaults`: parameters of sampling; what a model says for requests that do not
 - `fields`, `completion_fields`: how the fields of requests are checked; what those of OpenAI's API may hold
 - `images`: whether something is an image, and how large it becomes
 - `schema_checks`: JSON schemas and grammars that no engine may get

@@ -104,10 +104,14 @@ class FilteredTranslation(Translation):
 
     @property
     def chat(self) -> dict[str, Any]:
-        chat = self._inner.chat
+        return self.filtered(self._inner.chat)
+
+    def filtered(self, chat: Mapping[str, Any]) -> dict[str, Any]:
+        """A chat as the engine gets it."""
+        changed = dict(chat)
         for one in reversed(self._filters):
-            chat = one.chat(chat)
-        return chat
+            changed = one.chat(changed)
+        return changed
 
     @property
     def done(self) -> bool:

@@ -32,8 +32,8 @@ class Archives:
     """Those under way. Lives in one event loop."""
 
     def __init__(self) -> None:
-        self._loads = _Turns()
-        self._exports = _Turns()
+        self._loads = Turns()
+        self._exports = Turns()
 
     async def load(self, request: Request, store: ModelStore) -> Model:
         """Stream a request's body into the store; both go on side by side, and neither waits in memory.
@@ -66,7 +66,7 @@ class Archives:
             return stream
 
 
-class _Turns:
+class Turns:
     """A few at once, some more that wait, each for a bounded time."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ async def _load(request: Request, store: ModelStore) -> Model:
     try:
         # A reader that has seen enough closes its end: `work` raises what is wrong.
         with contextlib.suppress(ConnectionError):
-            async for chunk in _chunks(request):
+            async for chunk in chunks_of(request):
                 writer.write(chunk)
                 await writer.drain()
                 if work.done():
@@ -125,7 +125,7 @@ async def _load(request: Request, store: ModelStore) -> Model:
             transport.abort()
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
     """The body as it comes. Only the time that the client takes counts, not what the disk does."""
     waited, came = 0.0, 0
     while True:
@@ -134,7 +134,7 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
                 chunk = await request.read()
         except TimeoutError:
             raise HttpRefusal(
-                408, "body_too_slow", f"Only {came} bytes of the archive arrived within {_WINDOW:.0f}s."
+                408, "body_too_slow", f"Only {came} bytes of the body arrived within {_WINDOW:.0f}s."
             ) from None
         if not chunk:
             return
@@ -160,7 +160,7 @@ def _busy() -> HttpRefusal:
     return HttpRefusal(
         503,
         "busy",
-        "Too many archives are being sent or received.",
+        "Too many archives and files are being sent or received.",
         advice="Try again when one of them is done.",
         retry_after=10.0,
     )

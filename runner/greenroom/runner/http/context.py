@@ -17,6 +17,7 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.abilities import Abilities
 from greenroom.runner.http.admission import RequestIds, SentRequests
 from greenroom.runner.http.clients import Callers, Clients
+from greenroom.runner.http.defaults import ModelDefaults
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER, Request
 from greenroom.runner.http.responses.store import ResponseStore
@@ -56,6 +57,7 @@ class Context:
         self.sent_requests = SentRequests(greenroom.gates, self.engine, self.keep)
         self.suspects = Suspects(self.sent_requests.count)
         self.abilities = Abilities(greenroom, self.configs)
+        self.defaults = ModelDefaults(greenroom.store)
         self.verdicts = {one.name: one.verdict for one in greenroom.facts}
         """Why this machine cannot run a backend; empty for those it can."""
         self._models: tuple[Model, ...] = ()

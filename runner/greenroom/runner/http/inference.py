@@ -45,6 +45,7 @@ from greenroom.runner.http.bodies import (
 )
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.defaults import with_defaults
 from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.event_stream import EventStream, Held, Said, Unfinished
@@ -207,6 +208,9 @@ class Exchange:
             if size:
                 self._context_size = min(size, model.context_length or size)
             right = Checked(msgspec.json.encode(chat), chat)
+        if kind.mode == "completion":
+            settled = translation.settled if translation is not None else ()
+            right = with_defaults(right, await context.defaults.of(model), kind.path, settled)
         await context.abilities.look(
             model, kind.mode, self._backend, right.fields, self._asked(self._backend), self._context_size
         )
@@ -238,8 +242,9 @@ class Exchange:
         if not filters:
             return right
         inner = self._translation or Untranslated(right.body, self._asked_as, self._kind.answers)
-        self._translation = FilteredTranslation(inner, filters)
-        chat = self._translation.chat
+        whole = inner.chat if self._translation is None else right.fields
+        self._translation = outer = FilteredTranslation(inner, filters)
+        chat = outer.filtered(whole)
         return Checked(msgspec.json.encode(chat), chat)
 
     def _admit(self, model: Model, routing: Routing, fields: Mapping[str, Any]) -> Admission:

@@ -24,6 +24,8 @@ from greenroom.runner.http.llama_server import KINDS, LlamaServer
 from greenroom.runner.http.logs import Logs
 from greenroom.runner.http.models import Listing, Models
 from greenroom.runner.http.not_served import NOT_SERVED, not_served
+from greenroom.runner.http.ollama.blobs import Blobs
+from greenroom.runner.http.ollama.create import OllamaCreation
 from greenroom.runner.http.ollama.inference import OllamaInference
 from greenroom.runner.http.ollama.models import OllamaModels
 from greenroom.runner.http.ollama.transfers import OllamaTransfers
@@ -164,7 +166,7 @@ def _ollama(context: Context) -> Iterator[Route]:
     yield Route("POST", "/api/generate", answers.generate, query=None)
     yield Route("POST", "/api/embed", answers.embed, query=None)
     yield Route("POST", "/api/embeddings", answers.embeddings, query=None)
-    models, transfers = OllamaModels(context), OllamaTransfers(context)
+    models, transfers, blobs = OllamaModels(context), OllamaTransfers(context), Blobs(context)
     attended = context.clients.attended
     yield Route("GET", "/api/version", models.version)
     yield Route("GET", "/api/tags", models.tags)
@@ -172,11 +174,11 @@ def _ollama(context: Context) -> Iterator[Route]:
     yield Route("POST", "/api/show", attended(models.show))
     yield Route("POST", "/api/copy", models.copy)
     yield Route("DELETE", "/api/delete", models.delete)
-    yield Route("POST", "/api/create", models.create)
+    yield Route("POST", "/api/create", attended(OllamaCreation(context).create))
     yield Route("POST", "/api/pull", attended(transfers.pull))
     yield Route("POST", "/api/push", attended(transfers.push))
-    yield Route("HEAD", "/api/blobs/{digest}", models.has_blob)
-    yield Route("POST", "/api/blobs/{digest}", models.take_blob)
+    yield Route("HEAD", "/api/blobs/{digest}", blobs.has)
+    yield Route("POST", "/api/blobs/{digest}", attended(blobs.take))
 
 
 def _with_request_id(handler: Handler) -> Handler:

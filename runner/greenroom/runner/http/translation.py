@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -61,6 +61,11 @@ class Translation(ABC):
     def context_size(self) -> int:
         """Tokens that the request may fill at least, whatever is configured; 0 leaves that open."""
         return 0
+
+    @property
+    def settled(self) -> Collection[str]:
+        """Fields that the chat leaves out on purpose: no default of the model stands in for them."""
+        return ()
 
     @property
     def done(self) -> bool:

@@ -21,6 +21,8 @@
 - `templates`: finds chat templates
 - `description`: models as the API shows them
 - `archive`: models as tar files
+- `uploads`, `creation`: files that clients have sent, and models made of them
+- `recipe`: what a model has beside its files: defaults, another chat template, licences
 - `packing`: `greenroom package`
 - `safe_open`: opens files without leaving a folder
 - `sweep`: removes what belongs to no model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _TEMPLATE = "tokenizer.chat_template"
 _TEMPLATE_LIMIT = 8 * 2**20
 """Characters of a chat template that are read."""
+_LICENSE_LIMIT = 2**20
+"""Bytes of a licence that is shown."""
 _MAPS = ("gguf", "safetensors", "diffusers")
 
 
@@ -121,6 +124,35 @@ def header_and_template(store: ModelStore, model_id: str) -> tuple[Mapping[str, 
         with contextlib.suppress(OSError), own.open(encoding="utf-8", errors="replace") as file:
             template = file.read(_TEMPLATE_LIMIT)
     return header, template or str(header.get(_TEMPLATE) or "")
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """What the files of a stored model say; empty where they say nothing."""
+
+    header: Mapping[str, Value]
+    projector: Mapping[str, Value]
+    """The header of what turns images or sound into tokens."""
+    template: str
+    license: str
+    """All licences, one after the other."""
+
+
+def model_text(store: ModelStore, model_id: str) -> ModelText:
+    """Blocks. Raises JobFailed as `header_and_template`."""
+    header, template = header_and_template(store, model_id)
+    projector = store.open_model(model_id).mmproj
+    licenses = []
+    for layer in store.manifest(model_id).layers:
+        if layer.media_type == artifacts.LICENSE and layer.size <= _LICENSE_LIMIT:
+            with contextlib.suppress(OSError):
+                licenses.append(store.blob(layer.digest).read_text("utf-8", "replace"))
+    return ModelText(
+        header,
+        read_header(projector).values if projector is not None else {},
+        template,
+        "\n".join(licenses),
+    )
 
 
 def flat_config(data: bytes) -> dict[str, Any]:

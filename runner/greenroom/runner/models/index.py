@@ -340,8 +340,7 @@ def model_of(
         id=model_id,
         tags=(tag,) if tag else (),
         format=metadata.format,
-        # A layer may occur twice, but is one file.
-        size=sum({layer.digest: layer.size for layer in manifest.layers}.values()),
+        size=artifacts.size_of_layers(manifest),
         created=created,
         architecture=metadata.architecture,
         context_size=artifacts.context_size(config),

@@ -123,6 +123,13 @@ class Artifact:
     manifest: Manifest
     manifest_bytes: bytes
     config_bytes: bytes
+    texts: tuple[bytes, ...] = ()
+    """The contents of layers that are no files on disk yet."""
+
+    @property
+    def small_blobs(self) -> tuple[bytes, ...]:
+        """What is written with it, the manifest last."""
+        return (*self.texts, self.config_bytes, self.manifest_bytes)
 
     @property
     def id(self) -> str:
@@ -155,7 +162,7 @@ def build(
     # GGUF shards must keep their order; everything else is sorted by name.
     layers = sorted(layers, key=lambda layer: (layer.media_type != GGUF, shard_of(layer.name), layer.name))
     size = sum(layer.size for layer in layers)
-    descriptors = [*map(_described, layers), *(_described(one, LICENSE) for one in licenses)]
+    descriptors = [*map(describe, layers), *(describe(one, LICENSE) for one in licenses)]
     weights = "gguf" if metadata.format == "gguf" else "safetensors"
     config = {
         "format": weights,
@@ -186,7 +193,8 @@ def build(
     return Artifact(manifest, msgspec.json.encode(manifest), config_bytes)
 
 
-def _described(layer: Layer, media_type: str = "") -> Descriptor:
+def describe(layer: Layer, media_type: str = "") -> Descriptor:
+    """A layer as a manifest has it; its type is that of its name where none is given."""
     return Descriptor(
         media_type=media_type or layer.media_type,
         digest=layer.digest,
@@ -204,22 +212,9 @@ def context_size(config_bytes: bytes) -> int:
     return size if isinstance(size, int) and 0 < size <= CONTEXT else 0
 
 
-def reconfigured(manifest_bytes: bytes, config_bytes: bytes, *, context_size: int | None) -> Artifact:
-    """The same files with another configuration; everything else stays as published.
-
-    Raises:
-        ValueError: They are not a manifest and configuration.
-    """
-    try:
-        manifest, config = msgspec.json.decode(manifest_bytes), msgspec.json.decode(config_bytes)
-        if context_size is not None:
-            config["config"]["context_size"] = context_size
-        new_config = msgspec.json.encode(config)
-        manifest["config"] |= {"digest": digest_of(new_config), "size": len(new_config)}
-        new_manifest = msgspec.json.encode(manifest)
-        return Artifact(msgspec.convert(manifest, Manifest), new_manifest, new_config)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
-        raise ValueError(f"It is not a manifest: {error}.") from error
+def size_of_layers(manifest: Manifest) -> int:
+    """Bytes of a model's files. A layer may occur twice, but is one file."""
+    return sum({layer.digest: layer.size for layer in manifest.layers}.values())
 
 
 def decode(data: bytes, digest: str) -> Manifest:

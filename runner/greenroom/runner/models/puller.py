@@ -44,6 +44,7 @@ from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of
 from greenroom.runner.models.preflight import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
+from greenroom.runner.models.recipe import Recipe
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.sources import source_for
@@ -350,7 +351,7 @@ class Puller:
                 yield EffectEnded(effect=effect, event=ModelTagged(model_id=one, tags=tags))
             case StoreAgain(model_id=one, tag=tag, context_size=context_size):
                 before = self._store.models()
-                model = self._store.repackage(one, tag=tag, context_size=context_size)
+                model = self._store.repackage(one, tag=tag, recipe=Recipe(context_size=context_size))
                 yield EffectEnded(effect=effect, event=ModelCommitted(job="", model=model))
                 yield from _untagged(before, tag, model.id)
             case SweepStore():

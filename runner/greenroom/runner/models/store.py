@@ -5,6 +5,7 @@ oci-layout   index.json   index.previous.json   index.damaged.json   lock
 blobs/sha256/<hex>                 layers, configurations, manifests
 bundles/sha256/<hex>/model/…       a model's files under their names, linked to blobs
 incoming/<random>/                 arrivals; swept at start
+uploads/<hex>                      files that clients sent, of no model yet; a week
 partial/<hex>                      downloads that broke off, for the next attempt; a week
 unnamed/<hex>                      empty; since when the blob of that name is in no model; a week
 ```
@@ -47,10 +48,12 @@ from greenroom.runner.models.files import (
     walk,
 )
 from greenroom.runner.models.index import LAYOUT_VERSION, Index, IndexEntry, IndexFile, model_of
-from greenroom.runner.models.manifest import Manifest, open_bundle, remove_bundle
+from greenroom.runner.models.manifest import Artifact, Manifest, open_bundle, remove_bundle, size_of_layers
 from greenroom.runner.models.metadata import read_metadata
+from greenroom.runner.models.recipe import Defaults, Recipe, defaults_of, made
 from greenroom.runner.models.references import BadReference, blob_name, digest_of
 from greenroom.runner.models.sweep import UnreferencedBlobs, sweep_partial
+from greenroom.runner.models.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ class ModelStore:
         self._bundles = root / "bundles" / "sha256"
         self._incoming = root / "incoming"
         self._partial = root / "partial"
+        self.uploads = Uploads(root / "uploads", clock)
         self._unnamed = UnreferencedBlobs(root / "unnamed", self._blobs)
         self._index = IndexFile(root, self._blobs, self._bundles)
         self._lock = threading.Lock()
@@ -103,6 +107,14 @@ class ModelStore:
         """Raises JobFailed, permanent, `no_such_model` or `model_damaged`."""
         self._entry(model_id)
         return self._manifest(model_id)
+
+    def defaults(self, model_id: str) -> Defaults:
+        """What requests get that say nothing else. Raises JobFailed, permanent, as `manifest`."""
+        config = self.manifest(model_id).config
+        try:
+            return defaults_of(self.blob(config.digest).read_bytes())
+        except OSError as error:
+            raise from_os_error(error, "reading the model") from error
 
     def look(self) -> tuple[Model, ...]:
         """The intact models: every file has its size, and files linked from elsewhere are unchanged.
@@ -250,6 +262,7 @@ class ModelStore:
         source: str = "",
         fingerprint: str = "",
         pin: str = "",
+        recipe: Recipe | None = None,
     ) -> Model:
         """Move an arrival's files into the store under their digests, and add the model to the index.
 
@@ -261,6 +274,8 @@ class ModelStore:
         """
         metadata = read_metadata([*arrival.paths(), *arrival.extras])
         artifact = arrival.artifact or artifacts.build(arrival.layers, metadata)
+        if recipe is not None:
+            artifact = made(artifact, recipe)
         check_pin(artifact.id, pin)
         model = model_of(
             artifact.id,
@@ -282,10 +297,7 @@ class ModelStore:
                     origin |= {k: v for k, v in _origins(index).items() if k == layer.digest}
                 else:
                     arrival.path_of(layer).replace(blob)
-            for data in (artifact.config_bytes, artifact.manifest_bytes):
-                write_atomically(self.blob(digest_of(data)), data)
-            sync_folder(self._blobs)
-            open_bundle(self._bundle(model.id), artifact.manifest, self.blob)
+            self._write(artifact)
             fingerprints = (fingerprint,) if fingerprint else ()
             self._index.write(
                 index.with_model(IndexEntry(model, len(artifact.manifest_bytes), origin, fingerprints))
@@ -337,28 +349,24 @@ class ModelStore:
                 gone = {model_id}
             return sum(unlink(self.blob(digest)) for digest in gone)
 
-    def repackage(self, model_id: str, *, tag: str, context_size: int | None) -> Model:
-        """Store a model again with another configuration, under a tag. Its files are shared.
+    def repackage(self, model_id: str, *, tag: str, recipe: Recipe) -> Model:
+        """Store a model again after a recipe, under a tag. Its files are shared.
 
         Raises:
             JobFailed: permanent, `no_such_model` or `model_damaged`; the store is unchanged.
         """
         with self._changing("storing the model") as index:
             entry = self._entry(model_id)
-            config = self.blob(self._manifest(model_id).config.digest)
-            try:
-                artifact = artifacts.reconfigured(
-                    self.blob(model_id).read_bytes(), config.read_bytes(), context_size=context_size
-                )
-            except ValueError as error:
-                raise model_damaged(entry.model, str(error)) from error
-            for data in (artifact.config_bytes, artifact.manifest_bytes):
-                write_atomically(self.blob(digest_of(data)), data)
-            sync_folder(self._blobs)
-            open_bundle(self._bundle(artifact.id), artifact.manifest, self.blob)
-            size = context_size if context_size is not None else entry.model.context_size
+            artifact = self._made(entry.model, recipe)
+            self._write(artifact)
+            manifest = artifact.manifest
             model = msgspec.structs.replace(
-                entry.model, id=artifact.id, tags=(tag,), created=self._clock(), context_size=size
+                entry.model,
+                id=artifact.id,
+                tags=(tag,),
+                size=size_of_layers(manifest),
+                created=self._clock(),
+                context_size=artifacts.context_size(artifact.config_bytes),
             )
             fresh = IndexEntry(model, len(artifact.manifest_bytes), entry.origin)
             self._index.write(index.with_model(fresh))
@@ -382,7 +390,7 @@ class ModelStore:
                     freed += unlink(path)
             now = self._clock()
             before = now - kept
-            freed += sweep_partial(self._partial, before, busy)
+            freed += sweep_partial(self._partial, before, busy) + self.uploads.sweep(now, before)
             for folder in children(self._bundles):
                 if index.find(f"sha256:{folder.name}") is None:
                     remove_bundle(folder)
@@ -429,6 +437,21 @@ class ModelStore:
         )
 
     # Internals
+
+    def _made(self, model: Model, recipe: Recipe) -> Artifact:
+        manifest = self._manifest(model.id)
+        try:
+            config = self.blob(manifest.config.digest).read_bytes()
+            return made(Artifact(manifest, self.blob(model.id).read_bytes(), config), recipe)
+        except (ValueError, FileNotFoundError) as error:
+            raise model_damaged(model, str(error)) from error
+
+    def _write(self, artifact: Artifact) -> None:
+        """Write what is no file of an arrival, and the bundle. The index does not name it yet."""
+        for data in artifact.small_blobs:
+            write_atomically(self.blob(digest_of(data)), data)
+        sync_folder(self._blobs)
+        open_bundle(self._bundle(artifact.id), artifact.manifest, self.blob)
 
     @contextmanager
     def _changing(self, doing: str) -> Iterator[Index]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from greenroom.actors.limits import CONTEXT
 from greenroom.runner.http.fields import (
     CHAT,
     Check,
@@ -21,38 +20,12 @@ from greenroom.runner.http.fields import (
     image_url,
     json_schema,
     keep_alive,
-    number,
     one_of,
     record,
     text,
     whole,
 )
-
-_INT32 = 2**31 - 1
-
-_at_least_nothing = number(0)
-_any_number = whole(-1, _INT32)
-
-OPTIONS: Mapping[str, Check] = {
-    "temperature": number(0, 100),
-    "seed": whole(),
-    "stop": either("a string or a list of strings", (str, text()), (list, array(text(), most=64))),
-    "top_k": _any_number,
-    "top_p": number(0, 1),
-    "min_p": number(0, 1),
-    "typical_p": number(0, 1),
-    "num_predict": whole(-2, _INT32),
-    "num_ctx": whole(0, CONTEXT),
-    "num_keep": _any_number,
-    "repeat_last_n": _any_number,
-    "repeat_penalty": _at_least_nothing,
-    "presence_penalty": number(-2, 2),
-    "frequency_penalty": number(-2, 2),
-    "mirostat": whole(0, 2),
-    "mirostat_tau": _at_least_nothing,
-    "mirostat_eta": _at_least_nothing,
-}
-"""Those that mean something here; others are ignored, and the client gets a list of them."""
+from greenroom.runner.http.sampling import PARAMETERS
 
 
 def _image(value: Any, where: str) -> Any:
@@ -115,7 +88,7 @@ _ALL: Mapping[str, Check] = {
     "stream": flag,
     # Checked where it is used, for every family.
     "keep_alive": keep_alive,
-    "options": record(OPTIONS),
+    "options": record(PARAMETERS),
 }
 _GENERATING: Mapping[str, Check] = {
     **_ALL,

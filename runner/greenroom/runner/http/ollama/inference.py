@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -25,8 +25,9 @@ from greenroom.runner.http.embedding_dimensions import shortened
 from greenroom.runner.http.errors import HttpRefusal, error_object
 from greenroom.runner.http.fields import Wrong, record
 from greenroom.runner.http.inference import Kind, inference
-from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT, OPTIONS
+from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
+from greenroom.runner.http.sampling import PARAMETER_OF, PARAMETERS, chat_fields, left_out
 from greenroom.runner.http.translation import Translation
 
 NDJSON = "application/x-ndjson"
@@ -35,17 +36,6 @@ _encode = msgspec.json.Encoder().encode
 _value = msgspec.json.Decoder()
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-_SAME = ("temperature", "stop", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
-_LLAMA_CPP = {
-    "typical_p": "typical_p",
-    "repeat_last_n": "repeat_last_n",
-    "repeat_penalty": "repeat_penalty",
-    "mirostat": "mirostat",
-    "mirostat_tau": "mirostat_tau",
-    "mirostat_eta": "mirostat_eta",
-    "num_keep": "n_keep",
-}
-"""Options that are llama.cpp's own, by its names for them."""
 _IMAGES = {"/9j/": "jpeg", "iVBOR": "png", "R0lG": "gif", "UklGR": "webp"}
 """What the base64 of an image begins with."""
 _DONE_REASONS = {"length": "length"}
@@ -109,6 +99,10 @@ class _Ollama(Translation):
     def context_size(self) -> int:
         return int(self._options.get("num_ctx") or 0)
 
+    @property
+    def settled(self) -> Collection[str]:
+        return left_out(self._options)
+
     def entered(self) -> None:
         self._watch.entered = time.perf_counter_ns()
 
@@ -123,9 +117,7 @@ class _Generating(_Ollama):
     """A chat or a completion."""
 
     names: ClassVar = {
-        **{name: f"options.{name}" for name in (*_SAME, "seed")},
-        **{theirs: f"options.{name}" for name, theirs in _LLAMA_CPP.items()},
-        "max_tokens": "options.num_predict",
+        **{field: f"options.{name}" for field, name in PARAMETER_OF.items()},
         "response_format": "format",
         "reasoning_effort": "think",
     }
@@ -143,15 +135,7 @@ class _Generating(_Ollama):
         chat: dict[str, Any] = {"model": self._model, "stream": streams, **self._asked()}
         if streams:
             chat["stream_options"] = {"include_usage": True}
-        options = self._options
-        chat |= {name: options[name] for name in _SAME if name in options}
-        chat |= {theirs: options[name] for name, theirs in _LLAMA_CPP.items() if name in options}
-        if "repeat_penalty" in options:
-            chat["repetition_penalty"] = options["repeat_penalty"]  # as mlx and vllm call it
-        if options.get("seed", -1) >= 0:
-            chat["seed"] = options["seed"]
-        if options.get("num_predict", 0) > 0:
-            chat["max_tokens"] = options["num_predict"]
+        chat |= chat_fields(self._options)
         if form := fields.get("format"):
             chat["response_format"] = (
                 {"type": "json_object"}
@@ -293,7 +277,7 @@ class Embed(_Ollama):
 
     @property
     def ignored(self) -> Sequence[str]:
-        options = [f"options.{name}" for name in self._options if name in OPTIONS and name != "num_ctx"]
+        options = [f"options.{name}" for name in self._options if name in PARAMETERS and name != "num_ctx"]
         # What is too long for the model is refused.
         return [*options, *(("truncate",) if self._fields.get("truncate") else ())]
 
@@ -543,7 +527,7 @@ def _context_of(fields: Mapping[str, msgspec.Raw]) -> int:
     """`options.num_ctx` of a request that is not checked further. Raises HttpRefusal: 400."""
     try:
         options = _value.decode(fields.get("options", b"null"))
-        wished = (record(OPTIONS)(options, "options") if options is not None else {}).get("num_ctx", 0)
+        wished = (record(PARAMETERS)(options, "options") if options is not None else {}).get("num_ctx", 0)
     except Wrong as wrong:
         raise HttpRefusal(400, wrong.code, str(wrong), param=wrong.where) from None
     except NOT_UNDERSTOOD:

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
+from greenroom.runner.http.ollama.create import OllamaCreateBody
 from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
-from greenroom.runner.http.ollama.models import CopyBody, DeleteBody, OllamaCreateBody, ShowBody
+from greenroom.runner.http.ollama.models import CopyBody, DeleteBody, ShowBody
 from greenroom.runner.http.ollama.transfers import OllamaPushBody, PullBody
 from greenroom.runner.http.openapi.operation import (
     COMMAND,
@@ -126,10 +127,19 @@ class OllamaLoadedAnswer(msgspec.Struct):
     models: list[OllamaLoaded]
 
 
-class OllamaShowAnswer(msgspec.Struct):
+class OllamaStoredMessage(msgspec.Struct):
+    role: str
+    content: str
+
+
+class OllamaShowAnswer(msgspec.Struct, kw_only=True):
     modelfile: str
     parameters: str
     template: str
+    system: str | msgspec.UnsetType = _UNSET
+    license: str | msgspec.UnsetType = _UNSET
+    messages: list[OllamaStoredMessage] | msgspec.UnsetType = _UNSET
+    projector_info: dict[str, Any] | msgspec.UnsetType = _UNSET
     details: OllamaDetails
     model_info: dict[str, Any]
     capabilities: list[str]
@@ -213,7 +223,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /api/show": Operation(
         summary="Get a model",
         body=ShowBody,
-        answers={200: Returns("Its header, chat template and capabilities.", OllamaShowAnswer)},
+        answers={200: Returns("Its header, chat template, defaults and capabilities.", OllamaShowAnswer)},
         errors=WITH_BODY | JOB,
     ),
     "POST /api/copy": Operation(
@@ -229,7 +239,7 @@ OPERATIONS: Mapping[str, Operation] = {
         errors=WITH_BODY | COMMAND,
     ),
     "POST /api/create": Operation(
-        summary="Copy a model under another name, with another context size",
+        summary="Create a model from another one, or from uploaded files, with defaults for requests",
         body=OllamaCreateBody,
         answers=_STATUS,
         errors=WITH_BODY | JOB,
@@ -246,6 +256,10 @@ OPERATIONS: Mapping[str, Operation] = {
         errors=frozenset({404}),
     ),
     "POST /api/blobs/{digest}": Operation(
-        summary="Refused: models cannot be created from uploaded files", answers={}, errors=frozenset({422})
+        summary="Upload a file for a model that is to be created",
+        body=bytes,
+        content="application/octet-stream",
+        answers={200: Returns("The store had it already."), 201: Returns("It is kept.")},
+        errors=WITH_BODY | {507},
     ),
 }

@@ -374,6 +374,8 @@ class Model(Fact, frozen=True, kw_only=True):
     """Tokens the model was trained for; 0 when unknown."""
     context_size: int = 0
     """Tokens to load it with, as published or repackaged; 0 means unspecified."""
+    has_defaults: bool = False
+    """Its configuration has a system prompt, messages or parameters for requests that have none."""
     kv_bytes_per_token: int = 0
     """Bytes of key/value cache a token of context needs; 0 when unknown."""
     layers: ModelLayers | None = None

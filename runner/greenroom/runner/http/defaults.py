@@ -42,6 +42,8 @@ class ModelDefaults:
 
     async def of(self, model: Model) -> Defaults:
         """Raises JobFailed when its configuration cannot be read."""
+        if not model.has_defaults:
+            return Defaults()
         known = self._known.get(model.id)
         if known is None:
             known = checked(await in_thread(lambda: self._store.defaults(model.id)), model.id)
@@ -67,8 +69,6 @@ def with_defaults(right: Checked, defaults: Defaults, path: str, settled: Collec
 
     `settled` are fields that it leaves out on purpose.
     """
-    if not defaults:
-        return right
     given = _raw_fields.decode(right.body)
     added: dict[str, Any] = {}
     if "messages" in right.fields and (defaults.system or defaults.messages):

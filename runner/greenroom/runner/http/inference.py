@@ -208,7 +208,7 @@ class Exchange:
             if size:
                 self._context_size = min(size, model.context_length or size)
             right = Checked(msgspec.json.encode(chat), chat)
-        if kind.mode == "completion":
+        if model.has_defaults and kind.mode == "completion":
             settled = translation.settled if translation is not None else ()
             right = with_defaults(right, await context.defaults.of(model), kind.path, settled)
         await context.abilities.look(

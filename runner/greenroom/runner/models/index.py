@@ -24,8 +24,17 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.errors import from_os_error
 from greenroom.runner.models.files import children
-from greenroom.runner.models.manifest import CONFIGS, MANIFEST, Descriptor, Manifest, ModelBundle, open_bundle
+from greenroom.runner.models.manifest import (
+    CONFIGS,
+    MANIFEST,
+    Artifact,
+    Descriptor,
+    Manifest,
+    ModelBundle,
+    open_bundle,
+)
 from greenroom.runner.models.metadata import Metadata, read_metadata
+from greenroom.runner.models.recipe import defaults_of
 from greenroom.runner.models.references import BadReference, blob_name, is_id
 
 LAYOUT_VERSION = "1.0.0"
@@ -344,6 +353,7 @@ def model_of(
         created=created,
         architecture=metadata.architecture,
         context_size=artifacts.context_size(config),
+        has_defaults=bool(defaults_of(config)),
         parameters=metadata.parameters,
         parameter_count=metadata.parameter_count,
         quantization=metadata.quantization,
@@ -355,6 +365,20 @@ def model_of(
         made_for=metadata.purpose.made_for,
         pooling=metadata.purpose.pooling,
         source=source,
+    )
+
+
+def made_of(base: Model, artifact: Artifact, *, created: float, tag: str) -> Model:
+    """A model of another one's weights."""
+    config = artifact.config_bytes
+    return msgspec.structs.replace(
+        base,
+        id=artifact.id,
+        tags=(tag,),
+        size=artifacts.size_of_layers(artifact.manifest),
+        created=created,
+        context_size=artifacts.context_size(config),
+        has_defaults=bool(defaults_of(config)),
     )
 
 

@@ -47,8 +47,8 @@ from greenroom.runner.models.files import (
     unlink,
     walk,
 )
-from greenroom.runner.models.index import LAYOUT_VERSION, Index, IndexEntry, IndexFile, model_of
-from greenroom.runner.models.manifest import Artifact, Manifest, open_bundle, remove_bundle, size_of_layers
+from greenroom.runner.models.index import LAYOUT_VERSION, Index, IndexEntry, IndexFile, made_of, model_of
+from greenroom.runner.models.manifest import Artifact, Manifest, open_bundle, remove_bundle
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.recipe import Defaults, Recipe, defaults_of, made
 from greenroom.runner.models.references import BadReference, blob_name, digest_of
@@ -246,8 +246,9 @@ class ModelStore:
             JobFailed: The store cannot be written to, which is found before anything is fetched.
         """
         self.check_writable()
-        arrival = Arrival(self._incoming, self._partial, self._whole_blob)
-        self._arrivals.add(arrival.folder)
+        with self._lock:  # a sweep sees it only once it is known
+            arrival = Arrival(self._incoming, self._partial, self._whole_blob)
+            self._arrivals.add(arrival.folder)
         try:
             yield arrival
         finally:
@@ -359,15 +360,7 @@ class ModelStore:
             entry = self._entry(model_id)
             artifact = self._made(entry.model, recipe)
             self._write(artifact)
-            manifest = artifact.manifest
-            model = msgspec.structs.replace(
-                entry.model,
-                id=artifact.id,
-                tags=(tag,),
-                size=size_of_layers(manifest),
-                created=self._clock(),
-                context_size=artifacts.context_size(artifact.config_bytes),
-            )
+            model = made_of(entry.model, artifact, created=self._clock(), tag=tag)
             fresh = IndexEntry(model, len(artifact.manifest_bytes), entry.origin)
             self._index.write(index.with_model(fresh))
         return self.model(model.id)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from cards import DIVIDES, MIB, card, divided
 from greenroom.actors.engine_runner.messages import EngineList, StopEngine
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.scheduler.ledger import Device, Memory
@@ -17,38 +18,15 @@ from greenroom.actors.values import (
     LayersOn,
     Loaded,
     Measured,
-    Model,
     ModelLayers,
 )
-from scheduler_stage import FACTS, GIB, LLAMA, Stage, installation, installed, model
-
-MIB = 2**20
-FACTS_HERE = msgspec.structs.replace(
-    LLAMA,
-    divides=True,
-    overhead=100 * MIB,
-    device_overhead=100 * MIB,
-    runtimes=(("", "cuda"), ("vulkan", "vulkan")),
-    layer_flags=("-ngl",),
-)
-
-
-def divided(name: str, layers: int, each: int = 100 * MIB) -> Model:
-    """So many layers and an output, all of the same size."""
-    parts = ModelLayers(weights=(each,) * layers, cache=(0,) * layers, output=each, input=MIB, largest=MIB)
-    return model(name, each * (layers + 1) + MIB, layers=parts)
-
+from scheduler_stage import FACTS, GIB, Stage, installation, installed, model
 
 SMALL, LARGE, OTHER = divided("small", 9), divided("large", 39), divided("other", 9)
 
 
-def card(number: int, size: int, available: int | None = None, **more: Any) -> Device:
-    size, free = size * MIB, available if available is None else available * MIB
-    return Device(id=f"GPU-{number}", name=f"card {number}", total=size, budget=size, available=free, **more)
-
-
 def stage(*devices: Device, budget: int = 8 * GIB, variant: str = "", **limits: Any) -> Stage:
-    facts = [FACTS_HERE, *FACTS[1:]]
+    facts = [DIVIDES, *FACTS[1:]]
     memory = Memory(budget=budget, available=budget, devices=devices)
     made = Stage(facts=facts, memory=memory, limits=Limits(**limits)).begin(SMALL, LARGE, OTHER)
     one = installation("llama.cpp", variant=variant)
@@ -201,7 +179,7 @@ def test_a_user_can_limit_the_layers_on_devices() -> None:
 
 
 def test_more_slots_leave_the_layers_where_they_are() -> None:
-    facts = msgspec.structs.replace(FACTS_HERE, slots=4)
+    facts = msgspec.structs.replace(DIVIDES, slots=4)
     memory = Memory(budget=8 * GIB, available=8 * GIB, devices=(card(0, 2000),))
     at = Stage(facts=[facts, *FACTS[1:]], memory=memory).begin(SMALL)
     spec = at.loaded("small")

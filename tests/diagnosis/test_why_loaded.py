@@ -42,6 +42,11 @@ def test_why_says_that_an_engine_was_adopted_from_a_killed_daemon(script: Any) -
     ("request_id", "cause", "because"),
     [
         ("warm-0a1b2c3d4e5f", "warm", "because smollm2 is preloaded, as configured."),
+        (
+            "moved-0a1b2c3d4e5f",
+            "moved",
+            "because smollm2 was loaded again once it was idle, since devices had room for more of it.",
+        ),
         ("restore-0a1b2c3d4e5f", "restored", "because smollm2 was loaded when the previous daemon ended."),
         ("r-0a1b2c3d-4", "asked_for", "because request r-0a1b2c3d-4 needed smollm2."),
     ],

@@ -12,6 +12,7 @@ Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_
 NVIDIA's cards.
 
 `GREENROOM_TEST_COOL_DOWN=SECONDS` is how long a breaker stays open first.
+`GREENROOM_TEST_STEADY=SECONDS` is how long a device must have had room before a model is moved there.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
 before or after it is stored.
 """
@@ -31,7 +32,7 @@ import psutil
 
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.scheduler import quarantine
+from greenroom.actors.scheduler import moving, quarantine
 from greenroom.actors.values import Loaded
 from greenroom.runner.backends import llama_cpp_log
 from greenroom.runner.backends.base import Backend
@@ -113,6 +114,8 @@ def main() -> None:
     pretend(given.home.parent / "available")
     if cool_down := os.environ.get("GREENROOM_TEST_COOL_DOWN"):
         quarantine.FIRST_COOL_DOWN = float(cool_down)
+    if steady := os.environ.get("GREENROOM_TEST_STEADY"):
+        moving.STEADY, moving.IDLE, moving.LOOK = float(steady), 0.0, 0.2
     settings = load({"home": str(given.home), "port": given.port})
     fake = fake_backend(
         ENGINE,

@@ -54,6 +54,7 @@ from greenroom.actors.scheduler.effects import (
     CloseGate,
     HoldGates,
     LeaveGate,
+    LoadAgain,
     OpenGate,
     PublishRequestProgress,
     RemoveGates,
@@ -63,7 +64,7 @@ from greenroom.actors.scheduler.ledger import Device, Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, Abandon, GateEmptied, Granted, Serve
 from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.testing import FaultyJournal, ManualSystem
-from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Model
 from reports import attempt_failed, build_committed, removed
 from scheduler_stage import LLAMA, MLX, NO_SPACE, OFFLINE
 from strict_gates import StrictGates
@@ -234,6 +235,8 @@ class Simulation:
         match effect:
             case OpenGate() | HoldGates() | CloseGate() | RemoveGates() | AdmitRequest() | LeaveGate():
                 GateEffects(self.gates, self.board).perform(effect, "")
+            case LoadAgain():
+                self.clock.call_at(self.monotonic, partial(self._load_again, effect))
             case PublishRequestProgress() | PublishInstallProgress():
                 pass
             case SpawnEngine(spec=spec):
@@ -377,6 +380,20 @@ class Simulation:
             ask = Serve(request_id=client.request_id, model_id=client.model_id, model_ref=name, **more)
             self.ask(client, SCHEDULER, ask)
         return client
+
+    def _load_again(self, effect: LoadAgain) -> None:
+        """As the daemon does it: a request that leaves as soon as it is answered."""
+        caller = Caller(kind="greenroom", id="moved")
+        client = self.request(effect.model_id.removeprefix("sha256:"), backend=effect.backend, caller=caller)
+        self._leave_once_answered(client)
+
+    def _leave_once_answered(self, client: Client) -> None:
+        if client.left:
+            return
+        if client.waits:
+            self.clock.call_at(self.monotonic + 1.0, partial(self._leave_once_answered, client))
+        else:
+            self.leave(client)
 
     def leave(self, client: Client) -> None:
         """The client is done, or gone: as the front door does it."""

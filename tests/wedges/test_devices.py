@@ -229,6 +229,35 @@ async def test_an_engine_that_does_not_use_its_device_is_told_at_once_and_serves
     assert (told_why["cause"], told_why["answer"].startswith(first)) == ("layers_missed", True)
 
 
+async def test_a_model_for_which_a_device_was_full_is_loaded_again_there_once_it_has_room(
+    machine: Machine, folder: Path
+) -> None:
+    # What lies where is all that its engine can do about it: each says that it has loaded what was planned.
+    daemon = await machine(600, others=(590,), test_steady="1", **DIVIDES)
+    await daemon.add("a")
+    assert (await daemon.chat("a")).status == 200
+    first = await daemon.engine("a")
+    assert first["where"] == "processor"
+    assert "No layer lies on a device" in (await why(daemon))["answer"]
+    have(folder, (600,), (0,))
+
+    async def moved() -> Any:
+        row = await daemon.engine("a")
+        return row["pid"] != first["pid"] and row
+
+    row = await until_async(moved)
+    assert row["where"] == "17/17 on Test 0"
+    (evicted,) = daemon.events("eviction_decided")
+    assert (evicted["reason"], evicted["on_devices"], evicted["layers"]) == ("moved", 17, 17)
+    told = await why(daemon)
+    assert "a was loaded again once it was idle, since devices had room for more of it" in told["answer"]
+    assert "17 of its 17 layers are on devices since it was loaded again" in " ".join(told["also"])
+    assert (await daemon.chat("a")).status == 200
+    have(folder, (600,), (300,))
+    await asyncio.sleep(3)  # longer than it takes to be moved: what must not happen has no event
+    assert (await daemon.engine("a"))["pid"] == row["pid"]
+
+
 async def test_a_model_that_requires_a_device_is_refused_when_its_engine_uses_none(machine: Machine) -> None:
     daemon = await machine(200, flags=saying(0), require_device="true", **DIVIDES)
     await daemon.add("a")

@@ -26,6 +26,7 @@ from greenroom.actors.scheduler.effects import (
     CloseGate,
     HoldGates,
     LeaveGate,
+    LoadAgain,
     OpenGate,
     PublishRequestProgress,
     RemoveGates,
@@ -387,9 +388,13 @@ class Emptied:
 class GateEffects:
     """Opens and closes gates, admits granted requests, and publishes what the others wait for."""
 
-    def __init__(self, gates: GateBoard, board: ProgressBoard) -> None:
+    def __init__(
+        self, gates: GateBoard, board: ProgressBoard, load_again: Callable[[LoadAgain], None] | None = None
+    ) -> None:
+        """`load_again` begins to load a model that no client waits for; it must not block."""
         self._gates = gates
         self._board = board
+        self._load_again = load_again or (lambda _: None)
 
     def perform(self, effect: Effect, cause: str) -> None:
         match effect:
@@ -404,6 +409,8 @@ class GateEffects:
             case AdmitRequest(engine_id=one, request_id=request) as e:
                 self._gates.reserve(one, request, e.caller, e.slots)
                 self._board.clear(request_job(request))
+            case LoadAgain():
+                self._load_again(effect)
             case LeaveGate(request_id=request):
                 self._gates.leave(request)
                 self._board.clear(request_job(request))

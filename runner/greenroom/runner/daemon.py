@@ -75,7 +75,7 @@ from greenroom.runner.models.references import AmbiguousName, BadReference, find
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import where
-from greenroom.runner.preload import Wanted, interrupted, preload
+from greenroom.runner.preload import Wanted, interrupted, load_again, preload
 from greenroom.runner.proof import keep_secret, prove, write_privately
 from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.systems.processes import boot_id
@@ -277,7 +277,9 @@ class Greenroom(Startable):
         system.register(Library(), effect_handler=self._puller)
         system.register(
             Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),
-            effect_handler=GateEffects(self.gates, self.board),
+            effect_handler=GateEffects(
+                self.gates, self.board, lambda one: load_again(system, one, self.settings.max_wait)
+            ),
             observe=self._observe,
         )
         for core, effect_handler in self._guests:

@@ -1,4 +1,5 @@
-"""Models loaded when the daemon starts: those configured as warm, and those loaded before.
+"""Models that are loaded without a client: at the start those configured as warm, and those loaded before;
+later those whose engines were ended for a better place.
 
 Engines that outlived the last daemon have been adopted by now, so requesting them costs nothing.
 """
@@ -13,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.scheduler.effects import LoadAgain
 from greenroom.actors.scheduler.messages import Abandon, Serve
 from greenroom.actors.scheduler.state import ModelConfigState, SchedulerState, config_key
 from greenroom.actors.values import Caller, Mode
@@ -48,6 +50,12 @@ def interrupted(
         if one.at >= since and (stays or policy == "all"):
             wish = -1.0 if one.kept else None
             yield Wanted(spec.model_id, spec.model_ref, spec.mode, spec.backend, wish, "restore")
+
+
+def load_again(system: ActorSystem, one: LoadAgain, max_wait: float) -> None:
+    """A model whose engine was ended for a better place."""
+    wanted = Wanted(one.model_id, one.model_ref, one.mode, one.backend, one.keep_alive, "moved")
+    preload(system, [wanted], max_wait)
 
 
 def preload(system: ActorSystem, wanted: Iterable[Wanted], max_wait: float) -> None:

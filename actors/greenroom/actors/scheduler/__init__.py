@@ -11,6 +11,7 @@
 - `placement`: where an engine could have its memory
 - `layers`: how a model is divided between devices and the machine's memory
 - `eviction`: which idle engines are evicted, and which end because their keep-alive is over
+- `moving`: which idle engine is loaded again where more of its model lies on devices
 - `ledger`: what memory is reserved, and what is free
 - `holdings`: what memory each engine holds, reserved or measured
 - `ledger_reading`: the ledger as `ps` and `status` show it

@@ -46,6 +46,17 @@ class AdmitRequest(Effect, frozen=True, kw_only=True):
     """Slots it takes."""
 
 
+class LoadAgain(Effect, frozen=True, kw_only=True):
+    """Load a model without a client waiting for it; its engine has just been ended for a better place."""
+
+    model_id: str
+    model_ref: str
+    mode: Mode
+    backend: str
+    keep_alive: float | None = None
+    """Seconds, as the last request wished; None for what is configured."""
+
+
 class LeaveGate(Effect, frozen=True, kw_only=True):
     """An abandoned request leaves the gate it is in, if any."""
 

@@ -87,7 +87,7 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     backend: str
     reason: str
     """`idle`, `room`, `unload`, `retiring`, `superseded`, `reconfigured`, `removed`, `shutdown`,
-    `larger_context`."""
+    `larger_context`, `moved`."""
     in_favour_of: str = ""
     """The model that needs the room."""
     idle_seconds: float = 0.0
@@ -103,6 +103,10 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     """The same of its device's memory."""
     installation_id: str = ""
     """Where it ran; empty when it was never ready."""
+    on_devices: int = 0
+    """Layers that are to lie on devices from now on, for `moved`; 0 for an engine that does not divide."""
+    layers: int = 0
+    """Of so many."""
 
     @property
     def is_urgent(self) -> bool:

@@ -2,7 +2,7 @@
 
 - `Evictions.end_due`, step 4 of a scheduler turn: all engines when the daemon stops, those of an installation
   that retires, those that have been idle for longer than their keep-alive, and idle ones of a variant that is
-  no longer in use.
+  no longer in use, or of which more would lie on devices now: see `moving`.
 - `Evictions.room_for`: when a load does not fit, the least recently used idle engines, as few as possible.
 - `unloadable` and `idle_only`: what `unload`, the removal of a model and a new configuration end.
 
@@ -17,18 +17,31 @@ from functools import partial
 
 import msgspec
 
+from greenroom.actors.bounded_maps import remembered
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.scheduler.effects import LoadAgain
 from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.holdings import device_footprint, footprint, holding
 from greenroom.actors.scheduler.messages import Unload
+from greenroom.actors.scheduler.moving import better_place
 from greenroom.actors.scheduler.placement import Need, Placement
 from greenroom.actors.scheduler.quarantine import is_superseded
-from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting, fits
+from greenroom.actors.scheduler.state import (
+    MOVED,
+    LoadState,
+    SchedulerState,
+    SchedulerVolatile,
+    Waiting,
+    config_key,
+    fits,
+)
 from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.values import Engine, EngineSpec
+
+_MOVED_REMEMBERED = 64
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +116,12 @@ class Evictions:
     def _end_idle(self, engine: Engine, reading: GateReading) -> None:
         turn, spec = self._turn, engine.spec
         keep = turn.keep_alive(spec.model_id, spec.mode)
-        if keep < 0 or not reading.open or turn.wanted(spec):
+        if not reading.open or turn.wanted(spec):
+            return
+        if (place := better_place(turn, engine, reading)) is not None:
+            self._move(engine, place)
+            return
+        if keep < 0:
             return
         if is_superseded(spec, turn.state, turn.volatile.statuses or {}):
             cause = turn.state.loads[spec.engine_id].cause
@@ -115,6 +133,38 @@ class Evictions:
             turn.record(eviction(engine, turn.volatile, turn.now, "idle"), cause=cause)
         else:
             turn.wakes.append(ends)
+
+    def _move(self, engine: Engine, place: Placement) -> None:
+        turn, spec = self._turn, engine.spec
+        key, load = config_key(spec.model_id, spec.mode), turn.state.loads[spec.engine_id]
+        need = place.needs[0]
+        evicted = eviction(
+            engine,
+            turn.volatile,
+            turn.now,
+            MOVED,
+            needed=need.size,
+            free=need.account.free,
+            device=need.device,
+        )
+        evicted = msgspec.structs.replace(
+            evicted,
+            # Of the machine's memory: it may hold none of that device.
+            memory=holding(spec, turn.volatile),
+            on_devices=place.spec.on_devices,
+            layers=place.spec.layers,
+        )
+        again = LoadAgain(
+            model_id=spec.model_id,
+            model_ref=spec.model_ref,
+            mode=spec.mode,
+            backend=spec.backend,
+            keep_alive=-1.0 if load.kept else turn.volatile.keep_alive.get(key),
+        )
+        turn.record(evicted, cause=load.cause)
+        if turn.storing:
+            turn.effects.append(again)
+            turn.update(moved=remembered(turn.volatile.moved, key, turn.now.monotonic, _MOVED_REMEMBERED))
 
     # room for a load
 

@@ -47,6 +47,8 @@ OVER_MEMORY = "engine_over_memory"
 """Failure code of an engine that took far more of the machine's memory than was reserved for it."""
 NO_DEVICE_MEMORY = "no_device_memory"
 """Failure code of an engine that did not get memory of its device while it loaded."""
+MOVED = "moved"
+"""Reason of an eviction after which the model is loaded again, since more of it would lie on devices."""
 NO_MEMORY_STEP = 512 * 2**20
 """Bytes of each device that are left free after that, doubled with each further failure."""
 _COUNTED = frozenset({"", "engine", "model"})
@@ -208,6 +210,15 @@ class Setback(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic second of the last one."""
 
 
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """An idle engine of which more could lie on graphics devices."""
+
+    since: float = 0.0
+    """Monotonic second since which that is so; 0 if it is not."""
+    looked_at: float = 0.0
+    """Monotonic second of the last look."""
+
+
 class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """What others own, and the queue. Starts empty in every life and is collected again."""
 
@@ -262,6 +273,10 @@ class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """model|mode → refusals since the last load."""
     setbacks: Mapping[str, Setback] = msgspec.field(default_factory=dict)
     """By `breaker_key`."""
+    moves: Mapping[str, Move] = msgspec.field(default_factory=dict)
+    """By engine id."""
+    moved: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """model|mode → monotonic second at which it was last loaded again for a better place."""
     draining: bool = False
 
     def engine(self, engine_id: str) -> Engine | None:
@@ -286,6 +301,7 @@ def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolat
         start_sent={one: at for one, at in volatile.start_sent.items() if one in loads},
         leaving={one: at for one, at in volatile.leaving.items() if one in alive},
         forbid_sent={one: at for one, at in volatile.forbid_sent.items() if one in loads},
+        moves={one: move for one, move in volatile.moves.items() if one in loads},
         stop_sent={one: at for one, at in volatile.stop_sent.items() if one in alive},
         # A request's keep-alive applies to the engine that served it, not to the next one.
         keep_alive={key: seconds for key, seconds in volatile.keep_alive.items() if key in wanted},
@@ -362,7 +378,8 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 footprints=_apply_footprints(state, e),
             )
             if isinstance(e, EvictionDecided):
-                by_daemon, ran_well = e.reason == "shutdown", bool(e.installation_id)
+                # One that is moved is loaded again at once, also by the next daemon.
+                by_daemon, ran_well = e.reason in ("shutdown", MOVED), bool(e.installation_id)
             elif counts_against_model(e.failure):
                 key = breaker_key(e.model_id, e.backend, e.installation_id)
                 old = state.breakers.get(key, BreakerState())

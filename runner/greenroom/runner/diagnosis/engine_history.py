@@ -85,6 +85,8 @@ class EngineHistory(msgspec.Struct, kw_only=True):
         cause = admitted.record.cause if admitted is not None else ""
         if cause.startswith("warm-"):
             return "warm", f"{name} is preloaded, as configured"
+        if cause.startswith("moved-"):
+            return "moved", f"{name} was loaded again once it was idle, since devices had room for more of it"
         if cause.startswith("restore-"):
             return "restored", f"{name} was loaded when the previous daemon ended"
         return "asked_for", f"request {cause} needed {name}" if cause else f"{name} was requested"

@@ -29,6 +29,7 @@ _EVICTED = {
     "unload": "an unload was requested",
     "retiring": "its installation is being removed",
     "superseded": "another variant of its backend is in use now",
+    "moved": "it is loaded again, since more of it fits on graphics devices now",
     "removed": "the model is being removed",
     "reconfigured": "its configuration has changed",
     "larger_context": "a request asked for a larger context",

@@ -78,6 +78,13 @@ def of_eviction(
                 "now: the next request loads it there."
             )
             found.remedies = ()
+        case "moved":
+            lie = f"{event.on_devices} of its {event.layers} layers" if event.layers else "it"
+            found.answer = (
+                f"{subject} was unloaded at {when}, idle, to be loaded again, because {lie} would lie on "
+                f"graphics devices now: {format_size(event.needed)} is needed there and "
+                f"{format_size(event.free)} free."
+            )
         case "reconfigured":
             _tell_reconfigured(found, event, at, history, f"{subject} was unloaded at {when}")
         case "larger_context":

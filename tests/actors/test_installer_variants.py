@@ -161,6 +161,29 @@ def test_what_could_not_be_fetched_is_not_fetched_again_by_itself(failure: Failu
     assert status(case).job, "other devices are a new chance"
 
 
+def test_a_driver_that_comes_and_goes_does_not_have_a_failing_variant_installed_each_time() -> None:
+    case = look_at_devices(new_life(disk=(CPU,), fetch_variants=True), "cuda", "cpu")
+    for _ in range(8):
+        if job := status(case).job:
+            fails(case, BROKEN, job)
+        look_at_devices(case, "cpu", devices=())
+        look_at_devices(case, "cuda", "cpu")
+    asked = [one.event.variant for one in case.history if isinstance(one.event, InstallRequested)]
+    assert asked == ["cuda"] * 3
+    assert status(case).tried == {"cuda": BROKEN}, "and it is said why"
+    look_at_devices(case, "cuda", "cpu", devices=("a card with a new driver",))
+    assert status(case).job, "other devices are a new chance"
+    fails(case, BROKEN, status(case).job)
+    look_at_devices(case, "cuda", "cpu")
+    assert not status(case).job
+    ensure(case, variant="cuda")
+    assert status(case).job, "a user can have it tried at any time"
+    fails(case, BROKEN, status(case).job)
+    look_at_devices(case, "cpu", devices=())
+    look_at_devices(case, "cuda", "cpu")
+    assert status(case).job, "and it has as many chances again"
+
+
 def test_what_a_user_has_cancelled_or_uninstalled_is_not_offered_again() -> None:
     case = look_at_devices(new_life(disk=(CPU,), fetch_variants=True), "cuda", "cpu")
     case.when(CancelInstall(backend="mlx", job="mlx.1")).rest()

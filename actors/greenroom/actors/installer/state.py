@@ -50,6 +50,22 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     """See `InstallRequested.best`."""
 
 
+CHANCES = 3
+"""How often a variant is tried on the same devices without being asked for: a driver that comes and goes must
+not have it installed each time."""
+_TRIES_REMEMBERED = 32
+
+
+class Tries(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a variant could not be installed on the same devices."""
+
+    variant: str
+    devices: tuple[str, ...]
+    count: int
+    failure: Failure
+    """The last one."""
+
+
 class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     installations: Mapping[str, Installation] = msgspec.field(default_factory=dict)
     current: str = ""
@@ -71,6 +87,8 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     """The devices that this order is for."""
     tried: Mapping[str, Failure] = msgspec.field(default_factory=dict)
     """variant → why it could not be installed on these devices."""
+    tries: tuple[Tries, ...] = ()
+    """For each variant and its devices, also those that are not there now; the last ones only."""
     declined: frozenset[str] = frozenset()
     """Variants that the user has uninstalled: they are not offered."""
 
@@ -185,6 +203,8 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
                 best=e.best,
             )
             first, *others = (*old.jobs_open, job)
+            # A user who asks for it knows what has changed.
+            forgotten = {e.variant} if e.wanted_by in ("explicit", "repair") else set()
             return replace(
                 old,
                 job=first,
@@ -193,6 +213,7 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
                 wanted=True,
                 jobs=old.jobs + 1,
                 tried={name: why for name, why in old.tried.items() if name != e.variant},
+                tries=tuple(one for one in old.tries if one.variant not in forgotten),
                 declined=old.declined - {e.variant},
             )
         case InstallAttemptFailed() as e if old.job is not None:
@@ -210,10 +231,15 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
             return _apply_end(replace(old, failure=None), e.job)
         case InstallFailed() as e:
             variant = next((one.variant for one in old.jobs_open if one.id == e.job), "")
-            tried = {**old.tried, variant: e.failure} if variant else old.tried
-            return _apply_end(replace(old, failure=e.failure, tried=tried), e.job)
+            new = _apply_failed(old, variant, e.failure) if variant else old
+            return _apply_end(replace(new, failure=e.failure), e.job)
         case VariantsRanked() as e:
-            return replace(old, ranked=e.variants, devices=e.devices, tried={})
+            tried = {
+                one.variant: one.failure
+                for one in old.tries
+                if one.devices == e.devices and one.count >= CHANCES
+            }
+            return replace(old, ranked=e.variants, devices=e.devices, tried=tried)
         case InstallCancelled() as e:
             wanted = False if e.unwanted else old.wanted
             declined = old.declined | {
@@ -250,6 +276,14 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
             return _apply_without(old, e.installation_id)
         case _:
             return old
+
+
+def _apply_failed(old: BackendInstallState, variant: str, failure: Failure) -> BackendInstallState:
+    rest = [one for one in old.tries if (one.variant, one.devices) != (variant, old.devices)]
+    before = sum(one.count for one in old.tries if (one.variant, one.devices) == (variant, old.devices))
+    tries = Tries(variant=variant, devices=old.devices, count=before + 1, failure=failure)
+    tried = {**old.tried, variant: failure}
+    return replace(old, tried=tried, tries=(*rest[-_TRIES_REMEMBERED + 1 :], tries))
 
 
 def _apply_without(old: BackendInstallState, installation_id: str) -> BackendInstallState:

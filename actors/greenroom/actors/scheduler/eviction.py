@@ -118,7 +118,8 @@ class Evictions:
         keep = turn.keep_alive(spec.model_id, spec.mode)
         if not reading.open or turn.wanted(spec):
             return
-        if (place := better_place(turn, engine, reading)) is not None:
+        has_devices = len(turn.volatile.memory.devices) > 0
+        if has_devices and (place := better_place(turn, engine, reading)) is not None:
             self._move(engine, place)
             return
         if keep < 0:

@@ -33,7 +33,7 @@ LOOK = 5.0
 def better_place(turn: TurnContext, engine: Engine, reading: GateReading) -> Placement | None:
     """Where it is to lie from now on; None while it stays where it is."""
     spec, now = engine.spec, turn.now.monotonic
-    if not turn.volatile.memory.devices or _is_whole(spec) or turn.queue:
+    if _is_whole(spec) or turn.queue:
         return None
     key, keep = config_key(spec.model_id, spec.mode), turn.keep_alive(spec.model_id, spec.mode)
     moved = turn.volatile.moved.get(key)
@@ -64,7 +64,7 @@ def _place(turn: TurnContext, engine: Engine) -> Placement | None:
     facts = next((one for one in turn.facts if one.name == spec.backend), None)
     if model is None or facts is None:
         return None
-    anew = EngineSpec(
+    same = EngineSpec(
         engine_id="",
         backend=spec.backend,
         installation_id=spec.installation_id,
@@ -74,7 +74,7 @@ def _place(turn: TurnContext, engine: Engine) -> Placement | None:
         context_size=spec.context_size,
         flags=spec.flags,
     )
-    places = Placements(_without(turn, engine)).of(anew, model, facts)
+    places = Placements(_without(turn, engine)).of(same, model, facts)
     place = next((one for one in places if one.fits), None)
     return place if place is not None and _is_better(place, spec) else None
 

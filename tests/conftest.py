@@ -52,7 +52,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Where Python may not keep byte code, each of the hundreds of daemons compiles every module again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-MLX_REQUIREMENTS = ["mlx-lm>=0.32", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"]
+MLX_REQUIREMENTS = [
+    "mlx-lm>=0.32",
+    "mlx>=0.32",
+    "mlx[cpu]>=0.32; sys_platform == 'linux'",
+    "llguidance>=1.9",
+]
 
 
 LONGEST = (
@@ -199,7 +204,9 @@ def _minilm(cache: Path, folder: Path, python: Path, programs: Path, name: str, 
 @pytest.fixture(scope="session")
 def mlx_python(test_cache: Path) -> Path:
     """The interpreter of an environment with mlx-lm."""
-    environment = test_cache / "mlx-env"
+    # Other requirements make another environment: tests of an older revision may be using this one.
+    version = hashlib.sha256("\n".join(MLX_REQUIREMENTS).encode()).hexdigest()[:8]
+    environment = test_cache / f"mlx-env-{version}"
     python = environment / "bin" / "python"
     # An environment cannot be renamed (its scripts name it), so a mark that is written last says it is whole.
     mark = environment / "whole"

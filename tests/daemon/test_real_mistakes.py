@@ -41,6 +41,11 @@ MISTAKES: dict[str, tuple[str, Any]] = {
     "too many tokens": (COMPLETE, {"prompt": [1] * 9000}),
 }
 
+SCHEMAS: dict[str, Any] = {
+    "a type that JSON has not": {"type": "banana"},
+    "a reference to nothing": {"properties": {"a": {"$ref": "#/$defs/absent"}}},
+}
+
 
 def told(answer: Any) -> tuple[int, str, str | None]:
     error = answer.json["error"]
@@ -67,6 +72,16 @@ def test_one_mistake_has_one_status_and_code_on_both_engines_cold_and_warm(
         answer = daemon.post(CHAT, {"model": model, "messages": HELLO, "max_tokens": 2, **more})
         assert answer.status == 200, answer.body
     assert all_told() == cold
+    for schema in SCHEMAS.values():
+        named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        asked = {"messages": HELLO, "response_format": named, "max_tokens": 2}
+        assert [told_of(model, CHAT, asked) for model in models] == [(400, "invalid_schema", None)] * 2
+    for model in models:
+        schema = {"type": "json_object", "schema": {"enum": ["red", "green"]}}
+        answer = daemon.post(
+            CHAT, {"model": model, "messages": HELLO, "response_format": schema, "temperature": 2}
+        )
+        assert json.loads(answer.json["choices"][0]["message"]["content"]) in ("red", "green")
 
 
 def test_tokens_that_the_model_does_not_have_end_no_engine(

@@ -40,49 +40,37 @@ def takes_results(chats: Any, url: str, model: str) -> None:
     assert free.message.tool_calls or free.message.content
 
 
+@pytest.mark.parametrize("file", ["smollm2_gguf", pytest.param("smollm2_mlx", marks=pytest.mark.slow)])
 def test_tools_are_called_in_every_family(
-    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+    furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest
 ) -> None:
     daemon = make_daemon(furnished).start()
-    gguf = str(smollm2_gguf)
+    model = str(request.getfixturevalue(file))
     chats: Any = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
 
     # must call one
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
-        whole = chats.chat.completions.create(model=gguf, tool_choice=choice, **ASKED)
+        whole = chats.chat.completions.create(model=model, tool_choice=choice, **ASKED)
         (call,) = whole.choices[0].message.tool_calls
         check_call(call.function.name, call.function.arguments)
         assert whole.choices[0].finish_reason == "tool_calls"
-    with chats.chat.completions.stream(model=gguf, tool_choice="required", **ASKED) as stream:
+    with chats.chat.completions.stream(model=model, tool_choice="required", **ASKED) as stream:
         streamed = stream.get_final_completion().choices[0]
         assert streamed.message.tool_calls
         check_call("weather", streamed.message.tool_calls[0].function.arguments)
     response = chats.responses.create(
-        model=gguf, input="Weather in Oslo?", tools=[{"type": "function", **TOOL}], tool_choice="required"
+        model=model, input="Weather in Oslo?", tools=[{"type": "function", **TOOL}], tool_choice="required"
     )
     check_call(response.output[0].name, response.output[0].arguments)
     messages: Any = anthropic.Anthropic(base_url=daemon.url, api_key="none", max_retries=0).messages
     tool: Any = {"name": "weather", "description": "Get the weather.", "input_schema": SCHEMA}
     message = messages.create(
-        model=gguf, messages=ASK, max_tokens=99, tools=[tool], tool_choice={"type": "any"}
+        model=model, messages=ASK, max_tokens=99, tools=[tool], tool_choice={"type": "any"}
     )
     assert message.stop_reason == "tool_use"
     check_call(message.content[0].name, message.content[0].input)
 
-    takes_results(chats, daemon.url, gguf)
-
-
-@pytest.mark.slow
-def test_mlx_takes_results_of_tools_and_refuses_to_be_made_to_call_one(
-    furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path
-) -> None:
-    daemon = make_daemon(furnished).start()
-    mlx = str(smollm2_mlx)
-    chats: Any = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
-    takes_results(chats, daemon.url, mlx)
-    with pytest.raises(openai.BadRequestError, match="tool_choice: mlx cannot") as refused:
-        chats.chat.completions.create(model=mlx, tool_choice="required", **ASKED)
-    assert refused.value.param == "tool_choice"
+    takes_results(chats, daemon.url, model)
 
 
 @pytest.mark.parametrize("file", ["smollm2_gguf", pytest.param("smollm2_mlx", marks=pytest.mark.slow)])

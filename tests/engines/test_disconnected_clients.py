@@ -276,7 +276,9 @@ def test_the_speed_is_the_one_the_last_engine_of_the_model_has_logged(tmp_path: 
 
 def test_mlx_is_never_asked_for_tokens_that_its_model_does_not_have() -> None:
     keep = mlx_launcher().keep_in_vocabulary
-    args = SimpleNamespace(sampling=SimpleNamespace(top_k=100), logits=SimpleNamespace(logit_bias={99: 1.0}))
+    args = SimpleNamespace(
+        sampling=SimpleNamespace(top_k=100, temperature=1.0), logits=SimpleNamespace(logit_bias={99: 1.0})
+    )
     keep(args, 101)
     assert args.sampling.top_k == 100
     keep(args, 100)

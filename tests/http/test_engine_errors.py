@@ -53,6 +53,10 @@ CASES: list[tuple[int, str, int, str, str | None]] = [
     (503, '{"error":{"code":503,"message":"Loading model"}}', 503, "engine_busy", None),
     (413, '{"error":{"message":"the prompt is too long: SECRET"}}', 413, "request_too_large", None),
     (400, '{"error":"prompt is too long"}', 400, "context_length_exceeded", "messages"),
+    (400, '{"error": "the JSON schema cannot be used"}', 400, "invalid_schema", None),
+    (400, '{"error": "the JSON schema cannot be enforced: SECRET"}', 400, "invalid_schema", None),
+    (400, '{"error": "the JSON schema is too complex to follow"}', 400, "invalid_schema", None),
+    (400, '{"error": "llguidance is not installed"}', 400, "unsupported_parameter", None),
     (302, "", 502, "engine_failed", None),
 ]  # fmt: skip
 
@@ -72,6 +76,13 @@ def test_the_numbers_of_a_prompt_that_is_too_long_are_kept() -> None:
         refusal = engine_error(400, body.encode(), ASKED).refusal
         assert refusal.numbers == {"n_prompt_tokens": 9031.0, "n_ctx": 8192.0}
         assert "9031" in refusal.message
+
+
+def test_a_keyword_that_cannot_be_enforced_is_named() -> None:
+    body = b'{"error": "the JSON schema cannot be enforced: uniqueItems"}'
+    assert '"uniqueItems"' in engine_error(400, body, RequestTarget("mlx", "tiny")).refusal.message
+    body = b'{"error": "llguidance is not installed"}'
+    assert "reinstall-runner mlx" in engine_error(400, body, RequestTarget("mlx", "tiny")).refusal.sentence()
 
 
 def test_megabytes_that_an_engine_quotes_are_not_searched_through() -> None:

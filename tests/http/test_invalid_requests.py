@@ -217,9 +217,8 @@ def test_whatever_is_sent_is_right_or_refused_with_a_sentence(dialogue: Dialogue
 MLX_CANNOT: dict[str, tuple[dict[str, Any], Dialogue]] = {
     "prompt": ({"prompt": ["a", "b"]}, COMPLETION),
     "n": (chat(n=2), CHAT),
-    "response_format": (chat(response_format={"type": "json_object"}), CHAT),
+    "grammar": (chat(grammar='root ::= "a"'), CHAT),
     "logprobs": (chat(stream=True, logprobs=True), CHAT),
-    "tool_choice": (chat(tools=[TOOL], tool_choice="required"), CHAT),
     "echo": ({"prompt": "a", "echo": True}, COMPLETION),
     "seed": (chat(seed=-1), CHAT),
     "top_logprobs": (chat(logprobs=True, top_logprobs=20), CHAT),
@@ -239,6 +238,9 @@ def test_what_engines_can_do_is_not_refused() -> None:
     for body, dialogue in [
         (chat(logprobs=True, top_logprobs=5, tools=[TOOL], tool_choice="auto", n=1), CHAT),
         (chat(response_format={"type": "text"}, stream=True), CHAT),
+        (chat(response_format={"type": "json_object"}, json_schema={"type": "object"}), CHAT),
+        (chat(tools=[TOOL], tool_choice="required"), CHAT),
+        (chat(tools=[TOOL], tool_choice="none"), CHAT),
         ({"prompt": "a", "best_of": 1, "echo": False}, COMPLETION),
         ({"input": ["a", "b"]}, EMBEDDING),
     ]:

@@ -38,21 +38,10 @@ _CANNOT = (
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
     Cannot("echo", lambda fields: fields.get("echo")),
     Cannot("suffix", lambda fields: fields.get("suffix")),
-    Cannot(
-        "response_format",
-        lambda fields: fields.get("response_format", {}).get("type", "text") != "text",
-        "Describe the format in the prompt, or use a GGUF model, which llama.cpp serves.",
-    ),
     Cannot("grammar", lambda fields: fields.get("grammar")),
-    Cannot("json_schema", lambda fields: fields.get("json_schema")),
     Cannot("logprobs", lambda fields: fields.get("stream") and fields.get("logprobs"), "Ask without stream."),
     Cannot("logprobs", lambda fields: "prompt" in fields and type(fields.get("logprobs")) is int),
     Cannot("top_logprobs", lambda fields: fields.get("top_logprobs", 0) > _TOP, f"The limit is {_TOP}."),
-    Cannot(
-        "tool_choice",
-        lambda fields: fields.get("tools") and fields.get("tool_choice", "auto") != "auto",
-        "Leave it out, and leave out the tools that the model must not call.",
-    ),
 )
 """What mlx-lm's server (0.32) ignores, or dies of."""
 _IGNORES = (
@@ -85,7 +74,12 @@ class Mlx(Backend):
         lock="mlx",
         probe=("mlx.core", "mlx_lm.server"),
         # Older releases import code from model folders (CVE-2026-5843).
-        requirements=("mlx-lm>=0.32.0", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"),
+        requirements=(
+            "mlx-lm>=0.32.0",
+            "mlx>=0.32",
+            "mlx[cpu]>=0.32; sys_platform == 'linux'",
+            "llguidance>=1.9",
+        ),
         computes="mlx",
     )
     variants = MLX

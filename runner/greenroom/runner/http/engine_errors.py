@@ -90,6 +90,29 @@ _KNOWN = (
         400, "invalid_value", "A token is not in this model's vocabulary.", "", "tokens",
     ),
     _known(
+        r"JSON schema cannot be enforced: (?P<keyword>not|if|then|else|oneOf|contains|minContains|maxContains"
+        r"|uniqueItems|propertyNames|minProperties|dependencies|dependent(?:Required|Schemas)"
+        r"|unevaluated(?:Items|Properties))\b",
+        400, "invalid_schema", 'The {backend} engine cannot enforce "{keyword}" in a JSON schema.',
+        "Leave it out; instead of oneOf use anyOf.",
+    ),
+    _known(
+        r"JSON schema is too complex",
+        400, "invalid_schema", "A JSON schema of response_format or of a tool is too complex.",
+        "Use fewer alternatives and references, and shorter or simpler patterns.",
+    ),
+    _known(
+        r"llguidance is not installed",
+        400, "unsupported_parameter",
+        "The {backend} on this server was installed without what JSON schemas need, llguidance.",
+        "On the server: greenroom reinstall-runner {backend}, or install it in your own environment.",
+    ),
+    _known(
+        r"JSON schemas need a tokenizer\.json",
+        400, "unsupported_parameter", 'The tokenizer of "{model}" cannot be used with JSON schemas.',
+        "Use a GGUF version of the model, which llama.cpp serves.",
+    ),
+    _known(
         r"json.?schema|\$ref\b|grammar from schema|response_format",
         400, "invalid_schema", "A JSON schema of response_format or of a tool cannot be used.",
         "Use only the types and keywords of JSON Schema, and references within the schema.",
@@ -163,10 +186,11 @@ def engine_error(status: int, body: bytes, asked: RequestTarget) -> HttpRefusal:
         message = f"{asked.backend} does not offer this route."
         return HttpRefusal(404, "not_offered", message, subject=asked.backend)
     for known in _KNOWN if 400 <= status < 600 and status != 503 else ():
-        if known.pattern.search(words):
-            message = known.message.format(model=asked.model)
+        if found := known.pattern.search(words):
+            told = {"model": asked.model, "backend": asked.backend, **found.groupdict()}
             param = asked.param if known.param == "messages" else known.param
-            return HttpRefusal(known.status, known.code, message, param=param, advice=known.advice)
+            message, advice = known.message.format_map(told), known.advice.format_map(told)
+            return HttpRefusal(known.status, known.code, message, param=param, advice=advice)
     return _by_status(status, words, asked)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from greenroom.runner.engines.launchers.answer_schema import call_schema
 from greenroom.runner.http.answer_filters import Chunk, ChunkFilter, overlap
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 
@@ -31,7 +32,6 @@ _BEGINNING = re.compile(
 """The beginning of a call whose end is missing: a name alone is none."""
 _TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls")
 _FUNCTION = ("name", "description", "parameters")
-_ANYTHING: Mapping[str, Any] = {"type": "object"}
 
 
 class ToolPrompt(ChunkFilter):
@@ -52,7 +52,7 @@ class ToolPrompt(ChunkFilter):
         changed = {name: value for name, value in chat.items() if name not in _TOOL_FIELDS}
         changed["messages"] = self._instructed(_told(chat["messages"]))
         if self._must:
-            schema = {"name": "call", "schema": _schema(self._offered), "strict": True}
+            schema = {"name": "call", "schema": call_schema(self._offered), "strict": True}
             changed["response_format"] = {"type": "json_schema", "json_schema": schema}
         return changed
 
@@ -223,42 +223,6 @@ def _prompt(offered: Sequence[Mapping[str, Any]], *, must: bool) -> str:
         "<tool_response></tool_response>. Where no tool is needed, answer as usual."
     )
     return f"You have these tools; their parameters are JSON schemas:\n{tools}\n{how}"
-
-
-def _schema(offered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON schema of a call of one of these tools."""
-    defined: dict[str, Any] = {}
-    calls = []
-    for number, one in enumerate(offered):
-        arguments: Any = one.get("parameters") or _ANYTHING
-        if b'"$ref"' in _encode(arguments):
-            # Its references start at the root, which is elsewhere now.
-            place = f"tool{number}"
-            defined[place] = _moved(arguments, f"#/$defs/{place}")
-            arguments = {"$ref": f"#/$defs/{place}"}
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": one["name"]}, "arguments": arguments},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {**schema, "$defs": defined} if defined else schema
-
-
-def _moved(schema: Any, root: str) -> Any:
-    if isinstance(schema, list):
-        return [_moved(one, root) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        name: root + value[1:]
-        if name == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _moved(value, root)
-        for name, value in schema.items()
-    }
 
 
 def _told(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

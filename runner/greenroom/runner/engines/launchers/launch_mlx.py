@@ -2,13 +2,15 @@
 
 Adds: a unix socket; limits on each request's context and on kept prompts; prompts are read in pieces of about
 a second; a request ends when its client leaves, even if it is not streamed, is queued, or is having its
-prompt read; `/progress` counts what was computed; on request a stream counts its tokens in every chunk, as
-vllm's do; and llama-server's `/tokenize`, `/detokenize` and `/apply-template`.
+prompt read; answers that follow a JSON schema, call a tool, or call none; `/progress` counts what was
+computed; on request a stream counts its tokens in every chunk, as vllm's do; and llama-server's `/tokenize`,
+`/detokenize` and `/apply-template`.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import socket
 import sys
@@ -20,12 +22,19 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from answer_plan import planned  # type: ignore[import-not-found]
 from end_with_keeper import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
+from grammars import STRAYED, Grammars, Unusable  # type: ignore[import-not-found]
+from held_answer import Strayed  # type: ignore[import-not-found]
 from prompt_pace import Pace  # type: ignore[import-not-found]
 from replies import Replies  # type: ignore[import-not-found]
 from token_routes import ANSWERS, answered  # type: ignore[import-not-found]
 
 sys.path.pop(0)
+
+
+_COLD = 1e-3
+"""A temperature below which the likeliest token is always chosen."""
 
 
 class _Answer(threading.local):
@@ -36,6 +45,8 @@ class _Answer(threading.local):
     """Of its generation."""
     made = 0
     """Tokens so far."""
+    plan: Any = None
+    """What was asked of it; None if it is free."""
 
 
 _of_this_thread = _Answer()
@@ -54,11 +65,37 @@ def main() -> None:
     server.LRUPromptCache = functools.partial(server.LRUPromptCache, max_bytes=kept)
     server.BatchGenerator = paced(server.BatchGenerator, pace)
     server.ResponseGenerator = attentive(server.ResponseGenerator, pace, context)
+    # mlx-lm has no public way to add a processor. This name exists since 0.32.0, the oldest version we run.
+    usual = server._make_logits_processors  # noqa: SLF001
+    server._make_logits_processors = lambda args: [*usual(args), *getattr(args, "processors", ())]  # noqa: SLF001
+    grammars = Grammars()
 
     class Handler(server.APIHandler):  # type: ignore[misc,unused-ignore]
-        def handle_completion(self, *args: Any) -> None:
-            _of_this_thread.connection = self.connection
-            super().handle_completion(*args)
+        def handle_completion(self, request: Any, *args: Any) -> None:
+            _of_this_thread.connection, _of_this_thread.context = self.connection, None
+            tokenizer = self.response_generator.model_provider.tokenizer
+            try:
+                _of_this_thread.plan = planned(self.body, tokenizer, grammars)
+                if self.body.get("tool_choice") == "none":
+                    request.tools = None
+                super().handle_completion(request, *args)
+            except Unusable as error:
+                self._refuse(str(error))
+            except Strayed as error:
+                sys.stderr.write(f"an answer could not be held to its schema: {error}\n")
+                self._refuse(STRAYED)
+
+        def _refuse(self, message: str) -> None:
+            if self.stream and _of_this_thread.context is not None:
+                event = {"error": {"message": message, "code": 400}}
+                self.wfile.write(b"data: %s\n\n" % json.dumps(event).encode())
+                return
+            self._headers_buffer: list[bytes] = []  # of the answer that was begun
+            data = json.dumps({"error": message}).encode()
+            self._set_completion_headers(400)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
         def generate_response(self, *args: Any, **more: Any) -> Any:
             response = super().generate_response(*args, **more)
@@ -140,12 +177,16 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
         def generate(self, request: Any, args: Any, progress_callback: Any = None) -> tuple[Any, Any]:
             if not self.generation_available():
                 raise RuntimeError("generation thread died")
-            replies = Replies(_of_this_thread.connection)
+            replies, plan = Replies(_of_this_thread.connection), _of_this_thread.plan
+            if plan is not None:
+                args.plan, args.processors = plan, plan.processors(replies.put)
             self.requests.put((replies, request, args))
             said = replies.follow(self.generation_available)
             context = next(said)
             if isinstance(context, Exception):
                 raise context
+            if plan is not None:
+                plan.given_to(context)
             _of_this_thread.context, _of_this_thread.made = context, 0
             return context, tokens(said, progress_callback)
 
@@ -158,6 +199,8 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
                 )
             args.max_tokens = min(args.max_tokens, context - tokens)
             keep_in_vocabulary(args, tokenizer.vocab_size + len(tokenizer.get_added_vocab()))
+            if (plan := getattr(args, "plan", None)) is not None:
+                plan.arranged(tokenizer, args.stop_words, found[3])
             return found
 
         def _next_request(self, timeout: float | None = None) -> Any:
@@ -180,6 +223,8 @@ def keep_in_vocabulary(args: Any, vocabulary: int) -> None:
     """
     if args.sampling.top_k >= vocabulary:
         args.sampling.top_k = 0  # all of them, as requested
+    if args.sampling.temperature < _COLD:
+        args.sampling.temperature = 0  # dividing by it would make all tokens equally unlikely
     if any(not 0 <= token < vocabulary for token in args.logits.logit_bias or ()):
         raise ValueError("logit_bias must be for tokens that the model has")
 

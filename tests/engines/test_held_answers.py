@@ -52,7 +52,7 @@ def held(schema: Any) -> Any:
 
 
 def refused(schema: Any) -> str:
-    with pytest.raises(grammars.Unusable) as it:
+    with pytest.raises(grammars.NoGrammar) as it:
         held(schema)
     return str(it.value)
 

@@ -104,11 +104,11 @@ def texts() -> None:
     HOLD.append("an answer may hold what elsewhere begins a thought or a call")
     held = Held()
     found, _ = read(
-        AnswerPlan(held, is_call=False), "reasoning", "hm <tool", "</thi", "nk>\n", tricky, "STOP"
+        AnswerPlan(held, is_call=False), "reasoning", "hm <tool", "</thin", "k>\n", tricky, "STOP"
     )
     assert found == {"reasoning": "hm <tool", "normal": "\n" + tricky}
     thinks: Any = held.thinks
-    assert [thinks(one) for one in ("a<tool_call>", "b</thi", "nk>\n{")] == [None, None, "\n{"]
+    assert [thinks(one) for one in ("a<tool_call>", "b</thin", "k>\n{")] == [None, None, "\n{"]
     HOLD.append("a thought is no part of the answer, and a stop word ends it")
     call = '{"name": "w", "arguments": {"x": "</tool_call>"}}'
     for initial, before in (("normal", ""), ("reasoning", "hm</think>")):

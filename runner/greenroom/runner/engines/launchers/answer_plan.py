@@ -62,7 +62,7 @@ def planned(body: Mapping[str, Any], tokenizer: Any, grammars: Grammars) -> Answ
     """The plan for a request; None if its answer is free.
 
     Raises:
-        Unusable: The answer cannot be held to its schema.
+        NoGrammar: The answer cannot be held to its schema.
     """
     if functions := must_call(body):
         schema = call_schema(functions)

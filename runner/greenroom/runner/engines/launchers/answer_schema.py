@@ -18,7 +18,7 @@ _COMBINING = frozenset("anyOf oneOf allOf $ref $dynamicRef if not dependentSchem
 _OPEN = frozenset("additionalProperties patternProperties unevaluatedProperties".split())
 """Keywords that say whether there are other properties."""
 _FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
-"""Formats that can be enforced. Others are annotations, which JSON Schema lets everybody ignore."""
+"""Formats that can be enforced. Others are annotations, which may be ignored."""
 
 
 def schema_of(body: Mapping[str, Any]) -> Any:

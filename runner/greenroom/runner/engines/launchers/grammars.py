@@ -35,7 +35,7 @@ _TOO_MUCH = re.compile(
 )
 
 
-class Unusable(ValueError):
+class NoGrammar(ValueError):
     """An answer cannot be held to a schema."""
 
 
@@ -55,28 +55,28 @@ class Grammars:
         `tokenizer` is mlx-lm's.
 
         Raises:
-            Unusable: No answer can be held to this schema.
+            NoGrammar: No answer can be held to this schema.
         """
         try:
             import llguidance  # type: ignore[import-not-found,unused-ignore]
         except ImportError:
-            raise Unusable(MISSING) from None
+            raise NoGrammar(MISSING) from None
         options: Any = {"whitespace_pattern": _SPACE}
         try:
             text = json.dumps(narrowed(schema))
             grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
         except RecursionError:
-            raise Unusable(TOO_COMPLEX) from None
+            raise NoGrammar(TOO_COMPLEX) from None
         except ValueError as error:
-            raise Unusable(_in_our_words(str(error))) from None
+            raise NoGrammar(_in_our_words(str(error))) from None
         if verdict := self._verdict_on(grammar):
-            raise Unusable(verdict)
+            raise NoGrammar(verdict)
         with self._makes:
             if self._tokenizer is None:
                 self._tokenizer = self._make_tokenizer(tokenizer, llguidance)
         made = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits(llguidance))
         if made.is_error():
-            raise Unusable(_in_our_words(made.get_error()))
+            raise NoGrammar(_in_our_words(made.get_error()))
         return HeldAnswer(made, self._tokenizer.tokenize_str, tokenizer.eos_token_ids)
 
     def _verdict_on(self, grammar: str) -> str:
@@ -95,14 +95,14 @@ def _checked(grammar: str) -> str:
     """What is wrong with a grammar, in our words; empty if nothing is.
 
     Raises:
-        Unusable: It cannot be said today: this machine is too busy.
+        NoGrammar: It cannot be said today: this machine is too busy.
     """
     argv = [sys.executable, "-I", str(Path(__file__).with_name("check_grammar.py"))]
     bound = 20 * CPU_SECONDS
     try:
         done = subprocess.run(argv, input=grammar.encode(), capture_output=True, timeout=bound, check=False)
     except subprocess.TimeoutExpired:
-        raise Unusable(TOO_COMPLEX) from None
+        raise NoGrammar(TOO_COMPLEX) from None
     if done.returncode != 0:
         return TOO_COMPLEX
     return _in_our_words(done.stdout.decode(errors="replace")) if done.stdout else ""
@@ -121,11 +121,11 @@ def _tokenizer_of(wrapped: Any, library: Any) -> Any:
     """The library's tokenizer, of mlx-lm's.
 
     Raises:
-        Unusable: It is of a kind that the library cannot read.
+        NoGrammar: It is of a kind that the library cannot read.
     """
     backend = getattr(wrapped, "backend_tokenizer", None)
     if backend is None:
-        raise Unusable("JSON schemas need a tokenizer.json, which this model has not")
+        raise NoGrammar("JSON schemas need a tokenizer.json, which this model has not")
     # A copy that neither pads nor cuts what it is given.
     fields = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     return library.LLTokenizer(json.dumps(fields), eos_token=sorted(wrapped.eos_token_ids))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 _NEVER = -1e9
-"""The logit of a token that must not follow. Finite, so that it can be told as JSON among the likeliest."""
+"""The logit of a token that must not follow. Finite, so that JSON can list it among the likeliest."""
 
 
 class Strayed(Exception):
@@ -14,13 +14,13 @@ class Strayed(Exception):
 
 
 class HeldAnswer:
-    """Is told of each token, and says which may be next."""
+    """Notes each token, and says which may be next."""
 
     def __init__(self, matcher: Any, tokens_of: Callable[[str], list[int]], ends: Collection[int]) -> None:
         """`matcher` is llguidance's; `ends` are the tokens that end an answer."""
         self.ends = frozenset(ends)
         self.thinks: Callable[[int], str | None] | None = None
-        """Told of each token before the answer; says what there is of the answer, or None."""
+        """Receives each token before the answer; returns what there is of the answer, or None."""
         self._matcher = matcher
         self._tokens_of = tokens_of
         self._ended = False
@@ -73,7 +73,7 @@ def holding(held: HeldAnswer, fail: Callable[[Exception], None]) -> Callable[[An
 
     Args:
         held: The answer.
-        fail: Told if it cannot go on; then it is no longer held.
+        fail: Called if it cannot go on; then it is no longer held.
     """
     import mlx.core as mx
     import numpy as np  # type: ignore[import-not-found,unused-ignore]

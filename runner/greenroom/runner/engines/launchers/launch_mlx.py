@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from answer_plan import planned  # type: ignore[import-not-found]
 from end_with_keeper import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
-from grammars import STRAYED, Grammars, Unusable  # type: ignore[import-not-found]
+from grammars import STRAYED, Grammars, NoGrammar  # type: ignore[import-not-found]
 from held_answer import Strayed  # type: ignore[import-not-found]
 from prompt_pace import Pace  # type: ignore[import-not-found]
 from replies import Replies  # type: ignore[import-not-found]
@@ -79,7 +79,7 @@ def main() -> None:
                 if self.body.get("tool_choice") == "none":
                     request.tools = None
                 super().handle_completion(request, *args)
-            except Unusable as error:
+            except NoGrammar as error:
                 self._refuse(str(error))
             except Strayed as error:
                 sys.stderr.write(f"an answer could not be held to its schema: {error}\n")

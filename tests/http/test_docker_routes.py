@@ -194,6 +194,28 @@ async def test_every_name_of_a_model_is_listed_and_an_answer_has_the_one_that_wa
     assert len(server.engines()) == 1
 
 
+async def test_the_prefix_of_docker_desktop_is_left_out_of_account(open_server: Any) -> None:
+    server = await open_server()
+    for path in ("/exp/vDD4.40/engines/v1/models", "/exp/vDD4.40/models", "/exp/vDD4.40/engines/status"):
+        async with server.get(path) as response:
+            assert response.status == 200, path
+    async with server.post("/exp/vDD4.40/engines/v1/chat/completions", {"model": "absent"}) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has(
+    open_server: Any,
+) -> None:
+    server = await open_server()
+    for method, path, allowed in (
+        ("GET", "/v1/chat/completions", "POST"),
+        ("OPTIONS", "/v1/models", "GET, HEAD"),
+        ("PUT", "/api/chat", "POST"),
+    ):
+        async with server.session.request(method, server.base + path) as response:
+            assert (response.status, response.headers["Allow"]) == (405, allowed)
+
+
 async def test_every_family_offers_the_names_that_may_have_been_meant(open_server: Any) -> None:
     server = await open_server()
     asked = {"model": "ai/tinny:7b"}

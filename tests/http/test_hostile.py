@@ -212,7 +212,7 @@ def test_every_body_is_known_to_this_test() -> None:
     named = {
         kind.__name__
         for module in (
-            *("backends", "configuring", "engines", "health", "models", "transfers"),
+            *("backends", "configuring", "engines", "daemon", "models", "transfers"),
             *("ollama.models", "ollama.transfers"),
         )
         for kind in vars(importlib.import_module(f"greenroom.runner.http.{module}")).values()

@@ -16,7 +16,7 @@ from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.anthropic.fields import MESSAGES
-from greenroom.runner.http.bodies import check_now
+from greenroom.runner.http.bodies import check_now, routing_of, translate
 from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT, Dialogue
@@ -384,3 +384,45 @@ def test_a_grammar_with_a_repetition_that_never_ends_is_refused(times: str) -> N
     with pytest.raises(HttpRefusal) as refused:
         check_now(body, CHAT)
     assert refused.value.refusal.code == "invalid_grammar"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"model": 5}', "model must be a string, not a whole number"),
+        (b'{"model": "m", "keep_alive": {}}', "keep_alive must be a number or a string, not an object"),
+        (b"[]", "the body must be an object, not a list"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named_in_words_whoever_decodes_it(body: bytes, said: str) -> None:
+    with pytest.raises(HttpRefusal) as caught:
+        routing_of(body)
+    assert caught.value.refusal.message == f"invalid request: {said}"
+
+
+@pytest.mark.parametrize("nothing", ["", [""]])
+def test_an_empty_stop_is_none(nothing: Any) -> None:
+    right = check_now(json.dumps(chat(stop=nothing)).encode(), CHAT)
+    assert "stop" not in msgspec.json.decode(right.body)
+    assert refused(chat(stop=["a", ""]), CHAT).param == "stop[1]"
+
+
+def test_a_format_of_a_completion_reaches_an_engine_that_knows_only_schemas() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    formats = {
+        "json_schema": {"json_schema": {"name": "x", "schema": schema}},
+        "json_object": {},
+        "text": {},
+    }
+    sent = [
+        msgspec.json.decode(translate(json.dumps(body).encode(), LlamaCpp.dialect, None))
+        for kind, more in formats.items()
+        for body in ({"prompt": "x", "response_format": {"type": kind, **more}},)
+    ]
+    assert sent == [
+        {"prompt": "x", "json_schema": schema},
+        {"prompt": "x", "json_schema": {"type": "object"}},
+        {"prompt": "x"},
+    ]
+    unchanged = b'{"messages": [], "response_format": {"type": "json_object"}}'
+    assert msgspec.json.decode(translate(unchanged, LlamaCpp.dialect, None)) == json.loads(unchanged)

@@ -76,3 +76,20 @@ async def test_a_score_is_the_engines_own_where_it_has_one(open_server: Any) -> 
         "/score", {"model": "tiny", "text_1": ["q", "r"], "text_2": ["a", "b"]}
     ) as response:
         assert (response.status, await response.json()) == (200, json.loads(own))
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/engines/rerank", "/engines/fake/rerank"])
+async def test_documents_may_be_objects_where_the_answer_is_the_engines_own(
+    open_server: Any, path: str
+) -> None:
+    server = await ranking(open_server, RANKED, LACKS_SCORE)
+    body = {"model": "tiny", "query": "q", "documents": ["a", {"text": "b", "title": "B"}, {"text": "c"}]}
+    async with server.post(path, body) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+        assert "title" in response.headers["X-Greenroom-Ignored"]
+    assert (answer["model"], answer["results"]) == ("tiny", json.loads(RANKED)["results"])
+    async with server.post(path, {**body, "return_documents": True, "rank_fields": ["text"]}) as response:
+        answer = await response.json()
+        assert "rank_fields" in response.headers["X-Greenroom-Ignored"]
+    assert [one["document"] for one in answer["results"]] == [{"text": text} for text in "abc"]

@@ -58,7 +58,7 @@ OLLAMA_VALUES = {
     ".tool_calls[].function.arguments": ({}, {"a": 1}),
     **VALUES,
     "messages[].role": ("user", "assistant"),
-    "format": ("json", SCHEMA[0]),
+    "format": ("json", SCHEMA[1]),
     "think": (True, "high"),
     "keep_alive": ("5m", "6m"),
 }

@@ -202,6 +202,8 @@ class Dialect:
     """Request fields the engine does not receive: they would load other weights, or mean nothing to it."""
     cannot: tuple[Cannot, ...] = ()
     ignores: tuple[Ignores, ...] = ()
+    completion_schema: str = ""
+    """The field of a completion that takes a JSON schema, where `response_format` is read only in chats."""
     lacks: frozenset[str] = frozenset()
     """Routes of other engines that it does not have, such as `/infill`."""
     pools_by_header: bool = False

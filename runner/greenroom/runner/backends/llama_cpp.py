@@ -72,7 +72,12 @@ class LlamaCpp(Backend):
     variants = VARIANTS
     builds = LLAMA_CPP_BUILDS
     readiness = Readiness(path="/health", loading=frozenset({503}), counters=("/slots", "/metrics"))
-    dialect = Dialect(cannot=_CANNOT, lacks=frozenset({"/score"}), pools_by_header=True)
+    dialect = Dialect(
+        cannot=_CANNOT,
+        completion_schema="json_schema",
+        lacks=frozenset({"/score"}),
+        pools_by_header=True,
+    )
     allowed_flags = LLAMA_CPP
     overhead_bytes = 150 * 2**20
     slots = 4

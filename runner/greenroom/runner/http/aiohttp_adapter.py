@@ -126,8 +126,11 @@ def watch(app: Application, begin: Callable[[object], None], end: Callable[[obje
 
 
 def _tidied(path: str) -> str:
-    """Without the slashes that a base URL and what a client appends to it have too many of together."""
-    return "/" + "/".join(part for part in path.split("/") if part)
+    """Without the slashes that a base URL and what a client appends to it have too many of together.
+
+    And without the prefix that Docker Desktop's clients put before all they ask for.
+    """
+    return f"/{'/'.join(part for part in path.split('/') if part)}".replace("/exp/vDD4.40/", "/", 1)
 
 
 async def _expected(request: web.Request) -> web.StreamResponse | None:

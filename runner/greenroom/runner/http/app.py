@@ -158,6 +158,7 @@ def _refused(request: Request, error: Exception) -> AnyResponse:
 def _no_route(request: Request) -> HttpRefusal:
     if request.allowed:
         method, allowed = escaped(request.method, _METHOD), ", ".join(request.allowed)
+        request.answer_headers["Allow"] = allowed
         return HttpRefusal(405, "wrong_method", f"{method} is not supported here, only {allowed}.")
     advice = ""
     if "/v1/v1/" in request.path:

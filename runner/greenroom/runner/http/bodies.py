@@ -292,9 +292,31 @@ def _not_understood(error: Exception, what: str = "", kind: Any = None) -> HttpR
             what = f"{place[1]} must be one of {', '.join(words)}"
         elif place is not None and not what.startswith(place[1]):
             # What is wrong with another field than the one that must be there is no matter of that one.
-            what = str(error)
+            what = _wrong_type(error)
         field = field or (place[1] if place is not None else "")
-    return invalid(what or str(error), param=field or None)
+    return invalid(what or _wrong_type(error), param=field or None)
+
+
+_EXPECTED = re.compile(r"Expected `(.+?)`, got `(.+?)`(?: - at `\$\.?(.+?)`)?")
+"""As msgspec tells of a value of a wrong type."""
+_TYPES = {
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+
+
+def _wrong_type(error: Exception) -> str:
+    """What msgspec says of a value, in the words of our other refusals where it is about its type."""
+    said = str(error)
+    if (found := _EXPECTED.fullmatch(said)) is None:
+        return said
+    kinds = [_TYPES.get(one, one) for one in found[1].split(" | ") if one != "null"]
+    return f"{found[3] or 'the body'} must be {' or '.join(kinds)}, not {_TYPES.get(found[2], found[2])}"
 
 
 def _too_large(limit: int) -> HttpRefusal:
@@ -370,7 +392,12 @@ def check_now(body: bytes, dialogue: Dialogue) -> Checked:
 
 
 def _stands_for_nothing(name: str, raw: bytes) -> bool:
-    """A field that might as well be left out. -1 tokens means no limit, in the words of LM Studio."""
+    """A field that might as well be left out.
+
+    -1 tokens means no limit, in the words of LM Studio; an empty text would stop an answer at once.
+    """
+    if name == "stop":
+        return raw in (b"null", b'""', b'[""]')
     return raw == b"null" or (raw == b"-1" and name in ("max_tokens", "max_completion_tokens"))
 
 
@@ -382,14 +409,26 @@ def spoken_by(dialect: Dialect, model: Model) -> str | None:
 def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:
     """The body as the engine may see it, without what is `ours`; `name` is what it calls the model."""
     dropped = dialect.dropped | ours if ours else dialect.dropped
-    if name is None and not dropped:
+    formed = bool(dialect.completion_schema) and b'"response_format"' in body
+    if name is None and not dropped and not formed:
         return body
     fields = _fields.decode(body)
+    if formed and "prompt" in fields and "response_format" in fields:
+        schema = _schema_of(_value.decode(fields.pop("response_format")))
+        if schema is not None:
+            fields.setdefault(dialect.completion_schema, msgspec.Raw(msgspec.json.encode(schema)))
     for field in dropped:
         fields.pop(field, None)
     if name is not None:
         fields["model"] = msgspec.Raw(msgspec.json.encode(name))
     return msgspec.json.encode(fields)
+
+
+def _schema_of(form: dict[str, Any]) -> Any:
+    """The JSON schema of a checked response format; None where it asks for any text."""
+    if form["type"] == "json_schema":
+        return form["json_schema"].get("schema", {})
+    return form.get("schema", {"type": "object"}) if form["type"] == "json_object" else None
 
 
 def ignored_by(dialect: Dialect, fields: Mapping[str, Any], body: bytes) -> list[str]:

@@ -538,10 +538,11 @@ SAMPLING: dict[str, Check] = {
     "frequency_penalty": number(-2, 2),
     "n": whole(1, 128),
     "seed": whole(),
-    "stop": either("a string or a list of strings", (str, text()), (list, array(text(), most=64))),
+    "stop": either("a string or a list of strings", (str, text(1)), (list, array(text(1), most=64))),
     "logit_bias": _bias,
     "user": text(),
     "id_slot": whole(),
+    "n_probs": whole(0, 100),
     "reasoning_format": one_of("none", "auto", "deepseek", "deepseek-legacy"),
 }
 

@@ -443,7 +443,8 @@ def _anthropic_entry(model: Model, name: str, configs: Mapping[str, ModelConfigS
     context = _context_size(model, configs) or None
     created = datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     about = {"created_at": created, "lifecycle": "active", "max_input_tokens": context, "max_tokens": context}
-    return {"type": "model", "id": name, "display_name": name, **about}
+    unknown = dict.fromkeys(("capabilities", "deprecated_at", "line", "retires_at"))
+    return {"type": "model", "id": name, "display_name": name, **about, **unknown}
 
 
 def _context_size(model: Model, configs: Mapping[str, ModelConfigState]) -> int:

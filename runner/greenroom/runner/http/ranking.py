@@ -82,6 +82,31 @@ class Ranking(_Ranking):
         )
 
 
+class Native(_Ranking):
+    """`POST /rerank` with documents that are objects, or that are asked for: engines rank texts."""
+
+    @property
+    def chat(self) -> dict[str, Any]:
+        ours = ("documents", "return_documents")
+        rest = {name: one for name, one in self._fields.items() if name not in ours}
+        return rest | {"documents": [_text(one) for one in self._fields["documents"]]}
+
+    def whole(self, completion: Mapping[str, Any]) -> bytes:
+        rows = completion["results"]
+        if self._fields.get("return_documents"):
+            rows = [
+                {**one, "document": {"text": _text(self._fields["documents"][one["index"]])}} for one in rows
+            ]
+        return _encode({**completion, "model": self._fields["model"], "results": rows})
+
+
+def native(fields: Mapping[str, Any]) -> Native | None:
+    """None where the engine's own answer will do."""
+    documents = fields.get("documents") or ()
+    asked = fields.get("return_documents") or not all(isinstance(one, str) for one in documents)
+    return Native(fields) if documents and asked else None
+
+
 class Scores(_Ranking):
     """`POST /score`: how well one text fits to others, in their order."""
 

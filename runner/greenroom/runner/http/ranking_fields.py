@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.runner.http.fields import Dialogue, array, count, either, flag, missing, record, text
+from greenroom.runner.http.fields import Dialogue, array, count, either, flag, missing, record, text, unread
 
 _document = either(
     "a string or an object", (str, text()), (dict, record({"text": text()}, required=("text",)))
@@ -24,6 +24,7 @@ RERANKING = Dialogue(
         "texts": array(text(), least=1),
         "top_n": count,
         "return_documents": flag,
+        **dict.fromkeys(("max_tokens_per_doc", "max_chunks_per_doc", "rank_fields"), unread),
     },
     required=("query",),
     together=_either,

@@ -31,7 +31,7 @@ from greenroom.runner.http.ollama.models import OllamaModels
 from greenroom.runner.http.ollama.transfers import OllamaTransfers
 from greenroom.runner.http.openapi.routes import ApiDescription
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
-from greenroom.runner.http.ranking import RERANK, scoring
+from greenroom.runner.http.ranking import RERANK, native, scoring
 from greenroom.runner.http.ranking_fields import RERANKING
 from greenroom.runner.http.requests import Requests
 from greenroom.runner.http.responses.routes import Responses
@@ -44,7 +44,7 @@ INFERENCE = {
     "/v1/embeddings": Kind(
         "embedding", "/v1/embeddings", EMBEDDING, param="input", translate=shortened_if_asked
     ),
-    "/rerank": Kind("reranking", "/rerank", RERANKING, param="documents"),
+    "/rerank": Kind("reranking", "/rerank", RERANKING, param="documents", translate=native),
     "/v1/rerank": RERANK,
     "/v2/rerank": RERANK,
 }

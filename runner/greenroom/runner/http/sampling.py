@@ -16,7 +16,7 @@ _any_number = whole(-1, _INT32)
 PARAMETERS: Mapping[str, Check] = {
     "temperature": number(0, 100),
     "seed": whole(),
-    "stop": either("a string or a list of strings", (str, text()), (list, array(text(), most=64))),
+    "stop": either("a string or a list of strings", (str, text(1)), (list, array(text(1), most=64))),
     "top_k": _any_number,
     "top_p": number(0, 1),
     "min_p": number(0, 1),

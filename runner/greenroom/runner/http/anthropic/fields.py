@@ -138,7 +138,7 @@ _MESSAGES: dict[str, Check] = {
     "temperature": number(0, 1),
     "top_p": number(0, 1),
     "top_k": whole(0, 2**31 - 1),
-    "stop_sequences": array(text()),
+    "stop_sequences": array(text(1), most=64),
     "tools": array(_tool),
     "tool_choice": _choice,
     "metadata": record({"user_id": text()}),

@@ -177,6 +177,10 @@ class AnthropicModel(msgspec.Struct, kw_only=True):
     display_name: str
     created_at: str
     lifecycle: str
+    capabilities: None
+    deprecated_at: None
+    line: None
+    retires_at: None
     max_input_tokens: int | None
     max_tokens: int | None
 

@@ -25,6 +25,14 @@ def test_bandwidth_decides_how_fast_a_model_answers() -> None:
     assert estimated(LLAMA_8B, [], bandwidths) == pytest.approx(8.1, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "gb"),
+    [("NVIDIA GeForce RTX 4070", 504), ("NVIDIA GeForce RTX 5090", 1792), ("NVIDIA A100-SXM4-80GB", 2039)],
+)
+def test_a_bandwidth_follows_from_what_the_maker_specifies(name: str, gb: int) -> None:
+    assert of_device(replace(CARD, name=name)) == pytest.approx(0.65 * gb * 10**9)
+
+
 def test_what_is_not_known_is_not_estimated() -> None:
     assert of_device(replace(CARD, name="NVIDIA GeForce RTX 4070 Laptop GPU")) == 0
     assert estimated(LLAMA_8B, [LayersOn(device="GPU-2", layers=33)], {"": 40 * GB}) == 0

@@ -66,27 +66,37 @@ def test_shipped_locks_have_a_wheel_for_every_supported_machine(
 
 @pytest.mark.parametrize("machine", ["linux-x86_64", "linux-arm64"])
 @pytest.mark.parametrize("minor", [11, 12, 13])
-def test_the_lock_of_vllm_has_a_wheel_for_every_linux(machine: str, minor: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "needed"), [("vllm", {"vllm", "torch"}), ("mlx-cuda", {"mlx-cuda-12", "mlx-lm"})]
+)
+def test_the_locks_for_cuda_have_a_wheel_for_every_linux(
+    machine: str, minor: int, name: str, needed: set[str]
+) -> None:
     platforms, variables = MACHINES[machine]
     tags = [
         *cpython_tags((3, minor), platforms=platforms),
         *compatible_tags((3, minor), f"cp3{minor}", platforms),
     ]
     version = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.5", "extra": ""}
-    files = Lock((LOCKS / "vllm.txt").read_text()).files(
+    files = Lock((LOCKS / f"{name}.txt").read_text()).files(
         tags, {**cast("dict[str, str]", default_environment()), **variables, **version}
     )
-    assert {"vllm", "torch"} <= {file.project for file in files}
+    assert needed <= {file.project for file in files}
 
 
 def test_the_lock_satisfies_what_the_declaration_asks_for() -> None:
     from packaging.requirements import Requirement
 
-    for backend in BACKENDS.values():
-        if not isinstance(backend.source, Environment) or not (LOCKS / f"{backend.source.lock}.txt").exists():
-            continue
-        lock = Lock((LOCKS / f"{backend.source.lock}.txt").read_text())
-        for text in backend.source.requirements:
+    sources = [
+        source
+        for backend in BACKENDS.values()
+        for source in (backend.source, *(one.source for one in backend.variants))
+        if isinstance(source, Environment) and (LOCKS / f"{source.lock}.txt").exists()
+    ]
+    assert {"llama.cpp", "mlx", "mlx-cuda", "vllm"} <= {one.lock for one in sources}
+    for source in sources:
+        lock = Lock((LOCKS / f"{source.lock}.txt").read_text())
+        for text in source.requirements:
             wanted = Requirement(text)
             assert wanted.specifier.contains(lock.version_of(wanted.name)), text
 

@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(source, Environment):
             parser.error(f"{name} is installed from an image and needs no lock.")
         source = replace(source, indexes=()) if args.own_sources else source
-        sys.stdout.write(f"{write_lock(name, source, here)}\n")
+        sys.stdout.write(f"{write_lock(name, source, here, args.variant)}\n")
     return 0
 
 

@@ -146,7 +146,7 @@ def _see_that_it_is_taken(source: Environment, version: str) -> None:
             )
 
 
-def write_lock(backend: str, source: Environment, platform: Platform) -> Path:
+def write_lock(backend: str, source: Environment, platform: Platform, variant: str = "") -> Path:
     """Resolve a backend's declaration and write the lock that ships, for all platforms or for this one.
 
     Raises:
@@ -161,11 +161,12 @@ def write_lock(backend: str, source: Environment, platform: Platform) -> Path:
     sources = sources.with_indexes(source.indexes, f"the declaration of {backend}")
     if source.own_index:
         sources = sources.with_first(source.own_index, f"the declaration of {backend}")
+    option = f" --variant {variant}" if variant else ""
     kind = f"{platform.system}-{platform.machine}-py{platform.python[0]}{platform.python[1]}"
     where = f"Python >= {_PYTHON} on Linux and macOS" if source.universal else kind
     header = [
         f"The packages of the backend {backend} ({source.distribution}), for {where}.",
-        f"Made by `python -m greenroom.runner.installations.lock_file {backend}`; do not edit.",
+        f"Made by `python -m greenroom.runner.installations.lock_file {backend}{option}`; do not edit.",
         f"Resolved from: {', '.join(source.requirements)}",
     ]
     header += [f"Without: {', '.join(source.excluded)}"] if source.excluded else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,11 +15,11 @@ import click
 from greenroom.actors.variants import BEST, USUAL
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import path_of
-from greenroom.runner.cli.connect import client_for, ensure_daemon, find
+from greenroom.runner.cli.connect import client_for, ensure_daemon, find, not_running
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import Installed, install
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.config import Settings
 from greenroom.runner.units import format_size
 
@@ -73,6 +74,7 @@ variant_option = click.option(
     help="Its build for certain devices, such as cu128, vulkan or cpu. Default: the best for this machine.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be downloaded.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print the daemon's answer as JSON.")
 @click.option(
     "--build",
     type=click.Choice(_BUILDS),
@@ -85,7 +87,13 @@ variant_option = click.option(
 )
 @click.pass_context
 def install_runner_command(
-    ctx: click.Context, backend: str, version: str, variant: str, build: str | None, dry_run: bool
+    ctx: click.Context,
+    backend: str,
+    version: str,
+    variant: str,
+    build: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Install a backend, unless it is already installed.
 
@@ -95,6 +103,8 @@ def install_runner_command(
     --build takes minutes to hours and needs a compiler; missing tools are named.
     Ctrl-C cancels the installation, unless another client is waiting for it.
     """
+    if as_json and not dry_run:
+        raise click.UsageError("--json is for --dry-run.")
     client = ensure_daemon(settings_of(ctx), announce)
     if not (variant or version or build):
         variant = BEST
@@ -103,7 +113,7 @@ def install_runner_command(
         body: dict[str, object] = {"backend": backend, "dry_run": True}
         body |= {name: value for name, value in wish.items() if value}
         plan = client.post("/engines/install-backend", body, timeout=None) or {}
-        click.echo(planned(backend, plan))
+        click.echo(json.dumps(plan, indent=4) if as_json else planned(backend, plan))
         return
     done = install(client, backend, version=version, variant=variant, build=build or "", announce=click.echo)
     report(backend, done)
@@ -345,8 +355,9 @@ _HEADINGS = ("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS")
 
 
 @click.group("backends", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.pass_context
-def backends_command(ctx: click.Context) -> int:
+def backends_command(ctx: click.Context, as_json: bool) -> int:
     """List the backends: what each serves, whether this machine can run it, and which versions are installed.
 
     A star marks the version that new engines use.
@@ -359,6 +370,12 @@ def backends_command(ctx: click.Context) -> int:
 
     settings = settings_of(ctx)
     daemon = find(settings)
+    if as_json:
+        found = daemon.client().get("/engines") if daemon is not None else None
+        if found is None:
+            raise not_running(settings)
+        click.echo(json.dumps(found, indent=4, ensure_ascii=False))
+        return exit_codes.OK
     on_disk = {} if daemon else _on_disk(settings.home)
     known: list[dict[str, Any]] = (daemon.client().get("/engines") or []) if daemon else []
     described = {one["name"]: one for one in known}
@@ -383,12 +400,12 @@ def backends_command(ctx: click.Context) -> int:
         from greenroom.actors.scheduler.quarantine import in_a_row
 
         name = short(one["model_ref"])
-        click.echo(
+        say(
             f"{one['backend']} {one['back_to_version']} serves {name}, which failed "
             f"{in_a_row(one['failures'])} on {one['version']} (greenroom why {name})."
         )
     for line in (line for one in known for line in _told_variants(one)):
-        click.echo(line)
+        say(line)
     for problem in BACKENDS.problems:
         click.echo(f"Warning: {problem}", err=True)
     return exit_codes.OK
@@ -419,8 +436,9 @@ def _told_variants(backend: dict[str, Any]) -> Iterator[str]:
 @backends_command.command("verify")
 @click.argument("name", required=False, metavar="[BACKEND]")
 @click.option("--backend", metavar="NAME", help="The same as the argument BACKEND.")
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.pass_context
-def verify_backends(ctx: click.Context, name: str | None, backend: str | None) -> int:
+def verify_backends(ctx: click.Context, name: str | None, backend: str | None, as_json: bool) -> int:
     """Compare the hash of every installed file, or of BACKEND's, with what was installed.
 
     Damaged installations are marked broken, and install-runner rebuilds them. Exits 1 if any is damaged.
@@ -428,6 +446,9 @@ def verify_backends(ctx: click.Context, name: str | None, backend: str | None) -
     backend = _one(name, backend)
     body = {"backend": backend} if backend else {}
     found = client_for(settings_of(ctx)).post("/engines/verify-backend", body, timeout=None) or []
+    if as_json:
+        click.echo(json.dumps(found, indent=4, ensure_ascii=False))
+        return exit_codes.FAILED if any(one["damaged"] for one in found) else exit_codes.OK
     broken = False
     for one in found:
         name = one["backend"]

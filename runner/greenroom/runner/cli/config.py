@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import table
+from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.units import format_duration, format_size
@@ -41,9 +41,15 @@ def config_command(ctx: click.Context, as_json: bool) -> None:
         }
         click.echo(json.dumps(values, indent=4, ensure_ascii=False))
         return
-    click.echo(table(("SETTING", "VALUE", "FROM"), [row for name in NAMES for row in _rows(settings, name)]))
+    click.echo(
+        table(
+            ("SETTING", "VALUE", "FROM"),
+            [row for name in NAMES for row in _rows(settings, name)],
+            width=terminal_width(),
+        )
+    )
     if settings.config_file is None:
-        click.echo(f"\nThere is no config file. Its place is {settings.home / 'config.toml'}.", err=True)
+        announce(f"\nThere is no config file. Its place is {settings.home / 'config.toml'}.")
 
 
 def _listed(indexes: tuple[str, ...] | None) -> str:

@@ -33,7 +33,7 @@ from greenroom.runner.cli.connect import (
 )
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import holder_of
 from greenroom.runner.units import format_duration, format_size, parse_duration
@@ -69,19 +69,19 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
         }
         click.echo(json.dumps(fields, ensure_ascii=False))
         return exit_codes.OK
-    click.echo(f"Greenroom is running at {daemon.url} (process {daemon.pid}, version {daemon.version}).")
-    click.echo(f"Data directory: {daemon.home}")
+    say(f"Greenroom is running at {daemon.url} (process {daemon.pid}, version {daemon.version}).")
+    say(f"Data directory: {daemon.home}")
     if reason:
-        click.echo(f"It is not ready: {reason}")
+        say(f"It is not ready: {reason}")
     from greenroom.runner.cli.devices import line
     from greenroom.runner.cli.display import describe, title_of
 
     for job in client.get("/jobs") or ():
-        click.echo(f"{title_of(str(job.get('job', '')))}: {describe(job)}")
+        say(f"{title_of(str(job.get('job', '')))}: {describe(job)}")
     for one in _devices(client):
-        click.echo(line(one))
+        say(line(one))
     for told in _shortfalls(client):
-        click.echo(told)
+        say(told)
     click.echo()
     click.echo(table(("BACKEND", "STATUS", "DETAILS"), rows(backends), width=terminal_width()))
     return exit_codes.OK
@@ -432,16 +432,30 @@ def df_command(ctx: click.Context, as_json: bool) -> None:
     sizes |= {f"backend {name}": size for name, size in (used.get("backends_disk_usage") or {}).items()}
     sizes |= {word: used[f"{word}_disk_usage"] for word in _OTHERS if f"{word}_disk_usage" in used}
     rows = [(name.replace("_", " "), format_size(float(size))) for name, size in sizes.items()]
-    click.echo(table(("WHAT", "SIZE"), rows))
+    click.echo(table(("WHAT", "SIZE"), rows, width=terminal_width()))
 
 
 @click.command("version")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def version_command(ctx: click.Context) -> None:
+def version_command(ctx: click.Context, as_json: bool) -> None:
     """Show the versions of the command and the daemon. Never fails."""
     import platform
     from importlib.metadata import version
 
+    if as_json:
+        found, problem = None, ""
+        try:
+            found = find(settings_of(ctx))
+        except Problem as unusable:
+            problem = unusable.message
+        server = None
+        if found is not None:
+            server = {"version": found.version, "url": found.url, "pid": found.pid}
+        client = {"version": version("greenroom"), "python": platform.python_version()}
+        client["platform"] = f"{platform.system().lower()}/{platform.machine()}"
+        click.echo(json.dumps({"client": client, "server": server, "problem": problem or None}, indent=4))
+        return
     click.echo(f"Client:\n Version:  {version('greenroom')}")
     click.echo(f" Python:   {platform.python_version()}")
     click.echo(f" Platform: {platform.system().lower()}/{platform.machine()}")

@@ -10,7 +10,7 @@ import click
 
 from greenroom.runner.cli.connect import find
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import table, terminal_width
+from greenroom.runner.cli.output import table, terminal_width, wrapped
 from greenroom.runner.units import format_size
 
 _HEADINGS = ("DEVICE", "MEMORY", "FREE", "DRIVER", "COMPUTES WITH", "USED BY")
@@ -44,11 +44,11 @@ def picture(found: Mapping[str, Any], width: int | None = None) -> str:
     devices, problems = found["devices"], [_sentence(one) for one in found["problems"]]
     if not devices:
         none = "No graphics device was found: models run on the processor."
-        return "\n".join((none, *problems))
+        return "\n".join(wrapped(one, width) for one in (none, *problems))
     # Software that only looks like a device is worth a line where there is nothing else.
     real = [one for one in devices if not is_software(one)] or devices
     rows = table(_HEADINGS, [_row(one) for one in real], spare=_SPARE, width=width)
-    return "\n".join((rows, *_notes(real), *problems))
+    return "\n".join((rows, *(wrapped(one, width) for one in (*_notes(real), *problems))))
 
 
 def is_software(one: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from greenroom.runner.cli.client import Client, DaemonRefused
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import announce, own, style, table, terminal_width
+from greenroom.runner.cli.output import announce, own, style, table, terminal_width, wrapped
 from greenroom.runner.units import format_duration, format_size, parse_keep_alive
 
 _HEADINGS = (
@@ -74,29 +74,30 @@ def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float)
     if as_json:
         return json.dumps(engines, indent=4, ensure_ascii=False)
     listed = sorted(_row(engine, keep_alive) for engine in engines)
-    rows = table(_HEADINGS, listed, spare=_SPARE, width=terminal_width())
+    width = terminal_width()
+    rows = table(_HEADINGS, listed, spare=_SPARE, width=width)
     ends = [(engine.get("engine_id"), (engine.get("exit") or {}).get("summary")) for engine in engines]
     try:
         queue = [_waiting(one) for one in client.get("/engines/queue") or []]
     except DaemonRefused as refused:
         # What runs is known without the scheduler, who waits is not.
         queue = [f"queue unknown: {refused.message}"]
-    return "\n".join([rows, *(f"{one}: {summary}" for one, summary in ends if summary), *queue])
+    below = [*(f"{one}: {summary}" for one, summary in ends if summary), *queue]
+    return "\n".join([rows, *(wrapped(one, width, 2) for one in below)])
 
 
 def _waiting(entry: dict[str, Any]) -> str:
     waited = format_duration(round(float(entry.get("waited") or 0)))
     what = ": ".join(str(entry[key]) for key in ("message", "progress") if entry.get(key))
     place = f"{entry['place']}. " if entry.get("place") else ""
-    return (
-        f"in the queue: {place}{_name(str(entry.get('model_ref', '')))} for {waited}, {what or 'just come'}"
-    )
+    name = shown_name(str(entry.get("model_ref", "")))
+    return f"in the queue: {place}{name} for {waited}, {what or 'just come'}"
 
 
 def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
     gone = engine.get("state") == "gone"
     return (
-        _name(str(engine.get("model_name", ""))),
+        shown_name(str(engine.get("model_name", ""))),
         str(engine.get("backend_name", "")),
         str(engine.get("mode", "")),
         str(engine.get("state", "")),
@@ -108,13 +109,14 @@ def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
         str(engine.get("context_size") or ""),
         str(engine.get("queue") or ""),
         _idle(engine),
-        "" if gone else _until(engine, keep_alive),
+        _ended(engine) if gone else _until(engine, keep_alive),
         str(engine.get("engine_id", "")),
         str(engine.get("cause") or ""),
     )
 
 
-def _name(name: str) -> str:
+def shown_name(name: str) -> str:
+    """As in other lists, without registry and tag."""
     # As `references.familiar`, which would import a good deal for three prefixes.
     return name.removeprefix("docker.io/").removeprefix("ai/").removesuffix(":latest")
 
@@ -158,6 +160,11 @@ def _until(engine: dict[str, Any], otherwise: float) -> str:
     idle = 0.0 if engine.get("in_use") else _seconds_since(str(engine.get("last_used") or ""))
     left = keep_alive - idle
     return f"{format_duration(round(left))} from now" if left > 0 else "Expiring"
+
+
+def _ended(engine: dict[str, Any]) -> str:
+    since = float(engine.get("since") or 0)
+    return f"ended {format_duration(round(max(0.0, time.time() - since)))} ago" if since else ""
 
 
 def _seconds_since(moment: str) -> float:

@@ -25,7 +25,7 @@ from greenroom.actors.journal.reader import JournalReader
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import table
+from greenroom.runner.cli.output import say, table, terminal_width
 from greenroom.runner.units import format_size
 
 journal_option = click.option(
@@ -133,13 +133,19 @@ def stats(ctx: click.Context, journal: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    click.echo(f"{path}, journal {found.id}, log format {found.format}")
+    say(f"{path}, journal {found.id}, log format {found.format}")
     span = f", {_moment(found.first_at)} to {_moment(found.last_at)}" if found.events else ""
-    click.echo(f"{_count(found.events, 'event')} in {format_size(found.bytes)}{span}\n")
-    click.echo(table(("STREAM", "EVENTS"), ((name, f"{n:,}") for name, n in found.streams.items())))
+    say(f"{_count(found.events, 'event')} in {format_size(found.bytes)}{span}\n")
+    click.echo(
+        table(
+            ("STREAM", "EVENTS"),
+            ((name, f"{n:,}") for name, n in found.streams.items()),
+            width=terminal_width(),
+        )
+    )
     click.echo()
     rows = [(name, f"{n:,}") for name, n in found.types.items()]
-    click.echo(table(("TYPE", "EVENTS"), rows[:_TYPES_SHOWN]))
+    click.echo(table(("TYPE", "EVENTS"), rows[:_TYPES_SHOWN], width=terminal_width()))
     if len(rows) > _TYPES_SHOWN:
         click.echo(f"and {len(rows) - _TYPES_SHOWN} more types; --json has them all")
 

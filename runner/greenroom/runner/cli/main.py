@@ -15,7 +15,14 @@ import click
 from greenroom import __version__
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.exit_codes import Problem
-from greenroom.runner.cli.output import drop_output, filtered, is_about_output, prepare_streams, style
+from greenroom.runner.cli.output import (
+    announce,
+    drop_output,
+    filtered,
+    is_about_output,
+    prepare_streams,
+    style,
+)
 from greenroom.runner.config import BadSetting, Settings, load
 from greenroom.runner.home import HomeUnusable
 
@@ -36,6 +43,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "purge": ("models", "Remove all models."),
     "prune": ("models", "Remove interrupted downloads and unused data."),
     "ps": ("engines", "List the running engines."),
+    "memory": ("memory", "Show which model holds how much memory, and for what."),
+    "queue": ("memory", "List the requests that wait for an engine."),
+    "bench": ("bench", "Measure how fast a model answers."),
     "status": ("daemon", "Show whether the daemon is running, and its backends."),
     "devices": ("devices", "Show the graphics devices, and what is wrong with them."),
     "unload": ("engines", "Unload models."),
@@ -65,7 +75,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Each command, the module it is in, and its line in the help: listing them must not import them."""
 
-_ALIASES = {"ls": "list", "show": "inspect", "cp": "tag", "remove": "rm"}
+_ALIASES = {"ls": "list", "show": "inspect", "cp": "tag", "remove": "rm", "ledger": "memory"}
 """What other runners call some of them."""
 _ERROR_LOG_LIMIT = 1_000_000
 _HANGING_THREADS = 5.0
@@ -92,10 +102,10 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            import difflib
+            from greenroom.runner.cli.peers import meant
 
-            near = difflib.get_close_matches(name, _COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else " See: greenroom --help"
+            guess = meant(args, [*_COMMANDS, *_ALIASES])
+            hint = f" Did you mean {guess!r}?" if guess else " See: greenroom --help"
             raise click.UsageError(f"There is no command {name!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -160,9 +170,13 @@ def _run(arguments: list[str] | None) -> int:
         return code if isinstance(code, int) else exit_codes.OK
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
+    except click.UsageError as error:
+        if error.ctx is not None:
+            click.echo(error.ctx.get_usage(), err=True)
+            click.echo(f"Try '{error.ctx.command_path} --help' for help.\n", err=True)
+        return _fail(error.format_message(), exit_codes.USAGE)
     except click.ClickException as error:
-        error.show()
-        return exit_codes.USAGE
+        return _fail(error.format_message(), exit_codes.USAGE)
     except BadSetting as error:
         return _fail(str(error), exit_codes.USAGE)
     except Problem as problem:
@@ -192,7 +206,7 @@ def _run(arguments: list[str] | None) -> int:
 
 def _fail(sentence: str, code: int) -> int:
     with contextlib.suppress(OSError):
-        click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
+        announce(f"{style('Error:', fg='red')} {sentence}")
     return code
 
 

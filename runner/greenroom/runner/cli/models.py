@@ -17,7 +17,7 @@ from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import announce, style, table, terminal_width
+from greenroom.runner.cli.output import announce, say, style, table, terminal_width
 from greenroom.runner.units import format_duration, format_size, parse_size
 
 _LISTED = (
@@ -130,7 +130,7 @@ def inspect_command(ctx: click.Context, model: str, remote: bool, as_json: bool,
     if as_json or openai:
         click.echo(json.dumps(found, indent=4, ensure_ascii=False))
     else:
-        click.echo("\n".join(_inspected(found)))
+        say("\n".join(_inspected(found)), indent=15)
 
 
 def _inspected(model: dict[str, Any]) -> list[str]:
@@ -171,7 +171,8 @@ def _inspected(model: dict[str, Any]) -> list[str]:
 def _named(model: Mapping[str, Any]) -> str:
     from greenroom.runner.models.references import familiar
 
-    return next((familiar(tag) for tag in model.get("tags") or ()), str(model.get("id") or "")[7:19])
+    names = [familiar(tag) for tag in model.get("tags") or ()]
+    return min(names, key=len, default=str(model.get("id") or "")[7:19])
 
 
 def _template(found: dict[str, Any] | None) -> str:
@@ -255,7 +256,7 @@ def search_command(ctx: click.Context, query: str, limit: int, as_json: bool) ->
             )
             for one in results.models
         ]
-        click.echo(table(("NAME", "SOURCE", "DESCRIPTION", "DOWNLOADS"), rows))
+        click.echo(table(("NAME", "SOURCE", "DESCRIPTION", "DOWNLOADS"), rows, width=terminal_width()))
     else:
         announce(f"No models found for {query!r}.")
     return exit_codes.FAILED if results.silent and not results.models else exit_codes.OK

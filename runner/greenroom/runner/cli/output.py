@@ -126,6 +126,10 @@ def readable(text: str) -> str:
 _GAP = "  "
 _NARROWEST = 24
 """Characters the last column is given before columns go for its sake."""
+_NARROWEST_CELL = 12
+"""Characters that every column keeps."""
+_LEAST = 8
+"""Characters below which the last column is left to the terminal."""
 
 
 def table(
@@ -139,7 +143,7 @@ def table(
 
     Args:
         spare: Headings of columns that are left out where the width is too small, the first one first.
-        width: Characters of a line, for which the last column is broken too; None for any number.
+        width: Characters of a line, for which long cells are broken or shortened too; None for any number.
     """
     lines = [tuple(headings), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
@@ -149,17 +153,25 @@ def table(
             if _needed(widths, shown) <= width:
                 break
             shown.remove(headings.index(heading))
+        _narrow(widths, shown, width)
     text: list[str] = []
     for line in lines:
-        *cells, last = ((line[column], widths[column]) for column in shown)
-        begin = "".join(cell.ljust(size) + _GAP for cell, size in cells)
-        text += [row.rstrip() for row in _broken(begin, last[0], width)]
+        *cells, last = shown
+        parts = [_broken(line[column], widths[column]) for column in cells]
+        begin = sum(widths[column] + len(_GAP) for column in cells)
+        room = width - begin if width is not None and width - begin >= _LEAST else None
+        parts.append([line[last]] if room is None else _broken(line[last], room))
+        for number in range(max(map(len, parts))):
+            words = [part[number] if number < len(part) else "" for part in parts]
+            sized = zip(words, (widths[column] for column in shown), strict=True)
+            text.append(_GAP.join(word.ljust(size) for word, size in sized).rstrip())
     return "\n".join(text)
 
 
-def terminal_width() -> int | None:
-    """Of the terminal that standard output is; None for a pipe or a file, which take lines of any length."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Of the terminal that a stream is (standard output); None for a pipe or a file: lines of any length."""
+    stream = sys.stdout if stream is None else stream
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def _needed(widths: Sequence[int], shown: Sequence[int]) -> int:
@@ -167,16 +179,67 @@ def _needed(widths: Sequence[int], shown: Sequence[int]) -> int:
     return sum(size + len(_GAP) for size in others) + min(last, _NARROWEST)
 
 
-def _broken(begin: str, last: str, width: int | None) -> list[str]:
-    """One line of the table, or several when its last cell is too long for one."""
-    if width is None or len(begin) + len(last) <= width or width - len(begin) < _NARROWEST:
-        return [begin + last]
+def _narrow(widths: list[int], shown: Sequence[int], width: int) -> None:
+    """Take from the widest columns what the line is too long by, as long as they stay readable."""
+    while (excess := _needed(widths, shown) - width) > 0:
+        *others, _ = shown
+        widest = max(others, key=lambda column: widths[column], default=None)
+        if widest is None or widths[widest] <= _NARROWEST_CELL:
+            return
+        widths[widest] = max(_NARROWEST_CELL, widths[widest] - excess)
+
+
+def _broken(cell: str, size: int) -> list[str]:
+    """A cell in lines of so many characters: sentences are broken between words, a name loses its middle."""
+    if len(cell) <= size:
+        return [cell]
     from textwrap import wrap
 
-    first, *rest = wrap(last, width - len(begin), break_long_words=False, break_on_hyphens=False)
-    return [begin + first, *(" " * len(begin) + more for more in rest)]
+    lines = wrap(cell, size, break_long_words=False, break_on_hyphens=False)
+    return [line if len(line) <= size else _shortened(line, size) for line in lines]
+
+
+def _shortened(word: str, size: int) -> str:
+    end = (size - 1) // 2
+    return f"{word[: size - 1 - end]}…{word[len(word) - end :]}"
+
+
+def wrapped(text: str, width: int | None, indent: int = 0) -> str:
+    """Text whose lines are broken between words; what goes on is indented by so much more than its line.
+
+    A word that is too long for a line, such as a path, stays whole: it is there to be copied.
+    """
+    if width is None:
+        return text
+    return "\n".join(part for line in text.split("\n") for part in _folded(line, width, indent))
+
+
+def _folded(line: str, width: int, indent: int) -> Iterator[str]:
+    if _length(line) <= width:
+        yield line
+        return
+    margin = " " * min(len(line) - len(line.lstrip(" ")) + indent, width // 2)
+    current = ""
+    for word in re.findall(r"\s*\S+", line):
+        fits_below = len(margin) + _length(word.lstrip()) <= width
+        if current.strip() and fits_below and _length(current) + _length(word) > width:
+            yield current
+            current = margin + word.lstrip()
+        else:
+            current += word
+    yield current
+
+
+def _length(text: str) -> int:
+    """Without sequences of our own, which take no room."""
+    return len(_OWN.sub("", text))
+
+
+def say(text: str, indent: int = 2) -> None:
+    """Print sentences to standard output, broken between words on a terminal."""
+    print(wrapped(text, terminal_width(), indent))
 
 
 def announce(text: str) -> None:
     """Say something that is not part of the answer."""
-    print(text, file=sys.stderr, flush=True)
+    print(wrapped(text, terminal_width(sys.stderr)), file=sys.stderr, flush=True)

@@ -90,7 +90,7 @@ def _copy(answer: DaemonResponse, target: int) -> int:
 
 
 @click.command("load")
-@click.argument("archive", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "-t",
     "--tag",
@@ -101,6 +101,12 @@ def _copy(answer: DaemonResponse, target: int) -> int:
 @click.pass_context
 def load_command(ctx: click.Context, archive: Path, tag: str) -> None:
     """Import the model in ARCHIVE, a file that `greenroom export` wrote."""
+    if not archive.exists():
+        raise Problem(
+            f"There is no file {archive}.",
+            f"To load a model into memory: greenroom run -d {archive}",
+            code=exit_codes.USAGE,
+        )
     if tag:
         split(tag)
     client = ensure_daemon(settings_of(ctx), announce)

@@ -1,0 +1,184 @@
+"""`greenroom bench`: tokens per second and the time to the first token, at several streams at once."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import click
+
+from greenroom.runner.cli.client import Client
+from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.connect import ensure_daemon
+from greenroom.runner.cli.conversation import AnswerSoFar, Conversation, Options
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.output import announce, table, terminal_width
+
+_WORDS = "the river runs past old stone houses where people sit and talk about weather and bread".split()
+_MOST = 256
+"""Streams at once."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What was measured with so many streams at once. Times are seconds."""
+
+    streams: int
+    tokens_per_second: float
+    """Of all together, from the first request to the last token."""
+    tokens_per_second_each: float
+    """The median stream's, from its first token on."""
+    first_token: float
+    """The median."""
+    first_token_slowest: float
+    prompt_tokens: int
+    """Of one prompt."""
+    answer_tokens: int
+    """Of all answers."""
+
+
+@click.command("bench")
+@click.argument("model", type=ModelName(catalogue=True))
+@click.option("--streams", default="1,2,4", show_default=True, metavar="N,…", help="How many at once.")
+@click.option(
+    "--tokens", type=click.IntRange(2, 4096), default=64, show_default=True, help="Length of each answer."
+)
+@click.option(
+    "--prompt-words",
+    type=click.IntRange(1, 20_000),
+    default=32,
+    show_default=True,
+    help="Length of each prompt.",
+)
+@click.option("--backend", default="", metavar="NAME", help="Use only this backend.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def bench_command(
+    ctx: click.Context,
+    model: str,
+    streams: str,
+    tokens: int,
+    prompt_words: int,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Measure how fast MODEL answers, with one request and with several at once.
+
+    Every prompt is another one, so that nothing of it is in a cache. One answer comes before, so that loading
+    is not measured. What other clients do at the same time is in the figures.
+    """
+    counts = _counts(streams)
+    settings = settings_of(ctx)
+    client = ensure_daemon(settings, announce)
+    conversation = Conversation(
+        client, model, say=announce, backend=backend, may_install=settings.install_policy != "never"
+    )
+    conversation.prepare()
+    bench = Bench(client, model, backend=backend, tokens=tokens, words=prompt_words)
+    bench.level(1, tokens=2)
+    levels = []
+    for count in counts:
+        if sys.stderr.isatty():
+            announce(f"Measuring with {count} at once…")
+        levels.append(bench.level(count))
+    if as_json:
+        click.echo(json.dumps({"model": model, "levels": [asdict(one) for one in levels]}, indent=4))
+        return
+    headings = ("STREAMS", "TOKENS/S", "EACH", "FIRST TOKEN", "SLOWEST", "PROMPT", "ANSWERS")
+    rows = [
+        (
+            str(one.streams),
+            f"{one.tokens_per_second:.1f}",
+            f"{one.tokens_per_second_each:.1f}",
+            _time(one.first_token),
+            _time(one.first_token_slowest),
+            f"{one.prompt_tokens} tokens",
+            f"{one.answer_tokens} tokens",
+        )
+        for one in levels
+    ]
+    click.echo(table(headings, rows, spare=("SLOWEST", "EACH", "PROMPT"), width=terminal_width()))
+
+
+class Bench:
+    def __init__(self, client: Client, model: str, *, backend: str, tokens: int, words: int) -> None:
+        self._client = client
+        self._model = model
+        self._backend = backend
+        self._tokens = tokens
+        self._words = words
+        self._asked = 0
+
+    def level(self, streams: int, *, tokens: int | None = None) -> Level:
+        """Ask so many at once and wait for all. Raises Problem when one of them fails."""
+        answers: list[AnswerSoFar] = []
+        problems: list[Problem] = []
+        threads = [
+            threading.Thread(
+                target=self._ask,
+                args=(self._prompt(), tokens or self._tokens, answers, problems),
+                daemon=True,
+            )
+            for _ in range(streams)
+        ]
+        began = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lasted = time.monotonic() - began
+        if problems:
+            raise problems[0]
+        total = sum(one.usage.answer_tokens for one in answers)
+        firsts = [one.usage.first_token_after for one in answers]
+        return Level(
+            streams=streams,
+            tokens_per_second=round(total / max(lasted, 1e-6), 2),
+            tokens_per_second_each=round(statistics.median(one.usage.pace for one in answers), 2),
+            first_token=round(statistics.median(firsts), 4),
+            first_token_slowest=round(max(firsts), 4),
+            prompt_tokens=answers[0].usage.prompt_tokens,
+            answer_tokens=total,
+        )
+
+    def _prompt(self) -> str:
+        """Words in another order each time, from the first one on."""
+        self._asked += 1
+        step = self._asked
+        words = [_WORDS[(step * (place + 1) + place // 7) % len(_WORDS)] for place in range(self._words)]
+        return f"Story {step} of {time.time_ns()}. Go on with it: {' '.join(words)}"
+
+    def _ask(self, prompt: str, tokens: int, answers: list[AnswerSoFar], problems: list[Problem]) -> None:
+        conversation = Conversation(
+            self._client,
+            self._model,
+            say=lambda _: None,
+            backend=self._backend,
+            options=Options(max_tokens=tokens, seed=self._asked),
+        )
+        try:
+            for _ in conversation.ask(prompt):
+                pass
+            assert conversation.reply is not None, "it was asked"
+            answers.append(conversation.reply)
+        except Problem as problem:
+            problems.append(problem)
+
+
+def _counts(text: str) -> Sequence[int]:
+    counts = [one.strip() for one in text.split(",")]
+    if not all(one.isdecimal() and 1 <= int(one) <= _MOST for one in counts):
+        raise click.BadParameter(
+            f"{text!r} is not a list of numbers from 1 to {_MOST}, such as 1,2,4.", param_hint="--streams"
+        )
+    return [int(one) for one in counts]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"

@@ -1,0 +1,138 @@
+"""What the command line shows at several widths, and what it makes of words that are not its own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from greenroom.runner.cli.main import _ALIASES, _COMMANDS
+from greenroom.runner.cli.output import own, table, wrapped
+from greenroom.runner.cli.peers import _WORDS, meant
+from terminal import Terminal
+
+GREENROOM = [sys.executable, "-m", "greenroom.runner.cli"]
+LONG = "hf.co/an-organization-with-a-long-name/a-model-with-a-longer-name-gguf:Q4_K_M"
+COMMANDS = (
+    "list",
+    "ps --all",
+    "status",
+    "config",
+    "backends",
+    "df",
+    "configure smollm2",
+    "memory",
+    "unload x",
+)
+
+
+@pytest.fixture
+def full_daemon(our_daemon: Any) -> Any:
+    """Has much to say, with long names and sentences."""
+    reason = (
+        "The llama.cpp engine was stopped, because it was not used for five minutes, which is its keep-alive."
+    )
+    engine = {
+        "engine_id": "1a22c2dbc49-1",
+        "model_name": LONG,
+        "backend_name": "llama.cpp",
+        "mode": "completion",
+        "state": "gone",
+        "since": time.time() - 90_000,
+        "memory": 123_456_789,
+        "exit": {"summary": reason},
+    }
+    model = {"id": "sha256:" + "ab" * 32, "tags": [LONG, "docker.io/ai/smollm2:latest"], "created": 1}
+    row = {"mode": "completion", "setting": "slots", "value": None, "source": "automatic"}
+    size = {"mode": "completion", "setting": "context-size", "value": 4096, "source": "configured"}
+    our_daemon.routes |= {
+        "GET /models": [model],
+        "GET /models/smollm2": {**model, "settings": [{**size, "trained": 8192}, row]},
+        "GET /engines/ps": [],
+        "GET /engines/ps?all=true": [engine],
+        "GET /engines/queue": [],
+        "GET /engines/status": {"llama.cpp": f"Error: {reason}"},
+        "GET /engines/devices": {"devices": [], "problems": []},
+        "GET /engines": [],
+        "GET /engines/df": {"models_disk_usage": 10**9, "backends_disk_usage": {"llama.cpp": 10**8}},
+        "GET /engines/ledger": {"budget": 10**10, "promised": 0, "free": 10**10},
+        "POST /engines/unload": {"unloaded_runners": 0, "in_use": [reason], "unknown": []},
+    }
+    return our_daemon
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_everything_fits_the_terminal(full_daemon: Any, columns: int) -> None:
+    for command in COMMANDS:
+        with Terminal([*GREENROOM, *command.split()], columns=columns) as terminal:
+            terminal.ends()
+        for line in terminal.text.splitlines():
+            # A word that is long by itself, such as a path, stays whole.
+            word = max(line.split(), key=len, default="")
+            assert len(line) <= columns or len(word) > columns // 2, f"{command}: {line}"
+        assert terminal.text.strip(), command
+
+
+def test_a_table_that_is_too_wide_shortens_names_and_breaks_sentences() -> None:
+    rows = [("hf.co/name/of-a-model:Q4_K_M", "it is kept for a while", "99 MB"), ("short", "no", "1 MB")]
+
+    assert table(("NAME", "WHY", "SIZE"), rows, width=40).splitlines() == [
+        "NAME          WHY                  SIZE",
+        "hf.co/…4_K_M  it is kept for a     99 MB",
+        "              while",
+        "short         no                   1 MB",
+    ]
+
+
+def test_sentences_are_broken_between_words_and_go_on_further_in() -> None:
+    assert wrapped("one two three\n  four five six", 9, 2) == "one two\n  three\n  four\n    five\n    six"
+    assert wrapped("short", 9) == "short"
+    assert wrapped("a/path/that/is/long", 9) == "a/path/that/is/long"
+    red = own("\x1b[31m")
+    assert wrapped(f"{red}one{red} two", 7) == f"{red}one{red} two", "colours take no room"
+    assert wrapped("one two three", None) == "one two three"
+
+
+@pytest.mark.parametrize(
+    ("typed", "guess"),
+    [
+        ("rnu", "run"),
+        ("instal-runner", "install-runner"),
+        ("download smollm2", "pull"),
+        ("top", "ps --watch"),
+        ("docker model run smollm2 hi", "greenroom run smollm2 hi"),
+        ("model ls", "greenroom ls"),
+        ("ollama show smollm2", "greenroom show smollm2"),
+        ("lms load smollm2", "greenroom run -d smollm2"),
+        ("lms unload smollm2", "greenroom stop smollm2"),
+        ("lms server start", "greenroom serve"),
+        ("lms log stream", "greenroom logs -f"),
+        ("docker model restart-runner", "greenroom restart"),
+        ("docker", ""),
+        ("xyzzy", ""),
+    ],
+)
+def test_words_of_other_runners_and_typos_are_answered_with_ours(typed: str, guess: str) -> None:
+    assert meant(typed.split(), [*_COMMANDS, *_ALIASES]) == guess
+
+
+def test_what_is_suggested_exists() -> None:
+    commands = {*_COMMANDS, *_ALIASES}
+    assert {one.split()[0] for one in _WORDS.values()} <= commands
+    assert not commands & set(_WORDS), "a command is not translated"
+
+
+def test_an_unknown_command_says_what_was_meant(greenroom: Any) -> None:
+    outcome = greenroom("docker", "model", "pull", "smollm2")
+
+    assert outcome.code == 2
+    assert "There is no command 'docker'. Did you mean 'greenroom pull smollm2'?" in outcome.err
+
+
+def test_loading_what_is_no_file_says_how_a_model_is_loaded(greenroom: Any) -> None:
+    outcome = greenroom("load", "smollm2")
+
+    assert outcome.code == 2
+    assert "There is no file smollm2. To load a model into memory: greenroom run -d smollm2" in outcome.err

@@ -50,7 +50,7 @@ def test_a_table_has_memory_driver_and_users_and_marks_what_is_not_installed() -
     assert told(device("L4", used_by=users)) == (
         "DEVICE  MEMORY   FREE     DRIVER     COMPUTES WITH    USED BY\n"
         "L4      12.0 GB  11.0 GB  580.65.06  CUDA 13.0 (8.9)  llama.cpp (cu128), mlx (cuda)*\n"
-        "* not installed; see: greenroom install-runner --help\n"
+        "* not installed; to install it: greenroom install-runner mlx\n"
         "L4: vllm cannot use it. It is too old."
     )
 

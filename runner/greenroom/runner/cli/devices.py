@@ -88,8 +88,15 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _notes(devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if any(user["variant"] and not user["installed"] for one in devices for user in one["used_by"]):
-        yield "* not installed; see: greenroom install-runner --help"
+    missing = [
+        user["backend"]
+        for one in devices
+        for user in one["used_by"]
+        if user["variant"] and not user["installed"]
+    ]
+    if missing:
+        commands = [f"greenroom install-runner {name}" for name in dict.fromkeys(missing)]
+        yield f"* not installed; to install it: {', '.join(commands)}"
     seen: set[str] = set()
     for text in _remarks(devices):
         # Two cards of a kind have the same.

@@ -114,6 +114,14 @@ def test_embeddings_are_those_of_the_model_in_every_form(
     assert len(theirs.embed(model, SENTENCE, dimensions=64).embeddings[0]) == 64
     assert theirs.embeddings(model, SENTENCE).embedding == pytest.approx(vector, abs=1e-4)
     assert theirs.show(model).capabilities == ["embedding"]
+    cut = theirs.embed(model, ["cat " * 2000, SENTENCE])
+    assert cut.prompt_eval_count == 512 + len(TOKENS)
+    assert cut.embeddings[0] == pytest.approx(longest, abs=1e-3)
+    assert cut.embeddings[1] == pytest.approx(vector, abs=1e-3)
+    assert theirs.embeddings(model, "cat " * 2000).embedding == pytest.approx(longest, abs=1e-3)
+    with pytest.raises(ollama.ResponseError, match=r"has 2002 tokens.*at most 512") as whole:
+        theirs.embed(model, "cat " * 2000, truncate=False)
+    assert whole.value.status_code == 400
 
     # it writes no text, and ranks nothing
     chat: Any = [{"role": "user", "content": "hi"}]

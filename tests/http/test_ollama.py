@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from greenroom.runner.http.cut_inputs import shortened
 from greenroom.runner.http.ollama.inference import Chat, Embed, Generate
 from tiny_vision import base64_png
 from waiting import until_async
@@ -231,6 +232,43 @@ async def test_embeddings_have_both_forms(open_server: Any) -> None:
     assert many["total_duration"] > 0
     (one,) = await lines_of(server.post("/api/embeddings", {"model": "tiny", "prompt": "x"}))
     assert one == {"embedding": [0.1, 0.2, 0.3]}
+
+
+async def test_an_input_that_is_too_long_is_cut_or_refused(open_server: Any) -> None:
+    server = await open_server("--context", "12")
+    long = "cat " * 40
+    for given, count in ((long, 12), ([long, "a b", long], 28), ("a", 3)):
+        (said,) = await lines_of(server.post("/api/embed", {"model": "tiny", "input": given}))
+        assert said["prompt_eval_count"] == count
+        assert len(said["embeddings"]) == (len(given) if isinstance(given, list) else 1)
+    await lines_of(server.post("/api/embed", {"model": "tiny", "input": [long, "a"], "truncate": True}))
+    assert (await server.stats())["last"]["input"] == [[101, *[1003] * 10, 102], "a"]
+    (one,) = await lines_of(server.post("/api/embeddings", {"model": "tiny", "prompt": long}))
+    assert one == {"embedding": [0.1]}
+    for path, name in (("embed", "input"), ("embeddings", "prompt")):
+        body = {"model": "tiny", name: long, "truncate": False}
+        status, error = await refusal_of(server.post(f"/api/{path}", body))
+        assert (status, "42 tokens" in error, "at most 12" in error) == (400, True, True), error
+    async with server.post("/v1/embeddings", {"model": "tiny", "input": long}) as response:
+        assert response.status == 400, "OpenAI's clients get no cut input"
+
+
+async def test_an_input_is_refused_where_the_engine_cannot_count(open_server: Any) -> None:
+    said = {"error": {"code": 400, "message": "input (9 tokens) is too large to process", "type": "x"}}
+    server = await open_server("--answer", "400", json.dumps(said))
+    status, error = await refusal_of(server.post("/api/embed", {"model": "tiny", "input": "x " * 50_000}))
+    assert (status, "9 tokens" in error) == (400, True), error
+
+
+def test_tokens_that_end_every_text_stay_at_the_end() -> None:
+    for tokens, special, limit, found in (
+        ([1, 2, 3], [1], 3, [1, 2, 3]),
+        ([1, 5, 6, 7], [1], 3, [1, 5, 6]),
+        ([101, 5, 6, 7, 102], [101, 102], 3, [101, 5, 102]),
+        ([5, 6, 7, 2], [2], 2, [5, 2]),
+        ([5, 6, 7], [], 1, [5]),
+    ):
+        assert shortened(tokens, special, limit) == found
 
 
 async def test_shorter_embeddings_have_a_length_of_one() -> None:

@@ -85,6 +85,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--first-token-delay", type=float, default=0.0)
     parser.add_argument("--hold-after-tokens", type=int, default=0, metavar="N", help="of one answer")
     parser.add_argument("--until", default="", metavar="FILE", help="as long as this file is not there")
+    parser.add_argument("--context", type=int, default=0, help="tokens of an input: its words + 2")
     parser.add_argument("--echo", action="store_true", help="answer with the words of the last message")
     parser.add_argument("--echo-fields", action="store_true", help="answer with the request's fields too")
     parser.add_argument("--say", action="append", default=[], help="a line for standard error at the start")
@@ -236,6 +237,9 @@ class Engine:
             if self.options.stream and request.get("stream"):
                 await stream(writer, self.options.stream.replace("\\n", "\n"))
                 return
+            if self.options.context and path in ("/v1/embeddings", "/tokenize"):
+                await answer(writer, *embedded(path, request, self.options.context))
+                return
             if path == "/v1/embeddings":
                 vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2, 0.3]}
                 usage = {"prompt_tokens": 1, "total_tokens": 1}
@@ -335,6 +339,23 @@ class Engine:
         else:
             text = str((request.get("messages") or [{"content": ""}])[-1]["content"])
         return [f"{word} " for word in text.split()]
+
+
+def embedded(path: str, request: dict[str, Any], context: int) -> tuple[int, Any]:
+    """llama-server's answers about texts whose words are tokens, between 101 and 102."""
+
+    def tokens(text: Any) -> list[int]:
+        return text if isinstance(text, list) else [101, *(1000 + len(word) for word in text.split()), 102]
+
+    if path == "/tokenize":
+        return 200, {"tokens": tokens(request["content"])}
+    given = request["input"]
+    counts = [len(tokens(one)) for one in (given if isinstance(given, list) else [given])]
+    if max(counts) > context:
+        said = f"input ({max(counts)} tokens) is too large to process. (current batch size: {context})"
+        return 400, {"error": {"code": 400, "message": said, "type": "server_error"}}
+    rows = [{"object": "embedding", "index": at, "embedding": [0.1]} for at in range(len(counts))]
+    return 200, {"object": "list", "data": rows, "usage": {"prompt_tokens": sum(counts)}}
 
 
 async def stream(writer: asyncio.StreamWriter, events: str) -> None:

@@ -18,7 +18,7 @@
 - `schema_checks`: JSON schemas and grammars that no engine may get
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed
-- `embedding_dimensions`: embeddings that are shorter than the model makes them
+- `embedding_dimensions`, `cut_inputs`: shorter embeddings; inputs that are cut to a model's context
 - `answer_filters`, `tool_prompt`, `stop_sequences`: what engines cannot do and is done here in their place
 - `engine_errors`: the errors of engines in our words
 - `errors`: refusals as HTTP statuses

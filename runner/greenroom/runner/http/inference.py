@@ -26,8 +26,9 @@ import msgspec
 from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import request_job
+from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.values import Mode, Model
-from greenroom.runner.http.abilities import RequestTarget, refuse_what_it_cannot
+from greenroom.runner.http.abilities import TOO_LONG, RequestTarget, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission, slots_of
 from greenroom.runner.http.answer_filters import FilteredTranslation, Untranslated
 from greenroom.runner.http.bodies import (
@@ -45,6 +46,7 @@ from greenroom.runner.http.bodies import (
 )
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.cut_inputs import Uncountable, cut
 from greenroom.runner.http.defaults import with_defaults
 from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
@@ -226,6 +228,8 @@ class Exchange:
             self._timer = asyncio.get_running_loop().call_later(settings.progress_after, self._begin_to_talk)
         place, upstream, first = await self._first_byte(admission, model, right)
         try:
+            if translation is not None and translation.cuts and not 200 <= upstream.status < 300:
+                upstream, first = await self._send_cut(place, model, right, upstream, first)
             return await self._pass_on(place, model, upstream, first)
         except Unfinished:
             raise broke_off(place, self._asked_as, "in mid-stream") from None
@@ -323,6 +327,43 @@ class Exchange:
             admission.leave(early=early)
             await self._wait_for_turn(model, right.body)
             await asyncio.sleep(_REACH_PAUSE)
+
+    async def _send_cut(
+        self, place: Place, model: Model, right: Checked, upstream: Connection, chunk: bytes
+    ) -> tuple[Connection, bytes]:
+        """Send inputs that the engine has refused as too long once more, cut. Raises Lost and HttpRefusal."""
+        refused = engine_error(upstream.status, await error_body(upstream, chunk), self._asked(place.backend))
+        engine = self._context.engine(place.engine_id)
+        size = context_reckoned(engine.spec.context_size, model.context_length) if engine is not None else 0
+        limit = int(refused.refusal.numbers.get("n_ctx", size))
+        if refused.refusal.code != TOO_LONG or limit <= 0:
+            raise refused
+        upstream.close()
+        headers = forwarded(self._request)
+        dialect = self._context.greenroom.backends[place.backend].dialect
+        name = spoken_by(dialect, model)
+
+        async def send(path: str, body: bytes) -> Connection:
+            try:
+                self._upstream = await self._context.upstreams.post(place.endpoint, path, body, headers)
+            except Unreached:
+                raise Lost("the engine cannot be reached any more") from None
+            return self._upstream
+
+        async def post(path: str, body: bytes) -> tuple[int, bytes]:
+            answer = await send(path, body)
+            told = await answer.rest(_WHOLE)
+            answer.close()
+            return answer.status, told
+
+        given = right.fields["input"]
+        try:
+            inputs = await cut([given] if isinstance(given, str) else given, limit, name or "", post)
+        except Uncountable:
+            raise refused from None
+        body = msgspec.json.encode({**right.fields, "input": inputs})
+        again = await send(self._kind.path, translate(body, dialect, name, self._ours))
+        return again, await _first_chunk(again)
 
     async def _wait_for_turn(self, model: Model, body: bytes) -> None:
         """Requests that were inside a dying engine together are retried one at a time, to find the cause."""

@@ -63,6 +63,11 @@ class Translation(ABC):
         return 0
 
     @property
+    def cuts(self) -> bool:
+        """Inputs of embeddings that are too long are cut, not refused."""
+        return False
+
+    @property
     def settled(self) -> Collection[str]:
         """Fields that the chat leaves out on purpose: no default of the model stands in for them."""
         return ()

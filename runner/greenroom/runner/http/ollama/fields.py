@@ -145,4 +145,4 @@ EMBED = Dialogue(
     },
     required=("input",),
 )
-EMBEDDINGS = Dialogue({**_ALL, "prompt": text()}, required=("prompt",))
+EMBEDDINGS = Dialogue({**_ALL, "prompt": text(), "truncate": flag}, required=("prompt",))

@@ -277,9 +277,11 @@ class Embed(_Ollama):
 
     @property
     def ignored(self) -> Sequence[str]:
-        options = [f"options.{name}" for name in self._options if name in PARAMETERS and name != "num_ctx"]
-        # What is too long for the model is refused.
-        return [*options, *(("truncate",) if self._fields.get("truncate") else ())]
+        return [f"options.{name}" for name in self._options if name in PARAMETERS and name != "num_ctx"]
+
+    @property
+    def cuts(self) -> bool:
+        return bool(self._fields.get("truncate", True))
 
     @property
     def chat(self) -> dict[str, Any]:

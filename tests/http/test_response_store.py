@@ -46,6 +46,11 @@ def stored(name: str, owner: str = "me", previous: str | None = None, text: str 
     return StoredResponse(owner, [item("in")], response)
 
 
+def unfinished(name: str) -> StoredResponse:
+    made = stored(name)
+    return StoredResponse(made.owner, made.input, {**made.response, "status": "queued", "output": []})
+
+
 async def test_a_response_survives_a_restart_and_is_its_owners_alone(make: Make, tmp_path: Path) -> None:
     store = make()
     assert await store.get("a", "me") is None
@@ -77,10 +82,6 @@ async def test_a_conversation_is_all_items_in_order(make: Make) -> None:
 
 
 async def test_what_an_earlier_life_left_unfinished_has_failed(make: Make) -> None:
-    def unfinished(name: str) -> StoredResponse:
-        made = stored(name)
-        return StoredResponse(made.owner, made.input, {**made.response, "status": "queued", "output": []})
-
     store = make(life="one")
     for name in "abc":
         await store.begin(unfinished(name))
@@ -130,6 +131,38 @@ async def test_what_cannot_be_kept_is_logged_and_asking_for_it_raises(
     with pytest.raises(StoreUnusable):
         await store.get("a", "me")
     assert "could not be kept" in caplog.text
+
+
+def full_disk(store: ResponseStore, full: bool) -> None:
+    """SQLite itself refuses to make the file larger, as on a full disk."""
+    assert store._connection is not None
+    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._connection.execute(f"PRAGMA max_page_count = {pages if full else 100_000}")
+
+
+async def test_an_end_that_a_full_disk_cannot_keep_is_told_and_kept_as_soon_as_there_is_room(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make(life="one")
+    long = {name: stored(name, text="y" * 40_000).response for name in "ab"}
+    ended = {name: StoredResponse("me", stored(name).input, one) for name, one in long.items()}
+    for name in ended:
+        await store.begin(unfinished(name))
+    full_disk(store, True)
+    for one in ended.values():
+        store.finish(one)
+    assert await store.get("a", "me") == ended["a"]
+    assert await store.get("a", "you") is None
+    assert await store.conversation("b", "me") == [*ended["b"].input, *ended["b"].response["output"]]
+    assert "is full" in caplog.text
+    assert await store.delete("b", "me")
+    assert await store.get("b", "me") is None
+    full_disk(store, False)
+    await store.close()
+    again = make(life="two")
+    assert await again.get("a", "me") == ended["a"]
+    assert (await again.items(["out-a"], "me")).keys() == {"out-a"}
+    assert await again.get("b", "me") is None
 
 
 def test_a_response_belongs_to_a_key_or_a_user_or_an_address() -> None:

@@ -29,6 +29,8 @@ KEPT = 30 * 86_400.0
 _MOST = 10_000
 """Responses."""
 _MOST_BYTES = 1_000_000_000
+_UNKEPT = 64
+"""Responses that wait in memory for room on the disk; the oldest go first."""
 _BUSY = 5.0
 """Seconds to wait for another connection, such as that of a second front door."""
 _CHAIN = 1_000
@@ -113,6 +115,8 @@ class ResponseStore:
         self._clock = clock
         self._most, self._most_bytes = most, most_bytes
         self._connection: sqlite3.Connection | None = None
+        self._unkept: dict[str, StoredResponse] = {}
+        """Those that have ended and could not be written yet, by id: on a full disk, the file says otherwise."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: Thread | None = None
 
@@ -128,7 +132,10 @@ class ResponseStore:
         return kept
 
     def finish(self, stored: StoredResponse) -> None:
-        """Keep the end of one that was begun, soon, unless it has been deleted since."""
+        """Keep the end of one that was begun, soon, unless it has been deleted since.
+
+        Where it cannot be written, it is found here all the same, and written as soon as it can be.
+        """
         self._do(lambda: self._finish(stored)).add_done_callback(_tell)
 
     async def get(self, response_id: str, owner: str) -> StoredResponse | None:
@@ -192,6 +199,7 @@ class ResponseStore:
             job()
 
     def _close(self) -> None:
+        self._catch_up()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -222,6 +230,22 @@ class ResponseStore:
             connection.execute("DELETE FROM unfinished WHERE response = ?", (response_id,))
 
     def _finish(self, stored: StoredResponse) -> None:
+        self._unkept[stored.id] = stored
+        while len(self._unkept) > _UNKEPT:
+            del self._unkept[next(iter(self._unkept))]
+        self._write_ends()
+
+    def _catch_up(self) -> None:
+        """Write what could not be written when it ended, if that is possible now."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            self._write_ends()
+
+    def _write_ends(self) -> None:
+        for stored in tuple(self._unkept.values()):
+            self._write_end(stored)
+            del self._unkept[stored.id]
+
+    def _write_end(self, stored: StoredResponse) -> None:
         given, response = _encode(stored.input), _encode(stored.response)
         with self._transaction() as connection:
             connection.execute("DELETE FROM unfinished WHERE response = ?", (stored.id,))
@@ -263,32 +287,35 @@ class ResponseStore:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            # Some failures, a full disk among them, may have ended the transaction.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
 
     def _get(self, response_id: str, owner: str) -> StoredResponse | None:
-        row = self._row(response_id, owner)
-        return StoredResponse(owner, _decode_items(row[1]), _decode(row[2])) if row is not None else None
-
-    def _row(self, response_id: str, owner: str) -> Any:
         if self._connection is None and not self._path.exists():
             return None
-        return (
+        self._catch_up()
+        row = (
             self._open()
             .execute(
-                "SELECT previous, input, response FROM responses WHERE id = ? AND owner = ? AND at >= ?",
+                "SELECT input, response FROM responses WHERE id = ? AND owner = ? AND at >= ?",
                 (response_id, owner, self._clock() - KEPT),
             )
             .fetchone()
         )
+        if row is None:
+            return None
+        return self._unkept.get(response_id) or StoredResponse(owner, _decode_items(row[0]), _decode(row[1]))
 
     def _delete(self, response_id: str, owner: str) -> bool:
-        if self._row(response_id, owner) is None:
+        if self._get(response_id, owner) is None:
             return False
         with self._transaction() as connection:
             connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+        self._unkept.pop(response_id, None)
         # Its text stays neither in the database (`secure_delete`) nor in the log.
         self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return True
@@ -297,13 +324,14 @@ class ResponseStore:
         turns: list[Items] = []
         following: str | None = response_id
         while following is not None:
-            row = self._row(following, owner)
-            if row is None or len(turns) >= _CHAIN:
+            stored = self._get(following, owner)
+            if stored is None or len(turns) >= _CHAIN:
                 raise Unlinked(following)
-            following, response = row[0], _decode(row[2])
+            response = stored.response
             if response.get("status") in UNFINISHED:
-                raise NotYetEnded(response["id"])
-            turns.append([*_decode_items(row[1]), *response["output"]])
+                raise NotYetEnded(following)
+            following = response.get("previous_response_id")
+            turns.append([*stored.input, *response["output"]])
         return [item for turn in reversed(turns) for item in turn]
 
     def _items(self, ids: Collection[str], owner: str) -> dict[str, dict[str, Any]]:

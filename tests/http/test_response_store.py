@@ -135,9 +135,10 @@ async def test_what_cannot_be_kept_is_logged_and_asking_for_it_raises(
 
 def full_disk(store: ResponseStore, full: bool) -> None:
     """SQLite itself refuses to make the file larger, as on a full disk."""
-    assert store._connection is not None
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages if full else 100_000}")
+    connection = store._connection  # noqa: SLF001 - the limit holds for one connection
+    assert connection is not None
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages if full else 100_000}")
 
 
 async def test_an_end_that_a_full_disk_cannot_keep_is_told_and_kept_as_soon_as_there_is_room(

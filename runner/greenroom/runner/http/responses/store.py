@@ -116,7 +116,7 @@ class ResponseStore:
         self._most, self._most_bytes = most, most_bytes
         self._connection: sqlite3.Connection | None = None
         self._unkept: dict[str, StoredResponse] = {}
-        """Those that have ended and could not be written yet, by id: on a full disk, the file says otherwise."""
+        """Ended ones that could not be written yet, by id: the disk may be full. The file says otherwise."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: Thread | None = None
 

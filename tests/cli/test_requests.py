@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.runner.cli.requests import seconds
 from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.row import Row
 from greenroom.runner.record.table import FILE, RecordTable
@@ -174,9 +173,3 @@ def test_it_fits_the_terminal(
         shown = greenroom("--port", str(unused_port), "requests", *command).out.splitlines()
         assert max(map(len, shown)) <= width
         assert any(REFUSED.id in line for line in shown)
-
-
-def test_times_are_told_in_three_digits_at_most() -> None:
-    assert [seconds(one) for one in (0.0003, 0.0456, 0.456, 1.23, 75.4)] == [
-        *("0.3 ms", "46 ms", "0.46 s", "1.2 s", "75 s"),
-    ]

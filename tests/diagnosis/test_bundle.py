@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 
 from greenroom.actors.installer.events import InstallFailed, InstallRequested
 from greenroom.actors.values import Failure
+from greenroom.runner.record.bodies import Kept
+from greenroom.runner.record.row import Row
+from greenroom.runner.record.table import FILE, RecordTable
 
 SECRETS = {
     "index": "p4ss-of-the-index",
@@ -78,6 +82,23 @@ def planted(script: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             {"id": "0.32-ab.1", "files": ["a"] * 500, "index": f"https://x:{SECRETS['index']}@i.example"}
         )
     )
+    kept = Kept(json.dumps({"messages": [{"role": "user", "content": PROMPT}]}).encode())
+    row = Row(
+        id="r-0a1b2c3d-1",
+        at=time.time(),
+        method="POST",
+        path="/v1/chat/completions",
+        address="203.0.113.9",
+        caller="203.0.113.9",
+        caller_kind="address",
+        user_agent=f"client/1 Bearer {SECRETS['header']}",
+        code="invalid_request",
+        sentence=f"It was sent with {SECRETS['file']}.",
+        recorded=True,
+    )
+    table = RecordTable(home / FILE, keep_for=86_400.0, rows=10)
+    table.append([(row, kept)], time.time())
+    table.close()
     (home / "daemon.log").write_text(f"INFO fetched with {SECRETS['file']}\n{said[2]}\n")
     (home / "cli-errors.log").write_text(f"X-Api-Key: {SECRETS['header']}\n")
     return home
@@ -102,6 +123,8 @@ def test_no_secret_and_no_prompt_is_anywhere_in_it(greenroom: Any, planted: Path
         assert PROMPT not in text, name
         assert "diary" not in text, name
         assert str(tmp_path / "person") not in text, "the home directory has a name"
+    recorded = json.loads(parts["requests.jsonl"])
+    assert (recorded["id"], recorded["address"], recorded["caller"]) == ("r-0a1b2c3d-1", "***", "***")
     assert "Removed: " in outcome.out
     assert "possible prompts" in outcome.out
 
@@ -116,6 +139,7 @@ def test_a_bundle_lists_and_holds_what_a_bug_report_needs(
     parts = unpacked(target)
     engine = next(name.split("/")[1] for name in parts if name.startswith("engines/"))
     assert set(parts) == {
+        "requests.jsonl",
         "README.txt",
         "versions.json",
         "config.json",

@@ -81,14 +81,6 @@ def test_a_request_that_began_a_pull_tells_how_that_stands(script: Any) -> None:
     assert (script.why(request).state, script.why(request).cause) == ("failed", "cancelled")
 
 
-def test_why_says_that_a_request_changed_nothing(script: Any) -> None:
-    script.load()
-
-    found = script.why("r-0a1b2c3d-999")
-
-    assert (found.state, found.cause) == ("served", "nothing_changed")
-
-
 def test_the_daemon_tells_how_the_one_before_it_ended(script: Any) -> None:
     script.daemon(pid=101)
 

@@ -68,7 +68,6 @@ def test_a_row_comes_back_as_it_was_written(table: RecordTable, tmp_path: Path) 
         assert reader.row(whole.id) == whole
         assert reader.rows(RowFilter()) == [whole, made(2)]
         assert reader.row("r-0000000a-3") is None
-        assert reader.some([whole.id, "r-0000000a-3"]) == {whole.id: whole}
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
 

@@ -100,6 +100,15 @@ def format_duration(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
+def format_short(seconds: float) -> str:
+    """`0.3 ms`, `45 ms`, `0.46 s`, `1.2 s`, `75 s`; from ten minutes on like `format_duration`."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
+    if seconds >= 600:
+        return format_duration(seconds)
+    return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
+
+
 def _duration_from_text(text: str) -> float:
     try:
         return float(text)

@@ -28,6 +28,7 @@ from greenroom.runner.units import format_size
 if TYPE_CHECKING:
     from greenroom.actors.journal.reader import JournalReader
     from greenroom.runner.diagnosis.replay import Snapshot, Walk
+    from greenroom.runner.record.row import Row
 
 
 @click.command("log")
@@ -159,6 +160,7 @@ def why_command(ctx: click.Context, name: str, as_json: bool, journal: Path | No
     that led to it, with the numbers that decided; and commands that would change it. Needs no daemon.
     """
     from greenroom.runner.diagnosis.explain import UnknownName, explain
+    from greenroom.runner.record.table import recorded_in
 
     now = time.time()
     path = journal_path(ctx, journal)
@@ -167,16 +169,35 @@ def why_command(ctx: click.Context, name: str, as_json: bool, journal: Path | No
         try:
             # What happened on another machine has nothing to do with what this one can run.
             known = _backends() if journal is None else {}
-            found = explain(_noting(reader.read(), damage), name, now, backends=known)
+            live = _live_row(ctx, name) if journal is None else {}
+            with recorded_in(path.parent, live) as recorded:
+                found = explain(_noting(reader.read(), damage), name, now, backends=known, recorded=recorded)
         except UnknownName as error:
             if damage:
                 raise damage[0] from error
-            raise Problem(str(error), "" if error.near else "Try: greenroom list, ps, backends.") from error
+            advice = "" if error.near else "Try: greenroom list, ps, backends, requests."
+            raise Problem(str(error), advice) from error
         if journal is None and found.state in _NEEDS_A_DAEMON and not _runs(path.parent):
             then = f"{_DOWN} {_GOES_ON}" if found.state in _JOBS else _DOWN
             found = msgspec.structs.replace(found, notices=(*found.notices, then))
         click.echo(msgspec.json.encode(found).decode() if as_json else found.text(now))
     return exit_codes.JOURNAL if damage else exit_codes.OK
+
+
+def _live_row(ctx: click.Context, name: str) -> Mapping[str, Row]:
+    """A request as the daemon knows it, which may be under way; nothing for other names."""
+    from greenroom.runner.cli.client import DaemonRefused
+    from greenroom.runner.cli.connect import find
+    from greenroom.runner.record.row import ID, Row
+
+    name = name if name.startswith("r-") else f"r-{name}"
+    if not ID.fullmatch(name) or (daemon := find(settings_of(ctx))) is None:
+        return {}
+    try:
+        return {name: msgspec.convert(daemon.client().get(f"/requests/{name}"), Row)}
+    except DaemonRefused:
+        # It is not in the record, or none is kept: the journal may know it.
+        return {}
 
 
 def _noting(records: Iterable[Record], damage: list[JournalDamaged]) -> Iterator[Record]:

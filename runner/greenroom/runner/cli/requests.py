@@ -18,6 +18,7 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.config import Settings
+from greenroom.runner.units import format_short
 
 _HEADINGS = (
     "TIME",
@@ -220,9 +221,9 @@ def _line(row: Row) -> tuple[str, ...]:
         row["model"] or row["asked"],
         _shortened(f"{row['method']} {row['path']}"),
         row["caller"],
-        seconds(waited) if waited else "",
-        "" if row["first_token"] is None else seconds(row["first_token"]),
-        seconds(row["seconds"]),
+        format_short(waited) if waited else "",
+        "" if row["first_token"] is None else format_short(row["first_token"]),
+        format_short(row["seconds"]),
         tokens,
         "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:.1f}",
         _ended(row),
@@ -246,13 +247,6 @@ def _ended(row: Row) -> str:
 
 def _estimated(row: Row) -> str:
     return f"~{row['tokens_out']}" if row["estimated"] else str(row["tokens_out"])
-
-
-def seconds(number: float) -> str:
-    """`0.3 ms`, `45 ms`, `1.2 s`, `75 s`."""
-    if number < 0.1:
-        return f"{number * 1000:.{1 if number < 0.01 else 0}f} ms"
-    return f"{number:.{2 if number < 1 else 1 if number < 10 else 0}f} s"
 
 
 def picture(row: Row, width: int | None = None) -> str:
@@ -280,16 +274,16 @@ def _facts(row: Row) -> Iterator[tuple[str, str]]:
         (row["installing"], "for the backend"),
         (row["loading"], "for the model to be loaded"),
     ]
-    if told := [f"{seconds(number)} {what}" for number, what in waits if number]:
+    if told := [f"{format_short(number)} {what}" for number, what in waits if number]:
         yield "Waited", ", ".join(told)
     if row["first_token"] is not None:
-        yield "First token", f"after {seconds(row['first_token'])}"
+        yield "First token", f"after {format_short(row['first_token'])}"
     if row["tokens_out"] is not None:
         speed = row["tokens_per_second"]
         fast = f", {speed:.1f} a second" if speed is not None else ""
         read = f"{row['tokens_in']} read, " if row["tokens_in"] is not None else ""
         yield "Tokens", f"{read}{_estimated(row)} written{fast}"
-    when = f"after {seconds(row['seconds'])}"
+    when = f"after {format_short(row['seconds'])}"
     yield "Ended", f"{_ended(row)}, {when}" if row["outcome"] else f"not yet, {when}"
     if row["sentence"]:
         yield "Because", row["sentence"]

@@ -4,6 +4,7 @@
 - `filters`, `times`: which events, and from when to when
 - `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer
 - `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject
+- `recorded_request`: what became of a request, from the record of requests
 - `stop_reasons`: why an engine stopped; `lost_devices`: whether its graphics device went away
 - `history`, `engine_history`, `model_history`: what the answers are read from
 - `old_journals`: what earlier versions stored in sentences only

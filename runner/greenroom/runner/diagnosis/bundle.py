@@ -29,18 +29,21 @@ from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.devices.inventory import read as read_devices
 from greenroom.runner.diagnosis.explain import answer
 from greenroom.runner.diagnosis.history import History
-from greenroom.runner.diagnosis.redaction import Redactor, is_secret_name
+from greenroom.runner.diagnosis.redaction import GONE, Redactor, is_secret_name
 from greenroom.runner.diagnosis.replay import as_builtins
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import precise
 from greenroom.runner.engines.exit_report import own_words
 from greenroom.runner.memory import MemoryReader
+from greenroom.runner.record.table import RecordReader, RowFilter
 from greenroom.runner.units import format_size
 
 EVENTS = 5_000
 """The latest ones are taken along."""
 _LOG_BYTES = 512 * 1024
 _ENGINES = 10
+_REQUESTS = 1_000
+_LOOPBACK = frozenset({"127.0.0.1", "::1"})
 _EXPLAINED = 40
 _UNBROKEN = 2**20
 """Characters of a line in `why.txt`. Lines are not wrapped, since prompts are redacted line by line."""
@@ -95,6 +98,7 @@ class Bundle:
             self._why,
             self._installations,
             self._engines,
+            self._requests,
             self._logs,
         )
         parts: list[BundleFile] = []
@@ -243,6 +247,27 @@ class Bundle:
                             if isinstance(fields.get(lines), list):
                                 fields[lines] = own_words(map(str, fields[lines]))
                     yield self._json(f"engines/{folder.name}/{name}", "how an engine ran and stopped", fields)
+
+    def _requests(self) -> Iterator[BundleFile]:
+        """Who asked stays with the owner of the record, and what was said does too."""
+        try:
+            with RecordReader(self._settings.home) as reader:
+                rows = reader.rows(RowFilter(), _REQUESTS)
+        except FileNotFoundError:
+            return
+        lines = []
+        for row in rows:
+            fields = msgspec.to_builtins(row)
+            for name in ("address", "caller"):
+                if fields[name] and fields["caller_kind"] != "process" and fields["address"] not in _LOOPBACK:
+                    fields[name] = GONE
+                    self._redactor.taken["clients of requests"] += 1
+            lines.append(json.dumps(self._redactor.value(fields), ensure_ascii=False))
+        yield BundleFile(
+            name="requests.jsonl",
+            about=f"the last {len(lines)} requests, without bodies",
+            content=_bytes(lines),
+        )
 
     def _logs(self) -> Iterator[BundleFile]:
         home = self._settings.home

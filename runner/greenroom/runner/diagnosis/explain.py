@@ -11,12 +11,15 @@ from greenroom.runner.diagnosis.explanation import FIRST, LAST, Explanation, Ste
 from greenroom.runner.diagnosis.history import Happening, History
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.names import Meaning, UnknownName, meaning_of, shown_model
+from greenroom.runner.diagnosis.recorded_request import Recorded, named
 from greenroom.runner.diagnosis.sentences import Narrator
+from greenroom.runner.diagnosis.times import clock
 from greenroom.runner.diagnosis.why_backend import WhyBackend
 from greenroom.runner.diagnosis.why_daemon import why_daemon
 from greenroom.runner.diagnosis.why_engine import why_engine
 from greenroom.runner.diagnosis.why_model import why_model
 from greenroom.runner.diagnosis.why_request import why_request
+from greenroom.runner.record.row import ID, Row
 from greenroom.runner.units import format_duration
 
 __all__ = ["Explanation", "UnknownName", "explain"]
@@ -24,8 +27,17 @@ __all__ = ["Explanation", "UnknownName", "explain"]
 _NONE: Mapping[str, str] = {}
 
 
+def _none_recorded(_: str) -> Row | None:
+    return None
+
+
 def explain(
-    records: Iterable[Record], name: str, now: float, *, backends: Mapping[str, str] = _NONE
+    records: Iterable[Record],
+    name: str,
+    now: float,
+    *,
+    backends: Mapping[str, str] = _NONE,
+    recorded: Recorded = _none_recorded,
 ) -> Explanation:
     """Why a model, backend, engine or request is as it is. A pure function of the events.
 
@@ -36,17 +48,29 @@ def explain(
         now: wall-clock second that `5m ago` and `in 5m` are counted from.
         backends: those this Greenroom knows, with why this machine cannot run them (empty: it can). Leave it
             out for a journal of another machine.
+        recorded: finds a request in the record of requests; leave it out where there is none.
 
     Raises:
         UnknownName: with similar names.
     """
-    return answer(History(name.strip()).read(records), name, now, backends=backends)
+    return answer(History(name.strip()).read(records), name, now, backends=backends, recorded=recorded)
 
 
-def answer(history: History, name: str, now: float, *, backends: Mapping[str, str] = _NONE) -> Explanation:
+def answer(
+    history: History,
+    name: str,
+    now: float,
+    *,
+    backends: Mapping[str, str] = _NONE,
+    recorded: Recorded = _none_recorded,
+) -> Explanation:
     """Like `explain`, of a history that is read already; it must have been read for an engine's name."""
     meaning = meaning_of(name, history, backends)
-    found = _find(meaning, history, now, backends)
+    if meaning.kind == "request":
+        found = why_request(meaning.id, history, now, recorded(meaning.id))
+    else:
+        found = _find(meaning, history, now, backends)
+        found.also += _behind(found.steps, recorded, now)
     found.name = shown_model(meaning.id, history) if meaning.kind == "model" else meaning.id
     found.kind, found.id = meaning.kind, meaning.id
     found.steps, found.left_out = _worded(found.steps, history)
@@ -67,10 +91,18 @@ def _find(meaning: Meaning, history: History, now: float, backends: Mapping[str,
             return WhyBackend(meaning.id, history, now, backends).find()
         case "engine":
             return why_engine(meaning.id, history, now)
-        case "request":
-            return why_request(meaning.id, history, now)
         case "daemon":
             return why_daemon(history, now)
+    raise AssertionError(meaning.kind)
+
+
+def _behind(steps: Iterable[Step], recorded: Recorded, now: float) -> tuple[str, ...]:
+    """A sentence about the latest event that a request caused, where its row tells who sent it."""
+    caused = sorted((one for one in steps if ID.fullmatch(one.cause)), key=lambda one: one.seq)
+    row = recorded(caused[-1].cause) if caused else None
+    return (
+        (f"The event of {clock(caused[-1].at, now)} was caused by {named(row)}.",) if row is not None else ()
+    )
 
 
 def _worded(steps: Iterable[Step], history: History) -> tuple[tuple[Step, ...], int]:

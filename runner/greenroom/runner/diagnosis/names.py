@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -17,8 +16,8 @@ from greenroom.runner.models.references import (
     find_model,
     shown,
 )
+from greenroom.runner.record.row import ID
 
-_REQUEST = re.compile(r"r-[0-9a-f]{8}-\d+")
 _SHORTEST_PREFIX = 4
 
 
@@ -44,7 +43,7 @@ def meaning_of(name: str, history: History, backends: Mapping[str, str]) -> Mean
 
     1. A backend, by its name: one the journal or this Greenroom knows.
     2. An engine, by its id or the beginning of it.
-    3. A request that caused something, or one of the same daemon that caused nothing.
+    3. A request, by its id, with or without its first letter.
     4. A stored model, by any of its names.
     5. A model that was stored or requested earlier.
     6. The daemon.
@@ -56,8 +55,10 @@ def meaning_of(name: str, history: History, backends: Mapping[str, str]) -> Mean
         return Meaning("backend", name)
     if name in history.named:  # 2
         return Meaning("engine", name)
-    if name in history.requests or _is_of_a_daemon(name, history):  # 3
+    if name in history.requests:  # 3
         return Meaning("request", name)
+    if ID.fullmatch(name) or ID.fullmatch(f"r-{name}"):
+        return Meaning("request", name if name.startswith("r-") else f"r-{name}")
     try:
         model = find_model(name, history.library.models.values())  # 4
     except AmbiguousName as error:
@@ -102,12 +103,6 @@ def _references(name: str) -> list[str]:
     except BadReference:
         return [name]
     return [name, str(reference), reference.stored_tag]
-
-
-def _is_of_a_daemon(name: str, history: History) -> bool:
-    """A request that has left no trace, of a daemon whose other requests have."""
-    stem = name.rpartition("-")[0]
-    return bool(_REQUEST.fullmatch(name)) and any(one.startswith(f"{stem}-") for one in history.requests)
 
 
 def _near(name: str, history: History, backends: Collection[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a request caused, and what came of that. Requests themselves are not events."""
+"""What became of a request: from its row in the record, and from the events that it caused."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ from greenroom.actors.installer.events import (
     InstallRequested,
 )
 from greenroom.actors.library.events import ModelCommitted, PullCancelled, PullFailed, PullRequested
-from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted, LoadRefused
+from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadAdmitted, LoadRefused
 from greenroom.runner.diagnosis import stop_reasons
 from greenroom.runner.diagnosis.engine_history import EngineHistory, engines_in
-from greenroom.runner.diagnosis.explanation import Explanation, Remedy, full_stop, tool_output
+from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop, tool_output
 from greenroom.runner.diagnosis.history import Happening, History, latest, of_type
-from greenroom.runner.diagnosis.names import shown_model
-from greenroom.runner.diagnosis.sentences import short
+from greenroom.runner.diagnosis.names import UnknownName, shown_model
+from greenroom.runner.diagnosis.recorded_request import of_row
+from greenroom.runner.diagnosis.sentences import Narrator, short
 from greenroom.runner.diagnosis.times import moment
+from greenroom.runner.models.references import shown
+from greenroom.runner.record.row import Row
 from greenroom.runner.units import format_duration, format_size
 
+_TOLD_ELSEWHERE = (PullRequested, InstallRequested, BackendChosen, LoadAdmitted, LoadRefused)
+_TOLD = 3
+"""Changes that the answer tells; all are among the steps."""
 
-def why_request(request: str, history: History, now: float) -> Explanation:
-    """In order: what was installed or pulled for it, evicted for it, loaded for it, and its refusal."""
+
+def why_request(request: str, history: History, now: float, row: Row | None = None) -> Explanation:
+    """What became of it, if that was recorded; then what was installed, pulled, evicted and loaded for it.
+
+    Raises UnknownName.
+    """
     caused = history.caused_by(request)
-    if not caused:
-        return Explanation(
-            state="served",
-            cause="nothing_changed",
-            answer=(
-                f"Request {request} changed nothing: an engine that was ready served it, or it was refused "
-                "for the same reason as earlier requests."
-            ),
-            remedies=(Remedy(aim="To read the daemon's log", command="greenroom logs"),),
+    if not caused and row is None:
+        raise UnknownName(
+            request,
+            (),
+            f"Nothing is known of request {shown(request)}: it is not in the record of requests, and no "
+            "event was caused by it. Reads that succeed are not recorded.",
         )
-    found = Explanation(
-        state="served",
-        answer=f"Request {request} first took effect at {moment(caused[0].at, now)}.",
-        steps=tuple(one.step for one in caused),
-    )
+    found = of_row(row, now) if row is not None else Explanation(state="served")
+    ended, words = (found.state, found.cause), found.remedies
+    if caused and row is None:
+        found.answer = f"Request {request} first took effect at {moment(caused[0].at, now)}."
+    found.steps = tuple(one.step for one in caused)
+    _tell_changes(found, caused)
     _tell_jobs(found, caused, history)
     _tell_evictions(found, caused)
     admitted = latest(caused, LoadAdmitted)
@@ -50,11 +58,49 @@ def why_request(request: str, history: History, now: float) -> Explanation:
         refusal = stop_reasons.of_refusal(event, refused[0].at, shown_model(event.model_id, history), now)
         found.state, found.cause, found.remedies = "refused", refusal.cause, refusal.remedies
         found.numbers |= refusal.numbers
-        found.answer += f" It was refused at {moment(refused[0].at, now)}: {event.message}"
-    if not found.cause:
+        if row is None:
+            found.answer += f" It was refused at {moment(refused[0].at, now)}: {event.message}"
+    if row is not None:
+        # How it ended is known, whatever became of what it began.
+        found.state, found.cause = ended
+        found.remedies = (*words, *(one for one in found.remedies if one not in words))
+        if row.outcome == "died":
+            _tell_death(found, row, history, now)
+    elif not found.cause:
         found.cause = caused[-1].record.type
         found.answer += " Its effects are listed below."
     return found
+
+
+def _tell_changes(found: Explanation, caused: list[Happening]) -> None:
+    """What it changed at once: models unloaded, named, removed or configured."""
+    narrator = Narrator()
+    told = []
+    for one in caused:
+        sentence = narrator.tell(one.record)
+        is_told_elsewhere = isinstance(
+            one.event, PullRequested | InstallRequested | LoadAdmitted | LoadRefused
+        )
+        makes_room = isinstance(one.event, EvictionDecided) and one.event.reason == "room"
+        if not (is_told_elsewhere or makes_room or isinstance(one.event, BackendChosen)):
+            told.append(full_stop(sentence))
+    if told:
+        more = f" And {counted(len(told) - _TOLD, 'more event')}." if len(told) > _TOLD else ""
+        found.answer += f" {' '.join(told[:_TOLD])}{more}"
+
+
+def _tell_death(found: Explanation, row: Row, history: History, now: float) -> None:
+    """How its engine ended."""
+    events = [one for one in history.events_of(row.model_id) if one.about.engine == row.engine]
+    engine = next(iter(engines_in(events)), None)
+    found.remedies = (Remedy(aim="To see its engine", command=f"greenroom why {row.engine}"), *found.remedies)
+    if engine is None or engine.failed is None:
+        return
+    found.steps += tuple(one.step for one in events)
+    name = shown_model(row.model_id, history)
+    failure = stop_reasons.of_failure(engine, name, now, daemons=history.daemons, its_engine="Its engine")
+    found.cause, found.words = failure.cause, failure.words
+    found.also = (failure.answer, *failure.also)
 
 
 def _tell_jobs(found: Explanation, caused: list[Happening], history: History) -> None:
@@ -89,6 +135,8 @@ def _tell_job(found: Explanation, about: list[Happening], doing: str, name: str)
 
 def _tell_evictions(found: Explanation, caused: list[Happening]) -> None:
     for _, event in of_type(caused, EvictionDecided):
+        if event.reason != "room":
+            continue
         found.state, found.cause = "waiting", "room"
         found.answer += (
             f" {short(event.model_ref)} was evicted to make room for it: {format_size(event.needed)} was "

@@ -90,6 +90,7 @@ class _FrontDoor:
         note = request.note
         request.id = note.id = request.answer_headers[REQUEST_ID] = self._ids.next()
         note.method, note.path = request.method, request.path
+        note.address, note.agent = request.remote, request.headers.get("User-Agent", "")
         self._record.begin(note)
         response: AnyResponse | None = None
         status = 500

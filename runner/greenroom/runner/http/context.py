@@ -68,7 +68,8 @@ class Context:
     def recorded(self, request: Request, ended: float) -> None:
         """Hand what is known of a request that has ended, by `time.perf_counter`, to its record."""
         note = request.note
-        note.address, note.agent = request.remote, request.headers.get("User-Agent", "")
+        note.address = note.address or request.remote
+        note.agent = note.agent or request.headers.get("User-Agent", "")
         note.refusal = request.refused
         note.caller = note.caller or self.callers.at_once(request)
         self.record.end(note, ended)

@@ -89,15 +89,22 @@ class DaemonRoutes:
         """The same answer as `greenroom why NAME --json`, from the journal this daemon writes."""
         # Asked rarely, and more to import than most of a front context.
         from greenroom.runner.diagnosis.explain import Explanation, UnknownName, explain
+        from greenroom.runner.record.table import recorded_in
 
         greenroom = self._context.greenroom
         name = checked(request.params["name"], Name, "name")
         known = self._context.verdicts
 
+        record = self._context.record
+        running = {row.id: row for row in record.running()}
+
         def read() -> Explanation:
             # In a thread: the whole journal is read, which takes a second for a million events.
-            return explain(greenroom.system.journal.read(), name, time.time(), backends=known)
+            with recorded_in(record.path.parent, running) as recorded:
+                events = greenroom.system.journal.read()
+                return explain(events, name, time.time(), backends=known, recorded=recorded)
 
+        await record.written()
         try:
             async with self._one_at_a_time:
                 found = await asyncio.to_thread(read)

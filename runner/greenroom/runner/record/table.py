@@ -7,8 +7,9 @@ version is replaced by an empty one.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +17,8 @@ import msgspec
 
 from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.row import Row
+
+_log = logging.getLogger(__name__)
 
 FILE = "requests.db"
 """In the data directory."""
@@ -134,6 +137,9 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 class NotUsable(Exception):
     """The file cannot be used as it is; the text says why."""
+
+
+_NONE: Mapping[str, Row] = {}
 
 
 class RecordTable:
@@ -261,15 +267,6 @@ class RecordReader:
     def row(self, request_id: str) -> Row | None:
         return next((_row(one) for one in self._read(f"{_SELECT} WHERE id = ?", [request_id])), None)
 
-    def some(self, ids: Sequence[str]) -> Mapping[str, Row]:
-        """Those of these requests that are in the record, by id."""
-        found: dict[str, Row] = {}
-        for start in range(0, len(ids), 500):
-            part = list(ids[start : start + 500])
-            marks = ", ".join("?" for _ in part)
-            found |= {row.id: row for row in map(_row, self._read(f"{_SELECT} WHERE id IN ({marks})", part))}
-        return found
-
     def bodies(self, request_id: str) -> Bodies | None:
         """What was said in a request, where it was recorded and is still there."""
         found = self._read("SELECT request, response, cut FROM bodies WHERE id = ?", [request_id])
@@ -280,6 +277,27 @@ class RecordReader:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise NotUsable(f"The record of requests {self._path} cannot be read: {error}.") from error
+
+
+@contextlib.contextmanager
+def recorded_in(home: Path, running: Mapping[str, Row] = _NONE) -> Iterator[Callable[[str], Row | None]]:
+    """Finds rows by id: of requests that are `running`, and of those in the record, if it can be read."""
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(RecordReader(home))
+        except (FileNotFoundError, NotUsable) as error:
+            _log.debug("%s", error)
+            yield running.get
+            return
+
+        def find(request_id: str) -> Row | None:
+            try:
+                return running.get(request_id) or reader.row(request_id)
+            except NotUsable as error:
+                _log.warning("%s", error)
+                return None
+
+        yield find
 
 
 def _reading(path: Path) -> sqlite3.Connection:

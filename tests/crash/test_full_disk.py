@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -26,9 +26,11 @@ LIMIT = 512 * 1024
 @contextmanager
 def small_disk(life: Life) -> Iterator[None]:
     """No file of the daemon's may grow beyond the limit."""
-    limits = limit(life.pid, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+    pid = life.pid
+    limits = limit(pid, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
     yield
-    limit(life.pid, resource.RLIMIT_FSIZE, limits)
+    with suppress(ProcessLookupError):  # it may have been stopped
+        limit(pid, resource.RLIMIT_FSIZE, limits)
 
 
 def configure(life: Life, number: int) -> int:

@@ -64,7 +64,7 @@ class Chaos:
         self._home = DaemonProcess(self.home)
         self._daemon = self._start()
 
-    def rage(self, seconds: float) -> None:
+    def run(self, seconds: float) -> None:
         """All of it: clients ask, faults come and go; then it is looked at."""
         for file in self._models:
             assert self._ask("POST", "/models/create", {"from": f"file:{file}"})[0] == 200

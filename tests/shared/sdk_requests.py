@@ -64,7 +64,7 @@ class Values:
             if not [name for name in _hints(hint) if name != "type"]:
                 yield path, self._least(hint, path), _ABSENT
             if hint not in above and len(above) < _DEEP:
-                yield from (tuple(one) for one in self.fields_of(hint, path, (*above, hint)))
+                yield from self.fields_of(hint, path, (*above, hint))
         elif hint in _SIMPLE:
             yield path, *_SIMPLE[hint]
         else:

@@ -45,6 +45,7 @@ class Lines(Protocol):
 
     def read(self) -> str:
         """The next message. Raises EOFError at their end, and KeyboardInterrupt."""
+        ...
 
 
 def chat(

@@ -93,7 +93,7 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
     names = {long: short for short, long in _FIELDS.items()}
     for mode in modes:
         lines = [
-            (names.get(row["setting"], row["setting"]), value_of(row), _source(row))
+            (str(names.get(row["setting"], row["setting"])), value_of(row), _source(row))
             for row in rows
             if row["mode"] == mode
         ]

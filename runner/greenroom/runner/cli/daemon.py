@@ -155,15 +155,18 @@ _LET_GO = 2.0
 _CONFIGURED = "configured"
 
 
-@click.command("stop")
-@click.argument("models", nargs=-1, type=ModelName())
-@click.option(
+_keep_engines_option = click.option(
     "--keep-engines",
     is_flag=False,
     flag_value=_CONFIGURED,
     metavar="[DURATION]",
     help="Leave engines running for the next daemon to adopt, for at most this long.",
 )
+
+
+@click.command("stop")
+@click.argument("models", nargs=-1, type=ModelName())
+@_keep_engines_option
 @click.option(
     "-f", "--force", is_flag=True, help="Of MODELS: also those in use, once their requests are done."
 )
@@ -205,13 +208,7 @@ def stop_command(
 
 
 @click.command("restart")
-@click.option(
-    "--keep-engines",
-    is_flag=False,
-    flag_value=_CONFIGURED,
-    metavar="[DURATION]",
-    help="Leave engines running for the next daemon to adopt, for at most this long.",
-)
+@_keep_engines_option
 @click.pass_context
 def restart_command(ctx: click.Context, keep_engines: str | None) -> None:
     """Stop the daemon and start it again, at the same port and with the settings that hold now.

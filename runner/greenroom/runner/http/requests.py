@@ -22,7 +22,7 @@ from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.models.references import shown
 from greenroom.runner.record.recorder import Recorder
 from greenroom.runner.record.row import Ending, Row, row_of
-from greenroom.runner.record.table import LISTED, NotUsable, RecordReader, RowFilter
+from greenroom.runner.record.table import LISTED, Bodies, NotUsable, RecordReader, RowFilter
 from greenroom.runner.units import parse_duration
 
 NDJSON = "application/x-ndjson"
@@ -109,7 +109,7 @@ class Requests:
                 advice="It may have been a read, or too long ago. greenroom requests lists those there are.",
                 param="id",
             )
-        return encoded(_with_bodies(row, *(bodies or ())))
+        return encoded(_with_bodies(row, bodies))
 
     async def bodies_wanted(self, request: Request) -> Response:
         record = record_for(self._context, request)
@@ -206,13 +206,9 @@ def fed(record: Recorder, behind: int) -> Iterator[asyncio.Queue[Row]]:
         yield news
 
 
-def _with_bodies(row: Row, request: str | None = None, response: str | None = None, cut: bool = False) -> Any:
-    return RecordedRequest(
-        **{name: getattr(row, name) for name in Row.__struct_fields__},
-        request=request,
-        response=response,
-        cut=cut,
-    )
+def _with_bodies(row: Row, bodies: Bodies | None = None) -> Any:
+    fields = {name: getattr(row, name) for name in Row.__struct_fields__}
+    return RecordedRequest(**fields, **(bodies._asdict() if bodies is not None else {}))
 
 
 def _since(text: str) -> float:

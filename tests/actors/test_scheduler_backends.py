@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import pytest
+
 from greenroom.actors.engine_runner.messages import StopEngine
 from greenroom.actors.installer.messages import BackendStatus, Ensure, PendingInstallRequests
 from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadRefused
 from greenroom.actors.scheduler.messages import Abandon
 from greenroom.actors.scheduler.turn_context import Limits
-from greenroom.actors.values import RequestSnapshot
-from scheduler_stage import NO_SPACE, OFFLINE, Stage, absent, begun, installation, installed, model
+from greenroom.actors.values import RequestSnapshot, VariantFacts
+from scheduler_stage import FACTS, NO_SPACE, OFFLINE, Stage, absent, begun, installation, installed, model
 
 QWEN = model("qwen")
 
@@ -56,6 +59,34 @@ def test_a_request_may_bring_a_policy_of_its_own() -> None:
     stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
     stage.serve("r1", "gemma", policy="ask")
     assert stage.refused("r1").code == "backend_not_installed"
+
+
+@pytest.mark.parametrize(("best_first", "variant"), [(True, "best"), (False, "")])
+def test_what_a_request_installs_is_the_best_variant_where_the_backend_says_so(
+    best_first: bool, variant: str
+) -> None:
+    facts = [
+        msgspec.structs.replace(one, best_first=best_first) if one.name == "mlx" else one for one in FACTS
+    ]
+    stage = begun(model("gemma", format="safetensors-mlx"), policy="auto", facts=facts)
+    stage.serve("r1", "gemma")
+    (wish,) = wishes(stage)
+    assert (wish.backend, wish.variant, wish.wanted_by) == ("mlx", variant, "request")
+
+
+@pytest.mark.parametrize(("variant", "slots"), [("", 8), ("cuda", 64)])
+def test_an_engine_has_as_many_slots_as_its_variant_takes(variant: str, slots: int) -> None:
+    variants = (VariantFacts(name="cpu", slots=8), VariantFacts(name="cuda", runtime="cuda", slots=64))
+    facts = [
+        msgspec.structs.replace(one, slots=8, variants=variants, usual="cpu", shares_cache=True)
+        if one.name == "vllm"
+        else one
+        for one in FACTS
+    ]
+    stage = begun(model("gemma", format="safetensors"), facts=facts)
+    one = installation("vllm", variant=variant)
+    stage.hear_installer(msgspec.structs.replace(installed("vllm"), current=one, installations=(one,)))
+    assert stage.loaded("gemma").slots == slots
 
 
 def test_the_backend_that_the_path_names_is_binding() -> None:

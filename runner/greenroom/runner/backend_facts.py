@@ -36,6 +36,7 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         variants=tuple(_variant_facts(backend, one, here) for one in backend.variants if one.runs_on(here)),
         usual=usual(backend.variants, here),
         variant=named.variant if named is not None else "",
+        best_first=backend.best_first,
     )
 
 
@@ -49,6 +50,7 @@ def _variant_facts(backend: Backend, one: Variant, here: Platform) -> VariantFac
         is_locked=not isinstance(source, Environment) or bool(shipped),
         version=shipped,
         download_bytes=one.download_bytes,
+        slots=backend.built("" if one.source is None else one.name).slots,
     )
 
 

@@ -277,7 +277,9 @@ class Installer:
         facts = self._facts.get(ask.backend)
         if facts is None:
             return ask
-        pinned = facts.versions.get(to_build(ask.variant, state.of(ask.backend)), facts.version)
+        build = to_build(ask.variant, state.of(ask.backend))
+        locked = next((one.version for one in facts.variants if one.name == build), "")
+        pinned = facts.versions.get(build) or locked or facts.version
         version = pinned if ask.version == "pinned" and pinned else ask.version
         return replace(ask, version=version, variant=named(ask.variant, facts))
 

@@ -189,7 +189,12 @@ class Placements:
             shares_cache=facts.shares_cache,
         )
         most = default_prompt_cache(model, spec.context_size) if keeps_prompts and not asked else 0
-        return smallest, larger(smallest, slots or facts.slots, most)
+        return smallest, larger(smallest, slots or self._default_slots(spec, facts), most)
+
+    def _default_slots(self, spec: EngineSpec, facts: BackendFacts) -> int:
+        installation = self._installation(spec)
+        variant = facts.variant_of(installation) if installation is not None else ""
+        return next((one.slots for one in facts.variants if one.name == variant), 0) or facts.slots
 
     def _on_machine(
         self, spec: EngineSpec, model: Model, facts: BackendFacts, capacity: Capacity

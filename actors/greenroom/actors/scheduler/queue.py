@@ -51,6 +51,7 @@ from greenroom.actors.scheduler.state import (
 from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.sizes import format_size
 from greenroom.actors.values import Engine, EngineSpec, Model
+from greenroom.actors.variants import BEST
 
 AGAIN = 5.0
 """Seconds after which a command to another actor is repeated: that is harmless, and it may have been lost."""
@@ -283,7 +284,14 @@ class QueueStep:
         else:
             if wish is None or now - wish.sent_at >= AGAIN:  # 4, 5
                 token = wish.token if wish is not None else waiting.request_id
-                ensure = Ensure(backend=backend, wanted_by="request", token=token, caller=waiting.caller)
+                facts = next((one for one in turn.facts if one.name == backend), None)
+                ensure = Ensure(
+                    backend=backend,
+                    variant=BEST if facts is not None and facts.best_first else "",
+                    wanted_by="request",
+                    token=token,
+                    caller=waiting.caller,
+                )
                 turn.effects.append(Tell(command=ensure, cause=waiting.request_id))
                 wish = Wish(token=token, sent_at=now)
                 turn.update(wishes={**turn.volatile.wishes, backend: wish})

@@ -287,6 +287,8 @@ class Backend(ABC):
     source: ClassVar[Environment | Image]
     variants: ClassVar[tuple[Variant, ...]] = ()
     """Its builds for different devices; `source` is the one that says no other."""
+    best_first: ClassVar[bool] = False
+    """What requests install is the best variant for the machine, rather than the usual one first."""
     builds: ClassVar[Mapping[str, SourceBuild]] = {}
     """What can be compiled on the machine instead, by variant."""
     readiness: ClassVar[Readiness] = Readiness()

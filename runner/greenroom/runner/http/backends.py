@@ -30,7 +30,7 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import BackendName, Id, Version
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import BackendFacts, Installation, Progress, VariantFacts
-from greenroom.actors.variants import RankedVariant
+from greenroom.actors.variants import BEST, RankedVariant
 from greenroom.runner.backends.source_build import PREFIX
 from greenroom.runner.http.bodies import checked, invalid, is_true, read_json
 from greenroom.runner.http.context import Context
@@ -187,7 +187,7 @@ class Backends:
         wish = Ensure(
             backend=name,
             version=body.version,
-            variant=_variant(body.build, body.variant),
+            variant=self._wished(name, body),
             wanted_by="explicit",
             repair=body.reinstall,
             caller=await self._context.callers.looked_up(request),
@@ -230,7 +230,7 @@ class Backends:
     async def install_and_wait(self, request: Request) -> AnyResponse:
         body = await read_json(request, InstallBody, "backend")
         backend = self._context.backend(body.backend)
-        variant = _variant(body.build, body.variant)
+        variant = self._wished(backend, body)
         greenroom = self._context.greenroom
         if body.dry_run:
             plan = PlanInstall(backend=backend, variant=variant, version=body.version)
@@ -266,10 +266,11 @@ class Backends:
 
     async def cancel(self, request: Request) -> Response:
         body = await read_json(request, CancelInstallBody, "backend")
+        backend = self._context.backend(body.backend)
         cancel = CancelInstall(
-            backend=self._context.backend(body.backend),
+            backend=backend,
             version=body.version,
-            variant=_variant(body.build, body.variant),
+            variant=self._wished(backend, body) if body.leave else _variant(body.build, body.variant),
             job=body.job,
             reason="every client waiting for it disconnected" if body.leave else "requested by the user",
             leave=body.leave,
@@ -279,6 +280,16 @@ class Backends:
         return json_response({"ended": cancelled.ended})
 
     # inside
+
+    def _wished(self, backend: str, body: WantedBody | InstallBody | CancelInstallBody) -> str:
+        """The variant that a client asks for: if it leaves that open and none is installed, what requests for
+        models would install."""
+        variant = _variant(body.build, body.variant)
+        facts = next(one for one in self._context.greenroom.facts if one.name == backend)
+        if variant or body.version or not facts.best_first:
+            return variant
+        status = next(one for one in self._context.greenroom.statuses() if one.name == backend)
+        return BEST if status.current is None else ""
 
     async def _soon(self, request: Request, command: Command[Any]) -> Any:
         """The answer if it comes at once, else None: the job goes on without us. Raises its refusal."""

@@ -229,16 +229,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
     parser.add_argument("backend", nargs="+", choices=[*BACKENDS, BUILD_TOOLS.lock])
-    parser.add_argument("--cuda", action="store_true", help="as if this machine had an NVIDIA GPU")
     parser.add_argument("--variant", default="", help="for this variant, from its own index")
     parser.add_argument("--own-sources", action="store_true", help="without the indexes of the declaration")
     args = parser.parse_args(argv)
     here = Platform.here()
-    here = replace(here, cuda=here.cuda or args.cuda)
     for name in args.backend:
-        source = BUILD_TOOLS if name == BUILD_TOOLS.lock else BACKENDS[name].on(here).source
+        source = BUILD_TOOLS if name == BUILD_TOOLS.lock else BACKENDS[name].source
         if args.variant:
-            declared = BACKENDS[name].on(here) if name in BACKENDS else None
+            declared = BACKENDS.get(name)
             builds = {one.name: one.source or source for one in declared.variants} if declared else {}
             if args.variant not in builds:
                 parser.error(f"{name} has no variant {args.variant}; it has {', '.join(builds) or 'none'}.")

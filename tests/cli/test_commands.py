@@ -541,7 +541,7 @@ def test_logs_show_the_daemons_last_lines_and_an_engines(greenroom: Any, home: P
         (engine / file).write_text(json.dumps(content))
         for name in ("e1", "llama.cpp", "smollm2"):
             assert greenroom("logs", name).out == "loading\n"
-    assert "Engines with a log: e1" in greenroom("logs", "gemma3").err
+    assert "The latest with a log: e1" in greenroom("logs", "gemma3").err
 
 
 def test_a_log_of_nothing_says_how_to_begin(greenroom: Any, home: Path) -> None:

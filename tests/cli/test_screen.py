@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import Any
@@ -129,6 +130,73 @@ def test_an_unknown_command_says_what_was_meant(greenroom: Any) -> None:
 
     assert outcome.code == 2
     assert "There is no command 'docker'. Did you mean 'greenroom pull smollm2'?" in outcome.err
+
+
+def test_a_pull_for_a_program_is_lines_of_json(greenroom: Any, our_daemon: Any) -> None:
+    layer = {"id": "sha256:ab", "size": 100, "current": 40}
+    our_daemon.routes["POST /models/create"] = [
+        json.dumps({"type": "progress", "total": 100, "layer": layer, "message": "", "rate": 7}),
+        json.dumps({"type": "warning", "message": "It is large."}),
+        json.dumps({"type": "success", "message": "Model pulled successfully"}),
+    ]
+
+    outcome = greenroom("pull", "smollm2", "--json")
+
+    progress, note, end = [json.loads(line) for line in outcome.out.splitlines()]
+    assert (progress["type"], progress["done"], progress["total"], progress["rate"]) == (
+        "progress",
+        40,
+        100,
+        7,
+    )
+    assert note == {"type": "note", "message": "Warning: It is large."}
+    assert end == {"type": "success", "message": "Model pulled successfully", "model": "smollm2"}
+    assert outcome.err == ""
+
+
+def test_an_installation_for_a_program_is_lines_of_json(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = [
+        json.dumps({"type": "progress", "phase": "downloading", "done": 1, "total": 2}),
+        json.dumps(
+            {"type": "success", "message": "done", "installation": {"version": "1", "variant": "cpu"}}
+        ),
+    ]
+
+    lines = [json.loads(line) for line in greenroom("install-runner", "--json").out.splitlines()]
+
+    assert [one["type"] for one in lines] == ["note", "progress", "success"]
+    assert lines[-1] == {
+        "type": "success",
+        "message": "done",
+        "already": False,
+        "version": "1",
+        "variant": "cpu",
+    }
+
+
+@pytest.mark.parametrize("command", ["backends", "version"])
+def test_what_has_data_has_it_as_json(greenroom: Any, full_daemon: Any, command: str) -> None:
+    shown = json.loads(greenroom(command, "--json").out)
+
+    assert shown == [] if command == "backends" else shown["server"]["version"] == "9.9"
+
+
+def test_a_model_that_is_not_listed_is_a_failure(greenroom: Any, full_daemon: Any) -> None:
+    assert greenroom("list", "smollm2").code == 0
+    outcome = greenroom("list", "nosuch")
+    assert (outcome.code, outcome.err.splitlines()[0]) == (1, "There is no model nosuch in the store.")
+
+
+def test_a_job_without_a_subject_has_no_empty_name_in_status(greenroom: Any, full_daemon: Any) -> None:
+    full_daemon.routes["GET /jobs"] = [{"job": "load/e-1", "phase": "loading", "message": "loading poet"}]
+
+    assert "\nloading poet\n" in greenroom("status").out
+
+
+def test_zsh_completion_starts_the_completion_system_if_need_be(greenroom: Any) -> None:
+    script = greenroom("completion", "zsh").out
+
+    assert script.startswith("(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n")
 
 
 def test_loading_what_is_no_file_says_how_a_model_is_loaded(greenroom: Any) -> None:

@@ -16,6 +16,7 @@ from greenroom.actors.variants import BEST, USUAL
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import path_of
 from greenroom.runner.cli.connect import client_for, ensure_daemon, find, not_running
+from greenroom.runner.cli.display import JsonProgress
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import Installed, install
 from greenroom.runner.cli.main import settings_of
@@ -74,7 +75,9 @@ variant_option = click.option(
     help="Its build for certain devices, such as cu128, vulkan or cpu. Default: the best for this machine.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be downloaded.")
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print the daemon's answer as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: the plan of a dry run, or lines of progress."
+)
 @click.option(
     "--build",
     type=click.Choice(_BUILDS),
@@ -103,19 +106,29 @@ def install_runner_command(
     --build takes minutes to hours and needs a compiler; missing tools are named.
     Ctrl-C cancels the installation, unless another client is waiting for it.
     """
-    if as_json and not dry_run:
-        raise click.UsageError("--json is for --dry-run.")
     client = ensure_daemon(settings_of(ctx), announce)
     if not (variant or version or build):
         variant = BEST
     if dry_run:
-        wish = {"version": version, "build": build, "variant": variant}
+        asked = {"version": version, "build": build, "variant": variant}
         body: dict[str, object] = {"backend": backend, "dry_run": True}
-        body |= {name: value for name, value in wish.items() if value}
+        body |= {name: value for name, value in asked.items() if value}
         plan = client.post("/engines/install-backend", body, timeout=None) or {}
         click.echo(json.dumps(plan, indent=4) if as_json else planned(backend, plan))
         return
-    done = install(client, backend, version=version, variant=variant, build=build or "", announce=click.echo)
+    lines = JsonProgress(sys.stdout) if as_json else None
+    done = install(
+        client,
+        backend,
+        version=version,
+        variant=variant,
+        build=build or "",
+        announce=lines.note if lines is not None else click.echo,
+        shown=lines,
+    )
+    if lines is not None:
+        lines.end(done.message, already=done.already, version=done.version, variant=done.variant)
+        return
     report(backend, done)
     if variant == BEST:
         for one in (client.get(path_of("engines", backend)) or {}).get("variants") or ():

@@ -124,4 +124,8 @@ def completion_command(ctx: click.Context, shell: str) -> None:
     root = ctx.find_root()
     completer = kind(root.command, {}, "greenroom", "_GREENROOM_COMPLETE")
     # Not `source()`: it asks the installed shell for its version, which may not be here.
-    click.echo(completer.source_template % completer.source_vars())
+    script = completer.source_template % completer.source_vars()
+    if shell == "zsh":
+        # Its completion system may not have been started by what comes before in ~/.zshrc.
+        script = f"(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit }}\n{script}"
+    click.echo(script)

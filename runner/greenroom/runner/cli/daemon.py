@@ -77,7 +77,8 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
     from greenroom.runner.cli.display import describe, title_of
 
     for job in client.get("/jobs") or ():
-        say(f"{title_of(str(job.get('job', '')))}: {describe(job)}")
+        title = title_of(str(job.get("job", "")))
+        say(f"{title}: {describe(job)}" if title else describe(job))
     for one in _devices(client):
         say(line(one))
     for told in _shortfalls(client):
@@ -359,9 +360,22 @@ def _engine_files(settings: Settings, wanted: str) -> list[Path]:
     )
     fitting = [folder for folder in folders if _fits(folder, wanted)]
     if not fitting:
-        known = ", ".join(folder.name for folder in folders) or "none"
-        raise Problem(f"There is no engine {wanted!r}.", f"Engines with a log: {known}")
+        latest = [_named(folder) for folder in reversed(folders[-_NAMED:])]
+        more = f", and {len(folders) - _NAMED} older ones" if len(folders) > _NAMED else ""
+        known = f"The latest with a log: {', '.join(latest)}{more}." if latest else "None has a log yet."
+        raise Problem(f"No engine of that name or model has a log: {wanted!r}.", known)
     return [fitting[-1] / name for name in ("log", "log.tail.old", "log.tail")]
+
+
+_NAMED = 5
+"""Engines that are named as a hint."""
+
+
+def _named(folder: Path) -> str:
+    from greenroom.runner.models.references import familiar
+
+    model = str(_spec(folder).get("model_ref") or "")
+    return f"{folder.name} ({familiar(model)})" if model else folder.name
 
 
 def _fits(folder: Path, wanted: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import threading
@@ -138,6 +139,37 @@ class ProgressLines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._shown.clear()
+
+
+class JsonProgress:
+    """For programs: one JSON object a line, with the fields of a `Progress` and a `type`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def update(self, job: Mapping[str, Any]) -> None:
+        self._write("progress", {name: value for name, value in job.items() if name != "type"})
+
+    def finish(self, job: str) -> None:
+        """What follows is said by the caller, who knows how it has ended."""
+
+    def note(self, text: str) -> None:
+        self._write("note", {"message": text})
+
+    def end(self, message: str, **more: Any) -> None:
+        """The last line of what has succeeded."""
+        self._write("success", {"message": message, **more})
+
+    def _write(self, kind: str, fields: Mapping[str, Any]) -> None:
+        print(json.dumps({"type": kind, **fields}, ensure_ascii=False), file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is drawn that would have to go."""
 
 
 class Bars:

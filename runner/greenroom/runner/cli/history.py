@@ -19,7 +19,7 @@ from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.journal import journal_option, journal_path, reading
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import style, table
+from greenroom.runner.cli.output import style, table, terminal_width, wrapped
 from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import parse_time
@@ -84,8 +84,9 @@ def log_command(
 
     with reading(journal_path(ctx, journal), ours=journal is None) as reader:
         lines = told(reader.read())
+        width = None if as_json else terminal_width()
         for line in lines if last is None else collections.deque(lines, maxlen=last):
-            click.echo(line)
+            click.echo(wrapped(line, width, _INDENT))
         if seq and not shown:
             unknown = (*unknown_kinds(kind), *wanted.unknown_names())
             for sentence in unknown or ("No event matches.",):
@@ -94,7 +95,7 @@ def log_command(
                 ctx.exit(exit_codes.FAILED)
         if follow:
             for line in told(reader.follow(after=seq)):
-                click.echo(line)
+                click.echo(wrapped(line, width, _INDENT))
                 sys.stdout.flush()
 
 
@@ -106,6 +107,10 @@ def time_option(name: str, text: str | None) -> float | None:
         return parse_time(text, time.time())
     except ValueError as error:
         raise click.BadParameter(f"{error}.", param_hint=name) from error
+
+
+_INDENT = 38
+"""Characters before an event's sentence."""
 
 
 class Printer:

@@ -38,7 +38,7 @@ _LISTED_SPARE = ("CONTEXT", "ARCHITECTURE", "QUANTIZATION", "PARAMETERS")
 @click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @click.pass_context
-def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bool) -> None:
+def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bool) -> int:
     """List the models in the store, or only MODEL."""
     from greenroom.runner.models.references import familiar
 
@@ -57,15 +57,15 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
     elif quiet:
         click.echo("\n".join(_short_id(each) for each in models))
     elif not models:
-        click.echo(
-            f"There is no model {model} in the store." if model else "There are no models in the store yet.",
-            err=True,
+        announce(
+            f"There is no model {model} in the store." if model else "There are no models in the store yet."
         )
-        click.echo(f"Pull one: greenroom pull {model or 'smollm2'}", err=True)
+        announce(f"Pull one: greenroom pull {model or 'smollm2'}")
     else:
         rows = [row for each in models for row in _model_rows(each)]
         listed = sorted(rows, key=lambda row: row[0].lower())
         click.echo(table(_LISTED, listed, spare=_LISTED_SPARE, width=terminal_width()))
+    return exit_codes.FAILED if model and not models else exit_codes.OK
 
 
 def _names_of(model: dict[str, Any]) -> list[str]:
@@ -230,7 +230,7 @@ def search_command(ctx: click.Context, query: str, limit: int, as_json: bool) ->
     from greenroom.runner.models.search import search
     from greenroom.runner.models.short_names import Catalogue
 
-    results = search(query, limit=limit, catalogue=Catalogue.load(settings_of(ctx).models))
+    results = search(query, limit=limit, catalogue=Catalogue.load(settings_of(ctx).models), say=announce)
     for sentence in results.silent:
         announce(sentence)
     if as_json:

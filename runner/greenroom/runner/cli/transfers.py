@@ -14,6 +14,7 @@ from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonResponse, path_of
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import client_for, ensure_daemon
+from greenroom.runner.cli.display import JsonProgress
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import pull, push
 from greenroom.runner.cli.jobs import push as push_model
@@ -26,8 +27,9 @@ from greenroom.runner.units import format_size
 @click.command("pull")
 @click.argument("model", type=ModelName(catalogue=True))
 @click.option("--force", is_flag=True, help="Pull even if it does not fit on the disk or cannot run here.")
+@click.option("--json", "as_json", is_flag=True, help="Print progress and outcome as lines of JSON.")
 @click.pass_context
-def pull_command(ctx: click.Context, model: str, force: bool) -> None:
+def pull_command(ctx: click.Context, model: str, force: bool, as_json: bool) -> None:
     """Download MODEL, unless the store has the latest version.
 
     MODEL is a short name, a name on a registry or on Hugging Face (hf.co/ORGANIZATION/MODEL[:QUANTIZATION]),
@@ -38,6 +40,10 @@ def pull_command(ctx: click.Context, model: str, force: bool) -> None:
     """
     token = os.environ.get("HF_TOKEN", "") if model.lower().startswith(("hf.co/", "huggingface.co/")) else ""
     client = ensure_daemon(settings_of(ctx), announce)
+    if as_json:
+        shown = JsonProgress(sys.stdout)
+        shown.end(pull(client, model, token=token, force=force, shown=shown), model=model)
+        return
     click.echo(pull(client, model, token=token, force=force))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -19,6 +19,8 @@ DOCKER_HUB = "https://hub.docker.com"
 _PAGE = 100
 _SECONDS = 30.0
 """For all sources: the user waits at a terminal."""
+_SAY_AFTER = 2.5
+"""Seconds after which the user learns what for."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,19 @@ class Results:
     """One sentence each."""
 
 
-def search(query: str, *, limit: int, catalogue: Catalogue, docker_hub: str = DOCKER_HUB) -> Results:
-    """Ask all sources at once; one that does not answer does not delay or hide the others."""
+def search(
+    query: str,
+    *,
+    limit: int,
+    catalogue: Catalogue,
+    docker_hub: str = DOCKER_HUB,
+    say: Callable[[str], None] = lambda _: None,
+) -> Results:
+    """Ask all sources at once; one that does not answer does not delay or hide the others.
+
+    After a moment `say` receives which sources are waited for. Ctrl-C ends the waiting, and the answer has
+    what was found by then.
+    """
     cancel = Cancel()
     sources: dict[str, Callable[[], list[Found]]] = {
         "The catalogue": lambda: list(_catalogue(query, catalogue)),
@@ -51,20 +64,35 @@ def search(query: str, *, limit: int, catalogue: Catalogue, docker_hub: str = DO
         "Hugging Face": lambda: list(_hugging_face(query, limit, cancel)),
     }
     asked = {name: _Question(source) for name, source in sources.items()}
-    deadline = time.monotonic() + _SECONDS
-    models: list[Found] = []
-    silent: list[str] = []
+    limits = f"within {_SECONDS:.0f}s"
     try:
-        for name, question in asked.items():
-            if not question.over.wait(max(0.0, deadline - time.monotonic())):
-                silent.append(f"{name} did not answer within {_SECONDS:.0f}s.")
-            elif question.problem:
-                silent.append(question.problem)
-            else:
-                models += question.found[:limit]
+        _wait(asked, say)
+    except KeyboardInterrupt:
+        limits = "before Ctrl-C"
     finally:
         cancel.set()
+    models: list[Found] = []
+    silent: list[str] = []
+    for name, question in asked.items():
+        if not question.over.is_set():
+            silent.append(f"{name} did not answer {limits}.")
+        elif question.problem:
+            silent.append(question.problem)
+        else:
+            models += question.found[:limit]
     return Results(tuple(models), tuple(silent))
+
+
+def _wait(asked: Mapping[str, _Question], say: Callable[[str], None]) -> None:
+    """Until all have answered, or their time is over."""
+    began = time.monotonic()
+    for question in asked.values():
+        question.over.wait(max(0.0, began + _SAY_AFTER - time.monotonic()))
+    waiting = [name for name, question in asked.items() if not question.over.is_set()]
+    if waiting:
+        say(f"Waiting for {' and '.join(waiting)}… (Ctrl-C shows what has been found.)")
+    for question in asked.values():
+        question.over.wait(max(0.0, began + _SECONDS - time.monotonic()))
 
 
 class _Question:

@@ -9,12 +9,15 @@ from typing import Any
 import ollama
 import pytest
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+from greenroom.runner.testing import tiny_gguf
+
+pytestmark = pytest.mark.timeout(300)
 
 QUESTION = "Name a colour of the sea, in one sentence."
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 
 
+@pytest.mark.real
 def test_a_created_model_answers_otherwise_than_its_base_and_outlives_it(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
@@ -70,3 +73,23 @@ def test_a_created_model_answers_otherwise_than_its_base_and_outlives_it(
     daemon.start()
     again = ollama.Client(host=daemon.url).chat("pirate", hello)
     assert again.message.content == pirate.message.content
+
+
+def test_a_modelfile_makes_a_model_of_a_file(make_daemon: Callable[..., Any], tmp_path: Path) -> None:
+    daemon = make_daemon().start()
+    tiny_gguf(tmp_path / "own.gguf", "own")
+    file = tmp_path / "Modelfile"
+    file.write_text("FROM ./own.gguf\nSYSTEM You are a pirate.\nPARAMETER temperature 0\n")
+    done = daemon.run("create", "pirate", "-f", str(file))
+    assert (done.returncode, done.stdout) == (0, "Created pirate.\n"), done.stderr
+    assert "Sending own.gguf" in done.stderr
+    shown = daemon.post("/api/show", {"model": "pirate"}).json
+    assert (shown["system"], shown["parameters"].split()) == ("You are a pirate.", ["temperature", "0"])
+    again = daemon.run("create", "again", "--from", str(tmp_path / "own.gguf"))
+    assert again.returncode == 0, again.stderr
+    assert "Sending" not in again.stderr, "the store has the file"
+    file.write_text(shown["modelfile"])
+    assert daemon.run("create", "third", "-f", str(file)).returncode == 0
+    assert daemon.post("/api/show", {"model": "third"}).json["system"] == "You are a pirate."
+    refused = daemon.run("create", "x", "--from", "pirate", "--parameter", "num_gpu=1")
+    assert (refused.returncode, "num_gpu cannot be stored" in refused.stderr) == (1, True), refused.stderr

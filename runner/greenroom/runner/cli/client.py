@@ -78,6 +78,7 @@ class DaemonRequest:
                 self._socket.sendall(_request(url, method, path, headers, body))
                 self._send(content)
                 self._read_head()
+                self._over = self._over or method == "HEAD"
             except ConnectionError as error:
                 raise BrokenOff(_reason(error)) from error
         except BaseException:
@@ -400,6 +401,8 @@ def _refused(exchange: DaemonRequest, content: bytes) -> DaemonRefused:
     text = content.decode("utf-8", "replace").strip()
     try:
         fields = json.loads(text)["error"]
+        if isinstance(fields, str):  # as Ollama has it
+            return DaemonRefused(status, {}, fields)
         message = str(fields["message"])
         return DaemonRefused(status, fields, message, str(fields.get("advice") or ""))
     except (ValueError, TypeError, KeyError):

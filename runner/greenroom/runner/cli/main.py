@@ -37,6 +37,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("models", "Remove models."),
     "push": ("transfers", "Push a model to a registry."),
     "package": ("transfers", "Make a model from files, and optionally push it."),
+    "create": ("create", "Make a model from another one, with a system prompt and parameters."),
     "export": ("transfers", "Write a model to one file."),
     "load": ("transfers", "Import a model from a file that export wrote."),
     "models": ("models", "List the models in the store, or verify their files."),

@@ -395,6 +395,27 @@ async def test_what_is_made_behind_another_front_door_is_cancelled_there(
     assert (status, error["code"]) == (409, "made_elsewhere")
 
 
+@pytest.mark.parametrize("how", [read, cancelled])
+async def test_one_that_ends_while_it_is_looked_up_is_told_as_it_has_ended(
+    open_server: Any, short_path: Path, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    go_on = short_path / "go-on"
+    server = await open_server(*holding(go_on))
+    response_id = (await begun(server))["id"]
+    await until_async(lambda: server.inside() == 1)
+    (under_way,) = server.context.record.inside
+    get = server.context.responses.get
+
+    async def late(*asked: Any) -> Any:
+        found = await get(*asked)
+        await asyncio.to_thread(go_on.touch)
+        await until_async(lambda: under_way not in server.context.record.inside)
+        return found
+
+    monkeypatch.setattr(server.context.responses, "get", late)
+    assert (await how(server, response_id))["status"] == "completed"
+
+
 async def test_whatever_happens_to_them_all_come_to_an_end_and_nothing_is_held(open_server: Any) -> None:
     server = await open_server("--tokens", "20", "--token-delay", "0.003", "--load-seconds", "0.3")
     chance = random.Random(7)

@@ -259,9 +259,12 @@ class Responses:
         owner = await self._owner(request)
         await self._kept()
         found = await self._answered(self._store.get(response_id, owner))
+        job = self._jobs.running(response_id)
+        if found is not None and job is None and found.response["status"] in UNFINISHED:
+            # It may have ended since: then its end is what the store has now.
+            found = await self._answered(self._store.get(response_id, owner))
         if found is None:
             raise _not_found(response_id, "response_not_found", None)
-        job = self._jobs.running(response_id)
         return found if job is None else StoredResponse(owner, found.input, job.response)
 
     async def _answered(self, asked: Awaitable[T]) -> T:

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from greenroom.runner.http.docker_requests import folded
-from waiting import until_async
+from waiting import BOUND, until_async
 
 
 async def listed(server: Any, query: str = "") -> list[dict[str, Any]]:
@@ -88,6 +90,29 @@ async def test_requests_are_followed_as_they_end(open_server: Any) -> None:
             after = await chat(server)
             assert json.loads(await lines.readline())["id"] == after
     await until_async(lambda: not server.context.record._listeners)  # noqa: SLF001
+
+
+@pytest.mark.parametrize("path", ["/requests?follow=true", "/engines/requests", "/logs?follow=true"])
+async def test_what_is_followed_ends_in_order_when_the_daemon_stops_and_holds_no_stop_up(
+    open_server: Any, path: str
+) -> None:
+    server = await open_server()
+    (server.greenroom.home / "daemon.log").touch()
+    async with server.get(path, headers={"Accept": "text/event-stream"}) as following:
+        assert following.status == 200
+        assert await server.context.clients.empty(BOUND)
+        # A connection that is cut raises here.
+        await following.read()
+    assert await listed(server) == []
+
+
+async def test_a_client_that_leaves_what_it_follows_is_no_request_of_the_record(open_server: Any) -> None:
+    server = await open_server()
+    async with server.get("/requests?follow=true") as following:
+        assert following.status == 200
+    await until_async(lambda: not server.context.record._listeners)  # noqa: SLF001
+    await until_async(lambda: not server.context.record.inside)
+    assert await listed(server) == []
 
 
 async def test_what_is_said_is_recorded_only_as_often_as_was_asked_for(open_server: Any) -> None:

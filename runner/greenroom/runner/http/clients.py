@@ -17,15 +17,16 @@ import contextlib
 import ipaddress
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
 
 from greenroom.actors.limits import ID, escaped
 from greenroom.actors.values import Caller
-from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
+from greenroom.runner.http.port import AnyResponse, Handler, Request, Response, Stream
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class _Served:
     """The client has left, and the task was cancelled for it."""
     dismissed: bool = False
     """The front door closes, and the task was cancelled for it."""
+    endless: Stream | None = None
+    """The answer, where it has no end of its own."""
 
 
 class Clients:
@@ -80,8 +83,12 @@ class Clients:
         except asyncio.CancelledError:
             if not (served.left or served.dismissed) or task.uncancel() > 0:
                 raise  # cancelled from elsewhere, perhaps as well
-            if served.left or farewell is None or request.served:
+            if served.left or request.served:
                 return Response(status=request.served or LEFT)
+            if (endless := served.endless) is not None:
+                farewell = partial(_ended, endless)
+            if farewell is None:
+                return Response(status=LEFT)
             with contextlib.suppress(ConnectionError):  # the client may leave at the same moment
                 return await farewell()
             return Response(status=LEFT)
@@ -99,8 +106,15 @@ class Clients:
         """The handler, cancelled when its client leaves or the front door closes."""
         return lambda request: self.attend(request, lambda: handler(request))
 
+    def goes_on(self, request: Request, answer: Stream) -> None:
+        """The answer has no end of its own: when the daemon stops, it ends at once, and in order."""
+        for served in self._inside:
+            if served.request is request:
+                served.endless = answer
+
     async def empty(self, within: float) -> bool:
         """Wait until no request is under way, at most `within` seconds; whether it is so."""
+        self._dismiss(served for served in self._inside if served.endless is not None)
         if self._inside:
             self._none_left = asyncio.Event()
             try:
@@ -114,7 +128,10 @@ class Clients:
 
     def dismiss(self) -> None:
         """End every request with a sentence: the front door closes."""
-        for served in tuple(self._inside):
+        self._dismiss(self._inside)
+
+    def _dismiss(self, those: Iterable[_Served]) -> None:
+        for served in tuple(those):
             if not served.left and not served.dismissed:
                 served.dismissed = True
                 served.task.cancel()
@@ -131,6 +148,11 @@ class Clients:
                 served.task.cancel()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_INTERVAL, self._look) if self._inside else None
+
+
+async def _ended(stream: Stream) -> Stream:
+    await stream.end()
+    return stream
 
 
 class ReadWatch:

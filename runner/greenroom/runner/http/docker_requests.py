@@ -61,6 +61,7 @@ class DockerRequests:
         record = self._context.record
         with fed(record, _BEHIND) as news:
             stream = await request.start(headers={"Content-Type": EVENT_STREAM, "Cache-Control": "no-cache"})
+            self._context.clients.goes_on(request, stream)
             sent: set[str] = set()
             if existing:
                 rows, said = await reading(record, _latest) or ([], {})

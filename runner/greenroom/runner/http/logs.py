@@ -80,6 +80,8 @@ class Logs:
         if request.method == "HEAD":
             return Response(content_type=TEXT)
         stream = await request.start(headers={"Content-Type": TEXT, "Cache-Control": "no-cache"})
+        if follow:
+            self._context.clients.goes_on(request, stream)
         if not no_engines and not with_engines:
             await stream.write(_ELSEWHERE.encode())
         shown, first = "", True

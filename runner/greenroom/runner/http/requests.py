@@ -80,6 +80,7 @@ class Requests:
             rows = await self._rows(record, wanted, last) if "last" in request.query else []
             rows = [row for row in rows if row.outcome]
             stream = await request.start(headers={"Content-Type": NDJSON, "Cache-Control": "no-cache"})
+            self._context.clients.goes_on(request, stream)
             sent = {row.id for row in rows}
             for row in rows:
                 await stream.write(_encode(row) + b"\n")

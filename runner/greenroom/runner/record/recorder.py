@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from greenroom.runner.record.bodies import Kept
-from greenroom.runner.record.row import Note, Row, row_of
+from greenroom.runner.record.row import LEFT, Note, Row, row_of
 from greenroom.runner.record.table import FILE, NotUsable, RecordTable
 from greenroom.runner.threads import NoThread, Thread
 
@@ -73,8 +73,10 @@ class Recorder:
 
     def end(self, note: Note, now: float) -> None:
         """It has been answered; `now` is by `time.perf_counter`."""
-        if self.inside.pop(note.id, None) is None or (note.status < 400 and note.method in _READS):
+        if self.inside.pop(note.id, None) is None:
             return
+        if note.method in _READS and (note.status < 400 or note.status == LEFT):
+            return  # what is followed ends when its client leaves
         note.ended = now
         note.before, note.last = note.before[-_TAIL:], note.last[-_TAIL:]
         if len(self._queue) >= _MOST:

@@ -19,7 +19,7 @@
 - `web`: the HTTP client for package indexes
 - `tar_stream`: reads archives from others
 - `verification`: an installation's mark, and whether the disk still agrees with it
-- `computing`: proves that an installation computes on this machine
+- `compute_check`: proves that an installation computes on this machine
 - `installed`: finds, checks, sweeps and removes installations
 - `errors`: what the system refuses, as a failure
 """

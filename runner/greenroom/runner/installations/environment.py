@@ -22,7 +22,7 @@ from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.archive import kept_lock
-from greenroom.runner.installations.computing import prove
+from greenroom.runner.installations.compute_check import prove
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     LOCK,

@@ -35,7 +35,7 @@ from greenroom.runner.engines.keeper_watch import cleaned
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.compiling import Compiling
-from greenroom.runner.installations.computing import prove
+from greenroom.runner.installations.compute_check import prove
 from greenroom.runner.installations.errors import machine_failed
 from greenroom.runner.installations.installed import (
     ATTEMPT,

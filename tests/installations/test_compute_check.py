@@ -11,7 +11,7 @@ from greenroom.runner.backends.base import Environment
 from greenroom.runner.backends.discovery import OWN
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.computing import prove
+from greenroom.runner.installations.compute_check import prove
 
 pytestmark = pytest.mark.real
 

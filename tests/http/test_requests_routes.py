@@ -71,6 +71,9 @@ async def test_a_request_under_way_is_shown_as_far_as_it_has_come(open_server: A
         (row,) = await listed(server, "?status=running")
         assert (row["id"], row["outcome"], row["status"], row["model"]) == (name, "", 0, "tiny")
         assert row["engine"] == server.engines("ready")[0].spec.engine_id
+        assert (row["address"], row["caller_kind"]) == ("127.0.0.1", "process")
+        assert "python" in row["caller"]
+        assert row["user_agent"].startswith("Python/")
         async with server.get(f"/requests/{name}") as shown:
             assert (await shown.json())["first_token"] > 0
         go_on.touch()

@@ -285,6 +285,7 @@ class Exchange:
         give_up, losses = 0.0, 0
         while True:
             place = await admission.enter(skip_gate=give_up > 0 or losses > 0)
+            self._note.caller = admission.caller
             dialect = self._context.greenroom.backends[place.backend].dialect
             refuse_what_it_cannot(place.backend, dialect, right.fields)
             if names := ignored_by(dialect, right.fields, right.body):

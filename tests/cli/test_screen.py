@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,10 +195,58 @@ def test_a_job_without_a_subject_has_no_empty_name_in_status(greenroom: Any, ful
     assert "\nloading poet\n" in greenroom("status").out
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("why sm", ["smollm2"]),
+        ("why llama", ["llama.cpp"]),
+        ("why dae", ["daemon"]),
+        ("log --model sm", ["smollm2"]),
+        ("install-runner ll", ["llama.cpp"]),
+        ("cancel ", ["mlx", "qwen"]),
+        ("logs e-", ["e-2", "e-1"]),
+        ("benc", ["bench"]),
+    ],
+)
+def test_every_name_is_completed(
+    full_daemon: Any,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    greenroom_process: Any,
+    typed: str,
+    completed: list[str],
+) -> None:
+    pulled = {"job": "pull/docker.io/ai/qwen:latest"}
+    full_daemon.routes["GET /jobs"] = [{"job": "install/mlx"}, pulled, {"job": "load/e-1"}]
+    for number in (1, 2):
+        (home / f"engines/e-{number}").mkdir(parents=True)
+        os.utime(home / f"engines/e-{number}", (number, number))
+    words = f"greenroom {typed}"
+    monkeypatch.setenv("_GREENROOM_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+
+    lines = greenroom_process().stdout.splitlines()
+    assert [line.removeprefix("plain,") for line in lines] == completed
+
+
 def test_zsh_completion_starts_the_completion_system_if_need_be(greenroom: Any) -> None:
     script = greenroom("completion", "zsh").out
 
     assert script.startswith("(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n")
+
+
+def test_an_export_does_not_replace_a_file_by_itself(greenroom: Any, our_daemon: Any, tmp_path: Path) -> None:
+    our_daemon.routes["GET /models/smollm2/export"] = "an archive"
+    file = tmp_path / "model.tar"
+    file.write_text("precious")
+
+    outcome = greenroom("export", "smollm2", "-o", str(file))
+
+    assert (outcome.code, file.read_text()) == (1, "precious")
+    assert f"{file} already exists. Choose another file, or replace it with --force." in outcome.err
+    assert greenroom("export", "smollm2", "-o", str(file), "--force").code == 0
+    assert file.read_text() == "an archive"
 
 
 def test_loading_what_is_no_file_says_how_a_model_is_loaded(greenroom: Any) -> None:

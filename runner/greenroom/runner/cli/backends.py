@@ -15,6 +15,7 @@ import click
 from greenroom.actors.variants import BEST, USUAL
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import path_of
+from greenroom.runner.cli.completion import OneOf, backend_names
 from greenroom.runner.cli.connect import client_for, ensure_daemon, find, not_running
 from greenroom.runner.cli.display import JsonProgress
 from greenroom.runner.cli.exit_codes import Problem
@@ -45,9 +46,10 @@ def _one(name: str | None, backend: str | None) -> str:
 def names_backend(command: Callable[P, R]) -> Callable[P, R]:
     """Let a command take its backend as an argument or, as Docker's does, as an option."""
 
-    @click.argument("name", required=False, metavar="[BACKEND]")
+    @click.argument("name", required=False, type=OneOf(backend_names), metavar="[BACKEND]")
     @click.option(
         "--backend",
+        type=OneOf(backend_names),
         metavar="NAME",
         help=f"The same as the argument BACKEND. Default: {DEFAULT_BACKEND}.",
     )
@@ -186,8 +188,10 @@ def reinstall_runner_command(ctx: click.Context, backend: str, variant: str, ver
 
 
 @click.command("uninstall-runner")
-@click.argument("name", required=False, metavar="BACKEND")
-@click.option("--backend", metavar="NAME", help="The same as the argument BACKEND.")
+@click.argument("name", required=False, type=OneOf(backend_names), metavar="BACKEND")
+@click.option(
+    "--backend", type=OneOf(backend_names), metavar="NAME", help="The same as the argument BACKEND."
+)
 @variant_option
 @click.option("--version", metavar="VERSION", help="Remove only this version.")
 @click.option("--force", is_flag=True, help="Stop its engines even while they serve requests.")
@@ -264,7 +268,7 @@ def rollback_runner_command(ctx: click.Context, backend: str, variant: str, vers
 
 
 @click.command("export")
-@click.argument("backend")
+@click.argument("backend", type=OneOf(backend_names))
 @variant_option
 @click.option(
     "--version", default="", metavar="VERSION", help="Export this version instead of the one in use."
@@ -447,8 +451,10 @@ def _told_variants(backend: dict[str, Any]) -> Iterator[str]:
 
 
 @backends_command.command("verify")
-@click.argument("name", required=False, metavar="[BACKEND]")
-@click.option("--backend", metavar="NAME", help="The same as the argument BACKEND.")
+@click.argument("name", required=False, type=OneOf(backend_names), metavar="[BACKEND]")
+@click.option(
+    "--backend", type=OneOf(backend_names), metavar="NAME", help="The same as the argument BACKEND."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.pass_context
 def verify_backends(ctx: click.Context, name: str | None, backend: str | None, as_json: bool) -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from greenroom.runner.cli.client import Client
-from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
 from greenroom.runner.cli.connect import ensure_daemon
 from greenroom.runner.cli.conversation import AnswerSoFar, Conversation, Options
 from greenroom.runner.cli.exit_codes import Problem
@@ -56,7 +56,9 @@ class Level:
     show_default=True,
     help="Length of each prompt.",
 )
-@click.option("--backend", default="", metavar="NAME", help="Use only this backend.")
+@click.option(
+    "--backend", default="", type=OneOf(backend_names), metavar="NAME", help="Use only this backend."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def bench_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,67 @@ class ModelName(_Text):
         if not incomplete:
             names = {name: None for name in names if not name.startswith(_HUB)}
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class OneOf(_Text):
+    """A name of other things than models, completed from what there is; any text is accepted."""
+
+    name = "name"
+
+    def __init__(self, *kinds: Callable[[], Iterable[str]]) -> None:
+        """`kinds` give the names. They are called only to complete, and print nothing."""
+        self._kinds = kinds
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The names that begin like this."""
+        from click.shell_completion import CompletionItem
+
+        names = dict.fromkeys(name for kind in self._kinds for name in kind())
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def backend_names() -> Iterable[str]:
+    """The backends of this program, whatever machine they are for."""
+    from greenroom.runner.backends.discovery import BACKENDS
+
+    return BACKENDS
+
+
+def engine_ids() -> Iterable[str]:
+    """Ids of engines that have a log, the latest first."""
+    from greenroom.runner.config import BadSetting, load
+
+    try:
+        folders = [one for one in (load().home / "engines").iterdir() if one.is_dir()]
+        return [one.name for one in sorted(folders, key=lambda one: one.stat().st_mtime, reverse=True)]
+    except (BadSetting, OSError):
+        return ()
+
+
+def job_names() -> Iterable[str]:
+    """What `greenroom cancel` takes: backends that are being installed, models that are being pulled."""
+    from greenroom.runner.cli.connect import find
+    from greenroom.runner.cli.display import title_of
+    from greenroom.runner.cli.exit_codes import Problem
+    from greenroom.runner.config import BadSetting, load
+
+    try:
+        daemon = find(load(), patience=1.0)
+        found = daemon.client().get("/jobs", timeout=2.0) if daemon is not None else ()
+    except (BadSetting, Problem):
+        return ()
+    names = (str(one.get("job") or "") for one in found or ())
+    return [title_of(name) for name in names if name.startswith(("install/", "pull/"))]
+
+
+def model_names() -> Iterable[str]:
+    """Names of models in the store."""
+    return _here()
 
 
 def anchored(model: str) -> str:

@@ -17,7 +17,7 @@ import click
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused, Gone
-from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.completion import ModelName, OneOf, backend_names, engine_ids, model_names
 from greenroom.runner.cli.connect import (
     Daemon,
     Unproven,
@@ -327,7 +327,7 @@ _POLL_EVERY = 0.2
 
 
 @click.command("logs")
-@click.argument("engine", required=False)
+@click.argument("engine", required=False, type=OneOf(engine_ids, model_names, backend_names))
 @click.option("-f", "--follow", is_flag=True, help="Keep printing new lines.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Print only the last N lines.")
 @click.pass_context

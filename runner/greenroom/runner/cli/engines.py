@@ -13,7 +13,7 @@ import click
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused
-from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, own, style, table, terminal_width, wrapped
@@ -187,7 +187,9 @@ def _seconds_since(moment: str) -> float:
 @click.command("unload")
 @click.argument("models", nargs=-1, type=ModelName())
 @click.option("--all", "everything", is_flag=True, help="Unload all idle models.")
-@click.option("--backend", default="", metavar="NAME", help="Unload only from this backend.")
+@click.option(
+    "--backend", default="", type=OneOf(backend_names), metavar="NAME", help="Unload only from this backend."
+)
 @click.option("-f", "--force", is_flag=True, help="Also models in use, once their requests are done.")
 @click.option("--wait", is_flag=True, help="Wait until they are unloaded.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -16,6 +16,7 @@ import msgspec
 
 from greenroom.actors.journal.port import JournalDamaged, Record
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, model_names
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.journal import journal_option, journal_path, reading
 from greenroom.runner.cli.main import settings_of
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print each stored event as a line of JSON.")
 @click.option("-f", "--follow", is_flag=True, help="Keep printing new events.")
 @click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="Print only the last N events.")
-@click.option("--model", default="", metavar="NAME", help="Only events about this model.")
-@click.option("--backend", default="", metavar="NAME", help="Only events about this backend.")
+@click.option(
+    "--model", default="", type=OneOf(model_names), metavar="NAME", help="Only events about this model."
+)
+@click.option(
+    "--backend", default="", type=OneOf(backend_names), metavar="NAME", help="Only events about this backend."
+)
 @click.option("--engine", default="", metavar="ID", help="Only events about this engine.")
 @click.option(
     "--kind",
@@ -154,7 +159,7 @@ _GOES_ON = "The next daemon resumes what was requested by a command."
 
 
 @click.command("why")
-@click.argument("name")
+@click.argument("name", type=OneOf(model_names, backend_names, engine_ids, lambda: ("daemon",)))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with bytes and seconds.")
 @journal_option
 @click.pass_context

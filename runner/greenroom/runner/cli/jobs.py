@@ -16,6 +16,7 @@ import click
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused, DaemonResponse, Gone, path_of
+from greenroom.runner.cli.completion import OneOf, job_names
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.display import Display, display
 from greenroom.runner.cli.exit_codes import Problem
@@ -302,7 +303,7 @@ class Watch:
 
 
 @click.command("cancel")
-@click.argument("job")
+@click.argument("job", type=OneOf(job_names))
 @click.pass_context
 def cancel_command(ctx: click.Context, job: str) -> None:
     """Cancel JOB: the installation of a backend (`mlx`), one job of it (`mlx.2`), or a pull (`smollm2`).

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
 from greenroom.runner.cli.connect import ensure_daemon
 from greenroom.runner.cli.conversation import CONTEXT, Conversation, Options
 from greenroom.runner.cli.main import settings_of
@@ -33,7 +33,9 @@ _PIPE_SECONDS = 2.0
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Limit the answer.")
 @click.option("--context", metavar="N", help="Tokens of context that are needed at least; `max` for all.")
 @click.option("--keep-alive", metavar="DURATION", help="How long the model stays loaded afterwards: 30m.")
-@click.option("--backend", default="", metavar="NAME", help="Use only this backend.")
+@click.option(
+    "--backend", default="", type=OneOf(backend_names), metavar="NAME", help="Use only this backend."
+)
 @click.option("-d", "--detach", is_flag=True, help="Only load the model.")
 @click.option("--stats", "--verbose", is_flag=True, help="Print token counts and speed after each answer.")
 @click.option("--history/--no-history", default=True, help="Keep what is typed in chats, for the next ones.")

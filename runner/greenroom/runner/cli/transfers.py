@@ -66,11 +66,14 @@ _CHUNK = 2**20
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of standard output."
 )
+@click.option("-f", "--force", is_flag=True, help="Replace the file if it exists.")
 @click.pass_context
-def export_command(ctx: click.Context, model: str, output: Path | None) -> None:
+def export_command(ctx: click.Context, model: str, output: Path | None, force: bool) -> None:
     """Write MODEL to one file for `greenroom load`: greenroom export smollm2 -o smollm2.tar"""
     if output is None and sys.stdout.isatty():
         raise click.UsageError("Cannot write an archive to a terminal. Write it to a file: -o model.tar")
+    if output is not None and output.exists() and not force:
+        raise Problem(f"{output} already exists.", "Choose another file, or replace it with --force.")
     client = client_for(settings_of(ctx))
     with client.open("GET", path_of("models", model, "export"), accept="application/x-tar") as answer:
         if output is None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from greenroom.runner.http.cut_inputs import shortened
-from greenroom.runner.http.ollama.inference import Chat, Embed, Generate
+from greenroom.runner.http.ollama.embedding import Embed
+from greenroom.runner.http.ollama.generating import Chat, Generate
 from tiny_vision import base64_png
 from waiting import until_async
 

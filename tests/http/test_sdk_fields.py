@@ -25,8 +25,9 @@ from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.embedding_dimensions import shortened_if_asked
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT, Dialogue
+from greenroom.runner.http.ollama.embedding import Embed, Embedding
 from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
-from greenroom.runner.http.ollama.inference import Chat, Embed, Embedding, Generate, Raw
+from greenroom.runner.http.ollama.generating import Chat, Generate, Raw
 from greenroom.runner.http.responses.fields import RESPONSES
 from greenroom.runner.http.responses.input import items_of
 from greenroom.runner.http.responses.response import ResponseTranslation, TokenCount
@@ -161,7 +162,7 @@ FAMILIES = {
         EMBED,
         Embed,
         {"input": "hi"},
-        frozenset({"dimensions"}),
+        frozenset({"dimensions", "truncate"}),
         OLLAMA_VALUES,
     ),
     "api/embeddings": Family(

@@ -15,8 +15,9 @@ from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTrans
 from greenroom.runner.http.bodies import check_now
 from greenroom.runner.http.errors import DoorRefusal, HttpRefusal
 from greenroom.runner.http.fields import Dialogue
+from greenroom.runner.http.ollama.embedding import Embed, Embedding
 from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
-from greenroom.runner.http.ollama.inference import Chat, Embed, Embedding, Generate, Raw
+from greenroom.runner.http.ollama.generating import Chat, Generate, Raw
 from greenroom.runner.http.responses.fields import RESPONSES
 from greenroom.runner.http.responses.input import items_of
 from greenroom.runner.http.responses.response import ResponseTranslation, TokenCount

@@ -162,7 +162,8 @@ def test_a_recipe_is_merged_with_the_bases_own(store: ModelStore, gguf: Callable
 
 
 def test_defaults_that_cannot_be_read_are_none() -> None:
-    for config in (b"", b"[]", b'{"config": {}}', b'{"config": {"defaults": {"system": 1}}}', b"\xff"):
+    long = b'{"config": {"defaults": {"system": "%s"}}}' % (b"x" * 3_000_000)
+    for config in (long, b"", b"[]", b'{"config": {}}', b'{"config": {"defaults": {"system": 1}}}', b"\xff"):
         assert recipes.defaults_of(config) == Defaults()
 
 

@@ -26,10 +26,13 @@ from greenroom.runner.models.manifest import (
 )
 from greenroom.runner.models.references import digest_of
 from greenroom.runner.models.templates import JINJA
+from greenroom.runner.units import format_size
 
 log = logging.getLogger(__name__)
 
 _KEY = "defaults"
+_LIMIT = 2 * 2**20
+"""Bytes of defaults: they are added to every request. What is created here has less."""
 _TEMPLATE = "template.jinja"
 """As a file beside GGUF, where its name means nothing to the engine."""
 
@@ -74,6 +77,9 @@ def defaults_of(config_bytes: bytes) -> Defaults:
     try:
         found = msgspec.json.decode(config_bytes)["config"][_KEY]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+        return Defaults()
+    if len(msgspec.json.encode(found)) > _LIMIT:
+        log.warning("the defaults in a model's configuration are larger than %s", format_size(_LIMIT))
         return Defaults()
     try:
         return msgspec.convert(found, Defaults)

@@ -1,6 +1,8 @@
 """Ollama's API.
 
-- `inference`: chat, generate and embeddings, over those of OpenAI's API
+- `inference`: the routes of chat, generate and embeddings
+- `generating`, `embedding`: their requests as OpenAI's, and the answers in Ollama's form
+- `input`, `answer`: messages; what all answers have in common
 - `fields`: what a request may hold
 - `models`: the store and what is loaded
 - `modelfile`: a model's defaults as Ollama writes them

@@ -19,7 +19,7 @@ from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import json_response
 from greenroom.runner.http.idempotency import counted
-from greenroom.runner.http.ollama.inference import NDJSON
+from greenroom.runner.http.ollama.answer import NDJSON
 from greenroom.runner.http.ollama.models import OllamaBody
 from greenroom.runner.http.port import AnyResponse, Request
 from greenroom.runner.http.progress_stream import stream_job

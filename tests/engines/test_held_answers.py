@@ -92,7 +92,7 @@ def written(answer: Any, choose: Callable[[list[int]], int]) -> str:
         token = choose([one for one in range(len(TOKENS)) if mask[one]])
         answer.saw(token)
         if token in (END, OTHER_END):
-            assert answer.allowed() is None
+            assert answer.over
             return text.decode()
         text += TOKENS[token]
     raise AssertionError(f"no end after {text!r}")
@@ -137,6 +137,25 @@ def test_what_was_said_in_the_same_breath_as_the_last_thought_counts() -> None:
     answer.thinks = lambda _: ' \n"y'
     answer.saw(5)
     assert written(answer, min) == 'es"'
+
+
+def test_a_call_may_take_the_place_of_the_answer_and_stands_nowhere_in_it() -> None:
+    call = TOKENS.index(b"<think>")
+    text = {"type": "string", "maxLength": 9}
+    answer = held(text)
+    assert not answer.allowed()[call]
+    answer.saw(ord('"'))
+    assert answer.allowed()[call]
+    answer = held(text)
+    answer.instead = {call}
+    assert answer.allowed()[call]
+    answer.saw(ord('"'))
+    assert not answer.allowed()[call]
+    answer = held(text)
+    answer.instead = {call}
+    answer.saw(call)
+    assert answer.over
+    answer.saw(ord("}"))
 
 
 def test_a_token_that_must_not_be_there_is_noticed() -> None:
@@ -260,6 +279,7 @@ def test_with_mlx_itself(mlx_python: Path, programs: Path) -> None:
         "an answer may hold what elsewhere begins a thought or a call",
         "a thought is no part of the answer, and a stop word ends it",
         "a call is read as one",
+        "a tool may be called instead",
         "an answer without calls shows what would be one",
     ]
 

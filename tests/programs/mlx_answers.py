@@ -13,7 +13,7 @@ sys.path.insert(0, str(LAUNCHERS))
 
 import mlx.core as mx  # noqa: E402
 from answer_plan import AnswerPlan  # type: ignore[import-not-found]  # noqa: E402
-from held_answer import Strayed, holding  # type: ignore[import-not-found]  # noqa: E402
+from held_answer import Elsewhere, Strayed, holding  # type: ignore[import-not-found]  # noqa: E402
 
 HOLD: list[str] = []
 
@@ -22,6 +22,8 @@ class Held:
     """Stands in for an answer: says what a test wants."""
 
     ends = frozenset((0, 99))
+    over = False
+    instead: frozenset[int] = frozenset()
 
     def __init__(self, *masks: Any) -> None:
         self.masks, self.tokens, self.thinks = list(masks), [], None  # type: ignore[var-annotated]
@@ -116,6 +118,16 @@ def texts() -> None:
         assert found["tool"] == call
         assert context.tool_parser(call, None) == {"name": "w", "arguments": {"x": "</tool_call>"}}
     HOLD.append("a call is read as one")
+    held = Held()
+    held.instead = frozenset((5,))
+    found, _ = read(AnswerPlan(held, is_call=False), "reasoning", "hm</think><tool_call>{}</tool_call>")
+    assert found == {"reasoning": "hm", "tool": "{}"}
+    thinks = held.thinks
+    assert thinks("hm") is None
+    try:
+        thinks("<tool_call>")
+    except Elsewhere:
+        HOLD.append("a tool may be called instead")
     found, context = read(AnswerPlan(None, is_call=False), "normal", "a<think>b</think><tool_call>{}")
     assert found == {"normal": "a{}", "reasoning": "b"}
     HOLD.append("an answer without calls shows what would be one")

@@ -94,7 +94,7 @@ _KNOWN = (
         r"|uniqueItems|propertyNames|minProperties|dependencies|dependent(?:Required|Schemas)"
         r"|unevaluated(?:Items|Properties))\b",
         400, "invalid_schema", 'The {backend} engine cannot enforce "{keyword}" in a JSON schema.',
-        "Leave it out; instead of oneOf use anyOf.",
+        "Leave it out, or use anyOf instead of oneOf.",
     ),
     _known(
         r"JSON schema is too complex",

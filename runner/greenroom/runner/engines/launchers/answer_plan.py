@@ -23,6 +23,7 @@ class AnswerPlan:
 
     def __init__(self, held: HeldAnswer | None, *, is_call: bool) -> None:
         self._held = held
+        self._may_call = held is not None and bool(held.instead)
         self._state = _CALL if is_call else _TEXT
         self._machine: Any = None
         self._initial = ""
@@ -38,15 +39,19 @@ class AnswerPlan:
         # mlx-lm has no public way to change one. This name exists since 0.32.0, the oldest version we run.
         for state, (trie, leads) in usual._states.items():  # noqa: SLF001
             # No mark leads to the wrong kind of answer.
-            lead = {_TEXT: _CALL} if self._state == _CALL else {_CALL: state}
+            lead = {_TEXT: _CALL} if self._state == _CALL else {_CALL: state} if not self._may_call else {}
             machine._states[state] = trie, [lead.get(one, one) for one in leads]  # noqa: SLF001
         self._machine, self._initial = machine, self._state if initial == _TEXT else initial
-        if self._held is not None:
+        if self._held is None:
+            return
+        if not self._may_call:
             # What elsewhere begins a thought or a call may stand in this answer.
             alone = TextStateMachine({self._state: [(word, self._state) for word in stop_words]})
             machine._states |= alone._states  # noqa: SLF001
-            if self._initial != self._state:
-                self._held.thinks = BeforeAnswer(tokenizer.detokenizer, machine, self._initial, self._state)
+        if self._initial != self._state:
+            self._held.thinks = BeforeAnswer(
+                tokenizer.detokenizer, machine, self._initial, self._state, _CALL if self._may_call else ""
+            )
 
     def processors(self, fail: Any) -> list[Any]:
         return [] if self._held is None else [holding(self._held, fail)]
@@ -68,5 +73,14 @@ def planned(body: Mapping[str, Any], tokenizer: Any, grammars: Grammars) -> Answ
         schema = call_schema(functions)
         return AnswerPlan(grammars.held(schema, tokenizer), is_call=True)
     if (schema := schema_of(body)) is not None:
-        return AnswerPlan(grammars.held(schema, tokenizer), is_call=False)
+        held = grammars.held(schema, tokenizer)
+        if body.get("tools") and body.get("tool_choice", "auto") == "auto":
+            held.instead = _call_marks(tokenizer)
+        return AnswerPlan(held, is_call=False)
     return AnswerPlan(None, is_call=False) if body.get("tool_choice") == "none" else None
+
+
+def _call_marks(tokenizer: Any) -> frozenset[int]:
+    """The token with which the model begins a call; none if that takes several, or it knows no calls."""
+    marks = tokenizer.tool_call_start_tokens if tokenizer.has_tool_calling else ()
+    return frozenset(marks if marks and len(marks) == 1 else ())

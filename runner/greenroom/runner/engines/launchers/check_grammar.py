@@ -34,6 +34,7 @@ def main() -> None:
     import llguidance  # type: ignore[import-not-found,unused-ignore]
 
     grammar = sys.stdin.buffer.read().decode()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

@@ -157,6 +157,18 @@ def test_a_template_with_tools_is_kept_to_the_choice_that_was_made(
         )
         assert choice == "required" or name == "forecast"
         assert answer["finish_reason"] == "tool_calls"
+    cut = daemon.post(
+        CHAT,
+        {
+            **asked,
+            "tools": [weather({"type": "string", "minLength": 500})],
+            "tool_choice": "required",
+            "max_tokens": 40,
+        },
+    )
+    assert cut.json["choices"][0]["finish_reason"] == "length"
+    (call,) = cut.json["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["arguments"].startswith("{")
     chats: Any = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
     with chats.chat.completions.stream(**asked, tool_choice="required") as stream:
         (made,) = stream.get_final_completion().choices[0].message.tool_calls

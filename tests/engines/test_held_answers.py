@@ -197,6 +197,8 @@ NO_ANSWER: dict[str, tuple[Any, str]] = {
         {"properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2},
         NOT_ENFORCED.format("minProperties"),
     ),
+    "a long word": ({"anyOf": [{"type": "null"}, {"const": ["x" * 10_001]}]}, TOO_COMPLEX),
+    "a long name": ({"properties": {"x" * 10_001: {}}}, TOO_COMPLEX),
     "deep": (deep(150), TOO_COMPLEX),
     "very deep": (deep(2000), TOO_COMPLEX),
     "large": ({"enum": [f"value {n}" for n in range(100_000)]}, TOO_COMPLEX),
@@ -234,7 +236,8 @@ def test_properties_that_are_not_listed_are_left_out_where_no_other_schema_may_l
     narrowed = answer_schema.narrowed
     assert narrowed(listed) == closed
     assert narrowed({"anyOf": [listed, {"enum": [listed]}]}) == {"anyOf": [closed, {"enum": [listed]}]}
-    assert narrowed({"x-guidance": {"lenient": True}, "$defs": {"a": listed}}) == {"$defs": {"a": closed}}
+    noted = {"x-guidance": {"lenient": True}, "description": "x" * 20_000, "$defs": {"title": listed}}
+    assert narrowed(noted) == {"$defs": {"title": closed}}
     still_open: list[Any] = [
         {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
         {"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}, {}]},
@@ -264,6 +267,20 @@ def test_a_request_says_what_its_answer_must_be() -> None:
     for choice, functions in [("auto", []), ("none", []), ("required", [one, two]), (chosen, [two])]:
         assert answer_schema.must_call({"tools": tools, "tool_choice": choice}) == functions
     assert answer_schema.must_call({"tools": tools}) == []
+
+
+def test_of_a_call_that_is_cut_off_there_are_the_arguments_so_far() -> None:
+    called, unquoted = answer_schema.called, answer_schema.unquoted
+    whole = '{"name": "a\\"b", "arguments": {"x": 1}}'
+    assert called(whole) == {"name": 'a"b', "arguments": {"x": 1}}
+    assert called(whole[:-3]) == {"name": 'a"b', "arguments": '{"x": '}
+    for text in (whole[:20], ""):
+        with pytest.raises(ValueError, match=r"line 1|Expecting"):
+            called(text)
+    made = {"type": "function", "id": "1", "function": {"name": "w", "arguments": '"{\\"x\\": "'}}
+    assert unquoted(made) == {**made, "function": {"name": "w", "arguments": '{"x": '}}
+    plain = {**made, "function": {"name": "w", "arguments": "{}"}}
+    assert unquoted(plain) is plain
 
 
 def test_with_mlx_itself(mlx_python: Path, programs: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,19 @@ _NAMED = frozenset("properties patternProperties $defs definitions dependentSche
 _COMBINING = frozenset("anyOf oneOf allOf $ref $dynamicRef if not dependentSchemas".split())
 _OPEN = frozenset("additionalProperties patternProperties unevaluatedProperties".split())
 """Keywords that say whether there are other properties."""
+_NOTES = frozenset("title description default examples $comment x-guidance".split())
+"""Keywords that no answer depends on, and one that would change how the library works."""
+_STRING = 10_000
+"""Characters of a string that an answer must contain, or of a pattern: the time of a token grows with its
+square."""
 _FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 """Formats that can be enforced. Others are annotations, which may be ignored."""
+
+_BEGUN = re.compile(
+    r"""\s*\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?P<arguments>\{.*)""",
+    re.DOTALL,
+)
+"""The beginning of a call."""
 
 
 def schema_of(body: Mapping[str, Any]) -> Any:
@@ -64,9 +76,26 @@ def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def called(text: str, _: Any = None) -> dict[str, Any]:
-    """A call that was written by that schema. Raises ValueError for one that was cut off."""
-    call: dict[str, Any] = json.loads(text)
+    """A call that was written by that schema. Of one that was cut off, `arguments` is the text that there is.
+
+    Raises:
+        ValueError: It was cut off before its arguments.
+    """
+    try:
+        call: dict[str, Any] = json.loads(text)
+    except ValueError:
+        if (begun := _BEGUN.match(text)) is None:
+            raise
+        return {"name": json.loads(begun["name"]), "arguments": begun["arguments"]}
     return {"name": call["name"], "arguments": call["arguments"]}
+
+
+def unquoted(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call as mlx-lm formats it, which makes JSON of the text of `arguments` too."""
+    function = call["function"]
+    if not function["arguments"].startswith('"'):
+        return call
+    return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
 
 
 def narrowed(schema: Any) -> Any:
@@ -74,9 +103,19 @@ def narrowed(schema: Any) -> Any:
 
     Where properties are listed, an answer has no others, as on llama.cpp: a small model goes on inventing
     some for as long as it may. Not where schemas are combined: what one does not list another may.
+
+    Raises:
+        ValueError: A string in it is too long.
     """
     closed = not any(_combines(one) for one in _within(schema))
-    return _narrowed(schema, closed)
+    made = _narrowed(schema, closed)
+    left = [made]
+    while left:
+        one = left.pop()
+        if isinstance(one, str) and len(one) > _STRING:
+            raise ValueError("a string in the schema is too long")
+        left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return made
 
 
 def _narrowed(schema: Any, closed: bool) -> Any:
@@ -84,7 +123,7 @@ def _narrowed(schema: Any, closed: bool) -> Any:
         return schema
     made: dict[str, Any] = {}
     for word, value in schema.items():
-        if word == "x-guidance" or (word == "format" and value not in _FORMATS):
+        if word in _NOTES or (word == "format" and value not in _FORMATS):
             continue
         if word in _NAMED and isinstance(value, dict):
             made[word] = {name: _narrowed(one, closed) for name, one in value.items()}

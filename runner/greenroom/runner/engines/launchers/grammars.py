@@ -31,7 +31,7 @@ _SPACE = r"(?: |\n{1,2}[ \t]{0,20})"
 _KEYWORD = re.compile(r'Unimplemented keys: \["([A-Za-z]+)"')
 _PARTLY = {"oneOf constraints are not supported": "oneOf", "min/maxProperties only": "minProperties"}
 _TOO_MUCH = re.compile(
-    r"too (?:large|big|complex|many)|recursion limit|limit for this grammar", re.IGNORECASE
+    r"too (?:large|long|big|complex|many)|recursion limit|limit for this grammar", re.IGNORECASE
 )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from answer_plan import planned  # type: ignore[import-not-found]
+from answer_schema import unquoted  # type: ignore[import-not-found]
 from end_with_keeper import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
 from grammars import STRAYED, Grammars, NoGrammar  # type: ignore[import-not-found]
 from held_answer import Strayed  # type: ignore[import-not-found]
@@ -98,6 +99,8 @@ def main() -> None:
             self.wfile.write(data)
 
         def generate_response(self, *args: Any, **more: Any) -> Any:
+            if more.get("tool_calls"):
+                more["tool_calls"] = [unquoted(call) for call in more["tool_calls"]]
             response = super().generate_response(*args, **more)
             if self.stream and (self.stream_options or {}).get("continuous_usage_stats"):
                 context, made = _of_this_thread.context, _of_this_thread.made

@@ -15,10 +15,9 @@ from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.row import Row
 from greenroom.runner.record.table import FILE, RecordTable
 
-NOW = time.time()
 WHOLE = Row(
     id="r-0a1b2c3d-1",
-    at=NOW - 60,
+    at=0.0,
     method="POST",
     path="/v1/chat/completions",
     family="openai",
@@ -44,7 +43,7 @@ WHOLE = Row(
 )
 REFUSED = Row(
     id="r-0a1b2c3d-2",
-    at=NOW - 30,
+    at=0.0,
     method="POST",
     path="/v1/chat/completions",
     caller="10.0.0.7",
@@ -64,7 +63,12 @@ def written(home: Path) -> None:
     kept = Kept(b'{"model": "ai/tiny"}')
     kept.add(b"an answer")
     table = RecordTable(home / FILE, keep_for=86_400.0, rows=100)
-    table.append([(WHOLE, kept), (REFUSED, None)], NOW)
+    now = time.time()
+    whole, refused = (
+        msgspec.structs.replace(WHOLE, at=now - 600),
+        msgspec.structs.replace(REFUSED, at=now - 30),
+    )
+    table.append([(whole, kept), (refused, None)], now)
     table.close()
 
 
@@ -80,7 +84,7 @@ def test_the_requests_of_a_daemon_that_is_gone_are_listed(greenroom: Any, unused
     assert listed("--model", "tiny") == listed("--model", "ai/tiny") == [WHOLE.id]
     assert listed("--status", "4xx") == [REFUSED.id]
     assert listed("--slow", "2s") == [WHOLE.id]
-    assert listed("--since", "45s") == [REFUSED.id]
+    assert listed("--since", "5m") == [REFUSED.id]
     shown = greenroom("--port", str(unused_port), "requests").out.splitlines()
     assert shown[0].split()[-1] == "ENDED"
     assert shown[1].split()[1:] == [

@@ -257,7 +257,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"parameters": {"num_ctx": 0}}, 400, "num_ctx must be a whole number"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages"),
     ({"system": 1}, 400, "system"),
-    ({"files": {"m.gguf": f"sha256:{'0' * 64}"}}, 400, "exclude each other"),
+    ({"files": {"m.gguf": f"sha256:{'0' * 64}"}}, 400, "send either from"),
     ({"from": "", "files": {"m.gguf": "sha256:0"}}, 400, "not a SHA-256 digest"),
     ({"from": "", "files": {"m.gguf": f"sha256:{'0' * 64}"}}, 400, "m.gguf has not been sent"),
     ({"from": "absent"}, 404, "not found"),

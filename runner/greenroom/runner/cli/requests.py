@@ -198,7 +198,7 @@ def _one(settings: Settings, name: str) -> Row:
     if row is None:
         raise Problem(
             f"There is no request {name} in the record.",
-            "It may have been a read, or too long ago. greenroom requests lists those there are.",
+            "Old requests and most reads are not in it. To list the others: greenroom requests",
         )
     said = {"request": bodies.request, "response": bodies.response, "cut": bodies.cut} if bodies else {}
     return {**msgspec.to_builtins(row), **said}

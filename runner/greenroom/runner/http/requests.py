@@ -107,7 +107,7 @@ class Requests:
                 404,
                 "request_not_found",
                 f"There is no request {shown(name)} in the record.",
-                advice="It may have been a read, or too long ago. greenroom requests lists those there are.",
+                advice="Old requests and most reads are not in it. To list the others: greenroom requests",
                 param="id",
             )
         return encoded(_with_bodies(row, bodies))
@@ -138,7 +138,7 @@ class Requests:
         model, status = query.get("model", ""), query.get("status", "").lower()
         if status and not (_STATUS.fullmatch(status) or status in _WORDS):
             words = ", ".join(sorted(_WORDS))
-            raise invalid(f"status must be such as 404 or 4xx, or one of {words}", param="status")
+            raise invalid(f"status must be like 404 or 4xx, or one of {words}", param="status")
         found = None
         if model:
             # What is not in the store (any more) is found by the name it was asked for.

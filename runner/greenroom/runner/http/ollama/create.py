@@ -40,9 +40,9 @@ _GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:[.$]|(?:if|range|with|end|else|define|bl
 """What Go's templates have and Jinja's cannot have."""
 _NOT_STORED = {
     "adapters": "use a model that has them merged",
-    "quantize": "use a model that is quantised as you want it",
-    "modelfile": "send from or files, and what else it says, as fields; greenroom create -f does that",
-    "path": "send from or files, and what else the Modelfile says, as fields",
+    "quantize": "use a model in the quantization that you want",
+    "modelfile": "send what it says as fields; greenroom create -f does that",
+    "path": "send what the Modelfile says as fields",
     "renderer": "the model's chat template, in Jinja, makes its prompts",
     "parser": "the engine reads answers as the model's chat template says",
 }
@@ -85,7 +85,7 @@ class OllamaCreation:
                 raise _cannot(field, instead)
         recipe = recipe_of(body)
         if body.origin.strip() and body.files:
-            raise invalid("from and files exclude each other: name a model, or send its files", param="from")
+            raise invalid("send either from, which names a model, or files", param="from")
         first = "parsing GGUF" if body.files else "reading model metadata"
         if body.files:
             reply = self._going_on(self._from_files(request, tag, await self._files_of(body), recipe))
@@ -201,7 +201,7 @@ def recipe_of(body: OllamaCreateBody) -> Recipe:
     for name, value in body.parameters.items():
         where = f"parameters.{escaped(name, 40)}"
         if name not in PARAMETERS:
-            raise _cannot(where, f"known are {', '.join(PARAMETERS)}")
+            raise _cannot(where, f"use {', '.join(PARAMETERS)}")
         try:
             parameters[name] = PARAMETERS[name](value, where)
         except Wrong as wrong:

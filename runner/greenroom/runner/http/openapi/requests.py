@@ -53,14 +53,14 @@ OPERATIONS = {
             "Requests that only read are recorded when they were refused."
         ),
         query={
-            "model": Parameter("A model by any of its names, or a name that was asked for."),
+            "model": Parameter("A model's name or id, or the name that the client sent."),
             "status": Parameter(
                 "A status such as `404`, a class such as `4xx`, or how it ended: `whole`, `left`, `died`, "
                 "`cut`, `refused`, `cancelled`, or `running`."
             ),
-            "slow": Parameter("The time to the first token, or to the end without one, at least: `2s`."),
+            "slow": Parameter("The shortest time to the first token, or else to the end, such as `2s`."),
             "since": Parameter("`10m` (ago), `14:03` or `2026-11-22T10:00`."),
-            "last": Parameter("How many of the last that fit, at most 1,000.", int),
+            "last": Parameter("How many of the latest matching requests, at most 1,000.", int),
             "follow": Parameter(
                 "Keep the connection open and send each request as it ends, one in a line. Earlier ones "
                 "come first only with `last`.",
@@ -87,13 +87,13 @@ OPERATIONS = {
         summary="Record the bodies of the next requests",
         detail="256 KB of each at most. They are removed with the request's row.",
         body=RecordBody,
-        answers={200: Returns("How many are to be recorded.", BodiesWanted)},
+        answers={200: Returns("How many will be recorded.", BodiesWanted)},
         errors=WITH_BODY | {404},
     ),
     "GET /engines/requests": Operation(
         summary="List the last requests to each model",
         detail=(
-            "As Docker Model Runner has it, for callers on the daemon's machine. With `Accept: "
+            "In Docker Model Runner's format, for callers on the daemon's machine. With `Accept: "
             "text/event-stream` requests are sent as they end, in events named `new_request`."
         ),
         query={

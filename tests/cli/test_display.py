@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 import threading
 from typing import Any
 
 import pytest
 
+import terminal as screen
 from greenroom.runner.cli.display import Bars, ProgressLines, describe, display, title_of
 
 
@@ -106,11 +109,30 @@ def test_files_that_move_have_bars_of_their_own_below_that_of_all() -> None:
         shown.update(job(done=3_000_009, total=8_000_018, parts=parts))
         drawn = stream.getvalue()
         shown.update(job(done=8_000_018, total=8_000_018, parts=[]))
-    assert "…" + name[-35:] in drawn
+    assert "…" + name[-33:] in drawn
     assert "1.00 MB of 3.00 MB" in drawn
     assert "2.00 MB of 5.00 MB" in drawn
     assert "whole.json" not in drawn, "it is done"
     assert "waits.json" not in drawn, "it has not begun"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_bars_fit_the_terminal_with_their_names_and_numbers(columns: int) -> None:
+    script = (
+        "import sys; from greenroom.runner.cli.display import Bars\n"
+        "with Bars(sys.stderr) as bars:\n"
+        "    bars.update({'job': 'pull/hf.co/a-long-organization/a-model-with-a-long-name-gguf:Q4_K_M',"
+        " 'phase': 'downloading', 'done': 10**8, 'total': 93 * 10**7, 'rate': 12_300_000})\n"
+    )
+    with screen.Terminal([sys.executable, "-c", script], columns=columns) as terminal:
+        terminal.ends()
+    # It is drawn several times, each beginning with its spinner.
+    line = re.split("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]", terminal.text)[1].strip()
+    assert len(line) + 2 <= columns
+    assert "━" in line
+    assert line.endswith("930 MB, 12.3 MB/s, 1m8s left" if columns < 120 else "(10%), 12.3 MB/s, 1m8s left")
+    assert "hf.co/" in line
+    assert "_M" in line
 
 
 def test_one_file_alone_is_the_job() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from greenroom.actors.characters import visible
-from greenroom.runner.cli.output import unfiltered
+from greenroom.runner.cli.output import shortened, unfiltered
 from greenroom.runner.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ _LINE_EVERY = 2.0
 _PARTS = 6
 """Bars of files at once."""
 _TITLE = 36
-"""Characters of a file's name."""
+"""Characters of a name beside a bar, where there is room."""
+_WIDE = 120
+"""Columns with room for everything. In fewer, names, bars and sentences are shorter."""
 
 _PHASES = {
     "resolving": "Looking up",
@@ -82,8 +85,8 @@ def title_of(job: str) -> str:
     return subject or job
 
 
-def describe(job: Mapping[str, Any]) -> str:
-    """One line: `Downloading 45.1 MB of 93.2 MB (48%), 12.3 MB/s, 4s left`."""
+def describe(job: Mapping[str, Any], *, short: bool = False) -> str:
+    """One line: `Downloading 45.1 MB of 93.2 MB (48%), 12.3 MB/s, 4s left`; if short, `48% of 93.2 MB, …`."""
     phase = str(job.get("phase") or "")
     word, message = _PHASES.get(phase, phase.replace("_", " ").capitalize()), str(job.get("message") or "")
     done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
@@ -97,7 +100,11 @@ def describe(job: Mapping[str, Any]) -> str:
         word += f" {percent}%"
     elif total:
         # Rounded down: what is not all here is not 100%.
-        word += f" {format_size(done)} of {format_size(total)} ({100 * min(done, total) // total:.0f}%)"
+        part = f"{100 * min(done, total) // total:.0f}%"
+        if short:
+            word = f"{'' if phase == 'downloading' else f'{word} '}{part} of {format_size(total)}"
+        else:
+            word += f" {format_size(done)} of {format_size(total)} ({part})"
     elif done:
         word += f" {format_size(done)}"
     word = word.removesuffix(",")
@@ -177,6 +184,8 @@ class Bars:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._columns = _columns(stream)
+        self._title = _TITLE if self._columns >= _WIDE else self._columns // 4
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         # A job of our own is shown from the main thread, the daemon's other jobs from the watching one.
@@ -189,7 +198,8 @@ class Bars:
         if (percent := job.get("percent")) is not None:
             total, done = 100, int(percent)
         with self._lock:
-            self._draw(name, visible(describe(job)), total, done, visible(title_of(name)))
+            text = visible(describe(job, short=self._columns < _WIDE))
+            self._draw(name, text, total, done, visible(title_of(name)))
             self._draw_parts(name, job.get("parts") or ())
 
     def finish(self, job: str) -> None:
@@ -198,8 +208,8 @@ class Bars:
             self._take_away(job)
 
     def _draw(self, name: str, text: str, total: int | None, done: int, title: str) -> None:
-        progress = self._progress = self._progress or _progress(self._stream)
-        task = self._tasks.get(name)
+        progress = self._progress = self._progress or _progress(self._stream, self._columns)
+        task, title = self._tasks.get(name), shortened(title, self._title)
         if task is None:
             self._tasks[name] = progress.add_task(text, total=total, completed=done, title=title)
         else:
@@ -215,7 +225,9 @@ class Bars:
             self._take_away(gone)
         for key, part in shown.items():
             text = f"{format_size(part['done'])} of {format_size(part['size'])}"
-            self._draw(key, text, part["size"], part["done"], f"  {visible(_part_title(part))}")
+            self._draw(
+                key, text, part["size"], part["done"], f"  {visible(_part_title(part, self._title - 2))}"
+            )
 
     def _take_away(self, name: str) -> None:
         task = self._tasks.pop(name, None)
@@ -243,20 +255,27 @@ class Bars:
             self._tasks.clear()
 
 
-def _part_title(part: Mapping[str, Any]) -> str:
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return _WIDE
+
+
+def _part_title(part: Mapping[str, Any], longest: int) -> str:
     """`model-00001-of-00004.safetensors`; of a long name the end, which tells it from the others."""
     name = str(part.get("name") or part["id"][7:19]).rpartition("/")[2]
-    return name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
-def _progress(stream: TextIO) -> Progress:
+def _progress(stream: TextIO, columns: int) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.fields[title]}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=20 if columns >= _WIDE else columns // 10),
         TextColumn("{task.description}", markup=False),
         console=Console(file=stream, highlight=False, soft_wrap=True),
         transient=True,

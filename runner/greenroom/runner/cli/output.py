@@ -196,10 +196,13 @@ def _broken(cell: str, size: int) -> list[str]:
     from textwrap import wrap
 
     lines = wrap(cell, size, break_long_words=False, break_on_hyphens=False)
-    return [line if len(line) <= size else _shortened(line, size) for line in lines]
+    return [shortened(line, size) for line in lines]
 
 
-def _shortened(word: str, size: int) -> str:
+def shortened(word: str, size: int) -> str:
+    """A name without its middle, if it is longer than that."""
+    if len(word) <= size:
+        return word
     end = (size - 1) // 2
     return f"{word[: size - 1 - end]}…{word[len(word) - end :]}"
 

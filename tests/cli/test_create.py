@@ -103,6 +103,19 @@ def test_what_cannot_be_created_is_said(
     assert creating.bodies("/api/create") == []
 
 
+def test_inspect_shows_the_defaults(greenroom: Any, our_daemon: Any) -> None:
+    defaults = {
+        "system": "You are a pirate.",
+        "parameters": {"seed": 1, "stop": ["a"]},
+        "messages": [{"role": "user", "content": "hi"}],
+    }
+    our_daemon.routes["GET /models/pirate"] = {"id": "sha256:ab", "defaults": defaults}
+    lines = greenroom("inspect", "pirate").out.splitlines()
+    assert "System prompt: You are a pirate." in lines
+    assert 'Parameters:    seed 1, stop ["a"]' in lines
+    assert "Message:       user: hi" in lines
+
+
 def test_a_refusal_in_ollamas_form_is_shown_as_a_sentence(greenroom: Any, creating: Any) -> None:
     creating.routes[CREATE] = (400, {"error": "parameters.x cannot be stored with a model here."})
     done = greenroom("create", "x", "--from", "a", "--parameter", "x=1")

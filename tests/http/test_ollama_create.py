@@ -14,6 +14,7 @@ import pytest
 
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.testing import tiny_gguf
+from tiny_vision import projector
 from waiting import until_async
 
 SYSTEM = "You are Mario."
@@ -119,6 +120,11 @@ async def test_a_model_is_made_of_another_and_shown(open_server: Any) -> None:
     ):
         assert line in said["modelfile"]
     assert "system" not in await shown(server, "tiny")
+    _, inspected = await asked(server.get("/models/mario"))
+    assert inspected["defaults"]["system"] == SYSTEM
+    assert inspected["defaults"]["parameters"]["stop"] == ["END"]
+    _, inspected = await asked(server.get("/models/tiny"))
+    assert "defaults" not in inspected
     assert await asyncio.to_thread(lambda: server.greenroom.store.problem(model.id)) == ""
 
 
@@ -296,6 +302,19 @@ async def test_a_model_is_made_of_files_that_were_sent(open_server: Any, tmp_pat
     # A file of a model can be in another.
     await created(server, "again", files={"m.gguf": digest}, stream=True)
     assert (await shown(server, "again"))["parameters"] == ""
+
+
+async def test_what_a_projector_says_is_shown(open_server: Any, tmp_path: Path) -> None:
+    server = await open_server()
+    digests = {}
+    for name, data in (("model.gguf", await gguf(tmp_path, "sees")), ("vision.gguf", projector())):
+        assert (await upload(server, data))[0] == 201
+        digests[name] = digest_of(data)
+    await created(server, files=digests)
+    said = await shown(server, "mario")
+    assert said["projector_info"]["general.architecture"] == "clip"
+    assert said["capabilities"] == ["completion", "vision"]
+    assert "projector_info" not in await shown(server, "tiny")
 
 
 async def test_files_that_are_no_model_are_refused(open_server: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -150,6 +150,7 @@ def _inspected(model: dict[str, Any]) -> list[str]:
     lines = [f"{label + ':':<14} {value}" for label, value in facts.items() if value]
     if "chat_template" in model:
         lines.append(f"{'Chat template:':<14} {_template(model['chat_template'])}")
+    lines += _defaults(model.get("defaults") or {})
     files = [
         f"  {one['name'] or one['digest'][7:19]} ({format_size(one['size'])})"
         for one in model.get("files") or ()
@@ -166,6 +167,17 @@ def _inspected(model: dict[str, Any]) -> list[str]:
 
         lines += ["", f"Loaded with (greenroom configure {_named(model)}):", shown(rows)]
     return lines
+
+
+def _defaults(defaults: Mapping[str, Any]) -> Iterator[str]:
+    """What a created model says for requests that do not."""
+    if system := defaults.get("system"):
+        yield f"{'System prompt:':<14} {system}"
+    if parameters := defaults.get("parameters"):
+        told = ", ".join(f"{name} {json.dumps(value)}" for name, value in parameters.items())
+        yield f"{'Parameters:':<14} {told}"
+    for message in defaults.get("messages") or ():
+        yield f"{'Message:':<14} {message['role']}: {message['content']}"
 
 
 def _named(model: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -100,6 +101,9 @@ class Models:
         greenroom = self._context.greenroom
         settings = effective(model, self._context.configs(), greenroom.engines(), greenroom.settings)
         more |= {"serving": serving, "settings": msgspec.to_builtins(settings)}
+        if model.has_defaults:
+            with contextlib.suppress(JobFailed):  # damaged, too
+                more["defaults"] = msgspec.to_builtins(await self._context.defaults.of(model))
         return json_response(described(model, config) | more)
 
     async def _remote(self, name: str) -> Response:

@@ -83,6 +83,17 @@ class ProspectRow(msgspec.Struct, kw_only=True):
     speed_is: Literal["measured", "estimated"] | msgspec.UnsetType = _UNSET
 
 
+class StoredMessageRow(msgspec.Struct):
+    role: str
+    content: str
+
+
+class DefaultsRow(msgspec.Struct, kw_only=True):
+    system: str | msgspec.UnsetType = _UNSET
+    messages: list[StoredMessageRow] | msgspec.UnsetType = _UNSET
+    parameters: dict[str, Any] | msgspec.UnsetType = _UNSET
+
+
 class ModelAnswer(ModelRow, kw_only=True):
     source: str
     bytes: int
@@ -91,6 +102,8 @@ class ModelAnswer(ModelRow, kw_only=True):
     files: list[ModelFileRow] | msgspec.UnsetType = _UNSET
     chat_template: TemplateRow | msgspec.UnsetType | None = _UNSET
     serving: list[ProspectRow] | msgspec.UnsetType = _UNSET
+    defaults: DefaultsRow | msgspec.UnsetType = _UNSET
+    """What requests get that say nothing of their own, for a model that was created with it."""
     settings: list[EffectiveRow] | msgspec.UnsetType = _UNSET
     """How it is loaded, and where each value comes from."""
     quantizations: dict[str, int] | msgspec.UnsetType = _UNSET

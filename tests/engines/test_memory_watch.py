@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import subprocess
 import sys
@@ -164,6 +166,44 @@ def limited(stage: Stage, size: int, *flags: str) -> Any:
         return replace(inner(spec, place), data_limit=size)
 
     return prepare
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_a_schema_that_has_llama_cpp_take_all_memory_costs_that_engine_alone(
+    stage: Stage, llama_cpp_python: Path, smollm2_gguf: Path
+) -> None:
+    """The front door refuses it; there may be others that it does not know."""
+    llama = LlamaCpp()
+    files = ModelFiles(path=smollm2_gguf, format="gguf", name="smollm2")
+
+    def prepare(spec: EngineSpec, place: Path) -> PreparedEngine:
+        launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=files, socket=place)
+        return PreparedEngine(llama.command(launch), llama.readiness, model_name="smollm2")
+
+    host = stage.host(prepare=prepare, watch_memory=watching())
+    reservation = Reservation(weights=smollm2_gguf.stat().st_size, cache=50 * MIB, compute=150 * MIB)
+    spec = stage.spec(
+        backend="llama.cpp", context_size=512, memory=reservation.total, reservations=(reservation,)
+    )
+    pid, endpoint = begin(stage, host, spec)
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 5, "maxItems": 2}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    }
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            stage.request(endpoint, "/v1/chat/completions", body)
+
+    threading.Thread(target=ask, daemon=True).start()
+    (failure,) = stage.heard.wait("stalled", bound=100)
+    assert failure.code == OVER_MEMORY
+    until(lambda: processes.stopped([pid]))
+    held = processes.own_memory_of([pid])
+    assert held is not None
+    assert held < 2500 * MIB
 
 
 @pytest.mark.real

@@ -100,6 +100,16 @@ def test_ollamas_client_uses_a_real_model(
     endless.close()
     until(lambda: daemon.engines()[0]["inside"] == 0)
 
+    # what is recorded of them: llama.cpp tells its tokens without being asked
+    assert daemon.chat("mine", stream=True, max_tokens=3).status == 200
+    rows = daemon.get("/requests?model=mine").json
+    streamed_chat = [one for one in rows if one["path"] == "/api/chat"][1]
+    tokens = (streamed_chat["tokens_in"], streamed_chat["tokens_out"], streamed_chat["estimated"])
+    assert tokens == (last.prompt_eval_count, last.eval_count, False)
+    assert [one["outcome"] for one in rows[-2:]] == ["left", "whole"]
+    assert (rows[-1]["tokens_out"], rows[-1]["estimated"]) == (3, False)
+    assert rows[-1]["tokens_per_second"] > 0
+
     # errors
     for status, wrong in (
         (404, lambda: client.chat("absent", HELLO)),
@@ -107,7 +117,6 @@ def test_ollamas_client_uses_a_real_model(
         (422, lambda: client.embed("mine", "x")),
         (400, lambda: client.generate("mine", "x", images=["iVBORw0KGgo="])),
         (400, lambda: client.generate("mine", "x", suffix="y")),
-        (400, lambda: client.create("other", from_="mine", system="Be brief.")),
         (404, lambda: client.delete("absent")),
     ):
         with pytest.raises(ollama.ResponseError) as caught:
@@ -123,6 +132,11 @@ def test_ollamas_client_uses_a_real_model(
     assert "".join(one.message.content or "" for one in streamed) == mlx.message.content
     assert streamed[-1].eval_count == mlx.eval_count
     assert streamed[-1].prompt_eval_count == mlx.prompt_eval_count
+    assert daemon.chat(str(smollm2_mlx), stream=True, max_tokens=4, temperature=0).status == 200
+    counted, estimated = daemon.get("/requests?last=2").json
+    assert (counted["tokens_out"], counted["estimated"]) == (streamed[-1].eval_count, False)
+    assert estimated["estimated"]
+    assert abs(estimated["tokens_out"] - 4) <= 1
     assert client.pull(str(smollm2_gguf)).status == "success"
     assert [one.status for one in client.pull(str(smollm2_gguf), stream=True)][-1] == "success"
 

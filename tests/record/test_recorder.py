@@ -128,6 +128,22 @@ def fill(file: Path) -> None:
             opened.write(b"x" * 512)
 
 
+async def test_rows_are_recorded_again_after_one_that_cannot_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = recorder_in(tmp_path)
+    serve(recorder, 1, asked="x", model=Model(id="sha256:\ud800"))
+    await recorder.written()
+    serve(recorder, 2)
+    await recorder.written()
+    assert [row.id[-1] for row in rows(tmp_path)] == ["2"]
+    assert [one.getMessage().rpartition(FILE)[2][:22] for one in caplog.records] == [
+        ": UnicodeEncodeError: ",
+        " again; 1 were not.",
+    ]
+    await recorder.close()
+
+
 async def test_more_than_can_wait_is_dropped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 from pathlib import Path
@@ -177,6 +178,22 @@ def test_a_file_that_is_removed_under_the_writer_comes_back(table: RecordTable, 
         file.unlink()
     table.append([(made(2), None)], NOW)
     assert ids(tmp_path) == [2]
+
+
+def test_a_file_that_is_emptied_or_replaced_under_the_writer_is_written_again(
+    table: RecordTable, tmp_path: Path
+) -> None:
+    table.append([(made(1), None)], NOW)
+    os.truncate(tmp_path / FILE, 0)
+    table.append([(made(2), None)], NOW)
+    assert 2 in ids(tmp_path)
+    table.append([(made(3), None)], NOW)
+    assert 3 in ids(tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes((tmp_path / FILE).read_bytes())
+    other.replace(tmp_path / FILE)
+    table.append([(made(4), None)], NOW)
+    assert 4 in ids(tmp_path)
 
 
 def test_what_another_owner_has_put_there_is_left_alone(table: RecordTable, tmp_path: Path) -> None:

@@ -195,6 +195,10 @@ class Recorder:
         except NotUsable as error:
             self._lose(len(rows), str(error))
             return
+        except Exception as error:  # noqa: BLE001 - no memory, say: the thread must outlive it
+            self._table.close()
+            self._lose(len(rows), f"{type(error).__name__}: {error}")
+            return
         if replaced:
             _log.warning("%s", replaced)
         dropped, self._dropped = self._dropped, 0

@@ -150,6 +150,7 @@ class RecordTable:
         self._path = path
         self._keep_for, self._rows = keep_for, rows
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
 
     def append(self, rows: Sequence[tuple[Row, Kept | None]], now: float) -> str:
         """Write rows, and remove those that are too old or too many.
@@ -214,8 +215,8 @@ class RecordTable:
         return gone > 1_000 or _number(connection, "SELECT count(*) FROM bodies") < had
 
     def _open(self) -> sqlite3.Connection:
-        if self._connection is not None and not self._path.exists():
-            # It was removed under us: what is written to it would be seen by no one.
+        if self._connection is not None and self._opened != _identity(self._path):
+            # It was removed, replaced or emptied under us: what is written to it would be seen by no one.
             self.close()
         if self._connection is None:
             # Only its owner may read it.
@@ -231,7 +232,7 @@ class RecordTable:
             except BaseException:
                 connection.close()
                 raise
-            self._connection = connection
+            self._connection, self._opened = connection, _identity(self._path)
         return self._connection
 
 
@@ -298,6 +299,15 @@ def recorded_in(home: Path, running: Mapping[str, Row] = _NONE) -> Iterator[Call
                 return None
 
         yield find
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tells one file from another of the same name; None without one, and for an empty one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_size else None
 
 
 def _reading(path: Path) -> sqlite3.Connection:

@@ -27,6 +27,8 @@ CASES: list[tuple[int, str, int, str, str | None]] = [
     (400, LLAMA_LONG, 400, "context_length_exceeded", "messages"),
     (400, VLLM_LONG, 400, "context_length_exceeded", "messages"),
     (500, SHARED, 400, "context_length_exceeded", "messages"),
+    (400, '{"error":{"code":400,"message":"Prompt contains invalid tokens"}}',
+     400, "invalid_value", "messages"),
     (500, '{"error":{"code":500,"message":"image input is not supported - hint: SECRET"}}',
      400, "unsupported_input", "messages"),
     (404, '{"error": "Only \'text\' content type is supported."}', 400, "unsupported_input", "messages"),

@@ -426,3 +426,16 @@ def test_a_format_of_a_completion_reaches_an_engine_that_knows_only_schemas() ->
     ]
     unchanged = b'{"messages": [], "response_format": {"type": "json_object"}}'
     assert msgspec.json.decode(translate(unchanged, LlamaCpp.dialect, None)) == json.loads(unchanged)
+
+
+def test_numbers_beyond_a_bound_are_told_both_bounds_and_objects_how_much_they_may_hold() -> None:
+    fields: dict[str, tuple[Any, str]] = {
+        "max_tokens": (10**18, "max_tokens must be from 1 to 2147483647."),
+        "top_k": (2**40, "top_k must be from -1 to 2147483647."),
+        "seed": (10**30, "seed must be a number that fits into 64 bits."),
+        "logit_bias": ({str(i): 1 for i in range(5000)}, "logit_bias has 5000 tokens; the limit is 4096."),
+    }
+    for name, (value, said) in fields.items():
+        assert refused(chat(**{name: value}), CHAT).refusal.message == said
+    many = chat(**{f"field{i}": i for i in range(2000)})
+    assert "2001 fields; the limit is 1000" in refused(many, CHAT).refusal.message

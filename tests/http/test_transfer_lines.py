@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import NAME
 from greenroom.actors.values import Part, Progress
 from greenroom.runner.http.transfers import TransferLines
 
@@ -108,3 +109,15 @@ def test_a_stall_has_a_line_of_its_own_without_a_rate() -> None:
     (line,) = lines_of(lines.progress(step(MIB, 0, message="nothing received for 6s")))
     assert (line["message"], line["done"], line["of"]) == ("nothing received for 6s", 2 * MIB, 4 * MIB)
     assert (line["total"], line["layer"]["current"], "rate" in line) == (0, 0, False)
+
+
+def test_no_line_is_too_long_for_dockers_own_client() -> None:
+    """Its scanner ends silently at a line of 64 KiB."""
+    longest = "<&é" * (NAME // 3)
+    part = Part(id=A, name=longest, size=2, done=1)
+    named = Progress(job="j", phase="downloading", done=1, total=2, message=longest, parts=(part,))
+    refusal = Refusal(kind="unavailable", code="x", message=longest, advice=longest)
+    for raw in (True, False):
+        lines = TransferLines("j", "pull", raw=raw)
+        told = lines.progress(named) + lines.success(longest) + lines.error(refusal)
+        assert max(map(len, told.splitlines())) < 64 * 1024

@@ -330,6 +330,8 @@ def _too_large(limit: int) -> HttpRefusal:
 
 # bodies that go to an engine
 
+_FIELDS = 1000
+"""Fields of a body: llama.cpp takes minutes to read a hundred thousand."""
 _ASIDE = 128 * 1024
 """Bytes of a body from which on it is looked at in a thread: other streams go on meanwhile."""
 
@@ -362,6 +364,8 @@ def check_now(body: bytes, dialogue: Dialogue) -> Checked:
         raise invalid(f"the body is not UTF-8 at byte {error.start}") from None
     try:
         given = _fields.decode(body)
+        if len(given) > _FIELDS:
+            raise invalid(f"the body has {len(given)} fields; the limit is {_FIELDS}")
         absent = [name for name, raw in given.items() if _stands_for_nothing(name, bytes(raw))]
         known = {
             name: _value.decode(raw)

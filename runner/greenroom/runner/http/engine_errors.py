@@ -86,6 +86,10 @@ _KNOWN = (
         "Use a model that was made for code completion.", "model",
     ),
     _known(
+        r"contains invalid tokens",
+        400, "invalid_value", "A token is not in this model's vocabulary.", "", "messages",
+    ),
+    _known(
         r"_M_range_check|token id .*out of range",
         400, "invalid_value", "A token is not in this model's vocabulary.", "", "tokens",
     ),

@@ -313,9 +313,9 @@ def _named(value: object) -> str:
 def _range(least: float, most: float) -> str:
     if abs(least) >= _INT32 and most >= _INT32:
         return "a number that fits into 64 bits"
-    if most >= _INT32:
+    if math.isinf(most):
         return f"at least {least:g}"
-    return f"from {least:g} to {most:g}"
+    return f"from {least:.15g} to {most:.15g}"
 
 
 @dataclass(frozen=True)
@@ -511,7 +511,8 @@ response_format = by_type(
 
 
 def _bias(value: Any, where: str) -> Any:
-    any_object(value, where)
+    if len(any_object(value, where)) > 4096:
+        raise Wrong(where, f"{where} has {len(value)} tokens; the limit is 4096.")
     weigh = number(-100, 100)
     for name, weight in value.items():
         if not name.removeprefix("-").isdecimal():

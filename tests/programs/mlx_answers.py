@@ -11,7 +11,7 @@ from typing import Any
 LAUNCHERS = Path(__file__).parents[2] / "runner/greenroom/runner/engines/launchers"
 sys.path.insert(0, str(LAUNCHERS))
 
-import mlx.core as mx  # noqa: E402
+import mlx.core as mx  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
 from answer_plan import AnswerPlan  # type: ignore[import-not-found]  # noqa: E402
 from held_answer import Elsewhere, Strayed, holding  # type: ignore[import-not-found]  # noqa: E402
 

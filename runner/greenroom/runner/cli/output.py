@@ -170,8 +170,8 @@ def table(
 
 def terminal_width(stream: TextIO | None = None) -> int | None:
     """Of the terminal that a stream is (standard output); None for a pipe or a file: lines of any length."""
-    stream = sys.stdout if stream is None else stream
-    return shutil.get_terminal_size().columns if stream.isatty() else None
+    shown_in = sys.stdout if stream is None else stream
+    return shutil.get_terminal_size().columns if shown_in.isatty() else None
 
 
 def _needed(widths: Sequence[int], shown: Sequence[int]) -> int:

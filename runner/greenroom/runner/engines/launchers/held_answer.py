@@ -105,7 +105,7 @@ def holding(held: HeldAnswer, fail: Callable[[Exception], None]) -> Callable[[An
         held: The answer.
         fail: Called if it cannot go on; then it is no longer held.
     """
-    import mlx.core as mx
+    import mlx.core as mx  # type: ignore[import-not-found,unused-ignore]
     import numpy as np  # type: ignore[import-not-found,unused-ignore]
 
     begun = failed = False

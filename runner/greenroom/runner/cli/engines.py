@@ -274,12 +274,14 @@ def problem(message: str, advice: str) -> None:
     announce(f"{style('Error:', fg='red')} {message} {advice}")
 
 
-_LOOK_EVERY = 0.2
+_LOOK_AGAIN = 0.2
+"""Seconds before the second look; each later one comes after half as much again."""
+_LOOK_EVERY = 2.0
 
 
 def unload(client: Client, body: dict[str, Any], model: str, *, wait: bool) -> Unloading:
     """Have it unloaded; with `wait`, return when that is over, however long it takes."""
-    unloaded, ending, has_said = 0, set[str](), False
+    unloaded, ending, has_said, pause = 0, set[str](), False, _LOOK_AGAIN
     while True:
         answer = client.post("/engines/unload", body) or {}
         unloaded += int(answer.get("unloaded_runners") or 0)
@@ -290,7 +292,8 @@ def unload(client: Client, body: dict[str, Any], model: str, *, wait: bool) -> U
         if not has_said:
             has_said = True
             announce(f"Waiting: {in_use[0]}")
-        time.sleep(_LOOK_EVERY)  # the daemon sends no notification of changes
+        time.sleep(pause)  # the daemon sends no notification of changes
+        pause = min(_LOOK_EVERY, 1.5 * pause)
     while wait and ending & {str(one.get("engine_id")) for one in client.get("/engines/ps") or ()}:
-        time.sleep(_LOOK_EVERY)  # as above
+        time.sleep(_LOOK_AGAIN)  # as above
     return Unloading(model, unloaded, in_use, not answer.get("unknown"))

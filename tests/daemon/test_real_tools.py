@@ -40,7 +40,10 @@ def takes_results(chats: Any, url: str, model: str) -> None:
     assert free.message.tool_calls or free.message.content
 
 
-@pytest.mark.parametrize("file", ["smollm2_gguf", pytest.param("smollm2_mlx", marks=pytest.mark.slow)])
+ON_MLX = pytest.param("smollm2_mlx", marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+
+
+@pytest.mark.parametrize("file", ["smollm2_gguf", ON_MLX])
 def test_tools_are_called_in_every_family(
     furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest
 ) -> None:

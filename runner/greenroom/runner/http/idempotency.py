@@ -31,7 +31,7 @@ from greenroom.actors.limits import escaped
 from greenroom.runner.http.bodies import read_body
 from greenroom.runner.http.clients import LEFT
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, refusal_of
+from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of_path, refusal_of
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
 
 KEY = "Idempotency-Key"
@@ -262,7 +262,7 @@ def _is_passing(refusal: Refusal) -> bool:
 
 
 def is_command(path: str) -> bool:
-    if "/v1/" in path or path.endswith(("/rerank", "/score", "/models/load")):
+    if family_of_path(path) != "text" or path.endswith("/models/load"):
         return False
     return "/engines" in path or "/models" in path
 

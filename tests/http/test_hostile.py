@@ -137,6 +137,7 @@ def sensible(path: str) -> str:
         ("name", "absent"),
         ("action", "dance"),
         ("digest", "sha256:absent"),
+        ("id", "r-absent"),
     ):
         path = path.replace(f"{{{name}}}", value)
     return path

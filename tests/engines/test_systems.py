@@ -394,3 +394,13 @@ def test_the_module_of_this_system_is_chosen() -> None:
     assert here.start_time(os.getpid()) == here.start_time(os.getpid()) > 0
     assert here.resident(os.getpid()) > 2**20
     assert here.bytes_read(os.getpid()) > 0
+
+
+def test_memory_that_linux_cannot_drop_is_anonymous_or_swapped_out() -> None:
+    status = (
+        b"Name:\tpython\nVmRSS:\t  900000 kB\nRssAnon:\t  100 kB\nRssFile:\t  899000 kB\nRssShmem:\t 900 kB\n"
+        b"VmSwap:\t  28 kB\n"
+    )
+    assert linux.own_of(status) == 128 * 1024
+    assert linux.own_of(b"Name:\tzombie\nState:\tZ (zombie)\n") == 0
+    assert macos.own_memory(1) is None, "its figure for a process includes files that Metal has wired"

@@ -125,6 +125,9 @@ class FilteredTranslation(Translation):
     def ignored(self) -> Sequence[str]:
         return self._inner.ignored
 
+    def named(self, name: str) -> str:
+        return self._inner.named(name)
+
     def entered(self) -> None:
         self._inner.entered()
 

@@ -76,9 +76,13 @@ class Module:
     def tree(self) -> ast.Module:
         return ast.parse(self.path.read_text(), str(self.path))
 
+    @functools.cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
+
     def imports(self) -> Iterator[str]:
         """Dotted names, without our own distribution's `greenroom.`."""
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from (alias.name.removeprefix("greenroom.") for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -202,7 +206,7 @@ def test_files_are_forced_to_the_disk_in_one_way() -> None:
     callers = {
         module.name
         for module in MODULES
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.fsync", "os.sync", "os.fdatasync")
     }
     assert callers == {"actors.journal.fsync", "runner.systems.linux", "runner.systems.macos"}
@@ -224,7 +228,7 @@ def test_what_depends_on_the_system_is_asked_of_its_module() -> None:
     askers = {
         module.name
         for module in MODULES
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.platform", "os.uname")
     }
     assert askers <= set(known), askers - set(known)
@@ -416,7 +420,7 @@ def test_modules_are_of_a_readable_size() -> None:
 def test_no_public_class_name_means_two_things() -> None:
     places: dict[str, list[str]] = {}
     for module in MODULES:
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(module.name)
     assert not {name: where for name, where in places.items() if len(where) > 1}

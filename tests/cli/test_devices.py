@@ -91,7 +91,10 @@ def test_a_device_fits_in_a_line(fields: dict[str, Any], text: str) -> None:
     assert line(device("L4", **fields)) == text
 
 
-def test_without_a_daemon_this_machine_is_looked_at(greenroom: Callable[..., Any]) -> None:
+def test_without_a_daemon_this_machine_is_looked_at(
+    greenroom: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREENROOM_PORT", "1")  # no daemon has it
     shown = greenroom("devices", "--json")
     assert shown.code == 0
     assert set(json.loads(shown.out)) == {"devices", "problems", "glibc"}

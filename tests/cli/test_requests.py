@@ -94,6 +94,17 @@ def test_the_requests_of_a_daemon_that_is_gone_are_listed(greenroom: Any, unused
     assert shown[2].endswith("refused 404 model_not_found")
 
 
+def test_an_ending_that_has_a_code_of_its_name_is_said_once(
+    home: Path, greenroom: Any, unused_port: int
+) -> None:
+    table = RecordTable(home / FILE, keep_for=86_400.0, rows=100)
+    now = time.time()
+    table.append([(msgspec.structs.replace(WHOLE, at=now, outcome="cancelled", code="cancelled"), None)], now)
+    table.close()
+    shown = greenroom("--port", str(unused_port), "requests").out.splitlines()
+    assert shown[1].split()[-2:] == ["97.5", "cancelled"]
+
+
 @pytest.mark.usefixtures("written")
 def test_one_request_is_shown_with_what_was_said(greenroom: Any, unused_port: int) -> None:
     shown = greenroom("--port", str(unused_port), "requests", "show", WHOLE.id)

@@ -27,7 +27,7 @@ def test_a_created_model_answers_otherwise_than_its_base_and_outlives_it(
     daemon = make_daemon(furnished).start()
     client = ollama.Client(host=daemon.url)
     base = str(smollm2_gguf)
-    greedy = {"temperature": 0, "num_predict": 12, "seed": 1}
+    greedy = {"temperature": 0, "num_predict": 8, "seed": 1}
     hello = [{"role": "user", "content": QUESTION}]
     plain = client.chat(base, hello, options=greedy)
     text = plain.message.content or ""

@@ -34,7 +34,7 @@ def weather(city: str) -> str:
 
 
 def test_ollamas_client_uses_a_real_model(
-    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
     daemon = make_daemon(furnished).start()
     client = ollama.Client(daemon.url)
@@ -125,7 +125,19 @@ def test_ollamas_client_uses_a_real_model(
     with pytest.raises(ollama.ResponseError, match="Ollama alone"):
         list(client.pull("registry.ollama.ai/library/smollm2", stream=True))
 
-    # the other engine, and pulls
+    # pulls, unload and remove
+    assert client.pull(str(smollm2_gguf)).status == "success"
+    assert [one.status for one in client.pull(str(smollm2_gguf), stream=True)][-1] == "success"
+    assert client.generate("mine", keep_alive=0).done_reason == "unload"
+    until(lambda: client.ps().models == [])
+    client.delete("mine")
+    assert "mine:latest" not in [one.model for one in client.list().models]
+
+
+@pytest.mark.slow
+def test_ollamas_client_uses_mlx(furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path) -> None:
+    daemon = make_daemon(furnished).start()
+    client = ollama.Client(daemon.url)
     short = {**EXACT, "num_predict": 4}
     mlx = client.chat(str(smollm2_mlx), HELLO, options=short)
     streamed = list(client.chat(str(smollm2_mlx), HELLO, options=short, stream=True))
@@ -137,13 +149,16 @@ def test_ollamas_client_uses_a_real_model(
     assert (counted["tokens_out"], counted["estimated"]) == (streamed[-1].eval_count, False)
     assert estimated["estimated"]
     assert abs(estimated["tokens_out"] - 4) <= 1
-    assert client.pull(str(smollm2_gguf)).status == "success"
-    assert [one.status for one in client.pull(str(smollm2_gguf), stream=True)][-1] == "success"
 
-    # unload and remove
-    assert client.generate("mine", keep_alive=0).done_reason == "unload"
-    until(lambda: [one.model for one in client.ps().models] == [] or len(client.ps().models) == 1)
-    assert client.create("shorter", from_="mine", parameters={"num_ctx": 512}).status == "success"
+
+@pytest.mark.slow
+def test_a_larger_context_loads_again_and_a_smaller_one_does_not(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    client = ollama.Client(daemon.url)
+    made = client.create("shorter", from_=str(smollm2_gguf), parameters={"num_ctx": 512})
+    assert made.status == "success"
     one_thread = {"model": "shorter", "runtime-flags": ["--threads", "1"]}
     assert daemon.post("/engines/_configure", one_thread).status == 202
     client.chat("shorter", HELLO, options=EXACT)
@@ -153,7 +168,5 @@ def test_ollamas_client_uses_a_real_model(
     client.chat("shorter", HELLO, options={**EXACT, "num_ctx": 256})
     sizes = [one.context_length for one in client.ps().models]
     assert (1024 in sizes, 512 in sizes) == (True, False)
-    for name in ("shorter", "mine"):
-        client.delete(name)
-    left = [one.model for one in client.list().models]
-    assert not {"mine:latest", "shorter:latest"} & {*left}
+    client.delete("shorter")
+    assert "shorter:latest" not in [one.model for one in client.list().models]

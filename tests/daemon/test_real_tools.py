@@ -76,7 +76,8 @@ def test_tools_are_called_in_every_family(
     takes_results(chats, daemon.url, model)
 
 
-@pytest.mark.parametrize("file", ["smollm2_gguf", pytest.param("smollm2_mlx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["smollm2_gguf", "smollm2_mlx"])
 def test_anthropics_clients_are_told_which_sequence_ended_an_answer(
     furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest
 ) -> None:

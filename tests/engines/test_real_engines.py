@@ -265,6 +265,7 @@ def test_mlx_ends_a_generation_whose_client_has_left_even_if_it_is_not_streamed(
     assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_mlx_drops_a_prompt_whose_client_has_left(mlx: Stage) -> None:
     client = leaving(mlx.endpoint, asking("word and again " * 1500, max_tokens=5))

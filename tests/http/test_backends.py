@@ -134,7 +134,10 @@ async def test_what_a_removal_does_not_understand_removes_nothing(server: Any) -
         (server.session.delete(f"{server.base}/engines/fake?version="), "the version is empty"),
         (server.session.delete(f"{server.base}/engines/fake?version=%20"), "the version is empty"),
         (server.post("/engines/uninstall-backend", {"backend": "fake", "version": ""}), "version is empty"),
-        (server.post("/engines/uninstall-backend", {"backend": "fake", "version": 1}), "$.version"),
+        (
+            server.post("/engines/uninstall-backend", {"backend": "fake", "version": 1}),
+            "version must be a string",
+        ),
         (server.session.delete(f"{server.base}/engines/fake?forec=true"), '"forec" is not a known parameter'),
         (server.session.delete(f"{server.base}/engines/fake?force=banana"), "force must be true or false"),
     ):
@@ -159,9 +162,9 @@ async def test_a_mistyped_field_installs_and_changes_nothing(server: Any, path: 
 
 async def test_a_field_of_the_wrong_type_is_the_one_that_is_named(server: Any) -> None:
     for path, body, field in (
-        ("/engines", {"name": "absent", "version": 5}, "$.version"),
-        ("/engines", {"name": "absent", "version": ["1"]}, "$.version"),
-        ("/engines/uninstall-backend", {"backend": "absent", "force": "yes"}, "$.force"),
+        ("/engines", {"name": "absent", "version": 5}, "version must be a string, not a whole number"),
+        ("/engines", {"name": "absent", "version": ["1"]}, "version must be a string, not a list"),
+        ("/engines/uninstall-backend", {"backend": "absent", "force": "yes"}, "force must be true or false"),
     ):
         async with server.post(path, body) as response:
             assert response.status == 400
@@ -217,4 +220,4 @@ async def test_a_build_is_asked_for_by_name_and_is_a_variant(server: Any) -> Non
     for verb in ("install-backend", "cancel-install"):
         async with server.post(f"/engines/{verb}", {"backend": "absent", "build": "quantum"}) as response:
             assert response.status == 400
-            assert "$.build" in await response.text()
+            assert "build must be one of native, cuda, rocm, vulkan" in await response.text()

@@ -167,6 +167,7 @@ NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"context-size": 10**320}, '"context-size" must be at most'),
     ({"context-size": 512, "num_ctx": 1024}, '"context-size" is given twice'),
     ({"context-size": 512, "runtime-flags": ["-c", "1024"]}, "context-size is given twice"),
+    ({"runtime-flags": ["--cache-ram", "-1"]}, "-1 means a prompt cache without a limit"),
     ({"runtime-flags": ["--ctx-size", "many"]}, "many is not a number from 0 to"),
     ({"runtime-flags": ["--ctx-size"]}, "is not a number from 0 to"),
     ({"runtime-flags": ["--tokens", "a\0b"]}, "text without control characters"),
@@ -180,7 +181,9 @@ NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
 
 
 async def test_a_configuration_that_is_invalid_is_refused_with_a_sentence(open_server: Any) -> None:
-    server = await open_server(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
+    server = await open_server(
+        backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c", "--cache-ram"})}
+    )
     for body, said in NONSENSE:
         status, text = await configured(server, **body)
         assert status == 400, body

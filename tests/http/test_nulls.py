@@ -39,8 +39,16 @@ def test_a_body_of_nulls_is_the_same_as_an_empty_one(name: str) -> None:
     fields = [one.encode_name for one in msgspec.structs.fields(kind)]
     body = msgspec.json.encode(dict.fromkeys(fields))
     unknown: list[str] = []
-    assert msgspec.json.decode(_fitted(body, kind, {}, unknown), type=kind) == kind()
+    assert decoded(_fitted(body, kind, {}, unknown), kind) == decoded(b"{}", kind)
     assert unknown == []
+
+
+def decoded(body: bytes, kind: type[Any]) -> Any:
+    """What it says, or what is missing."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        return str(error)
 
 
 def test_every_struct_that_a_route_reads_is_among_these() -> None:

@@ -45,6 +45,8 @@ class Terminal:
         self._seen = 0
         self._mine, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        # They would count more than the terminal's own size; xdist sets them.
+        outer = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         out = os.open(stdout, os.O_WRONLY | os.O_CREAT, 0o600) if stdout is not None else theirs
         try:
             self._process = subprocess.Popen(
@@ -52,7 +54,7 @@ class Terminal:
                 stdin=theirs,
                 stdout=out,
                 stderr=theirs,
-                env={**os.environ, "TERM": "xterm", **(env or {})},
+                env={**outer, "TERM": "xterm", **(env or {})},
                 start_new_session=True,
             )
         finally:

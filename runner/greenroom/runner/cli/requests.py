@@ -242,7 +242,8 @@ def _shortened(text: str, longest: int = _ROUTE) -> str:
 def _ended(row: Row) -> str:
     how = _ENDINGS.get(row["outcome"], row["outcome"])
     status = f" {row['status']}" if row["status"] >= 400 and row["outcome"] != "left" else ""
-    return f"{how}{status} {row['code']}".rstrip()
+    code = row["code"] if row["code"] != how else ""
+    return f"{how}{status} {code}".rstrip()
 
 
 def _estimated(row: Row) -> str:

@@ -289,7 +289,7 @@ def _not_understood(error: Exception, what: str = "", kind: Any = None) -> HttpR
         elif sentence:
             what = sentence
         elif place is not None and "enum value" in str(error) and (words := _words_for(place[1], kind)):
-            what = f"{place[1]} must be one of {', '.join(words)}"
+            what = f"{place[1]} must be one of {', '.join(filter(None, words))}"
         elif place is not None and not what.startswith(place[1]):
             # What is wrong with another field than the one that must be there is no matter of that one.
             what = _wrong_type(error)

@@ -357,7 +357,13 @@ def _sizes(body: ConfigureBody, flags: tuple[str, ...] | None) -> tuple[tuple[st
             )
         number = int(value)
         if setting == "prompt-cache":
-            number = number * 2**20 if number >= 0 else -1
+            if number < 0:
+                raise invalid(
+                    f"{value} means a prompt cache without a limit, and memory is reserved for it; give its "
+                    "size in MiB, or leave the flag out to have Greenroom choose",
+                    param="runtime-flags",
+                )
+            number *= 2**20
         elif setting == "context-size":
             number = number or -1
         found[setting].add(number)

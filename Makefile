@@ -8,7 +8,7 @@ PROMPT ?= Write one sentence about the sea.
 # Small models sometimes do not know when to stop.
 MAX_TOKENS ?= 512
 # Most tests wait for other processes most of the time, so a few more than there are cores go side by side.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -64,7 +64,9 @@ async def test_requests_are_listed_and_filtered(open_server: Any) -> None:
 
 async def test_a_request_under_way_is_shown_as_far_as_it_has_come(open_server: Any, tmp_path: Path) -> None:
     go_on = tmp_path / "go-on"
-    server = await open_server("--tokens", "4", "--hold-after-tokens", "2", "--until", str(go_on))
+    # The process is looked up while the request waits.
+    load = ("--load-seconds", "1")
+    server = await open_server(*load, "--tokens", "4", "--hold-after-tokens", "2", "--until", str(go_on))
     async with server.chat(stream=True) as response:
         await response.content.readuntil(b"word1 ")
         name = response.headers["X-Request-Id"]

@@ -215,6 +215,13 @@ async def test_a_request_without_a_prompt_loads_the_model_and_one_for_no_time_un
     await until_async(lambda: not server.engines())
 
 
+async def test_a_field_without_a_name_changes_nothing_about_that(open_server: Any) -> None:
+    server = await open_server()
+    asked = {"model": "tiny", "input": [], "": {}}
+    (loaded,) = await lines_of(server.post("/api/embed", asked))
+    assert (loaded["done_reason"], loaded["embeddings"]) == ("load", [])
+
+
 async def test_unloading_a_model_in_use_lets_it_finish(open_server: Any) -> None:
     server = await open_server("--tokens", "30", "--token-delay", "0.01")
     asked = asyncio.create_task(lines_of(chat(server)))

@@ -295,14 +295,15 @@ def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], st
 def _least_tokens(fields: Mapping[str, Any]) -> tuple[int, bool]:
     """How many tokens the prompt has at least, and whether that is their number."""
     prompt = fields.get("prompt", fields.get("input"))
-    if isinstance(prompt, list) and isinstance(prompt[0], int):
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    if isinstance(prompt, list) and isinstance(first, int):
         return len(prompt), True
-    if isinstance(prompt, list) and isinstance(prompt[0], list):
+    if isinstance(prompt, list) and isinstance(first, list):
         return max(map(len, prompt)), True
     if "input" in fields:
         return 0, False  # for an encoder a word of any length may be one token
     if isinstance(prompt, list):
-        return max(map(_least, prompt)), False
+        return max(map(_least, prompt), default=0), False
     if isinstance(prompt, str):
         return _least(prompt), False
     return sum(_least(text) for text in _texts(fields.get("messages") or ())), False

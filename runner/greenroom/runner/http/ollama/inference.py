@@ -56,37 +56,37 @@ class OllamaInference:
 
     async def chat(self, request: Request) -> AnyResponse:
         fields = await self._glance(request)
-        if _is_nothing(fields, "messages"):
+        if fields is not None and _is_nothing(fields, "messages"):
             said = {"message": message_of("", "", ())}
             return await self._only_load(request, "completion", said, fields)
         return await self._chat(request)
 
     async def generate(self, request: Request) -> AnyResponse:
         fields = await self._glance(request)
-        if _is_nothing(fields, "prompt"):
+        if fields is not None and _is_nothing(fields, "prompt"):
             return await self._only_load(request, "completion", {"response": ""}, fields)
-        raw = bytes(fields.get("raw", b"")) == b"true"
+        raw = fields is not None and bytes(fields.get("raw", b"")) == b"true"
         return await (self._complete if raw else self._generate)(request)
 
     async def embed(self, request: Request) -> AnyResponse:
         fields = await self._glance(request)
-        if _is_nothing(fields, "input"):
+        if fields is not None and _is_nothing(fields, "input"):
             return await self._only_load(request, "embedding", {"embeddings": []}, fields)
         return await self._embed(request)
 
     async def embeddings(self, request: Request) -> AnyResponse:
         fields = await self._glance(request)
-        if _is_nothing(fields, "prompt"):
+        if fields is not None and _is_nothing(fields, "prompt"):
             return await self._only_load(request, "embedding", {"embedding": []}, fields)
         return await self._embedding(request)
 
-    async def _glance(self, request: Request) -> Mapping[str, msgspec.Raw]:
+    async def _glance(self, request: Request) -> Mapping[str, msgspec.Raw] | None:
         """The fields of the body, which is kept with the request; none where it is no object."""
         body = request.known_body = await read_body(request, self._context.greenroom.settings.max_body)
         try:
             return _raw_fields.decode(body)
         except NOT_UNDERSTOOD:
-            return {"": msgspec.Raw(b"")}  # what is wrong with it is found when it is checked
+            return None  # what is wrong with it is found when it is checked
 
     async def _only_load(
         self, request: Request, mode: Mode, said: Mapping[str, Any], fields: Mapping[str, msgspec.Raw]
@@ -156,4 +156,4 @@ def _context_of(fields: Mapping[str, msgspec.Raw]) -> int:
 
 def _is_nothing(fields: Mapping[str, msgspec.Raw], name: str) -> bool:
     """Whether the request has nothing that a model could answer."""
-    return "" not in fields and bytes(fields.get(name, b"null")).replace(b" ", b"") in _NOTHING
+    return b"".join(bytes(fields.get(name, b"null")).split()) in _NOTHING

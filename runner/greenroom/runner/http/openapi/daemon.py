@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -55,6 +56,7 @@ OPERATIONS = {
     "GET /v1": _RUNNING,
     "GET /anthropic": _RUNNING,
     "GET /api": _RUNNING,
+    "GET /engines/{backend}/v1": replace(_RUNNING, errors=frozenset({404})),
     "GET /logs": Operation(
         summary="Read the logs of the daemon and its engines",
         detail="The engines' logs are included only for callers on the daemon's machine.",

@@ -86,7 +86,7 @@ async def test_a_hanging_engine_is_found_even_if_its_client_has_left(
     await until_async(lambda: _inside(daemon))
     await asyncio.sleep(1.2)  # long enough to have been left in the lurch
     ask.cancel()
-    await until_async(lambda: daemon.events("engine_exited"))
+    await until_async(lambda: daemon.events("engine_exited") and daemon.events("load_failed"))
     (failed,) = daemon.events("load_failed")
     assert failed["failure"]["code"] == "engine_stalled"
 

@@ -46,14 +46,8 @@ class Conforming(DaemonProcess):
         # These would end the daemon, and remove what is asked for.
         argv += ["--exclude-path", "/daemon/stop", "--exclude-path", "/models/purge"]
         # What is followed has no end.
-        argv += [
-            "--exclude-path",
-            "/logs",
-            "--exclude-path",
-            "/requests",
-            "--exclude-path",
-            "/engines/requests",
-        ]
+        for followed in ("/logs", "/requests", "/engines/requests"):
+            argv += ["--exclude-path", followed]
         argv += ["--suppress-health-check", "all", "--max-failures", "5", *options]
         env = os.environ | {
             "CONFORMITY_MODEL": str(self.file),

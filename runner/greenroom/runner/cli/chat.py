@@ -105,8 +105,7 @@ class ChatSession:
             announce(f"There is no command {word}.{hint} /? lists them.")
         elif line:
             self._answer(line)
-            for told in self._changeovers.new():
-                announce(told)
+            self._changeovers.announce()
 
     def _answer(self, line: str) -> None:
         conversation, dropped = self._conversation, 0

@@ -98,8 +98,7 @@ def run_command(
     )
     changeovers = Changeovers(client)
     conversation.prepare()
-    for told in changeovers.new():
-        announce(told)
+    changeovers.announce()
     if settings.install_policy != "never":
         fetch_better(client, backend)
     if detach:
@@ -118,10 +117,12 @@ def run_command(
     content = [{"type": "text", "text": question}, *parts] if parts else question
     if as_json:
         click.echo(json.dumps(answers.as_json(conversation, content), indent=4, ensure_ascii=False))
-        return
-    answers.tell(conversation, content)
-    if stats:
-        announce(answers.statistics(conversation.reply))
+    else:
+        answers.tell(conversation, content)
+        if stats:
+            announce(answers.statistics(conversation.reply))
+    # A download that ended before the question was asked has had it loaded on the new variant.
+    changeovers.announce()
 
 
 def _options(

@@ -55,8 +55,12 @@ class Changeovers:
         self._client = client
         self._known = {row["engine_id"] for row in self._engines()}
 
-    def new(self) -> Iterator[str]:
-        """A sentence for each model that has changed over since the last call."""
+    def announce(self) -> None:
+        """Name each model that has changed over since the last call."""
+        for told in self._new():
+            announce(told)
+
+    def _new(self) -> Iterator[str]:
         rows = self._engines()
         fresh = [row for row in rows if row["engine_id"] not in self._known and row["state"] == "ready"]
         self._known |= {row["engine_id"] for row in fresh}

@@ -151,7 +151,7 @@ async def test_what_is_said_is_recorded_only_as_often_as_was_asked_for(open_serv
 
 async def test_callers_on_other_machines_get_none_of_it(open_server: Any, monkeypatch: Any) -> None:
     server = await open_server()
-    monkeypatch.setattr("greenroom.runner.http.requests.is_local", lambda _: False)
+    monkeypatch.setattr("greenroom.runner.http.port.Request.is_local", False)
     for path in ("/requests", "/requests/r-00000000-1", "/engines/requests", "/requests/record"):
         async with server.get(path) as response:
             assert response.status == 403

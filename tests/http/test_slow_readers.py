@@ -39,7 +39,7 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
     await until_async(lambda: server.inside() == 1)
     await asyncio.sleep(1.0)
     assert server.inside() == 1, "it may stay while no other client waits"
-    caplog.set_level(logging.WARNING, logger="greenroom.runner.http.clients")
+    caplog.set_level(logging.WARNING, logger="greenroom.runner.http.event_stream")
     wanted = "another request waits"
     await until_async(lambda: server.inside() == 0)
     await server.nothing_is_held()

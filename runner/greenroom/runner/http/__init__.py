@@ -3,14 +3,13 @@
 - `routes`: the table of all routes
 - `app`: what happens to every request, and the application
 - `port`: what handlers see of a request
-- `aiohttp_adapter`: the server behind it
+- `aiohttp_adapter`: the server behind it, and whether clients are still connected
 - `server`: the daemon's main loop: bind, start, wait, stop
 - `accepting`: clients are accepted while there are descriptors
 - `context`: what all routes share: the runner, its models by name, clients, connections to engines
-- `clients`: who clients are, whether they are connected, and whether they read
 - `bodies`: reads bodies and parameters; makes the bodies that go to engines
 - `abilities`, `suspects`: requests that no engine could serve, or that may have crashed one
-- `admission`: how a request gets a slot in an engine, or is queued for one, and gives it back
+- `admission`: how a request gets a slot in an engine, or is queued for one, and gives it back; its caller
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `sampling`, `defaults`: parameters of sampling; what a model says for requests that do not
 - `fields`, `completion_fields`: how the fields of requests are checked; what those of OpenAI's API may hold

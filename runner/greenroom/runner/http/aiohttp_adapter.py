@@ -4,17 +4,23 @@
 aiohttp logs a traceback for each request that is not HTTP and sends the line in question back to the
 client. `ServerRunner` logs one line, answers one sentence without anything that was sent, and does not
 decompress bodies.
+
+aiohttp cancels the handler of a client that has left only with `handler_cancellation`, which is off by
+default and not ours to set in a host's application. So one timer of `Clients` looks at the connections of all
+requests under way, fifty times a second while there are any, and cancels those whose client has left.
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import fcntl
 import logging
 import termios
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from aiohttp import HttpVersion11, web
@@ -28,17 +34,19 @@ from aiohttp.http_exceptions import (
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of
-from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Response, Route, Stream
+from greenroom.runner.http.port import AnyResponse, BodyBroken, Handler, Request, Response, Route, Stream
 from greenroom.runner.record.bodies import Kept
-from greenroom.runner.record.row import Note
+from greenroom.runner.record.row import LEFT, Note
 
-__all__ = ["Application", "ServerRunner", "holder", "mount", "watch"]
+__all__ = ["Application", "Clients", "ServerRunner", "holder", "mount", "watch"]
 
 _log = logging.getLogger(__name__)
 
 Application = web.Application
 
 _HOLDER: web.AppKey[Any] = web.AppKey("greenroom.holder", object)
+_INTERVAL = 0.02
+"""Seconds; well below the tenth of a second within which an engine must stop generating."""
 _UNREAD = 64 * 1024
 """Bytes a client may be behind and still count as keeping up."""
 _UNREADABLE = (
@@ -143,6 +151,122 @@ async def _expected(request: web.Request) -> web.StreamResponse | None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     return None
+
+
+@dataclass(eq=False, slots=True)
+class _Served:
+    request: Request
+    task: asyncio.Task[object]
+    left: bool = False
+    """The client has left, and the task was cancelled for it."""
+    dismissed: bool = False
+    """The front door closes, and the task was cancelled for it."""
+    endless: Stream | None = None
+    """The answer, where it has no end of its own."""
+
+
+class Clients:
+    """The clients that one front door serves. Lives in one event loop."""
+
+    def __init__(self) -> None:
+        self._inside: set[_Served] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._none_left: asyncio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    async def attend(
+        self,
+        request: Request,
+        serve: Callable[[], Awaitable[AnyResponse]],
+        farewell: Callable[[], Awaitable[AnyResponse]] | None = None,
+    ) -> AnyResponse:
+        """Serve a request for as long as its client stays.
+
+        When the front door closes, `serve` is cancelled too, and `farewell` makes the last answer.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        served = _Served(request, task)
+        self._inside.add(served)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._look)
+        try:
+            return await serve()
+        except asyncio.CancelledError:
+            if not (served.left or served.dismissed) or task.uncancel() > 0:
+                raise  # cancelled from elsewhere, perhaps as well
+            if served.left or request.served:
+                return Response(status=request.served or LEFT)
+            if (endless := served.endless) is not None:
+                farewell = partial(_ended, endless)
+            if farewell is None:
+                return Response(status=LEFT)
+            with contextlib.suppress(ConnectionError):  # the client may leave at the same moment
+                return await farewell()
+            return Response(status=LEFT)
+        except ConnectionError:
+            # A write found the connection closed before the timer did.
+            if not request.gone:
+                raise
+            return Response(status=request.served or LEFT)
+        finally:
+            self._inside.discard(served)
+            if not self._inside and self._none_left is not None:
+                self._none_left.set()
+
+    def attended(self, handler: Handler) -> Handler:
+        """The handler, cancelled when its client leaves or the front door closes."""
+        return lambda request: self.attend(request, lambda: handler(request))
+
+    def goes_on(self, request: Request, answer: Stream) -> None:
+        """The answer has no end of its own: when the daemon stops, it ends at once, and in order."""
+        for served in self._inside:
+            if served.request is request:
+                served.endless = answer
+
+    async def empty(self, within: float) -> bool:
+        """Wait until no request is under way, at most `within` seconds; whether it is so."""
+        self._dismiss(served for served in self._inside if served.endless is not None)
+        if self._inside:
+            self._none_left = asyncio.Event()
+            try:
+                async with asyncio.timeout(within):
+                    await self._none_left.wait()
+            except TimeoutError:
+                return False
+            finally:
+                self._none_left = None
+        return True
+
+    def dismiss(self) -> None:
+        """End every request with a sentence: the front door closes."""
+        self._dismiss(self._inside)
+
+    def _dismiss(self, those: Iterable[_Served]) -> None:
+        for served in tuple(those):
+            if not served.left and not served.dismissed:
+                served.dismissed = True
+                served.task.cancel()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        for served in tuple(self._inside):
+            if not served.left and not served.dismissed and served.request.gone:
+                served.left = True
+                served.task.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_INTERVAL, self._look) if self._inside else None
+
+
+async def _ended(stream: Stream) -> Stream:
+    await stream.end()
+    return stream
 
 
 class _Request(Request):

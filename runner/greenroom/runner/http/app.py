@@ -14,7 +14,6 @@ from greenroom.actors.limits import NAME, escaped, is_line
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.aiohttp_adapter import Application, holder, mount
 from greenroom.runner.http.bodies import invalid
-from greenroom.runner.http.clients import LEFT
 from greenroom.runner.http.context import Context, Stop
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of, refusal_of
 from greenroom.runner.http.errors import family_of_path as uncached_family
@@ -22,6 +21,7 @@ from greenroom.runner.http.idempotency import KEY, IdempotentRequests
 from greenroom.runner.http.port import REQUEST_ID, AnyResponse, Request, Response
 from greenroom.runner.http.routes import all_routes
 from greenroom.runner.models.references import shown
+from greenroom.runner.record.row import LEFT
 
 _access = logging.getLogger("greenroom.access")
 

@@ -15,8 +15,8 @@ from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, Sched
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.abilities import Abilities
-from greenroom.runner.http.admission import RequestIds, SentRequests
-from greenroom.runner.http.clients import Callers, Clients
+from greenroom.runner.http.admission import Callers, RequestIds, SentRequests
+from greenroom.runner.http.aiohttp_adapter import Clients
 from greenroom.runner.http.defaults import ModelDefaults
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import DEVICE_HEADER, EXPLAIN_HEADER, Request

@@ -1,21 +1,78 @@
-"""One engine's stream of events, passed on to one client."""
+"""One engine's stream of events, passed on to one client, and whether that client reads it."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 
 import msgspec
 
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
-from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.port import EVENT_STREAM, Request, Stream
 from greenroom.runner.http.translation import Translation
 from greenroom.runner.http.upstream import Connection, Lost
 
+_log = logging.getLogger(__name__)
+
 _ERROR = b'"error"'
 """Part of every event with an error: inside a JSON string the quotes would be escaped."""
+_READ_LOOK = 1.0
+"""Seconds between two looks at what a client has read, or a quarter of the patience where that is less."""
 _LINE_LIMIT = 4 * 2**20
 """Bytes of one unfinished line that are held back; past it, it passes as it is."""
+
+
+class ReadWatch:
+    """Cuts off a client that does not read its answer, once other requests wait for its slot."""
+
+    def __init__(self, request: Request, patience: float, wanted: Callable[[], str]) -> None:
+        """`patience` are seconds without a byte taken; 0 is without end.
+
+        `wanted` says who waits for the slot, in words; empty when no request does.
+        """
+        self._request = request
+        self._patience = patience
+        self._wanted = wanted
+        self._timer: asyncio.TimerHandle | None = None
+        self._taken = 0
+        self._since = 0.0
+        self.sent = 0
+        """Bytes written to the client so far; the writer adds to it."""
+
+    def begin(self) -> None:
+        if self._patience > 0:
+            loop = asyncio.get_running_loop()
+            self._since = loop.time()
+            self._timer = loop.call_later(self._every(), self._look)
+
+    def end(self) -> None:
+        """Look no more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _every(self) -> float:
+        return min(_READ_LOOK, self._patience / 4)
+
+    def _look(self) -> None:
+        request = self._request
+        if request.gone:
+            return
+        loop = asyncio.get_running_loop()
+        unread = request.unread()
+        taken = self.sent - unread
+        if unread == 0 or taken > self._taken:
+            self._taken, self._since = taken, loop.time()
+        idle = loop.time() - self._since
+        if idle >= self._patience and (who := self._wanted()):
+            request.note.fault = "cut"
+            _log.warning(
+                "%s was disconnected: its client read nothing for %.0f s while %s", request.id, idle, who
+            )
+            request.abort()
+            return
+        self._timer = loop.call_later(self._every(), self._look)
 
 
 class Held(Stream):

@@ -44,13 +44,12 @@ from greenroom.runner.http.bodies import (
     wished_context,
     wished_keep_alive,
 )
-from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.cut_inputs import Uncountable, cut
 from greenroom.runner.http.defaults import with_defaults
 from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
-from greenroom.runner.http.event_stream import EventStream, Held, Said, Unfinished
+from greenroom.runner.http.event_stream import EventStream, Held, ReadWatch, Said, Unfinished
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.install_text import InstallText
 from greenroom.runner.http.install_text import is_for as is_for_docker

@@ -13,7 +13,6 @@ from pathlib import Path
 from greenroom.actors.characters import visible
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.http.bodies import invalid, is_true
-from greenroom.runner.http.clients import is_local
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import TEXT, AnyResponse, Request, Response
@@ -76,7 +75,7 @@ class Logs:
             raise HttpRefusal(404, "no_log", "service log not found: no daemon writes one here.")
         own = Log("daemon", files)
         logs = {"": own}
-        with_engines = not no_engines and is_local(request)
+        with_engines = not no_engines and request.is_local
         if request.method == "HEAD":
             return Response(content_type=TEXT)
         stream = await request.start(headers={"Content-Type": TEXT, "Cache-Control": "no-cache"})

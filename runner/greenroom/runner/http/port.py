@@ -5,6 +5,7 @@ A server is attached by an adapter: it subclasses `Request` and `Stream`, and mo
 
 from __future__ import annotations
 
+import ipaddress
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -176,6 +177,16 @@ class Request(ABC):
     @abstractmethod
     def remote(self) -> str:
         """The client's host; empty when it has none."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the client is on this machine."""
+        if not isinstance(self.peer, tuple):
+            return True  # a unix socket
+        try:
+            return ipaddress.ip_address(self.remote.partition("%")[0]).is_loopback
+        except ValueError:
+            return False
 
     @abstractmethod
     def unread(self) -> int:

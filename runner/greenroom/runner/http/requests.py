@@ -15,7 +15,6 @@ from msgspec import Meta
 from greenroom.actors.limits import Name
 from greenroom.runner.diagnosis.times import parse_time
 from greenroom.runner.http.bodies import invalid, is_true, read_json
-from greenroom.runner.http.clients import is_local
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded
 from greenroom.runner.http.port import AnyResponse, Request, Response
@@ -155,7 +154,7 @@ class Requests:
 
 def record_for(context: Context, request: Request) -> Recorder:
     """The record of requests. Raises HttpRefusal for callers elsewhere, and where none is kept."""
-    if not is_local(request):
+    if not request.is_local:
         raise HttpRefusal(
             403,
             "only_local",

@@ -23,6 +23,7 @@ error instead; `cancelled`: Greenroom was stopping, or a job was cancelled.
 ID = re.compile(r"r-[0-9a-f]{8}-\d{1,18}")
 
 LEFT = 499
+"""The status of a request whose client has left."""
 _CANCELLED = frozenset({"abandoned", "cancelled", "stopped", "stopping"})
 _NAME, _PATH, _AGENT, _SENTENCE = 300, 300, 200, 1_000
 """Characters of each that are kept."""

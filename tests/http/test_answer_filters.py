@@ -145,6 +145,60 @@ async def test_every_family_says_that_a_call_was_cut_off(open_server: Any) -> No
     assert not any("tool_calls" in one["message"] for one in answers)
 
 
+LONG = {"text": 'abcdefgh"' * 8_000}
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_long_call_comes_in_lines_that_every_client_can_read(open_server: Any, own: bool) -> None:
+    """Go's scanner and aiohttp's `readline` give up at 64 KiB. `own`: the engine itself has made the call."""
+    arguments = json.dumps(LONG, ensure_ascii=False)
+    if own:
+        function = {"name": "add", "arguments": arguments}
+        calls = {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]}
+        chunk = {"choices": [{"index": 0, "delta": calls, "finish_reason": "tool_calls"}], "usage": {"x": 3}}
+        data = json.dumps(chunk, ensure_ascii=False)
+        server = await open_server("--stream", f"data: {data}\\n\\ndata: [DONE]\\n\\n")
+    else:
+        server = await open_server(*streamed(f'<tool_call>{{"name": "add", "arguments": {arguments}}}'))
+    tools: Any = {} if own else {"tools": [ADD]}
+
+    whole = Completion()
+    _, lines = await server.stream(**tools)
+    for line in lines:
+        assert len(line.encode()) < 64 * 1024
+        if line.startswith("data: {"):
+            chunk = json.loads(line[6:])
+            whole.add(chunk)
+    (choice,) = whole.completion["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == LONG
+    assert (call["type"], choice["finish_reason"]) == ("function", "tool_calls")
+    assert whole.completion["usage"]
+
+    tools = {} if own else {"tools": [{"name": "add", "input_schema": PARAMETERS}]}
+    told = await events(server, **tools)
+    assert max(len(json.dumps(one, ensure_ascii=False).encode()) for one in told) < 64 * 1024
+    pieces = [one["delta"]["partial_json"] for one in told if one["type"] == "content_block_delta"]
+    assert json.loads("".join(pieces)) == LONG
+    assert [one["type"] for one in told].count("content_block_start") == 1
+
+    tools = {} if own else {"tools": [{"type": "function", **ADD["function"]}]}
+    async with server.post(
+        "/v1/responses", {"model": "tiny", "input": "1", "stream": True, **tools}
+    ) as response:
+        made = [*events_in(await response.text())]
+    deltas = [one["delta"] for one in made if one["type"] == "response.function_call_arguments.delta"]
+    assert max(len(one) for one in deltas) < 16 * 1024
+    assert json.loads("".join(deltas)) == LONG
+    assert made[-1]["response"]["output"][0]["arguments"] == "".join(deltas)
+
+    tools = {} if own else {"tools": [ADD]}
+    async with server.post("/api/chat", {"model": "tiny", "messages": CHAT["messages"], **tools}) as response:
+        answers = [json.loads(line) for line in (await response.text()).splitlines()]
+    (said,) = [one for answer in answers for one in answer["message"].get("tool_calls") or ()]
+    assert said["function"]["arguments"] == LONG
+
+
 def test_text_is_passed_on_as_soon_as_it_is_no_call() -> None:
     prompt = ToolPrompt(CHAT, instructs=True)
 

@@ -223,6 +223,36 @@ async def test_dockers_stream_has_its_events(open_server: Any) -> None:
     assert (name, data[0]["model"], data[0]["records"][0]["model"]) == ("event: new_request", "tiny", "tiny")
 
 
+async def test_no_event_of_dockers_stream_is_too_long_for_its_own_client(open_server: Any) -> None:
+    """Its scanner ends silently at a line of 64 KiB."""
+    answer = json.dumps({"choices": [{"message": {"content": "é" * 60_000}}]}, ensure_ascii=False)
+    takes = {"allowed_flags": frozenset({"--chat-template-kwargs"})}
+    server = await open_server("--answer", "200", answer, backend=takes)
+    flags = ["--chat-template-kwargs", json.dumps({"x": "y" * 20_000})]
+    async with server.post("/engines/_configure", {"model": "tiny", "runtime-flags": flags}) as response:
+        assert response.status == 202, await response.text()
+    async with server.post("/requests/record", {"count": 5}) as response:
+        assert response.status == 200
+    await chat(server, messages=[{"role": "user", "content": "<" * 70_000}])
+    await until_async(lambda: not server.context.record.running())
+    path = "/engines/requests?include_existing=true"
+    async with server.get(path, headers={"Accept": "text/event-stream"}) as response:
+        async with asyncio.timeout(30):
+            lines = [await response.content.readline() for _ in range(3)]
+    assert lines[0] == b"event: existing_request\n"
+    assert len(lines[1]) < 64 * 1024
+    (entry,) = json.loads(lines[1].removeprefix(b"data: "))
+    (record,) = entry["records"]
+    assert entry["config"] == {}
+    assert record["request"].startswith('{"model":')
+    for said in (record["request"], record["response"]):
+        assert said.endswith(" chars]")
+        assert len(json.dumps(said)) > 19_000
+    (whole,) = await docker(server)
+    assert len(whole["records"][0]["request"]) > 70_000
+    assert whole["config"]["runtime-flags"] == flags
+
+
 CHUNKS = """\
 data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant"}}]}
 

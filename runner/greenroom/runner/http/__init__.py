@@ -19,6 +19,7 @@
 - `translation`: how an engine's answer is changed
 - `embedding_dimensions`, `cut_inputs`: shorter embeddings; inputs that are cut to a model's context
 - `answer_filters`, `tool_prompt`, `stop_sequences`: what engines cannot do and is done here in their place
+- `long_deltas`: streams in lines that every client can read
 - `engine_errors`: the errors of engines in our words
 - `errors`: refusals as HTTP statuses
 - `responses`: OpenAI's Responses API

@@ -1,7 +1,8 @@
 """`GET /engines/requests`: the record of requests as Docker Model Runner has it.
 
 A list has the last ten requests to each model; a stream has each as it ends. Bodies are null unless they were
-recorded, and streamed answers are folded into whole ones.
+recorded, and streamed answers are folded into whole ones. In a stream long bodies are cut, and long
+settings left out: Docker's own client ends silently at a line of 64 KiB.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ _EACH = 10
 _BEHIND = 100
 """Requests that a client may be behind; what comes then is not sent to it."""
 _HEARTBEAT = 15.0
+_LONGEST = 20_000
+"""Bytes, as JSON, of each text of a record in a stream."""
+_SETTING = 1_000
+"""The same for each setting of its model."""
+_TEXTS = ("request", "response", "error")
 
 Said = Mapping[str, Bodies]
 """By the id of a request."""
@@ -83,9 +89,13 @@ class DockerRequests:
                     said = await reading(record, functools.partial(_said, rows=[row])) or {}
                     await stream.write(self._event("new_request", row, said))
 
-    def _event(self, name: str, row: Row, said: Said) -> bytes:
+    def _event(self, kind: str, row: Row, said: Said) -> bytes:
         entry = self._entry(row.model_id, row.asked, [row], said)
-        return f"event: {name}\ndata: {json.dumps([entry])}\n\n".encode()
+        (record,) = entry["records"]
+        record |= {name: _cut(record[name]) for name in _TEXTS if record.get(name)}
+        config = entry["config"]
+        entry["config"] = {one: value for one, value in config.items() if len(json.dumps(value)) < _SETTING}
+        return f"event: {kind}\ndata: {json.dumps([entry])}\n\n".encode()
 
     def _entry(self, model_id: str, name: str, rows: list[Row], said: Said) -> dict[str, Any]:
         configs = self._context.configs()
@@ -143,6 +153,14 @@ def _error_of(row: Row, said: Bodies | None) -> str:
     except NOT_UNDERSTOOD:
         return json.dumps({"error": said.response.strip()})
     return said.response
+
+
+def _cut(text: str) -> str:
+    """As much of a text as one record of a stream may have."""
+    kept = text
+    while (size := len(json.dumps(kept))) > _LONGEST:
+        kept = kept[: (len(kept) * _LONGEST) // size]
+    return kept if kept == text else f"{kept}...[truncated {len(text) - len(kept)} chars]"
 
 
 def folded(answer: str) -> str:

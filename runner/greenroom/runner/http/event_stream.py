@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
+from greenroom.runner.http.long_deltas import LONG, with_short_lines
 from greenroom.runner.http.port import EVENT_STREAM, Request, Stream
 from greenroom.runner.http.translation import Translation
 from greenroom.runner.http.upstream import Connection, Lost
@@ -230,7 +231,8 @@ class EventStream:
         note = self._note
         note.before, note.last = note.last, lines
         note.frames += lines.count(b"\n\n")
-        data = lines if self._change is None else self._change(lines)
+        short = with_short_lines(lines) if len(lines) > LONG else lines
+        data = short if self._change is None else self._change(short)
         self._watch.sent += len(data)
         self._tail = (self._tail + data)[-2:] if len(data) < 2 else data[-2:]
         ends = bool(self._end) and self._end in lines

@@ -17,6 +17,7 @@ import msgspec
 from greenroom.runner.engines.launchers.answer_schema import call_schema
 from greenroom.runner.http.answer_filters import Chunk, ChunkFilter, overlap
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
+from greenroom.runner.http.long_deltas import in_pieces
 
 _encode = msgspec.json.Encoder().encode
 
@@ -71,7 +72,7 @@ class ToolPrompt(ChunkFilter):
                 finish = _finish(finish, calls)
             more = ({"content": text} if text else {}) | ({"tool_calls": calls} if calls else {})
             choices.append({**choice, "delta": {**delta, **more}, "finish_reason": finish})
-        yield {**chunk, "choices": choices}
+        yield from in_pieces({**chunk, "choices": choices})
 
     def completion(self, completion: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self._offered or "choices" not in completion:

@@ -88,7 +88,7 @@ def running(programs: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine) -
         backends = {"fake": fake_backend(programs / "fake_engine.py")}
         with Greenroom(settings, backends=backends) as greenroom:
             file = tiny_gguf(Path(folder) / "tiny.gguf")
-            greenroom.model = greenroom.system.ask(Pull(reference=f"file:{file}")).get(timeout=30).model  # type: ignore[attr-defined]
+            greenroom.tiny = greenroom.system.ask(Pull(reference=f"file:{file}")).get(timeout=30).model  # type: ignore[attr-defined]
             yield greenroom
 
 
@@ -98,7 +98,7 @@ def test_an_engine_is_not_idle_and_a_request_does_not_wait_while_nothing_runs(
     machine = Machine()
     with running(programs, monkeypatch, machine) as greenroom:
         system = greenroom.system
-        serve = Serve(request_id="r1", model_id=greenroom.model.id, model_ref="tiny")  # type: ignore[attr-defined]
+        serve = Serve(request_id="r1", model_id=greenroom.tiny.id, model_ref="tiny")  # type: ignore[attr-defined]
         waiting = system.ask(serve, timeout=60)
         machine.asleep += 10_000.0  # beyond every bound: max_wait, keep-alive, drain, stall
         assert waiting.get(timeout=30).endpoint
@@ -119,7 +119,7 @@ def test_a_wall_clock_that_jumps_by_years_ends_no_request(
         system = greenroom.system
         monkeypatch.setattr(time, "time", lambda: real() + jump)
         for number in range(2):
-            serve = Serve(request_id=f"r{number}", model_id=greenroom.model.id, model_ref="tiny")  # type: ignore[attr-defined]
+            serve = Serve(request_id=f"r{number}", model_id=greenroom.tiny.id, model_ref="tiny")  # type: ignore[attr-defined]
             assert system.ask(serve, timeout=60).get(timeout=30).endpoint
             system.tell(Abandon(request_id=f"r{number}"))
             greenroom.gates.leave(f"r{number}")

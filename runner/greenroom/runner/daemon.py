@@ -24,13 +24,12 @@ from greenroom.actors.daemon_log import (
     NoteDevices,
     NoteStopped,
 )
-from greenroom.actors.engine_runner.core import Runner, RunnerState
-from greenroom.actors.engine_runner.messages import runner_address
+from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.gates import Emptied, GateBoard, GateEffects
 from greenroom.actors.graphics import Graphics
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
-from greenroom.actors.installer.messages import INSTALLER, BackendStatus, RankVariants
+from greenroom.actors.installer.messages import INSTALLER, RankVariants
 from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
@@ -39,8 +38,6 @@ from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem, Startable
 from greenroom.actors.library.core import Library
-from greenroom.actors.library.messages import LIBRARY
-from greenroom.actors.library.state import LibraryState
 from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.scheduler.core import Scheduler
@@ -48,7 +45,8 @@ from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
 from greenroom.actors.scheduler.turn_context import Limits
-from greenroom.actors.values import Engine, EngineSpec, Installation, Model
+from greenroom.actors.values import Engine, EngineSpec, Installation
+from greenroom.runner.actor_states import ActorStates
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backend_facts import facts_of
 from greenroom.runner.backends.base import Backend, Launch, Platform
@@ -71,7 +69,7 @@ from greenroom.runner.installations.sources import redact
 from greenroom.runner.memory import MachineMemory, MemoryReader
 from greenroom.runner.models.preflight import Machine, Reader
 from greenroom.runner.models.puller import Puller
-from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
+from greenroom.runner.models.references import AmbiguousName, BadReference
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import where
@@ -91,11 +89,7 @@ _LEASES_END = 2.0
 """Seconds of a stop after which places that this program itself holds are taken from it."""
 
 
-class NotRunning(RuntimeError):
-    """This Greenroom has not been started, or has been stopped."""
-
-
-class Greenroom(Startable):
+class Greenroom(ActorStates, Startable):
     """Everything but HTTP. A context manager, plain and asynchronous.
 
     It keeps nothing global: no signal handlers, no atexit, no logging set-up. Two of them live side by side
@@ -126,19 +120,17 @@ class Greenroom(Startable):
         self._platform = here or Platform.here(self._devices.look())
         self._declared = backends
         self.backends = {name: backend.on(self._platform) for name, backend in backends.items()}
+        super().__init__(self.backends)
         self._journal = journal
         self._clock = clock
         self._lock: DaemonLock | None = None
         self._watch: HomeWatch | None = None
-        self._system: ActorSystem | None = None
         self._host: EngineHost | None = None
         self._builder: Builder | None = None
         self._puller: Puller | None = None
         self._store = ModelStore(self.home / "models")
         self._memory = MemoryReader()
         self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
-        self.failure: BaseException | None = None
-        """Why the system has stopped itself, if it has."""
         self._on_failure = on_failure
         self.address = ""
         """Where its front door listens, for the journal; empty in a program that listens nowhere."""
@@ -359,13 +351,6 @@ class Greenroom(Startable):
 
     # reading
 
-    @property
-    def system(self) -> ActorSystem:
-        """The actors. Raises NotRunning before the start and after the stop."""
-        if self._system is None:
-            raise NotRunning("this Greenroom is not running: start it, or use it as a context manager")
-        return self._system
-
     def prove(self, challenge: str, address: str) -> str:
         """Prove to a client that has reached us at `host:port` that this data directory is ours."""
         return prove(self._secret, challenge, address)
@@ -416,7 +401,7 @@ class Greenroom(Startable):
         """Where the layers of an engine's model lie, such as `28/37 on RTX 4070`; `unknown` if that is not
         known.
         """
-        engine = next((one for one in self.engines() if one.spec.engine_id == engine_id), None)
+        engine = self.engine(engine_id)
         return (where(engine, self.device_names()) if engine is not None else "") or "unknown"
 
     def answer_speed(self, engine: Engine) -> float:
@@ -449,29 +434,6 @@ class Greenroom(Startable):
         readers = [Reader(one.name, one.formats, one.overhead, one.verdict) for one in self.facts]
         most = max([self.memory_budget, *(self.budget_for(one.name) for one in self.facts)])
         return Machine(memory=most, readers=tuple(readers))
-
-    def models(self) -> tuple[Model, ...]:
-        state: LibraryState = self.system.state(LIBRARY)
-        return tuple(state.models.values())
-
-    def find_model(self, text: str) -> Model | None:
-        """The model with this name or tag. Raises BadReference, AmbiguousName."""
-        return find_model(text, self.models())
-
-    def engines(self) -> tuple[Engine, ...]:
-        """All engines of all runners, including the last that ended."""
-        found: list[Engine] = []
-        for name in self.backends:
-            state: RunnerState = self.system.state(runner_address(name))
-            found += state.engines.values()
-        return tuple(found)
-
-    def statuses(self) -> tuple[BackendStatus, ...]:
-        """All backends as the installer sees them."""
-        core = self.system.addresses[INSTALLER]
-        assert isinstance(core, Installer)
-        state: InstallerState = self.system.state(INSTALLER)
-        return core.list_of(state, self.system.clock.now().wall).backends
 
     # inside
 

@@ -6,7 +6,7 @@
 - `aiohttp_adapter`: the server behind it, and whether clients are still connected
 - `server`: the daemon's main loop: bind, start, wait, stop
 - `accepting`: clients are accepted while there are descriptors
-- `context`: what all routes share: the runner, its models by name, clients, connections to engines
+- `context`: what all routes share: the runner, clients, connections to engines
 - `bodies`: reads bodies and parameters; makes the bodies that go to engines
 - `abilities`, `suspects`: requests that no engine could serve, or that may have crashed one
 - `admission`: how a request gets a slot in an engine, or is queued for one, and gives it back; its caller

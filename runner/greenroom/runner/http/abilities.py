@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,10 +64,8 @@ class Talk(NamedTuple):
 class Abilities:
     """Refuses requests that no engine could serve. One for a front door."""
 
-    def __init__(self, greenroom: Greenroom, configs: Callable[[], Mapping[str, ModelConfigState]]) -> None:
-        """`configs` tells how models are configured, by `config_key`."""
+    def __init__(self, greenroom: Greenroom) -> None:
         self._greenroom = greenroom
-        self._configs = configs
         self._talks: dict[str, Talk] = {}
         self._contexts: dict[tuple[str, Mode], tuple[Model, Mapping[str, ModelConfigState], int]] = {}
         """What was reckoned for a model as configured; see `_context_of`."""
@@ -86,7 +84,7 @@ class Abilities:
         `backend`, unless empty, is binding; `context_size` is what the request wants at least.
         """
         _refuse_what_it_cannot_read(model, fields, asked)
-        configs = self._configs()
+        configs = self._greenroom.configs()
         if mode != "embedding" and model.made_for not in (None, mode):
             flags = _config(configs, model, mode).flags or ()
             refuse_other_uses(model, mode, asked.model, flags, pools_by_header=True)
@@ -150,7 +148,7 @@ class Abilities:
         """What stands in for a chat template without tools; None where none is needed."""
         if not uses_tools(chat):
             return None
-        flags = _config(self._configs(), model, "completion").flags or ()
+        flags = _config(self._greenroom.configs(), model, "completion").flags or ()
         if any(flag.partition("=")[0] in _TEMPLATES for flag in flags):
             return None  # the user's own, which is not known here
         talk = self._talks.get(model.id)

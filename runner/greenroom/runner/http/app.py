@@ -124,11 +124,15 @@ class _FrontDoor:
             note.status = response.status
             if note.kept is not None and isinstance(response, Response):
                 note.kept.add(response.body)
-        self._context.recorded(request, ended)
+        note.refusal = request.refused
+        note.caller = note.caller or self._context.callers.at_once(request)
+        self._record.end(note, ended)
 
     async def _answer(self, request: Request) -> AnyResponse:
         try:
             _check_query(request)
+            if backend := request.params.get("backend"):
+                request.backend = self._context.backend(backend)
             if KEY in request.headers:
                 return await self._idempotency.once(request, _handle)
             return await _handle(request)

@@ -334,7 +334,7 @@ class Backends:
             "formats": facts.formats,
             "modes": facts.modes,
             "job": self._job(status),
-            "quarantines": [one for one in self._context.quarantines() if one.backend == name],
+            "quarantines": [one for one in self._context.greenroom.quarantines() if one.backend == name],
             "failure": status.failure,
             "install": "" if facts.verdict else f"greenroom install-runner --backend {name}",
         }

@@ -26,10 +26,11 @@ from greenroom.actors.values import BackendFacts, Caller, Mode, Model
 from greenroom.runner.backends.flags import refusal, without_sizes
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.bodies import invalid, read_json
-from greenroom.runner.http.context import Context, shown_name
+from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.go_duration import go_duration, parse_go_duration
 from greenroom.runner.http.port import Request, Response
+from greenroom.runner.models.references import shown_name
 from greenroom.runner.units import format_size
 
 _log = logging.getLogger(__name__)
@@ -119,18 +120,18 @@ class Configuring:
     async def configure(self, request: Request) -> Response:
         """Change how a model is loaded, then load it in the background unless that is not wanted."""
         context = self._context
-        backend = context.backend_of(request)
+        backend = request.backend
         body = await read_json(request, ConfigureBody, aliases=_ALIASES)
         if not body.model.strip():
             raise invalid("model is required")
         if (body.speculative or {}).get("draft_model"):
             raise invalid("draft models are not supported; leave speculative out")
-        model = context.model(body.model)
+        model = context.greenroom.model(body.model)
         body = _without_resets(body)
         given = _flags(body)
         usual: Mode = "embedding" if given and "--embeddings" in given else model.made_for or "completion"
         mode = body.mode or usual
-        old = context.configs().get(config_key(model.id, mode), ModelConfigState())
+        old = context.greenroom.configs().get(config_key(model.id, mode), ModelConfigState())
         if given:
             self._check(given, model, backend)
         flags, sizes = _sizes(body, given)
@@ -204,10 +205,10 @@ class Configuring:
     async def configurations(self, request: Request) -> Response:
         """What was configured, for one model or for all."""
         greenroom = self._context.greenroom
-        backend = self._context.backend_of(request) or DEFAULT_BACKEND
-        configs = self._context.configs()
+        backend = request.backend or DEFAULT_BACKEND
+        configs = self._context.greenroom.configs()
         wanted = request.query.get("model", "")
-        models = [self._context.model(wanted)] if wanted else list(greenroom.models())
+        models = [self._context.greenroom.model(wanted)] if wanted else list(greenroom.models())
         entries = []
         for model in models:
             for mode in MODES:

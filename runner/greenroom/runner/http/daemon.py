@@ -14,7 +14,7 @@ from greenroom import __version__
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.limits import DURATION, Name
 from greenroom.actors.scheduler.messages import AwaitReady
-from greenroom.runner.daemon import NotRunning
+from greenroom.runner.actor_states import NotRunning
 from greenroom.runner.http.bodies import checked, read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded, json_response, not_now
@@ -36,9 +36,8 @@ class DaemonRoutes:
         self._context = context
         self._one_at_a_time = asyncio.Lock()
 
-    async def root(self, request: Request) -> Response:
+    async def root(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """One line, at the root and wherever clients may have their base URL."""
-        self._context.backend_of(request)
         return Response(b"Greenroom is running", content_type=TEXT)
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - a handler

@@ -50,7 +50,7 @@ class DockerRequests:
         existing, wanted = is_true(request, "include_existing"), request.query.get("model", "")
         if request.headers.get("Accept", "") == EVENT_STREAM:
             return await self._stream(request, wanted, existing=existing)
-        model_id = self._context.model(wanted).id if wanted else ""
+        model_id = self._context.greenroom.model(wanted).id if wanted else ""
         rows, said = await reading(record, _latest) or ([], {})
         grouped: dict[str, list[Row]] = {}
         for row in rows:
@@ -98,7 +98,7 @@ class DockerRequests:
         return f"event: {kind}\ndata: {json.dumps([entry])}\n\n".encode()
 
     def _entry(self, model_id: str, name: str, rows: list[Row], said: Said) -> dict[str, Any]:
-        configs = self._context.configs()
+        configs = self._context.greenroom.configs()
         found = (configs.get(config_key(model_id, mode)) for mode in MODES)
         config = next((one for one in found if one is not None), None)
         return {

@@ -84,7 +84,7 @@ class Engines:
         greenroom = self._context.greenroom
         everything = is_true(request, "all")
         readings, now = greenroom.gates.readings(), greenroom.system.clock.now().monotonic
-        configs = self._context.configs()
+        configs = self._context.greenroom.configs()
         try:
             ledger = await self._ledger()
             accounts = {one.engine_id: one for one in ledger.engines}
@@ -149,7 +149,7 @@ class Engines:
                 version = status.current.version if status.current is not None else ""
                 if not version:
                     return "Running: version unknown"
-                away = [one for one in self._context.quarantines() if one.backend == status.name]
+                away = [one for one in self._context.greenroom.quarantines() if one.backend == status.name]
                 notes = [f"{short(one.model_ref)} stays on {one.back_to_version}" for one in away]
                 if status.failure is not None and status.failure.code == "configured_broken":
                     notes.append(f"the one named in the config cannot be used: greenroom why {status.name}")

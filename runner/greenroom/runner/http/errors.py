@@ -27,7 +27,7 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
 )
 from greenroom.actors.library.pulls import refusal_of as job_refusal
-from greenroom.runner.daemon import NotRunning
+from greenroom.runner.actor_states import NotRunning
 from greenroom.runner.errors import JobCancelled, JobFailed, machine_failure
 from greenroom.runner.http.port import JSON, TEXT, Request, Response
 

@@ -53,7 +53,17 @@ from greenroom.runner.http.event_stream import EventStream, Held, ReadWatch, Sai
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.install_text import InstallText
 from greenroom.runner.http.install_text import is_for as is_for_docker
-from greenroom.runner.http.port import EVENT_STREAM, JSON, AnyResponse, Handler, Request, Response, Stream
+from greenroom.runner.http.port import (
+    DEVICE_HEADER,
+    EVENT_STREAM,
+    EXPLAIN_HEADER,
+    JSON,
+    AnyResponse,
+    Handler,
+    Request,
+    Response,
+    Stream,
+)
 from greenroom.runner.http.progress_stream import KeepAlive, comment, sentence_of
 from greenroom.runner.http.stop_sequences import StopSequences
 from greenroom.runner.http.suspects import fingerprint
@@ -100,7 +110,7 @@ class Kind:
 
 def inference(context: Context, kind: Kind) -> Handler:
     async def serve(request: Request) -> AnyResponse:
-        exchange = Exchange(context, request, kind, context.backend_of(request))
+        exchange = Exchange(context, request, kind, request.backend)
         return await context.clients.attend(request, exchange.serve, exchange.farewell)
 
     return serve
@@ -189,7 +199,7 @@ class Exchange:
         body = await read_body(request, settings.max_body)
         routing, note = routing_of(body), self._note
         note.asked = routing.model
-        model = note.model = context.model(routing.model)
+        model = note.model = context.greenroom.model(routing.model)
         self._asked_as = routing.model
         if context.record.bodies_left:
             context.record.take_body(note, body)
@@ -295,7 +305,9 @@ class Exchange:
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             admission.send_to(place.engine_id)
             self._note.engine, self._note.backend, self._note.fault = place.engine_id, place.backend, ""
-            self._context.tell_device(self._request, place.engine_id)
+            if self._request.headers.get(EXPLAIN_HEADER) == "1":
+                where = self._context.greenroom.where(place.engine_id)
+                self._request.answer_headers[DEVICE_HEADER] = ascii(where)[1:-1]
             if self._translation is not None:
                 self._translation.entered()
             try:
@@ -333,7 +345,7 @@ class Exchange:
     ) -> tuple[Connection, bytes]:
         """Send inputs that the engine has refused as too long once more, cut. Raises Lost and HttpRefusal."""
         refused = engine_error(upstream.status, await error_body(upstream, chunk), self._asked(place.backend))
-        engine = self._context.engine(place.engine_id)
+        engine = self._context.greenroom.engine(place.engine_id)
         size = context_reckoned(engine.spec.context_size, model.context_length) if engine is not None else 0
         limit = int(refused.refusal.numbers.get("n_ctx", size))
         if refused.refusal.code != TOO_LONG or limit <= 0:
@@ -440,7 +452,7 @@ class Exchange:
     def _spoken(self, place: Place, model: Model) -> str | None:
         """What the engine's answers call the model, as far as we know."""
         dialect = self._context.greenroom.backends[place.backend].dialect
-        engine = self._context.engine(place.engine_id)
+        engine = self._context.greenroom.engine(place.engine_id)
         return spoken_by(dialect, model) or (engine.spec.model_ref if engine is not None else None)
 
     async def _begin(self, upstream: Connection, length: int | None = None) -> Stream:

@@ -18,17 +18,18 @@ from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Engine, Mode, Model
-from greenroom.runner.daemon import NotRunning
+from greenroom.runner.actor_states import NotRunning
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, routing_of
 from greenroom.runner.http.completion_fields import COMPLETION
 from greenroom.runner.http.completion_fields import tokens as token_ids
-from greenroom.runner.http.context import Context, shown_name
+from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.fields import CHAT, Dialogue, array, described, either, flag, record, text, whole
 from greenroom.runner.http.inference import Exchange, Kind
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
 from greenroom.runner.http.upstream import Lost, Unreached
 from greenroom.runner.models.description import header_and_template
+from greenroom.runner.models.references import shown_name
 from greenroom.runner.threads import in_thread
 
 _WITHIN = 5.0
@@ -92,7 +93,7 @@ class LlamaServer:
         context = self._context
 
         async def serve(request: Request) -> AnyResponse:
-            backend = context.backend_of(request)
+            backend = request.backend
             model = await self._named(request)
             mode = "completion" if kind.path in _GENERATES else self._mode_of(model)
             self._see_that_it_is_offered(model, mode, backend, kind.path)
@@ -106,14 +107,13 @@ class LlamaServer:
         Nothing is loaded for it.
         """
         context = self._context
-        context.backend_of(request)
         name, model = self._asked(request.query.get("model"))
         for engine in self._engines_of(model):
             told = await self._told_by(engine) if engine.state == "ready" else None
             if told is not None:
                 # Paths of this machine are not for clients.
                 return json_response({**told, "model_path": name, "model_alias": name})
-        config = context.configs().get(config_key(model.id, "completion"), ModelConfigState())
+        config = context.greenroom.configs().get(config_key(model.id, "completion"), ModelConfigState())
         size = model.context_size if config.context_size is None else config.context_size
         reads = model.reads or ()
         template = (await in_thread(lambda: header_and_template(context.greenroom.store, model.id)))[1]
@@ -135,7 +135,6 @@ class LlamaServer:
         With `?model=` it is about that model; one that is not loaded is ok, since a request would load it.
         """
         context = self._context
-        context.backend_of(request)
         if request.query.get("model"):
             engines = self._engines_of(self._asked(request.query["model"])[1])
             if engines and not any(one.state == "ready" for one in engines):
@@ -153,7 +152,7 @@ class LlamaServer:
         """The model that a body names; one that names none is given the one that is meant."""
         body = request.known_body = await read_body(request, self._context.greenroom.settings.max_body)
         try:
-            return self._context.model(routing_of(body).model)
+            return self._context.greenroom.model(routing_of(body).model)
         except HttpRefusal as refused:
             if refused.refusal.code != "model_required":
                 raise
@@ -165,7 +164,7 @@ class LlamaServer:
     def _asked(self, name: str | None) -> tuple[str, Model]:
         """A model and its name. Raises HttpRefusal: 400 without a name where several could be meant."""
         if name is not None and name.strip():
-            return name, self._context.model(name)
+            return name, self._context.greenroom.model(name)
         models = self._context.greenroom.models()
         loaded = {one.spec.model_id for one in self._context.greenroom.engines() if one.state == "ready"}
         for meant in ([one for one in models if one.id in loaded], models):

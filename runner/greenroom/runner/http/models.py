@@ -34,7 +34,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.abilities import refuse_other_uses
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
-from greenroom.runner.http.context import Context, listed_names, shown_name
+from greenroom.runner.http.context import Context
 from greenroom.runner.http.effective import effective
 from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
@@ -42,7 +42,15 @@ from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfers import TransferLines, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
 from greenroom.runner.models.gguf import read_header
-from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
+from greenroom.runner.models.references import (
+    BadReference,
+    Reference,
+    familiar,
+    is_id,
+    listed_names,
+    shown,
+    shown_name,
+)
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import would_put
 from greenroom.runner.speeds import estimated, of_device, of_memory
@@ -81,7 +89,7 @@ class Models:
         name = request.params["reference"]
         if is_true(request, "remote"):
             return await self._remote(name)
-        model = self._context.model(name)
+        model = self._context.greenroom.model(name)
         store = self._context.greenroom.store
         files, config = await in_thread(lambda: files_of(store, model.id))
         try:
@@ -99,7 +107,7 @@ class Models:
         # In a thread: what engines may use depends on limits that are read from files.
         serving = await asyncio.to_thread(prospects, self._context, model)
         greenroom = self._context.greenroom
-        settings = effective(model, self._context.configs(), greenroom.engines(), greenroom.settings)
+        settings = effective(model, greenroom.configs(), greenroom.engines(), greenroom.settings)
         more |= {"serving": serving, "settings": msgspec.to_builtins(settings)}
         if model.has_defaults:
             with contextlib.suppress(JobFailed):  # damaged, too
@@ -122,7 +130,7 @@ class Models:
         repository, tag = request.query.get("repo", ""), request.query.get("tag", "")
         if not repository or not tag:
             raise HttpRefusal(400, "invalid_request", "missing repo or tag query parameter")
-        model = self._context.model(request.params["reference"])
+        model = self._context.greenroom.model(request.params["reference"])
         target = f"{repository}:{tag}"
         await self._context.greenroom.system.ask(
             TagModel(model_id=model.id, tag=as_tag(target)), cause=request.id
@@ -137,7 +145,7 @@ class Models:
         if not body.target:
             raise HttpRefusal(400, "invalid_request", "target is required")
         name = request.params["reference"]
-        model = self._context.model(name)
+        model = self._context.greenroom.model(name)
         repackage = RepackageModel(model_id=model.id, tag=as_tag(body.target), context_size=body.context_size)
         await self._context.greenroom.system.ask(repackage, cause=request.id)
         return json_response(
@@ -156,7 +164,7 @@ class Models:
     async def remove(self, request: Request) -> Response:
         """Remove a tag, and with its last one the model; by id, the model. 409 while it is in use."""
         name = request.params["reference"]
-        model = self._context.model(name)
+        model = self._context.greenroom.model(name)
         force = is_true(request, "force")
         remove = RemoveModel(model_id=model.id, tag=tag_meant(name, model), force=force)
         removed = await self._context.greenroom.system.ask(remove, cause=request.id)
@@ -235,7 +243,7 @@ class Models:
 
     async def verify(self, request: Request) -> AnyResponse:
         """Read every byte of a model. A damaged one counts as gone, and the next pull repairs it."""
-        model = self._context.model(request.params["reference"])
+        model = self._context.greenroom.model(request.params["reference"])
         job = f"verify/{model.id}"
         lines = TransferLines(job, "verify", raw=wants_json(request))
         board, cancel = self._context.greenroom.board, threading.Event()
@@ -321,7 +329,7 @@ def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
     """For each mode it is made or configured for: which backend would serve it, and the memory that needs."""
     greenroom = context.greenroom
     statuses = {one.name: one for one in greenroom.statuses()}
-    configs = context.configs()
+    configs = context.greenroom.configs()
     found = []
     for mode in MODES:
         if not any(model.format in one.formats and mode in one.modes for one in greenroom.facts):
@@ -423,8 +431,7 @@ class Listing:
 
     async def all(self, request: Request) -> Response:
         """Every name under which a model can be asked for."""
-        self._context.backend_of(request)
-        configs = self._context.configs()
+        configs = self._context.greenroom.configs()
         named = [(model, name) for model in self._context.greenroom.models() for name in listed_names(model)]
         if VERSION_HEADER in request.headers:
             found = [_anthropic_entry(model, name, configs) for model, name in named]
@@ -436,11 +443,10 @@ class Listing:
         return json_response({"object": "list", "data": entries})
 
     async def one(self, request: Request) -> Response:
-        self._context.backend_of(request)
         name = request.params["name"]
-        model = self._context.model(name)
+        model = self._context.greenroom.model(name)
         entry = _anthropic_entry if VERSION_HEADER in request.headers else _entry
-        return json_response(entry(model, name, self._context.configs()))
+        return json_response(entry(model, name, self._context.greenroom.configs()))
 
 
 def _anthropic_entry(model: Model, name: str, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:

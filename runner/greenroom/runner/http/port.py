@@ -102,6 +102,8 @@ class Request(ABC):
     """Case does not matter in names; `items` lists repeated ones."""
     params: Mapping[str, str]
     """What stands in place of the variables of the route's pattern."""
+    backend = ""
+    """The backend that the path names, which is binding; empty when it names none."""
     route: Route | None = None
     """None when no route has this path and method."""
     allowed: tuple[str, ...] = ()

@@ -150,7 +150,7 @@ def scoring(context: Context) -> Handler:
     """`POST /score`: the engine's own where it has it."""
 
     async def serve(request: Request) -> AnyResponse:
-        backend = context.backend_of(request)
+        backend = request.backend
         kind = NATIVE_SCORE if await _has_own(context, request, backend) else _SCORE
         return await Exchange(context, request, kind, backend).serve()
 
@@ -159,7 +159,7 @@ def scoring(context: Context) -> Handler:
 
 async def _has_own(context: Context, request: Request, backend: str) -> bool:
     request.known_body = body = await read_body(request, context.greenroom.settings.max_body)
-    model = context.model(routing_of(body).model)
+    model = context.greenroom.model(routing_of(body).model)
     serving = context.abilities.serving(model, "reranking", backend)
     return serving is not None and "/score" not in context.greenroom.backends[serving].dialect.lacks
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from greenroom.actors.limits import Name
+from greenroom.runner.actor_states import NoSuchModel
 from greenroom.runner.diagnosis.times import parse_time
 from greenroom.runner.http.bodies import invalid, is_true, read_json
 from greenroom.runner.http.context import Context
@@ -119,7 +120,7 @@ class Requests:
         """Record what is said in the next so many requests that a model answers."""
         record = record_for(self._context, request)
         body = await read_json(request, RecordBody)
-        model = self._context.model(body.model) if body.model else None
+        model = self._context.greenroom.model(body.model) if body.model else None
         record.record_bodies(body.count, model.id if model is not None else "")
         self._recorded_model = body.model
         return encoded(self._wanted(record))
@@ -141,8 +142,8 @@ class Requests:
         found = None
         if model:
             # What is not in the store (any more) is found by the name it was asked for.
-            with contextlib.suppress(HttpRefusal):
-                found = self._context.model(model)
+            with contextlib.suppress(NoSuchModel):
+                found = self._context.greenroom.model(model)
         return RowFilter(
             model=model,
             model_id=found.id if found is not None else "",

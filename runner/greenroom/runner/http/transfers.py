@@ -102,7 +102,7 @@ class Transfers:
         """Publish a model. It ends when the last client that waits for it has gone."""
         body = await read_json(request, PushBody)
         name = request.params["reference"]
-        model = self._context.model(name, "from")
+        model = self._context.greenroom.model(name, "from")
         reference = published_as(name, model)
         greenroom = self._context.greenroom
         lines = TransferLines(push_job(reference), "push", raw=wants_json(request))
@@ -125,7 +125,7 @@ class Transfers:
 
     async def export(self, request: Request) -> AnyResponse:
         name = request.params["reference"]
-        model = self._context.model(name)
+        model = self._context.greenroom.model(name)
         quoted = shown(name).replace("\\", "_").replace('"', "_")
         headers = {"Content-Type": _TAR, "Content-Disposition": f'attachment; filename="{quoted}.tar"'}
         return await self._archives.send(request, headers, self._context.greenroom.store, model)

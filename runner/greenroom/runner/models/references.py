@@ -226,6 +226,19 @@ def find_model(text: str, models: Iterable[Model]) -> Model | None:
     return fitting[0] if fitting else None
 
 
+def listed_names(model: Model) -> list[str]:
+    """The names a model is listed by: its tags, but for those of files where it has others, else its id."""
+    return [tag for tag in model.tags if not tag.startswith(("file:", "pypi:"))] or [shown_name(model)]
+
+
+def shown_name(model: Model) -> str:
+    """The name a model is listed by: a tag like a registry's where it has one, else any tag, else its id."""
+    for tag in model.tags:
+        if not tag.startswith(("file:", "pypi:")):
+            return tag
+    return model.tags[0] if model.tags else model.id
+
+
 def digest_of(data: bytes) -> str:
     """`sha256:<hex>` of some bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -92,7 +92,7 @@ class OllamaCreation:
         else:
             if not body.origin.strip():
                 raise invalid("from is required: name the model to start from, or send files", param="from")
-            base = self._context.model(body.origin, "from")
+            base = self._context.greenroom.model(body.origin, "from")
             reply = self._going_on(self._from_model(request, tag, base, recipe))
         if body.stream is False:
             await asyncio.shield(reply)

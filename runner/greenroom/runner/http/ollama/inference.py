@@ -100,7 +100,7 @@ class OllamaInference:
         context = self._context
         routing = routing_of(request.known_body or b"")
         request.note.asked = routing.model
-        model = request.note.model = context.model(routing.model)
+        model = request.note.model = context.greenroom.model(routing.model)
         keep_alive = wished_keep_alive(routing)
         begun = time.perf_counter_ns()
         if keep_alive == 0:

@@ -112,7 +112,7 @@ class OllamaModels:
 
     async def show(self, request: Request) -> Response:
         body = await read_json(request, ShowBody, what="the body must be an object with a model")
-        model = self._context.model(body.asked)
+        model = self._context.greenroom.model(body.asked)
         defaults = await self._context.defaults.of(model)
         store = self._context.greenroom.store
         files = await in_thread(lambda: model_text(store, model.id))
@@ -142,7 +142,7 @@ class OllamaModels:
         body = await read_json(request, CopyBody, "source", what="the body must be an object with a source")
         if not body.destination.strip():
             raise invalid("destination is required", param="destination")
-        model = self._context.model(body.source, "source")
+        model = self._context.greenroom.model(body.source, "source")
         copied = TagModel(model_id=model.id, tag=as_tag(body.destination))
         await self._context.greenroom.system.ask(copied, cause=request.id)
         return Response()
@@ -150,7 +150,7 @@ class OllamaModels:
     async def delete(self, request: Request) -> Response:
         """Remove a name, and with the last one the model."""
         name = (await read_json(request, DeleteBody, what="the body must be an object with a model")).asked
-        model = self._context.model(name)
+        model = self._context.greenroom.model(name)
         remove = RemoveModel(model_id=model.id, tag=tag_meant(name, model))
         await self._context.greenroom.system.ask(remove, cause=request.id)
         return Response()

@@ -57,7 +57,7 @@ class OllamaTransfers:
     async def push(self, request: Request) -> AnyResponse:
         """Publish a model. It ends when the last client that waits for it has gone."""
         body = await read_json(request, OllamaPushBody, what="the body must be an object with a model")
-        model = self._context.model(body.asked)
+        model = self._context.greenroom.model(body.asked)
         reference = published_as(body.asked, model)
         system = self._context.greenroom.system
         reply = system.ask(Push(model_id=model.id, reference=reference))

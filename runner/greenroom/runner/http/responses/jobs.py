@@ -159,8 +159,10 @@ class Jobs:
         if response_id:
             del self._running[response_id]
             self._ended[response_id] = job.log
-            job.request.note.status = 200
-            self._context.recorded(job.request, time.perf_counter())
+            note = job.request.note
+            note.status, note.refusal = 200, job.request.refused
+            note.caller = note.caller or self._context.callers.at_once(job.request)
+            self._context.record.end(note, time.perf_counter())
             self._make_room()
             asyncio.get_running_loop().call_later(FOLLOWED, self.forget, response_id)
 

@@ -94,7 +94,7 @@ class Responses:
                 advice="Leave out background.",
                 param="background",
             )
-        backend, owner = self._context.backend_of(request), await self._owner(request)
+        backend, owner = request.backend, await self._owner(request)
         before, found = await self._referred(request, asked)
         job = self._jobs.new(request, owner)
         begun = await self._context.clients.attend(request, lambda: self._start(job, backend, before, found))
@@ -254,7 +254,6 @@ class Responses:
 
     async def _found(self, request: Request) -> StoredResponse:
         """The response that the path names. Raises HttpRefusal: 404."""
-        self._context.backend_of(request)
         response_id = request.params["response"]
         owner = await self._owner(request)
         await self._kept()

@@ -19,7 +19,7 @@ run: export MODEL_NAME := $(value MODEL)
 run: export PROMPT_TEXT := $(value PROMPT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients check actionlint format lock package coverage words golden bench clean
+.PHONY: help run test test-slow test-clients check actionlint format lock package coverage words golden docs bench clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
@@ -83,6 +83,9 @@ words: $(VENV)/.installed-dev ## lower the numbers in tests/words.toml to the us
 
 golden: $(VENV)/.installed-dev ## update the golden journals after a change of what is stored: make golden [CHANGED="…"] [VERSION=…]
 	@$(BIN)/python tests/shared/golden.py --changed "$(CHANGED)" --version "$(VERSION)"
+
+docs: $(VENV)/.installed-dev ## write into the pages what their sessions print now: make docs [PAGES=docs/why.md] [CLONE=--clone]
+	@$(BIN)/python tests/shared/sandbox.py $(CLONE) $(PAGES)
 
 bench: $(VENV)/.installed-dev ## measure everything, and say which budgets hold
 	@$(BIN)/python -m bench

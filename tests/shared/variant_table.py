@@ -10,10 +10,13 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from greenroom.actors.graphics import Graphics
 from greenroom.actors.variants import RankedVariant
 from greenroom.runner.backends.base import Platform
+from greenroom.runner.backends.device_users import described, device_users
 from greenroom.runner.backends.discovery import OWN
 from greenroom.runner.backends.variants import order
+from greenroom.runner.cli.devices import picture
 from greenroom.runner.devices.inventory import read
 from recorded_machine import recorded
 
@@ -24,18 +27,30 @@ MACHINES = Path(__file__).parents[1] / "devices" / "machines"
 
 def ranked_on(machine: Path, backend: str = "llama.cpp") -> tuple[RankedVariant, ...]:
     """The variants of a backend on a recorded machine."""
+    graphics, platform = played(machine)
+    return order(OWN[backend].on(platform).variants, graphics.lasting, platform)
+
+
+def played(machine: Path) -> tuple[Graphics, Platform]:
+    """What a recorded machine is found to be."""
     with tempfile.TemporaryDirectory() as folder:
         view = recorded(machine, Path(folder))
-        graphics = read(view).lasting
-    platform = Platform(
+        graphics = read(view)
+    return graphics, Platform(
         system=view.system,
         machine={"aarch64": "arm64"}.get(view.processor, view.processor),
         python=(3, 12),
         macos=(15, 0) if view.system == "darwin" else None,
         cuda=any(one.runtime("cuda") is not None for one in graphics.usable),
-        graphics=graphics,
+        graphics=graphics.lasting,
     )
-    return order(OWN[backend].on(platform).variants, graphics, platform)
+
+
+def devices_shown(name: str) -> str:
+    """What `greenroom devices` prints on a recorded machine that has no backend yet."""
+    graphics, platform = played(MACHINES / f"{name}.toml")
+    backends = [one.on(platform) for one in OWN.values()]
+    return picture(described(graphics, device_users(backends, graphics, platform)))
 
 
 def render() -> str:

@@ -18,6 +18,7 @@ import pytest
 from greenroom.actors.installer.events import InstallRequested
 from greenroom.actors.library.events import PullRequested
 from greenroom.actors.scheduler.events import ConfigChanged
+from greenroom.runner.daemon_lock import DaemonLock
 
 COMMANDS = (["why", "smollm2"], ["replay"], ["replay", "--step"], ["log"])
 
@@ -54,8 +55,10 @@ def test_why_says_when_no_daemon_runs_that_could_go_on(greenroom: Any, script: A
 
     assert told in greenroom("why", "smollm2").out
     assert told not in greenroom("why", "smollm2", "--journal", str(home)).out
-    (home / "daemon.lock").write_text(str(os.getpid()))
-    assert told not in greenroom("why", "smollm2").out
+    held = DaemonLock(home)
+    told_by_none = greenroom("why", "smollm2").out
+    held.release()
+    assert told not in told_by_none
 
 
 def test_why_says_that_the_next_daemon_goes_on_with_a_job(greenroom: Any, script: Any, home: Path) -> None:

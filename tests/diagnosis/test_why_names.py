@@ -149,3 +149,92 @@ def test_an_empty_journal_knows_the_backends_there_are(empty_script: Any) -> Non
     assert (found.state, found.cause) == ("absent", "never_asked")
     with pytest.raises(UnknownName):
         explain([], "smollm2", 0.0)
+
+
+# other names
+
+
+def test_an_event_tells_its_cause_and_what_came_of_it(script: Any) -> None:
+    request = script.request()
+    engine = script.load(request=request)
+
+    found = script.why("scheduler/2")
+
+    assert (found.kind, found.state, found.cause) == ("event", "stored", "load_admitted")
+    assert "Loading smollm2 on llama.cpp" in found.answer
+    assert found.also == (f"It was caused by request {request}.", "It led to 1 event.")
+    assert types(found) == ["load_admitted", "engine_start_requested"]
+    assert [one.command for one in found.remedies] == [
+        "greenroom why smollm2",
+        f"greenroom why {engine}",
+        "greenroom why llama.cpp",
+        f"greenroom replay --at {found.steps[0].seq}",
+    ]
+
+
+def test_a_process_is_its_engine_or_its_daemon(script: Any) -> None:
+    engine = script.load()
+
+    assert (script.why("4711").kind, script.why("4711").id) == ("engine", engine)
+    assert len(script.why("4711").steps) == len(script.why(engine).steps)
+    assert script.why("100").kind == "daemon"
+    with pytest.raises(UnknownName, match="Neither an engine nor a daemon in this journal was process 4712"):
+        script.why("4712")
+
+
+def test_a_job_tells_how_it_ended(script: Any) -> None:
+    found = script.why("llama.cpp.1")
+    assert (found.kind, found.state) == ("job", "done")
+    assert found.answer.startswith("Job llama.cpp.1 installs llama.cpp. It was requested at 12:00:00")
+
+    request = script.request()
+    script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"), cause=request)
+    script.add(PullCancelled(job="pull.9", reason="a client cancelled it"))
+    found = script.why("pull.9")
+    assert (found.state, found.cause) == ("failed", "cancelled")
+    assert f"by request {request} and was cancelled at" in found.answer
+    assert found.remedies[0].command == "greenroom why gemma3"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sha256:736d6f",
+        "736d6f6c6c6d32",
+        "poet",
+        "org/poet",
+        "hf.co/org/poet",
+        "why was poet unloaded",
+        "poet slow",
+    ],
+)
+def test_a_model_is_found_by_every_name_people_type(script: Any, name: str) -> None:
+    if "poet" in name:
+        reference = "huggingface.co/org/poet:Q4_K_M"
+        script.add(PullRequested(job="pull.9", reference=reference))
+        assert script.why(name).id == reference
+    else:
+        assert script.why(name).id == SMOLLM2
+
+
+@pytest.mark.parametrize(("name", "kind"), [("server", "daemon"), ("Queue", "queue"), ("ledger", "memory")])
+def test_what_there_is_one_of_has_a_name(script: Any, name: str, kind: str) -> None:
+    assert script.why(name).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "advice"),
+    [
+        ("gemma3", "gemma3 is not here, and was never fetched.", "To fetch it: greenroom pull gemma3"),
+        ("scheduler/99", "There is no event scheduler/99: the last of scheduler is scheduler/3.", ""),
+        ("00aabbccdd-7", "Nothing is known of engine 00aabbccdd-7.", "To see the latest: greenroom ps --all"),
+        ("mlx.7", "Nothing is known of job mlx.7.", ""),
+    ],
+)
+def test_a_name_that_nothing_has_is_told_with_what_to_do(
+    script: Any, name: str, sentence: str, advice: str
+) -> None:
+    script.evict(script.load(), "idle", idle_seconds=300.0)
+    with pytest.raises(UnknownName) as raised:
+        script.why(name, backends={"mlx": ""})
+    assert (str(raised.value), raised.value.advice) == (sentence, advice)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +27,8 @@ from greenroom.runner.units import format_size
 
 if TYPE_CHECKING:
     from greenroom.actors.journal.reader import JournalReader
+    from greenroom.runner.diagnosis.live import Live
     from greenroom.runner.diagnosis.replay import Snapshot, Walk
-    from greenroom.runner.record.row import Row
 
 
 @click.command("log")
@@ -155,21 +154,27 @@ _NEEDS_A_DAEMON = (
 )
 _JOBS = "installing waiting_to_retry pulling".split()
 _DOWN = "The daemon is not running; this was the state when it ended."
+_TOPICS = ("daemon", "memory", "queue", "requests")
 _GOES_ON = "The next daemon resumes what was requested by a command."
 
 
 @click.command("why")
-@click.argument("name", type=OneOf(model_names, backend_names, engine_ids, lambda: ("daemon",)))
+@click.argument("name", nargs=-1, type=OneOf(model_names, backend_names, engine_ids, lambda: _TOPICS))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with bytes and seconds.")
 @journal_option
 @click.pass_context
-def why_command(ctx: click.Context, name: str, as_json: bool, journal: Path | None) -> int:
-    """Explain the state of NAME: a model, a backend, an engine, a request (`r-…`), or `daemon`.
+def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journal: Path | None) -> int:
+    """Explain the state of NAME; without one, all that is not well.
+
+    NAME is a model, a backend, an engine or its process, a request (`r-…`), an event (`scheduler/8`), a job,
+    a client, or one of `daemon`, `queue`, `memory` and `requests`.
 
     Shows why it is not loaded, was unloaded, is slow, was refused, failed or uses this backend; the events
-    that led to it, with the numbers that decided; and commands that would change it. Needs no daemon.
+    that led to it, with the numbers that decided; and commands that would change it. Needs no daemon, but
+    only a running one knows who waits and how far jobs are.
     """
     from greenroom.runner.diagnosis.explain import UnknownName, explain
+    from greenroom.runner.diagnosis.explanation import WIDTH
     from greenroom.runner.record.table import recorded_in
 
     now = time.time()
@@ -179,35 +184,37 @@ def why_command(ctx: click.Context, name: str, as_json: bool, journal: Path | No
         try:
             # What happened on another machine has nothing to do with what this one can run.
             known = _backends() if journal is None else {}
-            live = _live_row(ctx, name) if journal is None else {}
-            with recorded_in(path.parent, live) as recorded:
-                found = explain(_noting(reader.read(), damage), name, now, backends=known, recorded=recorded)
+            live = _live(ctx) if journal is None else None
+            running = {one.id: one for one in live.requests} if live is not None else {}
+            with recorded_in(path.parent, running) as recorded:
+                found = explain(
+                    _noting(reader.read(), damage),
+                    " ".join(name),
+                    now,
+                    backends=known,
+                    recorded=recorded,
+                    rows=recorded.latest,
+                    live=live,
+                )
         except UnknownName as error:
             if damage:
                 raise damage[0] from error
-            advice = "" if error.near else "Try: greenroom list, ps, backends, requests."
-            raise Problem(str(error), advice) from error
-        if journal is None and found.state in _NEEDS_A_DAEMON and not _runs(path.parent):
+            raise Problem(str(error), error.advice) from error
+        if live is not None and not live.running and found.state in _NEEDS_A_DAEMON:
             then = f"{_DOWN} {_GOES_ON}" if found.state in _JOBS else _DOWN
             found = msgspec.structs.replace(found, notices=(*found.notices, then))
-        click.echo(msgspec.json.encode(found).decode() if as_json else found.text(now))
+        if as_json:
+            click.echo(msgspec.json.encode(found).decode())
+        else:
+            click.echo(found.text(now, width=terminal_width() or WIDTH))
     return exit_codes.JOURNAL if damage else exit_codes.OK
 
 
-def _live_row(ctx: click.Context, name: str) -> Mapping[str, Row]:
-    """A request as the daemon knows it, which may be under way; nothing for other names."""
-    from greenroom.runner.cli.client import DaemonRefused
-    from greenroom.runner.cli.connect import find
-    from greenroom.runner.record.row import ID, Row
+def _live(ctx: click.Context) -> Live | None:
+    """What the daemon says, if there is one; anything that is odd about it must not hide what is stored."""
+    from greenroom.runner.cli.live import live_facts
 
-    name = name if name.startswith("r-") else f"r-{name}"
-    if not ID.fullmatch(name) or (daemon := find(settings_of(ctx))) is None:
-        return {}
-    try:
-        return {name: msgspec.convert(daemon.client().get(f"/requests/{name}"), Row)}
-    except DaemonRefused:
-        # It is not in the record, or none is kept: the journal may know it.
-        return {}
+    return live_facts(settings_of(ctx))
 
 
 def _noting(records: Iterable[Record], damage: list[JournalDamaged]) -> Iterator[Record]:
@@ -217,17 +224,6 @@ def _noting(records: Iterable[Record], damage: list[JournalDamaged]) -> Iterator
     except JournalDamaged as error:
         damage.append(error)
         raise
-
-
-def _runs(home: Path) -> bool:
-    """Whether a daemon holds the data directory, as far as can be told without disturbing it."""
-    try:
-        os.kill(int((home / "daemon.lock").read_text("utf-8")), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _backends() -> Mapping[str, str]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.explanation import FIRST, LAST, Explanation, Step
 from greenroom.runner.diagnosis.history import Happening, History
+from greenroom.runner.diagnosis.live import Live
+from greenroom.runner.diagnosis.live_facts import add_live
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.names import Meaning, UnknownName, meaning_of, shown_model
 from greenroom.runner.diagnosis.recorded_request import Recorded, named
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import clock
 from greenroom.runner.diagnosis.why_backend import WhyBackend
+from greenroom.runner.diagnosis.why_clients import names_of_clients, why_requests
 from greenroom.runner.diagnosis.why_daemon import why_daemon
 from greenroom.runner.diagnosis.why_engine import why_engine
+from greenroom.runner.diagnosis.why_event import why_event, why_job
+from greenroom.runner.diagnosis.why_memory import why_memory, why_queue
 from greenroom.runner.diagnosis.why_model import why_model
+from greenroom.runner.diagnosis.why_overview import why_overview
 from greenroom.runner.diagnosis.why_request import why_request
 from greenroom.runner.record.row import ID, Row
 from greenroom.runner.units import format_duration
@@ -25,10 +31,16 @@ from greenroom.runner.units import format_duration
 __all__ = ["Explanation", "UnknownName", "explain"]
 
 _NONE: Mapping[str, str] = {}
+Rows = Callable[[], Sequence[Row]]
+"""The latest rows of the record of requests."""
 
 
 def _none_recorded(_: str) -> Row | None:
     return None
+
+
+def _no_rows() -> Sequence[Row]:
+    return ()
 
 
 def explain(
@@ -38,22 +50,26 @@ def explain(
     *,
     backends: Mapping[str, str] = _NONE,
     recorded: Recorded = _none_recorded,
+    rows: Rows = _no_rows,
+    live: Live | None = None,
 ) -> Explanation:
     """Why a model, backend, engine or request is as it is. A pure function of the events.
 
     Args:
         records: a journal from its first event on. Damage ends it, with a notice in the answer.
-        name: a model by any of its names, a backend, an engine or the beginning of its id, a request, or
-            `daemon`.
+        name: what is asked about, by any name that `names` knows; empty for all that is not well.
         now: wall-clock second that `5m ago` and `in 5m` are counted from.
         backends: those this Greenroom knows, with why this machine cannot run them (empty: it can). Leave it
             out for a journal of another machine.
         recorded: finds a request in the record of requests; leave it out where there is none.
+        rows: the latest requests in that record.
+        live: what the daemon of this journal says, or that it does not run; None if that is not known.
 
     Raises:
-        UnknownName: with similar names.
+        UnknownName: with similar names, or what to do.
     """
-    return answer(History(name.strip()).read(records), name, now, backends=backends, recorded=recorded)
+    history = History(name).read(records)
+    return answer(history, name, now, backends=backends, recorded=recorded, rows=rows, live=live)
 
 
 def answer(
@@ -63,14 +79,29 @@ def answer(
     *,
     backends: Mapping[str, str] = _NONE,
     recorded: Recorded = _none_recorded,
+    rows: Rows = _no_rows,
+    live: Live | None = None,
 ) -> Explanation:
     """Like `explain`, of a history that is read already; it must have been read for an engine's name."""
-    meaning = meaning_of(name, history, backends)
-    if meaning.kind == "request":
-        found = why_request(meaning.id, history, now, recorded(meaning.id))
-    else:
-        found = _find(meaning, history, now, backends)
-        found.also += _behind(found.steps, recorded, now)
+    meaning = meaning_of(name, history, backends, lambda: names_of_clients(rows()))
+    match meaning.kind:
+        case "request":
+            found = why_request(meaning.id, history, now, recorded(meaning.id))
+        case "requests" | "client":
+            found = why_requests(rows(), now, meaning.id)
+        case "queue":
+            found = why_queue(live)
+        case "memory":
+            found = why_memory(history, live)
+        case "event":
+            found = why_event(meaning.id, history, now, recorded)
+        case "overview":
+            found = why_overview(history, now, backends, live)
+        case _:
+            found = _find(meaning, history, now, backends, live)
+            found.also += _behind(found.steps, recorded, now)
+    if live is not None and live.running:
+        add_live(found, meaning, history, live)
     found.name = shown_model(meaning.id, history) if meaning.kind == "model" else meaning.id
     found.kind, found.id = meaning.kind, meaning.id
     found.steps, found.left_out = _worded(found.steps, history)
@@ -83,7 +114,9 @@ def answer(
     return found
 
 
-def _find(meaning: Meaning, history: History, now: float, backends: Mapping[str, str]) -> Explanation:
+def _find(
+    meaning: Meaning, history: History, now: float, backends: Mapping[str, str], live: Live | None
+) -> Explanation:
     match meaning.kind:
         case "model":
             return why_model(ModelHistory(meaning.id, history, now, backends))
@@ -92,7 +125,9 @@ def _find(meaning: Meaning, history: History, now: float, backends: Mapping[str,
         case "engine":
             return why_engine(meaning.id, history, now)
         case "daemon":
-            return why_daemon(history, now)
+            return why_daemon(history, now, live)
+        case "job":
+            return why_job(meaning.id, history, now)
     raise AssertionError(meaning.kind)
 
 

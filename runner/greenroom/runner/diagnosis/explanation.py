@@ -10,13 +10,27 @@ import msgspec
 
 from greenroom.runner.diagnosis.times import clock
 
-Kind = Literal["model", "backend", "engine", "request", "daemon"]
+Kind = Literal[
+    "model",
+    "backend",
+    "engine",
+    "request",
+    "event",
+    "job",
+    "client",
+    "daemon",
+    "queue",
+    "memory",
+    "requests",
+    "overview",
+]
 
 FIRST, LAST = 4, 14
 """Steps shown of a long chain."""
 _WORDS = 12
 """Lines shown of a program's output."""
-_WIDTH = 110
+WIDTH = 110
+"""Characters of a line where there is no terminal."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,7 +90,7 @@ class Explanation(msgspec.Struct, kw_only=True, omit_defaults=True):
     as_of: float = 0.0
     """When the last event of the journal was stored."""
 
-    def text(self, now: float, *, width: int = _WIDTH) -> str:
+    def text(self, now: float, *, width: int = WIDTH) -> str:
         """Plain text, in lines of at most `width` characters."""
         parts = ["\n".join(_wrapped(self.answer, width))]
         if self.also:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from greenroom.actors.daemon_log import DAEMON, DaemonState
+from greenroom.actors.daemon_log import DAEMON, DaemonStarted, DaemonState
 from greenroom.actors.engine_runner.core import RunnerState
+from greenroom.actors.engine_runner.events import EngineAdopted, EngineSpawned
 from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.installer.state import BackendInstallState, InstallerState
@@ -29,6 +30,8 @@ from greenroom.runner.diagnosis.explanation import Step
 from greenroom.runner.diagnosis.replay import Replay, Snapshot
 
 E = TypeVar("E", bound=Event)
+K = TypeVar("K")
+V = TypeVar("V")
 
 _LIBRARY, _DAEMON = str(LIBRARY), str(DAEMON)
 _KEPT = 600
@@ -212,7 +215,7 @@ def _texts(fields: Mapping[str, Any], name: str) -> list[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
-def _remember(into: OrderedDict[str, Any], key: str, value: Any) -> None:
+def _remember(into: OrderedDict[K, V], key: K, value: V) -> None:
     if key not in into and len(into) >= _ENGINES_AND_JOBS:
         into.popitem(last=False)
     into[key] = value
@@ -239,7 +242,7 @@ class History:
     """Reads a journal for one question."""
 
     def __init__(self, asked: str) -> None:
-        """`asked` is the name in the question: all events of engines and requests of that name are kept."""
+        """`asked` is the question: all events are kept of the engines, requests and jobs that it names."""
         self.subjects = Subjects()
         self.models: dict[str, deque[Happening]] = {}
         """By id."""
@@ -252,6 +255,16 @@ class History:
         """engine → its events, for engines whose id starts with the name in the question."""
         self.requests: OrderedDict[str, list[Happening]] = OrderedDict()
         """request → what it caused directly."""
+        self.asked: dict[str, Happening] = {}
+        """Events whose ids are in the question."""
+        self.led_to: dict[str, list[Happening]] = {}
+        """What these caused directly."""
+        self.jobs: dict[str, list[Happening]] = {}
+        """job → its events, for jobs that the question names."""
+        self.pids: OrderedDict[int, str] = OrderedDict()
+        """Process id → the last engine that had it; empty for a daemon."""
+        self.versions: dict[str, int] = {}
+        """stream → the version of its last event."""
         self.daemons: deque[Happening] = deque(maxlen=_KEPT)
         self.faults: deque[Happening] = deque(maxlen=_KEPT)
         """Commands that actors failed on."""
@@ -259,7 +272,8 @@ class History:
         self.first: Record | None = None
         self.last: Record | None = None
         self.count = 0
-        self._asked = asked
+        words = tuple(asked.split())
+        self._asked = (*words, *(f"r-{one}" for one in words))
         self._replay = Replay()
         self._is_sound = True
 
@@ -315,13 +329,24 @@ class History:
         """The latest events of a model, its engines' included."""
         return self.models.get(model, deque())
 
+    def events_of_engine(self, engine_id: str) -> list[Happening]:
+        """All of them where the question names it, else the latest."""
+        if engine_id in self.named:
+            return self.named[engine_id]
+        model = self.subjects.engine(engine_id)[0]
+        return [one for one in self.events_of(model) if one.about.engine == engine_id]
+
     def caused_by(self, request: str) -> list[Happening]:
         return self.requests.get(request, [])
 
     def kept(self) -> dict[int, Happening]:
         """Every event that is still held, by its number."""
-        by_subject = (self.models, self.pulls, self.backends, self.named, self.requests)
-        shelves = [self.daemons, self.faults, *(shelf for one in by_subject for shelf in one.values())]
+        by_subject = (
+            *(self.models, self.pulls, self.backends, self.named, self.requests),
+            *(self.led_to, self.jobs),
+        )
+        shelves = [self.daemons, self.faults, self.asked.values()]
+        shelves += (shelf for one in by_subject for shelf in one.values())
         return {one.record.seq: one for shelf in shelves for one in shelf}
 
     # reading
@@ -347,6 +372,9 @@ class History:
     def _file(self, happening: Happening) -> None:
         record, event, about = happening
         stream, cause, engine = record.stream, record.cause, about.engine
+        self.versions[stream] = record.version
+        if self._asked:
+            self._note_asked(happening)
         for model in about.models:
             _shelf(self.models, model).append(happening)
         for backend in about.backends:
@@ -362,6 +390,17 @@ class History:
             self._note_engine(engine, happening)
         if cause and "/" not in cause:
             self._note_request(cause, happening)
+        if isinstance(event, EngineSpawned | EngineAdopted | DaemonStarted):
+            _remember(self.pids, event.pid, engine)
+
+    def _note_asked(self, happening: Happening) -> None:
+        record, job = happening.record, happening.about.job
+        if record.id in self._asked:
+            self.asked[record.id] = happening
+        if record.cause in self._asked:
+            self.led_to.setdefault(record.cause, []).append(happening)
+        if job in self._asked:
+            self.jobs.setdefault(job, []).append(happening)
 
     def _note_engine(self, engine: str, happening: Happening) -> None:
         if engine not in self.engines:
@@ -378,7 +417,7 @@ class History:
             return
         self.requests[request] = [happening]
         if len(self.requests) > _REQUESTS:
-            del self.requests[next(one for one in self.requests if one != self._asked)]
+            del self.requests[next(one for one in self.requests if one not in self._asked)]
 
     def _state(self, address: Address, otherwise: Any) -> Any:
         state = self._replay.snapshot.states.get(address)

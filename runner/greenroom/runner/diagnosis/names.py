@@ -1,9 +1,10 @@
-"""What a name in a question means."""
+"""What a question is about: `why is poet unloaded`, `why scheduler/8`, `why 4711`, or nothing at all."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from greenroom.runner.diagnosis.explanation import Kind
@@ -19,41 +20,86 @@ from greenroom.runner.models.references import (
 from greenroom.runner.record.row import ID
 
 _SHORTEST_PREFIX = 4
+_SHORTEST_ID = 6
+"""Hexadecimal digits of a model's id."""
+_ENGINE = re.compile(r"[0-9a-f]{6,}-\d+")
+_HEX = re.compile(r"[0-9a-f]+")
+_JOB = re.compile(r"[a-z][a-z0-9.-]*\.\d+")
+_FILLERS = frozenset(
+    "why is was are were did does do has not the a an my model backend engine request".split()
+)
+_TOPICS: Mapping[str, Kind] = {
+    **dict.fromkeys(("daemon", "greenroom", "server"), "daemon"),
+    "queue": "queue",
+    **dict.fromkeys(("memory", "ledger"), "memory"),
+    "requests": "requests",
+}
+
+Clients = Callable[[], Collection[str]]
+"""The names of the clients in the record of requests."""
 
 
 class UnknownName(LookupError):
-    """Nothing in the journal has this name; `near` are some that look like it."""
+    """Nothing in the journal has this name; `near` are some that look like it, `advice` what to do."""
 
-    def __init__(self, name: str, near: Collection[str], message: str = "") -> None:
+    def __init__(self, name: str, near: Collection[str], message: str = "", advice: str = "") -> None:
         name = shown(name)
         hint = f" Did you mean {_either(near)}?" if near else ""
         super().__init__(message or f'The journal has no model, backend, engine or request "{name}".{hint}')
         self.name = name
         self.near = tuple(near)
+        self.advice = advice
 
 
 class Meaning(NamedTuple):
     kind: Kind
     id: str
-    """Of a model that was never stored: its reference."""
+    """Of a model that was never stored: its reference. Empty for what there is one of."""
 
 
-def meaning_of(name: str, history: History, backends: Mapping[str, str]) -> Meaning:
-    """What a name refers to.
+def no_clients() -> Collection[str]:
+    return ()
+
+
+def meaning_of(
+    question: str, history: History, backends: Mapping[str, str], clients: Clients = no_clients
+) -> Meaning:
+    """What a question is about: the first of its words that is a name. Nothing: all there is.
+
+    Raises UnknownName.
+    """
+    words = question.split()
+    names = [one for one in words if one.lower() not in _FILLERS] or words
+    if not names:
+        return Meaning("overview", "")
+    for name in names:
+        if (found := _known(name, history, backends, clients)) is not None:
+            return found
+    raise _unknown(names[0], history, backends)
+
+
+def _known(name: str, history: History, backends: Mapping[str, str], clients: Clients) -> Meaning | None:
+    """What one name refers to; None if nothing has it.
 
     1. A backend, by its name: one the journal or this Greenroom knows.
-    2. An engine, by its id or the beginning of it.
+    2. An event, a job or an engine, by its id.
     3. A request, by its id, with or without its first letter.
     4. A stored model, by any of its names.
     5. A model that was stored or requested earlier.
-    6. The daemon.
+    6. An engine or a model by the beginning of its id.
+    7. A process.
+    8. The daemon, its queue, its memory, its requests.
+    9. A client.
 
-    Raises UnknownName with names that are near.
+    Raises UnknownName for a name that means several.
     """
-    name = name.strip()
     if name in history.backends or name in backends:  # 1
         return Meaning("backend", name)
-    if name in history.named:  # 2
+    if name in history.asked:  # 2
+        return Meaning("event", name)
+    if name in history.jobs:
+        return Meaning("job", name)
+    if name in history.named:
         return Meaning("engine", name)
     if name in history.requests:  # 3
         return Meaning("request", name)
@@ -67,21 +113,57 @@ def meaning_of(name: str, history: History, backends: Mapping[str, str]) -> Mean
         model = None
     if model is not None:
         return Meaning("model", model.id)
-    for reference in _references(name):  # 5
+    if earlier := _earlier(name, history):  # 5
+        return Meaning("model", earlier)
+    if shortened := _shortened(name, history):  # 6
+        return shortened
+    if name.isdecimal() and int(name) in history.pids:  # 7
+        engine = history.pids[int(name)]
+        return Meaning("engine", engine) if engine else Meaning("daemon", "daemon")
+    if topic := _TOPICS.get(name.lower()):  # 8
+        return Meaning(topic, "daemon" if topic == "daemon" else "")
+    return Meaning("client", name) if name in clients() else None  # 9
+
+
+def _earlier(name: str, history: History) -> str:
+    """The id, or else the reference, of a model that once had this name or was to be pulled by it."""
+    for reference in _references(name):
         if reference in history.subjects.names:
-            return Meaning("model", history.subjects.names[reference])
+            return history.subjects.names[reference]
         if reference in history.pulls:
-            return Meaning("model", reference)
+            return reference
     if name in history.models:
-        return Meaning("model", name)
-    if len(name) >= _SHORTEST_PREFIX and history.named:
-        if len(history.named) > 1:
-            several = ", ".join(list(history.named)[-5:])
+        return name
+    # The newest that has it as its last part, or without a tag.
+    called = name.lower().replace("hf.co/", "huggingface.co/", 1)
+    for reference in reversed((*history.pulls, *history.subjects.names)):
+        if _is_short_for(called, familiar(reference).lower()):
+            return history.subjects.names.get(reference, reference)
+    return ""
+
+
+def _is_short_for(name: str, whole: str) -> bool:
+    """`poet` and `org/poet` for `hf.co/org/poet:Q4_K_M`."""
+    return any(f"/{one}".endswith(f"/{name}") for one in (whole, whole.rpartition(":")[0]))
+
+
+def _shortened(name: str, history: History) -> Meaning | None:
+    if len(name) >= _SHORTEST_PREFIX:
+        engines = [one for one in history.named if one.startswith(name)]
+        if len(engines) > 1:
+            several = ", ".join(engines[-5:])
             raise UnknownName(name, (), f'Several engines start with "{shown(name)}": {several}.')
-        return Meaning("engine", next(iter(history.named)))
-    if name in ("daemon", "greenroom"):  # 6
-        return Meaning("daemon", "daemon")
-    raise UnknownName(name, _near(name, history, backends))
+        if engines:
+            return Meaning("engine", engines[0])
+    digits = name.removeprefix("sha256:")
+    if len(digits) < _SHORTEST_ID or not _HEX.fullmatch(digits):
+        return None
+    models = dict.fromkeys((*history.library.models, *history.models))
+    fitting = [one for one in models if one.removeprefix("sha256:").startswith(digits)]
+    if len(fitting) > 1:
+        several = ", ".join(f"{shown_model(one, history)} ({one[7:19]})" for one in fitting[-5:])
+        raise UnknownName(name, (), f'Several models have ids that start with "{shown(name)}": {several}.')
+    return Meaning("model", fitting[0]) if fitting else None
 
 
 def shown_model(model_id: str, history: History) -> str:
@@ -105,9 +187,38 @@ def _references(name: str) -> list[str]:
     return [name, str(reference), reference.stored_tag]
 
 
+def _unknown(name: str, history: History, backends: Collection[str]) -> UnknownName:
+    """What there is to say of a name that nothing has."""
+    stream, _, version = name.rpartition("/")
+    if version.isdecimal() and stream in history.versions:
+        last = history.versions[stream]
+        return UnknownName(
+            name, (), f"There is no event {shown(name)}: the last of {stream} is {stream}/{last}."
+        )
+    if name.isdecimal():
+        return UnknownName(
+            name, (), f"Neither an engine nor a daemon in this journal was process {shown(name)}."
+        )
+    if _JOB.fullmatch(name) and name.rpartition(".")[0] in (*backends, *history.backends, "pull"):
+        return UnknownName(name, (), f"Nothing is known of job {shown(name)}.")
+    if near := _near(name, history, backends):
+        return UnknownName(name, near)
+    if _ENGINE.fullmatch(name):
+        return UnknownName(
+            name, (), f"Nothing is known of engine {shown(name)}.", "To see the latest: greenroom ps --all"
+        )
+    try:
+        called = familiar(str(Reference.parse(name)))
+    except BadReference:
+        return UnknownName(name, ())
+    return UnknownName(
+        name, (), f"{called} is not here, and was never fetched.", f"To fetch it: greenroom pull {called}"
+    )
+
+
 def _near(name: str, history: History, backends: Collection[str]) -> list[str]:
     known = {familiar(one) for one in (*history.subjects.names, *history.pulls)}
-    known |= {*history.backends, *backends, *history.engines, *history.requests}
+    known |= {*history.backends, *backends, *history.engines, *history.requests, *_TOPICS}
     return difflib.get_close_matches(familiar(name), sorted(known), n=3, cutoff=0.6)
 
 

@@ -1,4 +1,4 @@
-"""Whether the daemon runs, according to its journal, and how earlier daemons ended."""
+"""Whether the daemon runs, how earlier daemons ended, and what is new about its settings."""
 
 from __future__ import annotations
 
@@ -9,54 +9,92 @@ from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped, DevicesCha
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop
 from greenroom.runner.diagnosis.history import History, latest
+from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.sentences import OUR_ACTORS
 from greenroom.runner.diagnosis.times import moment
 
+_TO_START = Remedy(aim="To start it", command="greenroom serve")
+_REPORT = "Please report it and attach the file that greenroom bundle writes."
 
-def why_daemon(history: History, now: float) -> Explanation:
-    """The last start or stop decides."""
-    told = list(history.daemons)
-    daemons = [one for one in told if not isinstance(one.event, DevicesChanged)]
-    started, stopped = latest(daemons, DaemonStarted), latest(daemons, DaemonStopped)
+
+def why_daemon(history: History, now: float, live: Live | None) -> Explanation:
+    """What runs now, if that is known; else the last start or stop decides."""
+    daemons = [one for one in history.daemons if not isinstance(one.event, DevicesChanged)]
     killed = sum(
         isinstance(one.event, DaemonStarted) and isinstance(following.event, DaemonStarted)
         for one, following in itertools.pairwise(daemons)
     )
-    found = Explanation(
-        state="stopped",
-        cause="never_started",
-        answer="No daemon has ever run on this journal.",
-        numbers={"starts": float(history.daemon.starts), "killed": float(killed)},
-        steps=tuple(one.step for one in (*told[-8:], *list(history.faults)[-4:])),
-        remedies=(Remedy(aim="To start it", command="greenroom serve"),),
-    )
-    parked = [one.event for one in history.faults if isinstance(one.event, CommandParked)]
-    ours = sum(one.actor.partition("/")[0] in OUR_ACTORS for one in parked)
+    found = present(history, now, live)
+    found.numbers |= {"starts": float(history.daemon.starts), "killed": float(killed)}
+    found.steps = tuple(one.step for one in (*list(history.daemons)[-8:], *list(history.faults)[-4:]))
+    ours = parked(history)
     if ours:
-        report = "Please report it and attach the file that greenroom bundle writes."
-        found.also = (f"{counted(ours, 'command')} failed because of a bug in Greenroom. {report}",)
-    found.also = (*found.also, *_devices(history))
-    if started is None:
-        return found
-    if stopped is not None and stopped[0].record.seq > started[0].record.seq:
-        found.cause = "stopped"
-        at, reason = moment(stopped[0].at, now), full_stop(stopped[1].reason)
-        found.answer = f"Greenroom is not running: it shut down cleanly at {at}: {reason}"
-        return found
-    found.state, found.cause = "running", "started"
-    found.answer = (
-        f"Greenroom {started[1].version} started at {moment(started[0].at, now)} as process "
-        f"{started[1].pid} and has not shut down since. If it is not running, it crashed or was killed."
-    )
-    found.remedies = (Remedy(aim="To see whether it is running", command="greenroom status"),)
-    before = daemons[daemons.index(started[0]) - 1] if daemons[0] is not started[0] else None
-    if before is not None and isinstance(before.event, DaemonStarted):
-        found.cause = "after_a_kill"
-        found.answer += " The previous daemon did not shut down cleanly: it crashed or was killed."
+        found.also += (f"{counted(ours, 'command')} failed because of a bug in Greenroom. {_REPORT}",)
+    found.also += tuple(devices(history))
     return found
 
 
-def _devices(history: History) -> Iterator[str]:
+def present(history: History, now: float, live: Live | None) -> Explanation:
+    """Whether it runs, in a sentence or two."""
+    daemons = [one for one in history.daemons if not isinstance(one.event, DevicesChanged)]
+    started, stopped = latest(daemons, DaemonStarted), latest(daemons, DaemonStopped)
+    if started is None:
+        return Explanation(
+            state="stopped",
+            cause="never_started",
+            answer="No daemon has ever run on this journal.",
+            remedies=(_TO_START,),
+        )
+    before = daemons[daemons.index(started[0]) - 1] if daemons[0] is not started[0] else None
+    after_a_kill = before is not None and isinstance(before.event, DaemonStarted)
+    ended_before = (
+        " The previous daemon did not shut down cleanly: it crashed or was killed." if after_a_kill else ""
+    )
+    began, pid = moment(started[0].at, now), started[1].pid
+    found = Explanation(state="stopped", cause="stopped", remedies=(_TO_START,))
+    if stopped is not None and stopped[0].record.seq > started[0].record.seq:
+        at, reason = moment(stopped[0].at, now), full_stop(stopped[1].reason)
+        found.answer = f"Greenroom is not running: it shut down cleanly at {at}: {reason}"
+    elif live is None:
+        found.state, found.cause = "running", "after_a_kill" if after_a_kill else "started"
+        found.answer = (
+            f"Greenroom {started[1].version} started at {began} as process {pid} and has not shut down "
+            f"since. If it is not running, it crashed or was killed.{ended_before}"
+        )
+        found.remedies = (Remedy(aim="To see whether it is running", command="greenroom status"),)
+    elif not live.running:
+        found.cause = "killed"
+        last = history.last.at if history.last is not None else started[0].at
+        found.answer = (
+            f"Greenroom is not running: process {pid} was killed or crashed after {moment(last, now)}, when "
+            "it stored its last event."
+        )
+        found.remedies = (_TO_START, Remedy(aim="To read its log", command="greenroom logs"))
+    elif live.silence:
+        found.state, found.cause = "silent", "does_not_answer"
+        found.answer = live.silence
+        found.remedies = (Remedy(aim="To read its log", command="greenroom logs"),)
+    else:
+        found.state, found.cause = "running", "after_a_kill" if after_a_kill else "started"
+        found.answer = (
+            f"Greenroom {started[1].version} has been running since {began} as process "
+            f"{live.pid or pid}.{ended_before}"
+        )
+        if live.problem:
+            found.state, found.cause = "not_ready", "not_ready"
+            found.answer += f" It is not ready: {full_stop(live.problem)}"
+        found.remedies = (Remedy(aim="To see its jobs and backends", command="greenroom status"),)
+    return found
+
+
+def parked(history: History) -> int:
+    """Commands that our own actors failed on, since the daemon last started."""
+    since = history.daemon.started_at
+    events = [one.event for one in history.faults if one.at >= since]
+    return sum(isinstance(one, CommandParked) and one.actor.partition("/")[0] in OUR_ACTORS for one in events)
+
+
+def devices(history: History) -> Iterator[str]:
     """What is wrong with the graphics devices, as they were last seen."""
     for one in history.daemon.devices:
         if one.problem is not None:

@@ -85,7 +85,7 @@ def _tell_state(found: Explanation, engine: EngineHistory, name: str, now: float
 
 
 def _engine(engine_id: str, model: str, history: History) -> EngineHistory:
-    own = history.named.get(engine_id, [])
+    own = history.events_of_engine(engine_id)
     # The choice of its backend names no engine; it is stored just before the decision to load.
     before = {one.record.seq: one for one in history.events_of(model)}
     chosen: list[Happening] = [

@@ -88,6 +88,7 @@ class DaemonRoutes:
         """The same answer as `greenroom why NAME --json`, from the journal this daemon writes."""
         # Asked rarely, and more to import than most of a front context.
         from greenroom.runner.diagnosis.explain import Explanation, UnknownName, explain
+        from greenroom.runner.http.live import live_facts
         from greenroom.runner.record.table import recorded_in
 
         greenroom = self._context.greenroom
@@ -95,18 +96,27 @@ class DaemonRoutes:
         known = self._context.verdicts
 
         record = self._context.record
-        running = {row.id: row for row in record.running()}
+        live = await live_facts(self._context)
+        running = {row.id: row for row in live.requests}
 
         def read() -> Explanation:
             # In a thread: the whole journal is read, which takes a second for a million events.
             with recorded_in(record.path.parent, running) as recorded:
                 events = greenroom.system.journal.read()
-                return explain(events, name, time.time(), backends=known, recorded=recorded)
+                return explain(
+                    events,
+                    name,
+                    time.time(),
+                    backends=known,
+                    recorded=recorded,
+                    rows=recorded.latest,
+                    live=live,
+                )
 
         await record.written()
         try:
             async with self._one_at_a_time:
                 found = await asyncio.to_thread(read)
         except UnknownName as error:
-            raise HttpRefusal(404, "unknown_name", str(error), param="name") from None
+            raise HttpRefusal(404, "unknown_name", str(error), advice=error.advice, param="name") from None
         return encoded(found)

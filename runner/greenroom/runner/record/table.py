@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -280,25 +281,43 @@ class RecordReader:
             raise NotUsable(f"The record of requests {self._path} cannot be read: {error}.") from error
 
 
-@contextlib.contextmanager
-def recorded_in(home: Path, running: Mapping[str, Row] = _NONE) -> Iterator[Callable[[str], Row | None]]:
+@dataclass(frozen=True)
+class Recorded:
     """Finds rows by id: of requests that are `running`, and of those in the record, if it can be read."""
+
+    running: Mapping[str, Row]
+    reader: RecordReader | None
+
+    def __call__(self, request_id: str) -> Row | None:
+        if (found := self.running.get(request_id)) is not None or self.reader is None:
+            return found
+        try:
+            return self.reader.row(request_id)
+        except NotUsable as error:
+            _log.warning("%s", error)
+            return None
+
+    def latest(self) -> list[Row]:
+        """The last ones, the oldest first, and behind them those that are running."""
+        try:
+            found = self.reader.rows(RowFilter()) if self.reader is not None else []
+        except NotUsable as error:
+            _log.warning("%s", error)
+            found = []
+        return [*found, *self.running.values()]
+
+
+@contextlib.contextmanager
+def recorded_in(home: Path, running: Mapping[str, Row] = _NONE) -> Iterator[Recorded]:
+    """The record in a data directory, which may have none."""
     with contextlib.ExitStack() as stack:
         try:
             reader = stack.enter_context(RecordReader(home))
         except (FileNotFoundError, NotUsable) as error:
             _log.debug("%s", error)
-            yield running.get
+            yield Recorded(running, None)
             return
-
-        def find(request_id: str) -> Row | None:
-            try:
-                return running.get(request_id) or reader.row(request_id)
-            except NotUsable as error:
-                _log.warning("%s", error)
-                return None
-
-        yield find
+        yield Recorded(running, reader)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -107,7 +107,10 @@ OPERATIONS = {
     ),
     "GET /why/{name}": Operation(
         summary="Explain the state of a model, backend, engine or request",
-        path={"name": "A model, a backend, or the id of an engine or request. It may contain slashes."},
+        path={
+            "name": "A model, a backend, a client, the id of an engine, request, event, job or process; or "
+            "`daemon`, `queue`, `memory`, `requests`. It may contain slashes."
+        },
         answers={200: Returns("The explanation.", Explanation)},
         errors=frozenset({404}),
     ),

@@ -1,0 +1,66 @@
+"""What the daemon of a data directory says now, for `why`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from greenroom.actors.scheduler.messages import LedgerReading
+from greenroom.runner.cli.client import Client, DaemonRefused, Gone
+from greenroom.runner.cli.connect import Unresponsive, find, is_on_this_machine
+from greenroom.runner.cli.display import describe
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.config import Settings
+from greenroom.runner.daemon_lock import holder_of
+from greenroom.runner.diagnosis.live import DOWN, Live
+from greenroom.runner.record.row import Row
+
+_PATIENCE = 1.5
+"""Seconds for its first answer."""
+_WITHIN = 3.0
+"""Seconds for each of the others."""
+
+
+def live_facts(settings: Settings) -> Live | None:
+    """None if these settings mean a daemon on another machine, whose journal is not the one here."""
+    if settings.host and not is_on_this_machine(settings.host):
+        return None
+    try:
+        daemon = find(settings, patience=_PATIENCE)
+    except Unresponsive as silent:
+        return Live(pid=silent.holder.pid, silence=f"{silent.message} {silent.advice}")
+    except Problem as odd:
+        # Something else answers at its address: then its lock tells whether it runs.
+        holder = holder_of(settings.home)
+        return DOWN if holder is None else Live(pid=holder.pid, silence=f"{odd.message} {odd.advice}")
+    if daemon is None:
+        return DOWN
+    if Path(daemon.home).resolve() != settings.home.resolve():
+        return None
+    client, ledger, problem = daemon.client(), None, ""
+    try:
+        try:
+            ledger = msgspec.convert(client.get("/engines/ledger", timeout=_WITHIN), LedgerReading)
+        except DaemonRefused as refused:
+            problem = refused.message
+        jobs = client.get("/jobs", timeout=_WITHIN) or ()
+        requests = _requests(client)
+    except Gone as gone:
+        return Live(pid=daemon.pid, silence=str(gone))
+    return Live(
+        pid=daemon.pid,
+        problem=problem,
+        ledger=ledger,
+        jobs={str(one["job"]): describe(one) for one in jobs},
+        requests=requests,
+    )
+
+
+def _requests(client: Client) -> tuple[Row, ...]:
+    try:
+        rows = client.get("/requests?status=running", timeout=_WITHIN) or ()
+    except DaemonRefused:
+        # None are recorded.
+        return ()
+    return tuple(msgspec.convert(one, Row) for one in rows)

@@ -1,0 +1,47 @@
+"""What only a running daemon knows: who waits, who is inside, how far jobs are. None of it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, QueueEntry
+from greenroom.runner.record.row import Row
+
+
+class Live(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon of the journal says now, or why it says nothing."""
+
+    running: bool = True
+    pid: int = 0
+    silence: str = ""
+    """Why it does not answer, as a sentence; empty if it does, or does not run."""
+    problem: str = ""
+    """Why it is not ready, as a sentence."""
+    ledger: LedgerReading | None = None
+    """None if its scheduler does not answer."""
+    jobs: Mapping[str, str] = {}
+    """The progress board's key of a job → how far it is, for people."""
+    requests: tuple[Row, ...] = ()
+    """Those under way."""
+
+    @property
+    def queue(self) -> tuple[QueueEntry, ...]:
+        return self.ledger.queue if self.ledger is not None else ()
+
+    def account(self, engine_id: str) -> EngineAccount | None:
+        engines = self.ledger.engines if self.ledger is not None else ()
+        return next((one for one in engines if one.engine_id == engine_id), None)
+
+    def inside(self, engine_id: str) -> tuple[Row, ...]:
+        """The requests that an engine answers, the oldest first."""
+        found = (one for one in self.requests if one.engine == engine_id and one.family != "management")
+        return tuple(sorted(found, key=lambda one: one.at))
+
+    def progress(self, key: str) -> str:
+        """How far a job is; empty if none of this key is running."""
+        return self.jobs.get(key, "")
+
+
+DOWN = Live(running=False)

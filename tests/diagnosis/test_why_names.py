@@ -225,7 +225,11 @@ def test_what_there_is_one_of_has_a_name(script: Any, name: str, kind: str) -> N
 @pytest.mark.parametrize(
     ("name", "sentence", "advice"),
     [
-        ("gemma3", "gemma3 is not here, and was never fetched.", "To fetch it: greenroom pull gemma3"),
+        (
+            "gemma3",
+            "gemma3 is not in the store, and was never fetched.",
+            "To fetch it: greenroom pull gemma3",
+        ),
         ("scheduler/99", "There is no event scheduler/99: the last of scheduler is scheduler/3.", ""),
         ("00aabbccdd-7", "Nothing is known of engine 00aabbccdd-7.", "To see the latest: greenroom ps --all"),
         ("mlx.7", "Nothing is known of job mlx.7.", ""),

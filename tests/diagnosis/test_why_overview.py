@@ -112,7 +112,7 @@ def test_without_a_name_everything_that_is_not_well_is_told_with_the_name_to_ask
     assert "4 things are not well:" in found.answer
     told = "\n".join(found.also)
     for part in (
-        f"- 1 request waits. Request {REQUEST} to poet from curl (process 4711) is 1st in the queue",
+        f"- 1 request waits. Request {REQUEST} to poet from curl (process 4711) is number 1 in the queue",
         "- mlx is not installed yet: retrying at ",
         "- smollm2 was refused at 12:00:07: smollm2 needs 9 GB.",
         "- The pull of gemma3 failed at 12:00:07: The index cannot be reached.",
@@ -160,7 +160,7 @@ def test_the_queue_is_told_in_order(script: Any) -> None:
 
     assert (found.state, found.cause) == ("waiting", "waiting_for_memory")
     assert found.answer.startswith("2 requests wait. Request r-0a1b2c3d-7 to smollm2")
-    assert "is 2nd in the queue after 7s: waiting for memory, behind smollm2." in found.also[0]
+    assert "is number 2 in the queue after 7s: waiting for memory, behind smollm2." in found.also[0]
     assert script.why("queue", live=live()).answer == "No request waits."
 
 
@@ -184,10 +184,8 @@ def test_memory_names_who_holds_it_and_who_takes_more(script: Any) -> None:
     found = script.why("memory", live=live(over))
 
     assert found.answer.startswith("444 MB of 8.00 GB are reserved for 1 engine, and 7.56 GB are free")
-    assert found.also == (
-        f"smollm2 holds 444 MB, uses 500 MB, pinned, 2 requests inside (engine {engine}). "
-        + "More than is reserved.",
-    )
+    holds = f"smollm2 holds 444 MB, uses 500 MB, pinned, 2 requests inside (engine {engine})."
+    assert found.also == (f"{holds} More than is reserved.",)
     assert "smollm2 uses 500 MB and has only 444 MB reserved." in script.why("", live=live(over)).also[0]
 
 
@@ -222,7 +220,7 @@ def test_a_model_that_waits_is_queued_whatever_happened_before(script: Any) -> N
 
     assert (found.state, found.cause) == ("queued", "waiting_for_memory")
     assert found.answer == (
-        f"smollm2 is not loaded yet. Request {REQUEST} to smollm2 from curl (process 4711) is 1st in the "
+        f"smollm2 is not loaded yet. Request {REQUEST} to smollm2 from curl (process 4711) is number 1 in the "
         "queue after 7s: waiting for memory: it needs 303 MB, 250 MB is free."
     )
     assert found.also[0] == "poet holds 444 MB and answers r-0a1b2c3d-3."
@@ -270,7 +268,7 @@ def test_a_request_tells_its_place(script: Any) -> None:
     row = inside("", 7, seconds=7.0)
     found = script.why(REQUEST, recorded={REQUEST: row}.get, live=live(queue=(entry(),), requests=(row,)))
     assert found.also[0].startswith(
-        f"Request {REQUEST} to smollm2 from curl (process 4711) is 1st in the queue"
+        f"Request {REQUEST} to smollm2 from curl (process 4711) is number 1 in the queue"
     )
     assert found.numbers["place"] == 1.0
 

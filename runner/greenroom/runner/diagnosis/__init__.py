@@ -3,9 +3,10 @@
 - `sentences`: one sentence for each event (`log`)
 - `filters`, `times`: which events, and from when to when
 - `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer
-- `why_backend`, `why_clients`, `why_daemon`, `why_engine`, `why_event`, `why_memory`, `why_model`, `why_pull`,
-  `why_request`: one module a subject; `why_overview`: all that is not well
-- `live`, `live_facts`: what only a running daemon knows, and how it is told
+- `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject
+- `why_clients`: requests; `why_event`: events and jobs; `why_memory`: memory and queue
+- `why_overview`: all that is not well
+- `live`, `live_facts`: what only a running daemon knows, and where it stands in an answer
 - `recorded_request`: what became of a request, from the record of requests
 - `stop_reasons`: why an engine stopped; `lost_devices`: whether its graphics device went away
 - `history`, `engine_history`, `model_history`: what the answers are read from

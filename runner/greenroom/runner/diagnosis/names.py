@@ -212,7 +212,10 @@ def _unknown(name: str, history: History, backends: Collection[str]) -> UnknownN
     except BadReference:
         return UnknownName(name, ())
     return UnknownName(
-        name, (), f"{called} is not here, and was never fetched.", f"To fetch it: greenroom pull {called}"
+        name,
+        (),
+        f"{called} is not in the store, and was never fetched.",
+        f"To fetch it: greenroom pull {called}",
     )
 
 

@@ -13,7 +13,7 @@ from greenroom.runner.units import format_short
 
 _DAY = 86_400.0
 _CAUSES = 5
-"""Reasons of refusals that are told."""
+"""Reasons of refusals that are shown."""
 _ENDS: Mapping[Ending, tuple[str, str]] = {
     "whole": ("was answered", "were answered"),
     "refused": ("was refused", "were refused"),

@@ -40,21 +40,16 @@ def why_queue(live: Live | None) -> Explanation:
 
 
 def place_of(entry: QueueEntry, live: Live) -> str:
-    """`poet is 1st in the queue (7s): waiting for memory: …`"""
+    """`Request r-… to poet from curl is number 1 in the queue after 7s: waiting for memory: …`"""
     waits = entry.message or "it has just come"
     progress = live.progress(entry.follows) if entry.follows else ""
     after = f": {progress}" if progress and progress not in waits else ""
     caller = f" from {entry.caller}" if entry.caller else ""
-    nth = f"{ordinal(entry.place)} in the queue" if entry.place else "in the queue"
+    nth = f"number {entry.place} in the queue" if entry.place else "in the queue"
     return full_stop(
         f"Request {entry.request_id} to {short(entry.model_ref)}{caller} is {nth} after "
         f"{format_duration(round(entry.waited))}: {waits}{after}"
     )
-
-
-def ordinal(number: int) -> str:
-    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
-    return f"{number}{suffix}"
 
 
 def why_memory(history: History, live: Live | None) -> Explanation:

@@ -20,9 +20,9 @@ from greenroom.runner.diagnosis.why_memory import place_of
 from greenroom.runner.units import format_size
 
 _DAY = 86_400.0
-"""What failed longer ago, and was not asked for since, is told by its own name only."""
+"""What failed longer ago is shown only under its own name."""
 _SHOWN = 10
-"""Troubles that are told."""
+"""Troubles that are shown."""
 
 
 class Trouble(NamedTuple):

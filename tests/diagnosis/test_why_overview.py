@@ -220,8 +220,8 @@ def test_a_model_that_waits_is_queued_whatever_happened_before(script: Any) -> N
 
     assert (found.state, found.cause) == ("queued", "waiting_for_memory")
     assert found.answer == (
-        f"smollm2 is not loaded yet. Request {REQUEST} to smollm2 from curl (process 4711) is number 1 in the "
-        "queue after 7s: waiting for memory: it needs 303 MB, 250 MB is free."
+        f"smollm2 is not loaded yet. Request {REQUEST} to smollm2 from curl (process 4711) is number 1 "
+        "in the queue after 7s: waiting for memory: it needs 303 MB, 250 MB is free."
     )
     assert found.also[0] == "poet holds 444 MB and answers r-0a1b2c3d-3."
     assert found.also[1].startswith("Before that: smollm2 is not loaded: ")

@@ -33,7 +33,7 @@
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
 - `backends`, `engines`: installing; what runs, and unloading
 - `configuring`, `effective`: how models are loaded
-- `daemon`: alive, ready, jobs, why, stop
+- `daemon`: alive, ready, jobs, why, stop; `live`: what `why` asks of the running daemon
 - `logs`, `engine_metrics`: what the daemon and its engines have printed; the engines' own numbers
 - `requests`, `docker_requests`: the record of requests, and Docker's form of it
 - `openapi`: the description of all this, for programs and for people

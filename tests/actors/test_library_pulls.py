@@ -280,3 +280,21 @@ def test_a_pull_of_an_earlier_life_waits_at_most_the_bound_of_the_policy_for_a_r
     case = new_life(requested(), far).wake()
     assert case.now.monotonic - NOW.monotonic == pytest.approx(90.0)
     assert case.of(FetchModel)
+
+
+def test_an_adoption_keeps_its_path_in_the_next_life() -> None:
+    case = new_life()
+    pull(case, origin="/other/x.gguf", copy=True)
+    asked = requested(origin="/other/x.gguf", copy=True)
+    case.then(asked)
+    wanted = FetchModel(job="pull.1", reference=REF, origin="/other/x.gguf", copy=True)
+    assert case.of(FetchModel) == [wanted]
+    again = new_life(asked)
+    assert [(one.origin, one.copy) for one in again.of(FetchModel)] == [("/other/x.gguf", True)]
+
+
+def test_a_name_that_is_being_pulled_cannot_be_adopted_meanwhile() -> None:
+    case = new_life(requested())
+    refusal = pull(case, origin="/other/x.gguf")
+    assert (refusal.code, refusal.kind) == ("conflict", "conflict")
+    assert pull(case) == Later(KEY)

@@ -283,6 +283,8 @@ class Library(SingleStream[LibraryState]):
                         attempt=pull.attempt,
                         token=volatile.tokens.get(pull.job, ""),
                         force=pull.force,
+                        origin=pull.origin,
+                        copy=pull.copy,
                     )
                 )
             else:

@@ -13,6 +13,8 @@ class FetchModel(Effect, frozen=True, kw_only=True):
     attempt: int = 1
     token: str = ""
     force: bool = False
+    origin: str = ""
+    copy: bool = False
 
 
 class CancelFetch(Effect, frozen=True, kw_only=True):

@@ -16,6 +16,10 @@ class PullRequested(Event, frozen=True, kw_only=True):
     force: bool = False
     """Even if it does not fit on the disk or cannot run on this machine."""
     caller: Caller = Caller()
+    origin: str = ""
+    """A path: the model is adopted from there."""
+    copy: bool = False
+    """Its files are copied from there if they cannot be shared with the store."""
 
 
 class PullAttemptFailed(Event, frozen=True, kw_only=True):

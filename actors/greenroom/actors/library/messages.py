@@ -35,6 +35,10 @@ class Pull(LibraryCommand[Pulled], frozen=True, kw_only=True):
     """A bearer token for the source; never stored."""
     force: bool = False
     """Even if it does not fit on the disk or cannot run on this machine."""
+    origin: Name = ""
+    """Adopt it from this path, where another program keeps it, instead of from what the reference names."""
+    copy: bool = False
+    """Copy its files from there if they cannot be shared with the store."""
     waiter: Id = ""
     """A unique name of the client that waits."""
     caller: Caller = Caller()

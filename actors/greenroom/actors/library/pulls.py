@@ -34,6 +34,8 @@ _KINDS: dict[str, ErrorKind] = {
     "unsupported_source": "invalid",
     "cannot_run_here": "invalid",
     "conflict": "conflict",
+    "name_taken": "conflict",
+    "needs_copy": "conflict",
     "does_not_fit": "exhausted",
     "no_space": "exhausted",
     "read_only": "exhausted",
@@ -63,12 +65,13 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
     """Decide on a request for a model.
 
     1. The store has not been inspected in this life: the pull waits for that, a matter of milliseconds.
-    2. It is in the store and only an inference request needs it: answered at once. A user's explicit pull
+    2. It is to be adopted, and a pull of that name brings it from elsewhere: refused.
+    3. It is in the store and only an inference request needs it: answered at once. A user's explicit pull
        also asks the source whether the model has changed; if the source does not answer, the stored one does.
-    3. A pull of the same reference is under way: join it. A user's explicit pull keeps it going even if the
+    4. A pull of the same reference is under way: join it. A user's explicit pull keeps it going even if the
        request that began it is gone.
-    4. It has failed repeatedly: for a while, the last failure is the answer.
-    5. Otherwise a pull begins; `settle` starts its first attempt.
+    5. It has failed repeatedly: for a while, the last failure is the answer.
+    6. Otherwise a pull begins; `settle` starts its first attempt.
     """
     key = pull_key(ask.reference)
     if not volatile.looked:  # 1
@@ -76,18 +79,20 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
         typed = ask if ask.wanted_by == "explicit" else first
         volatile = replace(volatile, pending={**volatile.pending, ask.reference: typed})
         return Decision(reply=Later(key), volatile=_one_more(volatile, ask))
+    under_way = state.pulls.get(ask.reference)
+    if under_way is not None and ask.origin not in ("", under_way.origin):  # 2
+        return Decision(reply=_comes_from_elsewhere(ask, under_way))
     here = state.tagged(ask.reference)
-    if ask.wanted_by == "request" and here is not None and here.id not in volatile.removing:  # 2
+    if ask.wanted_by == "request" and here is not None and here.id not in volatile.removing:  # 3
         return Decision(reply=ask.replied(Pulled(model=here, fresh=False)))
     events: tuple[Event, ...] = ()
-    under_way = state.pulls.get(ask.reference)
     if under_way is None:
         refusal = volatile.failures.answer(
-            ask.reference, ask.caller.key, now, has_changed=bool(ask.token) or ask.force
+            ask.reference, ask.caller.key, now, has_changed=bool(ask.token or ask.origin) or ask.force
         )
-        if refusal is not None:  # 4
+        if refusal is not None:  # 5
             return Decision(reply=refusal)
-        # 5
+        # 6
         job = f"pull.{state.jobs + 1}"
         volatile = replace(
             volatile,
@@ -96,12 +101,18 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
         )
         events = (
             PullRequested(
-                job=job, reference=ask.reference, wanted_by=ask.wanted_by, force=ask.force, caller=ask.caller
+                job=job,
+                reference=ask.reference,
+                wanted_by=ask.wanted_by,
+                force=ask.force,
+                caller=ask.caller,
+                origin=ask.origin,
+                copy=ask.copy,
             ),
         )
     elif ask.wanted_by == "explicit" and (
         under_way.wanted_by == "request" or (ask.force and not under_way.force)
-    ):  # 3
+    ):  # 4
         force = ask.force or under_way.force
         events = (
             PullRequested(
@@ -110,6 +121,8 @@ def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile)
                 wanted_by=ask.wanted_by,
                 force=force,
                 caller=ask.caller,
+                origin=under_way.origin,
+                copy=under_way.copy,
             ),
         )
     return Decision(events=events, reply=Later(key), volatile=_one_more(volatile, ask))
@@ -208,6 +221,15 @@ def attempt_failed(
 
 def leave(ask: LeavePull, volatile: LibraryVolatile) -> LibraryVolatile:
     return replace(volatile, waiting=left(volatile.waiting, ask.reference, ask.waiter))
+
+
+def _comes_from_elsewhere(ask: Pull, under_way: PullState) -> Refusal:
+    return refuse(
+        "conflict",
+        f"{ask.reference} is being pulled from {under_way.origin or 'its source'}.",
+        advice="Wait for that or cancel it, or adopt the model under another name.",
+        kind="conflict",
+    )
 
 
 def _caller(pull: PullState, volatile: LibraryVolatile) -> str:

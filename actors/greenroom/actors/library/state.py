@@ -38,6 +38,8 @@ class PullState(msgspec.Struct, frozen=True, kw_only=True):
     reached: bool = False
     """Whether the source has answered in an attempt."""
     force: bool = False
+    origin: str = ""
+    copy: bool = False
 
 
 class LibraryState(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +114,8 @@ def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
                 requested_at=stored.at,
                 cause=stored.id,
                 force=e.force,
+                origin=e.origin,
+                copy=e.copy,
             )
             jobs += 1
         case PullAttemptFailed() as e:

@@ -120,14 +120,23 @@ def pull(
         body["bearer-token"] = token
     if force:
         body["force"] = True
+    return _pulled(client, "/models/create", reference, body, shown, "could not be pulled")
+
+
+def adopt(client: Client, name: str, path: str, *, copy: bool, shown: Display | None = None) -> None:
+    """Adopt the model at a path and show progress, as `pull` does. Raises Problem."""
+    body = {"name": name, "path": path, "copy": copy, "waiter": uuid.uuid4().hex}
+    _pulled(client, "/models/adopt", name, body, shown, "could not be adopted")
+
+
+def _pulled(
+    client: Client, route: str, name: str, body: dict[str, Any], shown: Display | None, failed: str
+) -> str:
     try:
-        with (
-            client.open("POST", "/models/create", body, accept="application/json") as answer,
-            _shared(shown) as bars,
-        ):
-            return _follow(client, f"pull/{reference}", answer, bars, "could not be pulled")
+        with client.open("POST", route, body, accept="application/json") as answer, _shared(shown) as bars:
+            return _follow(client, f"pull/{name}", answer, bars, failed)
     except KeyboardInterrupt:
-        _leave(client, "/models/cancel", {"from": reference, "waiter": body["waiter"]})
+        _leave(client, "/models/cancel", {"from": name, "waiter": body["waiter"]})
         raise
 
 

@@ -378,7 +378,21 @@ def _model_bytes(used: Mapping[str, Any]) -> float:
     return float(used.get("models_disk_usage") or 0) + float(used.get("unfinished_disk_usage") or 0)
 
 
-@click.group("models", invoke_without_command=True)
+class _ModelsGroup(click.Group):
+    """With the commands of other modules, which are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "adopt"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "adopt":
+            from greenroom.runner.cli.adopt import adopt_command
+
+            return adopt_command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("models", cls=_ModelsGroup, invoke_without_command=True)
 @click.pass_context
 def models_command(ctx: click.Context) -> int:
     """List the models in the store."""

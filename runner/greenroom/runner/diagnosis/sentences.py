@@ -316,7 +316,11 @@ class Narrator:
     # library
 
     def _pull_requested(self, fields: Fields) -> str:
-        return f"Pulling {short(str(fields['reference']))}{_why({'wanted_by': 'explicit', **fields})}."
+        why = _why({"wanted_by": "explicit", **fields})
+        name = short(str(fields["reference"]))
+        if fields.get("origin"):
+            return f"Adopting {name} from {fields['origin']}{why}."
+        return f"Pulling {name}{why}."
 
     def _pull_attempt_failed(self, fields: Fields) -> str:
         return (

@@ -39,7 +39,7 @@ from greenroom.runner.http.effective import effective
 from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
-from greenroom.runner.http.transfers import TransferLines, canonical
+from greenroom.runner.http.transfers import TransferLines, as_tag, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
 from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.references import (
@@ -284,22 +284,6 @@ class Models:
                 advice=f"To download the missing data: greenroom pull {name}",
             )
         )
-
-
-def as_tag(text: str) -> str:
-    """The form a tag is stored in. Raises HttpRefusal: 400."""
-    try:
-        reference = Reference.parse(text)
-    except BadReference as error:
-        raise HttpRefusal(400, "bad_model_name", str(error), param="target") from None
-    if reference.scheme not in ("oci", "huggingface") or reference.digest:
-        raise HttpRefusal(
-            400,
-            "bad_model_name",
-            f"{shown(text)} cannot be a tag: tags look like my-model:v1 or REGISTRY/YOU/MODEL:v1.",
-            param="target",
-        )
-    return str(reference)
 
 
 def tag_meant(name: str, model: Model) -> str:

@@ -123,6 +123,7 @@ def all_routes(context: Context) -> Iterator[Route]:
 
     transfers, models = Transfers(context), Models(context)
     yield Route("POST", "/models/create", attended(transfers.create))
+    yield _ours("POST", "/models/adopt", attended(transfers.adopt))
     yield _ours("POST", "/models/cancel", transfers.cancel)
     yield Route("POST", "/models/load", attended(transfers.load))
     yield Route("POST", "/models/{reference:.+}/push", attended(transfers.push))

@@ -52,6 +52,19 @@ class CreateBody(msgspec.Struct, rename="kebab"):
     """A name that no other client has, for `leave`."""
 
 
+class AdoptBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /models/adopt`."""
+
+    name: Name
+    """What it is to be called."""
+    path: Name
+    """A GGUF file, a folder of safetensors, or a manifest in a store of Ollama's; absolute."""
+    copy: bool = False
+    """Copy its files if they cannot be shared with the store."""
+    waiter: Id = ""
+    """A name that no other client has, for `leave`."""
+
+
 class CancelPullBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /models/cancel`."""
 
@@ -76,21 +89,35 @@ class Transfers:
     async def create(self, request: Request) -> AnyResponse:
         """Have a model in the store, and tell how far it is."""
         body = await read_json(request, CreateBody, what="the body must be an object with from")
-        reference = canonical(body.reference)
-        greenroom = self._context.greenroom
-        lines = TransferLines(pull_job(reference), "pull", raw=wants_json(request))
-
-        waiter = body.waiter or request.id
         ask = Pull(
-            reference=reference,
+            reference=canonical(body.reference),
             token=body.bearer_token,
             force=body.force,
-            waiter=waiter,
+            waiter=body.waiter or request.id,
             caller=await self._context.callers.looked_up(request),
         )
+        return await self._pulled(request, ask)
+
+    async def adopt(self, request: Request) -> AnyResponse:
+        """Have a model that another program keeps on this machine in the store, and tell how far it is."""
+        body = await read_json(request, AdoptBody, what="the body must be an object with name and path")
+        if not body.path.startswith("/"):
+            raise HttpRefusal(400, "bad_model_name", "The path must be absolute.", param="path")
+        ask = Pull(
+            reference=as_tag(body.name, "name"),
+            origin=body.path,
+            copy=body.copy,
+            waiter=body.waiter or request.id,
+            caller=await self._context.callers.looked_up(request),
+        )
+        return await self._pulled(request, ask)
+
+    async def _pulled(self, request: Request, ask: Pull) -> AnyResponse:
+        greenroom = self._context.greenroom
+        lines = TransferLines(pull_job(ask.reference), "pull", raw=wants_json(request))
         reply = greenroom.system.ask(ask, cause=request.id)
-        with counted(greenroom.system, reply, LeavePull(reference=reference, waiter=waiter)):
-            return await stream_job(request, greenroom.board, pull_job(reference), reply, lines)
+        with counted(greenroom.system, reply, LeavePull(reference=ask.reference, waiter=ask.waiter)):
+            return await stream_job(request, greenroom.board, pull_job(ask.reference), reply, lines)
 
     async def cancel(self, request: Request) -> Response:
         body = await read_json(request, CancelPullBody, what="the body must be an object with from")
@@ -145,6 +172,22 @@ def canonical(text: str) -> str:
             param="from",
         )
     return reference.wanted
+
+
+def as_tag(text: str, param: str = "target") -> str:
+    """The form a tag is stored in. Raises HttpRefusal: 400."""
+    try:
+        reference = Reference.parse(text)
+    except BadReference as error:
+        raise HttpRefusal(400, "bad_model_name", str(error), param=param) from None
+    if reference.scheme not in ("oci", "huggingface") or reference.digest:
+        raise HttpRefusal(
+            400,
+            "bad_model_name",
+            f"{shown(text)} cannot be a tag: tags look like my-model:v1 or REGISTRY/YOU/MODEL:v1.",
+            param=param,
+        )
+    return str(reference)
 
 
 def published_as(name: str, model: Model) -> str:

@@ -6,10 +6,12 @@ renames. A crash leaves that folder behind, and the next start sweeps it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
@@ -18,8 +20,9 @@ from threading import Event
 from typing import IO, Literal
 
 from greenroom.actors.journal.fsync import sync_file
-from greenroom.runner.models.errors import from_os_error, hash_mismatch, nearly_full, not_a_model
+from greenroom.runner.models.errors import from_os_error, hash_mismatch, nearly_full, needs_copy, not_a_model
 from greenroom.runner.models.manifest import Artifact, Layer
+from greenroom.runner.models.recipe import Recipe
 from greenroom.runner.models.references import BadReference, blob_name, relative_name, shown
 from greenroom.runner.models.safe_open import HeldFile, hold
 from greenroom.runner.threads import stop_if
@@ -51,13 +54,15 @@ class Arrival:
         self.extras: list[Path] = []
         """Files from archives among the layers: read for metadata, not stored."""
         self.origin: dict[str, tuple[int, int]] = {}
+        self.recipe: Recipe | None = None
+        """What the model gets beside its files."""
 
     def take(
         self,
         path: Path | HeldFile,
         name: str,
         *,
-        how: Literal["move", "link"],
+        how: Literal["move", "link", "share"],
         expected: str = "",
         cancel: Event,
         count: Count = lambda _: None,
@@ -65,11 +70,11 @@ class Arrival:
         """Add a file from the disk, and hash it.
 
         `move` is for our own files; `link` leaves the original in place and shares its bytes if the file
-        system can (else copies them), so the original's size and time are recorded.
+        system can (else copies them), so the original's size and time are recorded; `share` never copies.
 
         Raises:
-            JobFailed: Unreadable, not a regular file, no space, modified meanwhile, or not the `expected`
-                hash.
+            JobFailed: Unreadable, not a regular file, no space, modified meanwhile, not the `expected` hash,
+                or `needs_copy`.
             JobCancelled: `cancel` was set.
         """
         target = self._place(name)
@@ -80,9 +85,9 @@ class Arrival:
                 digest = _hash(target, cancel, count)
             elif isinstance(path, Path):
                 with closing(hold(path)) as held:
-                    digest = self._share(held, target, cancel, count)
+                    digest = self._share(held, target, cancel, count, copies=how == "link")
             else:
-                digest = self._share(path, target, cancel, count)
+                digest = self._share(path, target, cancel, count, copies=how == "link")
             size = target.stat().st_size
             sync_file(target)
         except OSError as error:
@@ -159,12 +164,16 @@ class Arrival:
             ) from error
         return target
 
-    def _share(self, original: HeldFile, target: Path, cancel: Event, count: Count) -> str:
+    def _share(self, original: HeldFile, target: Path, cancel: Event, count: Count, *, copies: bool) -> str:
         """Link or copy a file; returns its digest. Uses one descriptor throughout, since the name may be
         replaced.
         """
         before = original.stat()
         if not _linked(original, before, target):
+            if _cloned(original, target):
+                return _hash(target, cancel, count)
+            if not copies:
+                raise needs_copy(original.name, before, self._partial.parent)
             # The copy is ours: engines need neither mode nor owner of the original.
             with original.open("rb") as reader, target.open("xb") as writer:
                 while chunk := reader.read(_CHUNK):
@@ -194,6 +203,23 @@ def _linked(original: HeldFile, known: os.stat_result, target: Path) -> bool:
         return True
     target.unlink()  # the file was replaced
     return False
+
+
+_CLONE = 0x40049409
+"""Linux's FICLONE, which the standard library has no name for: the copy shares the original's blocks."""
+
+
+def _cloned(original: HeldFile, target: Path) -> bool:
+    """Make a copy that takes no space until one of the two changes, where the file system can."""
+    if sys.platform != "linux":
+        return False
+    with original.open("rb") as reader, target.open("xb") as writer:
+        try:
+            fcntl.ioctl(writer, _CLONE, reader.fileno())
+        except OSError:  # another file system, or one without clones
+            target.unlink()
+            return False
+    return True
 
 
 def hash_file(path: Path, cancel: Event, count: Count = lambda _: None) -> str:

@@ -25,9 +25,9 @@ TOO_SLOW = "too_slow"
 _BLAME: dict[Blame, str] = {
     "network": "unreachable too_slow bad_answer rate_limited offline changed untrusted_certificate refused",
     "client": "bad_reference bad_model_name not_found no_such_model no_such_quantisation unauthorized "
-    "conflict not_absolute cancelled does_not_fit cannot_run_here",
+    "conflict name_taken not_absolute cancelled does_not_fit cannot_run_here",
     "model": "not_a_model unsupported_artifact model_damaged hash_mismatch",
-    "machine": "no_space not_allowed read_only not_a_folder too_many_files no_memory io_error "
+    "machine": "no_space needs_copy not_allowed read_only not_a_folder too_many_files no_memory io_error "
     "store_damaged store_busy store_gone",
     "configuration": "unsupported_source bad_settings",
     "ours": "internal stopping daemon_restarted",
@@ -74,6 +74,16 @@ def no_such_model(name: str) -> JobFailed:
     )
 
 
+def name_taken(reference: str) -> JobFailed:
+    """Another model has the name that an adopted one is to get."""
+    name = familiar(reference)
+    return JobFailed.permanent(
+        "name_taken",
+        f"Another model in the store is named {name}.",
+        advice=f"Adopt this one under another name (--as NAME), or remove that one: greenroom rm {name}",
+    )
+
+
 def model_damaged(model: Model, problem: str) -> JobFailed:
     """`problem` is a sentence."""
     name = familiar(model.tags[0]) if model.tags else model.id[7:19]
@@ -97,6 +107,22 @@ def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
         f"{what} does not match its pinned hash (expected {expected[:19]}…, got {found[:19]}…); "
         "nothing was kept.",
         advice="The file was changed or damaged where it is published, or on the way.",
+    )
+
+
+def needs_copy(name: str, status: os.stat_result, store: Path) -> JobFailed:
+    """The file and the store can share no bytes."""
+    if status.st_dev != store.stat().st_dev:
+        why = f"it is on another file system than the store ({shown(str(store))})"
+    elif status.st_uid != os.getuid():
+        why = "it belongs to another user"
+    else:
+        why = "the file system has no links"
+    return JobFailed.permanent(
+        "needs_copy",
+        f"{shown(name)} cannot be shared with the store: {why}.",
+        advice=f"Copy the model, which takes its size on the disk ({format_size(status.st_size)} for this "
+        "file): add --copy.",
     )
 
 

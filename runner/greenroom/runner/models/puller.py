@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
-from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of
+from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of, name_taken
 from greenroom.runner.models.preflight import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.recipe import Recipe
@@ -206,7 +206,7 @@ class Puller:
         try:
             with cancel.ends(attempt.end), repeating(attempt.tick, TICK, "progress"):
                 reference = Reference.parse(fetch.reference)
-                model, fresh = self._pull(reference, fetch.token, fetch.force, attempt, cancel)
+                model, fresh = self._pull(reference, fetch, attempt, cancel)
         except JobCancelled:
             return JobEnding(lambda: self._end(PullCancelled(job=fetch.job, reason="cancelled")))
         except Exception as error:  # noqa: BLE001 - a pull that ends without a word would hang its job
@@ -224,10 +224,9 @@ class Puller:
         return JobEnding(lambda: self._end(committed), late=True)
 
     def _pull(
-        self, reference: Reference, token: str, force: bool, attempt: _Attempt, cancel: Cancel
+        self, wanted: Reference, fetch: FetchModel, attempt: _Attempt, cancel: Cancel
     ) -> tuple[Model, bool]:
         """The model, and whether anything of it had to be fetched."""
-        wanted = reference
         if cancel.is_set():
             raise JobCancelled
         attempt.report("resolving", 0, 0, "")
@@ -236,7 +235,10 @@ class Puller:
             # It can be no other model, whatever its source says.
             return self._named(here, wanted.stored_tag), False
         self._store.check_writable()
-        reference, context = self._source_of(wanted, token, cancel)
+        reference, context = self._source_of(wanted, fetch.token, cancel)
+        if fetch.origin:
+            reference = Reference.parse(f"file:{fetch.origin}")
+            context = replace(context, sharing=not fetch.copy)
         try:
             source = source_for(reference, context)
             offer = source.describe(reference, cancel)
@@ -251,10 +253,12 @@ class Puller:
             log.info("using the stored %s: %s", wanted, error.failure.message)
             return here, False
         attempt.reached = True
+        if fetch.origin and (here := self._here(wanted)) not in (None, known):
+            raise name_taken(fetch.reference)
         if known is not None:
             check_pin(known.id, pin)
             return self._named(known, wanted.stored_tag), False
-        return self._fetch(source, offer, wanted, force, attempt, cancel), True
+        return self._fetch(source, offer, wanted, fetch.force, attempt, cancel), True
 
     def _source_of(self, reference: Reference, token: str, cancel: Cancel) -> tuple[Reference, SourceContext]:
         """Where a name stands for something else: that, and what must come from there."""
@@ -264,7 +268,7 @@ class Puller:
             reference = Reference.parse(entry.source)
             pins = Pins(sha256=entry.sha256, size=entry.size, package_sha256=entry.package_sha256)
         return reference, SourceContext(
-            self._store.root, self._packages, pins, token, self._registries, cancel
+            self._store.root, self._packages, pins, token, self._registries, cancel=cancel
         )
 
     def _fetch(
@@ -291,6 +295,7 @@ class Puller:
                 source=offer.source,
                 fingerprint=offer.fingerprint,
                 pin=wanted.digest,
+                recipe=arrival.recipe,
             )
 
     def _free_beside(self, attempt: _Attempt) -> int:

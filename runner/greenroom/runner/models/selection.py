@@ -17,6 +17,7 @@ _QUANTIZATION = re.compile(
 )
 _MODULE = re.compile(r"\d{1,3}_\w{1,50}/(?:config\.json|model\.safetensors)")
 """Files of sentence-transformers' modules: how an embedding model pools is in one of them."""
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -37,6 +38,7 @@ def choose_files(names: Sequence[str], where: str) -> list[str]:
     if ggufs:
         return _one_gguf(ggufs, where)
     if safetensors:
+        _check_shards(safetensors)
         return [name for name in names if suffix_of(name) in COMPANIONS or name in safetensors]
     if any(suffix_of(name) in _PICKLES for name in names):
         raise not_a_model(
@@ -99,6 +101,14 @@ def choose_from_repository(names: Sequence[str], quantisation: str, where: str) 
     if len(whole) != len(files):
         raise not_a_model(f"{where} holds several models with that quantization: {', '.join(files[:8])}.")
     return [*whole, *_projector(names)]
+
+
+def _check_shards(names: Sequence[str]) -> None:
+    """Raise JobFailed, permanent, `not_a_model`, when a numbered file of safetensors is missing."""
+    for stem, count in {(found[1], found[3]) for name in names if (found := _SHARD.fullmatch(name))}:
+        for number in range(1, int(count) + 1):
+            if (shard := f"{stem}-{number:05d}-of-{count}.safetensors") not in names:
+                raise not_a_model(f"It is not complete: {shard} is missing.")
 
 
 def quantisation_of(name: str) -> str:

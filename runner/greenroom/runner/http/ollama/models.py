@@ -18,10 +18,11 @@ from greenroom.actors.values import Engine, Model
 from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import json_response
-from greenroom.runner.http.models import as_tag, tag_meant
+from greenroom.runner.http.models import tag_meant
 from greenroom.runner.http.ollama.answer import timestamp
 from greenroom.runner.http.ollama.modelfile import modelfile, parameter_lines
 from greenroom.runner.http.port import Request, Response
+from greenroom.runner.http.transfers import as_tag
 from greenroom.runner.models.description import model_text
 from greenroom.runner.models.gguf import Value
 from greenroom.runner.threads import in_thread

@@ -23,7 +23,7 @@ from greenroom.runner.http.openapi.operation import (
     Returns,
 )
 from greenroom.runner.http.port import JSON
-from greenroom.runner.http.transfers import CancelPullBody, CreateBody, PushBody
+from greenroom.runner.http.transfers import AdoptBody, CancelPullBody, CreateBody, PushBody
 
 _UNSET = msgspec.UNSET
 
@@ -190,6 +190,14 @@ OPERATIONS: Mapping[str, Operation] = {
         summary="Pull a model",
         detail=_LINES_DETAIL,
         body=CreateBody,
+        answers={200: Returns("Progress, then the result.", streams=_LINES)},
+        errors=WITH_BODY | JOB,
+    ),
+    "POST /models/adopt": Operation(
+        summary="Adopt a model that another program keeps on this machine",
+        detail="Its files are shared with the store, or copied if `copy` allows that; never moved or "
+        f"changed. {_LINES_DETAIL}",
+        body=AdoptBody,
         answers={200: Returns("Progress, then the result.", streams=_LINES)},
         errors=WITH_BODY | JOB,
     ),

@@ -20,7 +20,7 @@ def source_for(reference: Reference, context: SourceContext) -> Source:
     if reference.scheme == "path":
         from greenroom.runner.models.sources.path import PathSource
 
-        return PathSource(context.store)
+        return PathSource(context.store, sharing=context.sharing)
     if reference.scheme == "pypi":
         from greenroom.runner.models.sources.pypi import PypiSource
 

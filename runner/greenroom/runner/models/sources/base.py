@@ -73,6 +73,8 @@ class SourceContext:
     """The caller's bearer token for this pull; never stored."""
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     """The user's mirrors and insecure registries."""
+    sharing: bool = False
+    """Take files from the disk only if that needs no copy of them."""
     cancel: Cancel = field(default_factory=Cancel, repr=False)
     """Ends every wait for a server when set."""
 

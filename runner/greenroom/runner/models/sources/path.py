@@ -1,8 +1,9 @@
 """Models on the user's disk: a GGUF file, or a folder with GGUF or safetensors files.
 
 They are imported: linked into the store if the file system can, so that the bytes exist only once, else
-copied. The original may then be deleted. If it is modified in place, the store notices (`IndexEntry.origin`),
-and the model counts as damaged until it is pulled again.
+copied. A file that is named by its hash (Hugging Face's cache, Ollama's blobs) must have that hash.
+The original may then be deleted. If it is modified in place, the store notices (`IndexEntry.origin`), and the
+model counts as damaged until it is pulled again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from threading import Event
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.elsewhere.digests import known_digest
+from greenroom.runner.models.elsewhere.ollama import OllamaModel, is_manifest
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import Reference
@@ -23,8 +26,10 @@ from greenroom.runner.models.sources.base import Offer, Report, Source
 
 
 class PathSource(Source):
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, *, sharing: bool = False) -> None:
+        """With `sharing`, files are never copied; `fetch` fails with `needs_copy` instead."""
         self._store = store
+        self._sharing = sharing
         self._folder: HeldFolder | None = None
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:  # noqa: ARG002 - the port's
@@ -48,10 +53,10 @@ class PathSource(Source):
         return Offer(
             reference=reference,
             source=str(path),
-            fingerprint=f"path:{hashlib.sha256(repr((str(folder.path), stamps)).encode()).hexdigest()}",
+            fingerprint=f"path:{_fingerprint(folder, stamps)}",
             size=size,
             # On the store's own disk a link takes no space.
-            writes=0 if folder.path.stat().st_dev == self._store.stat().st_dev else size,
+            writes=0 if self._sharing or folder.path.stat().st_dev == self._store.stat().st_dev else size,
             files=tuple(names),
             format=metadata.format,
             weights=sum(s[0] for name, s in stamps if name.lower().endswith((".gguf", ".safetensors"))),
@@ -69,7 +74,16 @@ class PathSource(Source):
 
         for name in offer.files:
             with folder.holding([name]) as (file,):
-                arrival.take(file, file.name, how="link", cancel=cancel, count=count)
+                arrival.take(
+                    file,
+                    file.name,
+                    how="share" if self._sharing else "link",
+                    expected=known_digest(file.path),
+                    cancel=cancel,
+                    count=count,
+                )
+        if isinstance(folder, OllamaModel):
+            arrival.recipe = folder.recipe
 
 
 def _files(path: Path) -> tuple[HeldFolder, list[str]]:
@@ -78,6 +92,9 @@ def _files(path: Path) -> tuple[HeldFolder, list[str]]:
         return folder, choose_files(folder.names(), str(path))
     if not path.exists():
         raise JobFailed.permanent("not_found", f"There is no file {path}.", advice="Check the path.")
+    if is_manifest(path):
+        model = OllamaModel(path)
+        return model, model.names()
     if not path.is_file():
         raise not_a_model(f"{path} is neither a file nor a folder.")
     if path.suffix.lower() == ".safetensors":
@@ -98,6 +115,11 @@ def _files(path: Path) -> tuple[HeldFolder, list[str]]:
         folder = LinkedFile(path)
     names = folder.names()
     return folder, [*with_shards(path.name, names), *projector_beside(path.name, names)]
+
+
+def _fingerprint(folder: HeldFolder, stamps: list[tuple[str, tuple[int, int, int]]]) -> str:
+    place = (str(folder.path), folder.digest) if isinstance(folder, OllamaModel) else (str(folder.path),)
+    return hashlib.sha256(repr((*place, stamps)).encode()).hexdigest()
 
 
 def _stamp(file: HeldFile) -> tuple[int, int, int]:

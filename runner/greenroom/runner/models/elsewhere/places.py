@@ -1,0 +1,76 @@
+"""Where other programs keep models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+from greenroom.runner.models.elsewhere import hub_cache, ollama
+from greenroom.runner.models.elsewhere.folders import fetched, published
+from greenroom.runner.models.elsewhere.scan import FoundModel
+from greenroom.runner.user_home import expanded, user_home
+
+_Scan = Callable[[Path, Event], Iterator[FoundModel]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder where a program keeps models."""
+
+    program: str
+    folder: Path
+    scan: _Scan
+
+    def models(self, cancel: Event) -> Iterator[FoundModel]:
+        """What is there, each model once. Raises JobCancelled."""
+        return self.scan(self.folder, cancel)
+
+
+def places(environment: Mapping[str, str]) -> list[Place]:
+    """Those that exist, in the order of the programs' names."""
+    home = user_home(environment)
+    cache = _first(environment, "XDG_CACHE_HOME") or home / ".cache"
+    hub = _first(environment, "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    hub = hub or (_first(environment, "HF_HOME") or cache / "huggingface") / "hub"
+    lm_studio, llama = partial(published, "LM Studio"), partial(fetched, "llama.cpp")
+    known = [
+        Place("Hugging Face", hub, hub_cache.models),
+        Place("llama.cpp", _first(environment, "LLAMA_CACHE") or cache / "llama.cpp", llama),
+        Place("llama.cpp", home / "Library" / "Caches" / "llama.cpp", llama),
+        Place("LM Studio", home / ".lmstudio" / "models", lm_studio),
+        Place("LM Studio", home / ".cache" / "lm-studio" / "models", lm_studio),
+        Place("Ollama", _first(environment, "OLLAMA_MODELS") or home / ".ollama" / "models", ollama.models),
+        Place("Ollama", Path("/usr/share/ollama/.ollama/models"), ollama.models),
+    ]
+    return _distinct(place for place in known if _is_folder(place.folder))
+
+
+def place_at(folder: Path) -> Place:
+    """A folder that the user named; what is in it says whose it is."""
+    if _is_folder(folder / "manifests") and _is_folder(folder / "blobs"):
+        return Place("Ollama", folder, ollama.models)
+    for hub in (folder, folder / "hub"):
+        if hub_cache.is_cache(hub):
+            return Place("Hugging Face", hub, hub_cache.models)
+    return Place(folder.name, folder, partial(published, folder.name))
+
+
+def _first(environment: Mapping[str, str], *names: str) -> Path | None:
+    """The folder that the first of these variables names, if any is set."""
+    value = next((environment[name].strip() for name in names if environment.get(name, "").strip()), "")
+    return expanded(value) if value else None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _distinct(found: Iterator[Place]) -> list[Place]:
+    """Each folder once, whatever links lead to it."""
+    return list({place.folder.resolve(): place for place in found}.values())

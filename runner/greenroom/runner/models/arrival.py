@@ -6,12 +6,10 @@ renames. A crash leaves that folder behind, and the next start sweeps it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
@@ -170,7 +168,7 @@ class Arrival:
         """
         before = original.stat()
         if not _linked(original, before, target):
-            if _cloned(original, target):
+            if original.clone(target):
                 return _hash(target, cancel, count)
             if not copies:
                 raise needs_copy(original.name, before, self._partial.parent)
@@ -203,23 +201,6 @@ def _linked(original: HeldFile, known: os.stat_result, target: Path) -> bool:
         return True
     target.unlink()  # the file was replaced
     return False
-
-
-_CLONE = 0x40049409
-"""Linux's FICLONE, which the standard library has no name for: the copy shares the original's blocks."""
-
-
-def _cloned(original: HeldFile, target: Path) -> bool:
-    """Make a copy that takes no space until one of the two changes, where the file system can."""
-    if sys.platform != "linux":
-        return False
-    with original.open("rb") as reader, target.open("xb") as writer:
-        try:
-            fcntl.ioctl(writer, _CLONE, reader.fileno())
-        except OSError:  # another file system, or one without clones
-            target.unlink()
-            return False
-    return True
 
 
 def hash_file(path: Path, cancel: Event, count: Count = lambda _: None) -> str:

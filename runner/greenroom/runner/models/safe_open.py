@@ -20,6 +20,7 @@ from greenroom.actors.limits import is_line
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.references import is_text, shown
+from greenroom.runner.systems import here
 
 _LINKS = 16
 _NAME = 255
@@ -41,6 +42,10 @@ class HeldFile:
 
     def stat(self) -> os.stat_result:
         return os.fstat(self._descriptor)
+
+    def clone(self, target: Path) -> bool:
+        """Make a file there that shares its bytes until one of both changes, where the file system can."""
+        return here.clone(self._descriptor, target)
 
     def open(self, mode: Literal["rb"]) -> BinaryIO:
         """Its content from the beginning; one reader at a time."""

@@ -55,6 +55,11 @@ class System(Protocol):
         """Whether a thread of a process is running, ready to run, or waiting for a disk."""
         ...
 
+    def clone(self, source: int, target: Path) -> bool:
+        """Make a copy of an open file that takes no space until one of both changes; False where that cannot
+        be done, and then there is none."""
+        ...
+
     def send_signal(self, pid: int, started: float, number: int) -> bool:
         """Signal the process with this pid and start time, or none; True if it was sent."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import os
 import re
@@ -23,6 +24,7 @@ PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 KERNEL_LOG = "/dev/kmsg"
 
+_FICLONE = 0x40049409
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _OWN = re.compile(rb"^(?:RssAnon|VmSwap):\s+(\d+) kB", re.MULTILINE)
@@ -119,6 +121,16 @@ def peer_pid(sock: socket.socket) -> int:
         size = struct.calcsize("3i")
         return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
     return 0
+
+
+def clone(source: int, target: Path) -> bool:
+    with target.open("xb") as file:
+        try:
+            fcntl.ioctl(file, _FICLONE, source)
+        except OSError:  # another file system, or one without clones
+            target.unlink()
+            return False
+    return True
 
 
 def send_signal(pid: int, started: float, number: int) -> bool:

@@ -32,6 +32,7 @@ _USAGE = struct.Struct("=16s18Q")
 _VM_STATISTICS = struct.Struct("=4I9Q2I4Q4IQ")
 """`struct vm_statistics64` of <mach/vm_statistics.h>."""
 _HOST_VM_INFO64 = 4
+_AT_FDCWD = -2
 _LISTENING_SECONDS = 1.0
 _TOOL_SECONDS = 5.0
 
@@ -117,6 +118,10 @@ def state_of(told: bytes) -> int:
 def running_of(told: bytes) -> int:
     """From a `struct proc_taskinfo`."""
     return int(struct.unpack_from("=i", told, 88)[0])
+
+
+def clone(source: int, target: Path) -> bool:
+    return bool(_libc().fclonefileat(source, _AT_FDCWD, os.fsencode(target), 0) == 0)
 
 
 def send_signal(pid: int, started: float, number: int) -> bool:

@@ -1,9 +1,9 @@
 """Models that other programs on this machine keep. Nothing here writes.
 
-- `places.py`: where those programs keep them, and what is there
-- `scan.py`: a bounded walk through folders, and what was found
-- `ollama.py`: Ollama's manifests and blobs
-- `hub_cache.py`: Hugging Face's cache
-- `folders.py`: folders of files, such as LM Studio's and llama.cpp's
-- `digests.py`: file names that are the hash of the content
+- `places`: where those programs keep them, and what is there
+- `scan`: a bounded walk through folders, and what was found
+- `ollama`: Ollama's manifests and blobs
+- `hub_cache`: Hugging Face's cache
+- `folders`: folders of files, such as LM Studio's and llama.cpp's
+- `digests`: file names that are the hash of the content
 """

@@ -17,7 +17,7 @@ _Scan = Callable[[Path, Event], Iterator[FoundModel]]
 
 
 @dataclass(frozen=True)
-class Place:
+class ModelPlace:
     """A folder where a program keeps models."""
 
     program: str
@@ -29,7 +29,7 @@ class Place:
         return self.scan(self.folder, cancel)
 
 
-def places(environment: Mapping[str, str]) -> list[Place]:
+def places(environment: Mapping[str, str]) -> list[ModelPlace]:
     """Those that exist, in the order of the programs' names."""
     home = user_home(environment)
     cache = _first(environment, "XDG_CACHE_HOME") or home / ".cache"
@@ -37,25 +37,27 @@ def places(environment: Mapping[str, str]) -> list[Place]:
     hub = hub or (_first(environment, "HF_HOME") or cache / "huggingface") / "hub"
     lm_studio, llama = partial(published, "LM Studio"), partial(fetched, "llama.cpp")
     known = [
-        Place("Hugging Face", hub, hub_cache.models),
-        Place("llama.cpp", _first(environment, "LLAMA_CACHE") or cache / "llama.cpp", llama),
-        Place("llama.cpp", home / "Library" / "Caches" / "llama.cpp", llama),
-        Place("LM Studio", home / ".lmstudio" / "models", lm_studio),
-        Place("LM Studio", home / ".cache" / "lm-studio" / "models", lm_studio),
-        Place("Ollama", _first(environment, "OLLAMA_MODELS") or home / ".ollama" / "models", ollama.models),
-        Place("Ollama", Path("/usr/share/ollama/.ollama/models"), ollama.models),
+        ModelPlace("Hugging Face", hub, hub_cache.models),
+        ModelPlace("llama.cpp", _first(environment, "LLAMA_CACHE") or cache / "llama.cpp", llama),
+        ModelPlace("llama.cpp", home / "Library" / "Caches" / "llama.cpp", llama),
+        ModelPlace("LM Studio", home / ".lmstudio" / "models", lm_studio),
+        ModelPlace("LM Studio", home / ".cache" / "lm-studio" / "models", lm_studio),
+        ModelPlace(
+            "Ollama", _first(environment, "OLLAMA_MODELS") or home / ".ollama" / "models", ollama.models
+        ),
+        ModelPlace("Ollama", Path("/usr/share/ollama/.ollama/models"), ollama.models),
     ]
     return _distinct(place for place in known if _is_folder(place.folder))
 
 
-def place_at(folder: Path) -> Place:
+def place_at(folder: Path) -> ModelPlace:
     """A folder that the user named; what is in it says whose it is."""
     if _is_folder(folder / "manifests") and _is_folder(folder / "blobs"):
-        return Place("Ollama", folder, ollama.models)
+        return ModelPlace("Ollama", folder, ollama.models)
     for hub in (folder, folder / "hub"):
         if hub_cache.is_cache(hub):
-            return Place("Hugging Face", hub, hub_cache.models)
-    return Place(folder.name, folder, partial(published, folder.name))
+            return ModelPlace("Hugging Face", hub, hub_cache.models)
+    return ModelPlace(folder.name, folder, partial(published, folder.name))
 
 
 def _first(environment: Mapping[str, str], *names: str) -> Path | None:
@@ -71,6 +73,6 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _distinct(found: Iterator[Place]) -> list[Place]:
+def _distinct(found: Iterator[ModelPlace]) -> list[ModelPlace]:
     """Each folder once, whatever links lead to it."""
     return list({place.folder.resolve(): place for place in found}.values())

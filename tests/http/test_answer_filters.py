@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from anthropic_types import events_of
-from greenroom.runner.http.abilities import uses_tools
 from greenroom.runner.http.answer_filters import Completion
+from greenroom.runner.http.engine_requests import uses_tools
 from greenroom.runner.http.stop_sequences import StopSequences
 from greenroom.runner.http.tool_prompt import ToolPrompt
 from sdk_types import events_in

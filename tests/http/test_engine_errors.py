@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.base import Dialect
-from greenroom.runner.http.abilities import RequestTarget
 from greenroom.runner.http.engine_errors import engine_error
+from greenroom.runner.http.engine_requests import RequestTarget
 
 ASKED = RequestTarget("llama.cpp", "tiny")
 

@@ -26,7 +26,7 @@ from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.scheduler.messages import Configure
 from greenroom.runner.backends.base import Dialect
-from greenroom.runner.http.bodies import Routing
+from greenroom.runner.http.engine_requests import Routing
 from greenroom.runner.http.routes import all_routes
 
 MARK = "gr0tesque"

@@ -13,7 +13,7 @@ import pytest
 
 from greenroom.actors.library.messages import Pull
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.http.bodies import check_now
+from greenroom.runner.http.engine_requests import check_now
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT
 from greenroom.runner.http.images import size_of

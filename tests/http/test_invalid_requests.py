@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.anthropic.fields import MESSAGES
-from greenroom.runner.http.bodies import check_now, routing_of, translate
 from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
+from greenroom.runner.http.engine_requests import check_now, refuse_what_it_cannot, routing_of, translate
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT, Dialogue
 from greenroom.runner.http.ollama.fields import OLLAMA_CHAT

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 import greenroom.runner.http as front
-from greenroom.runner.http.bodies import _fitted, routing_of
+from greenroom.runner.http.bodies import _fitted
+from greenroom.runner.http.engine_requests import routing_of
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import Dialogue, Wrong
 

@@ -17,12 +17,11 @@ import pytest
 
 from greenroom.runner.backends.base import Dialect, ignores
 from greenroom.runner.backends.discovery import OWN
-from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTranslation
-from greenroom.runner.http.bodies import check_now, ignored_by, translate
 from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.embedding_dimensions import shortened_if_asked
+from greenroom.runner.http.engine_requests import check_now, ignored_by, refuse_what_it_cannot, translate
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT, Dialogue
 from greenroom.runner.http.ollama.embedding import Embed, Embedding

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from greenroom.runner.http import bodies
-from greenroom.runner.http.bodies import Patience
+from greenroom.runner.http import aiohttp_adapter
+from greenroom.runner.http.aiohttp_adapter import Patience
 
 
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "_STEP", 0.05)
+    monkeypatch.setattr(aiohttp_adapter, "_STEP", 0.05)
 
 
 async def test_a_client_that_takes_too_long_gets_an_error() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from greenroom.runner.http.anthropic.fields import MESSAGES, TOKEN_COUNT
 from greenroom.runner.http.anthropic.messages import MessageTokens, MessageTranslation
-from greenroom.runner.http.bodies import check_now
+from greenroom.runner.http.engine_requests import check_now
 from greenroom.runner.http.errors import DoorRefusal, HttpRefusal
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.ollama.embedding import Embed, Embedding

@@ -265,7 +265,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     import msgspec
 
     from greenroom.runner.backends.base import Dialect
-    from greenroom.runner.http.bodies import translate
+    from greenroom.runner.http.engine_requests import translate
 
     dialect = Dialect(model_name="{model_id}", dropped=frozenset({"adapters"}))
     body = b'{"\\u0061dapters": 1, "adapters": 2, "model": "x", "model": "y", "keep": 1.50}'

@@ -3,12 +3,13 @@
 - `routes`: the table of all routes
 - `app`: what happens to every request, and the application
 - `port`: what handlers see of a request
-- `aiohttp_adapter`: the server behind it, and whether clients are still connected
+- `aiohttp_adapter`: the server behind it, whether clients are still connected, and what they send
 - `server`: the daemon's main loop: bind, start, wait, stop
 - `accepting`: clients are accepted while there are descriptors
 - `context`: what all routes share: the runner, clients, connections to engines
-- `bodies`: reads bodies and parameters; makes the bodies that go to engines
-- `abilities`, `suspects`: requests that no engine could serve, or that may have crashed one
+- `bodies`: bodies and parameters of our own routes
+- `engine_requests`: a request for an engine: what it asks for, whether it can be done, what is sent
+- `suspects`: requests that may have crashed an engine
 - `admission`: how a request gets a slot in an engine, or is queued for one, and gives it back; its caller
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `sampling`, `defaults`: parameters of sampling; what a model says for requests that do not

@@ -21,7 +21,8 @@ import termios
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import (
@@ -37,6 +38,7 @@ from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, fami
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Handler, Request, Response, Route, Stream
 from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.row import LEFT, Note
+from greenroom.runner.units import format_size
 
 __all__ = ["Application", "Clients", "ServerRunner", "holder", "mount", "watch"]
 
@@ -47,6 +49,13 @@ Application = web.Application
 _HOLDER: web.AppKey[Any] = web.AppKey("greenroom.holder", object)
 _INTERVAL = 0.02
 """Seconds; well below the tenth of a second within which an engine must stop generating."""
+_BODY_TIMEOUT = 120.0
+"""Seconds for a whole body: generous for 10 MB on a bad line, and still an end."""
+
+NAMING = 1_000_000
+"""Bytes of a body that only names things: what is larger is not worth the time to read it."""
+_STEP = 1.0
+"""Seconds between two looks; of a longer gap, in which this process was stopped, no more counts than two."""
 _UNREAD = 64 * 1024
 """Bytes a client may be behind and still count as keeping up."""
 _UNREADABLE = (
@@ -267,6 +276,96 @@ class Clients:
 async def _ended(stream: Stream) -> Stream:
     await stream.end()
     return stream
+
+
+# what they send
+
+
+class Patience:
+    """Like `asyncio.timeout`, but time in which this process was stopped or the machine slept does not count.
+
+    The block raises TimeoutError.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.used = 0.0
+        """Seconds that have counted so far."""
+        self._seconds = seconds
+        self._bound = asyncio.timeout(None)
+        self._loop = asyncio.get_running_loop()
+        self._seen = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._bound.__aenter__()
+        self._wait()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._count()
+        await self._bound.__aexit__(kind, error, trace)
+
+    def _wait(self) -> None:
+        self._timer = self._loop.call_later(max(0.0, min(_STEP, self._seconds - self.used)), self._look)
+
+    def _look(self) -> None:
+        self._count()
+        if self.used >= self._seconds:
+            self._bound.reschedule(self._loop.time())
+        else:
+            self._wait()
+
+    def _count(self) -> None:
+        now = self._loop.time()
+        self.used += min(now - self._seen, 2 * _STEP)
+        self._seen = now
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body.
+
+    `limit` is in bytes and holds for what arrives unpacked too, also in a host's application with other
+    limits. Raises HttpRefusal: 413 past the limit, 408 when it does not come, 400 when it is cut off.
+    """
+    known = request.known_body
+    if known is not None:
+        if len(known) > limit:
+            raise _too_large(limit)
+        return known
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    body = request.body_now()
+    if body is not None:
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with Patience(_BODY_TIMEOUT):
+            while chunk := await request.read():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise HttpRefusal(408, "body_timeout", "The request's body did not arrive in time.") from None
+    except BodyBroken:
+        raise HttpRefusal(400, "bad_body", "The request's body was cut off or badly encoded.") from None
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> HttpRefusal:
+    return HttpRefusal(
+        413,
+        "request_too_large",
+        f"request too large: the body is larger than {format_size(limit)}.",
+        advice="Send less." if limit <= NAMING else "Send less, or raise max_body in the configuration.",
+    )
 
 
 class _Request(Request):

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 from greenroom.actors.values import Model
-from greenroom.runner.http.bodies import Patience
+from greenroom.runner.http.aiohttp_adapter import Patience
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Stream
 from greenroom.runner.models.store import ModelStore

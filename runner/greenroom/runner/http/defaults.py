@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.values import Model
-from greenroom.runner.http.bodies import Checked
+from greenroom.runner.http.engine_requests import Checked
 from greenroom.runner.http.fields import Wrong
 from greenroom.runner.http.sampling import PARAMETERS, chat_fields
 from greenroom.runner.models.recipe import Defaults

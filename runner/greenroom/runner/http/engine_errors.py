@@ -19,8 +19,8 @@ from greenroom.actors.gates import Place
 from greenroom.actors.scheduler.state import OVER_MEMORY
 from greenroom.actors.values import EngineExit
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.abilities import RequestTarget, too_long
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
+from greenroom.runner.http.engine_requests import RequestTarget, too_long
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Connection, Lost

@@ -28,7 +28,7 @@ from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.limits import escaped
-from greenroom.runner.http.bodies import read_body
+from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of_path, refusal_of
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response

@@ -28,26 +28,28 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.values import Mode, Model
-from greenroom.runner.http.abilities import TOO_LONG, RequestTarget, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission, slots_of
+from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.answer_filters import FilteredTranslation, Untranslated
-from greenroom.runner.http.bodies import (
-    NOT_UNDERSTOOD,
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD
+from greenroom.runner.http.context import Context
+from greenroom.runner.http.cut_inputs import Uncountable, cut
+from greenroom.runner.http.defaults import with_defaults
+from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
+from greenroom.runner.http.engine_requests import (
+    TOO_LONG,
     Checked,
+    RequestTarget,
     Routing,
     check,
     ignored_by,
-    read_body,
+    refuse_what_it_cannot,
     routing_of,
     spoken_by,
     translate,
     wished_context,
     wished_keep_alive,
 )
-from greenroom.runner.http.context import Context
-from greenroom.runner.http.cut_inputs import Uncountable, cut
-from greenroom.runner.http.defaults import with_defaults
-from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.event_stream import EventStream, Held, ReadWatch, Said, Unfinished
 from greenroom.runner.http.fields import Dialogue

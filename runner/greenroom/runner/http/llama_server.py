@@ -19,10 +19,12 @@ from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Engine, Mode, Model
 from greenroom.runner.actor_states import NotRunning
-from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, routing_of
+from greenroom.runner.http.aiohttp_adapter import read_body
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.completion_fields import COMPLETION
 from greenroom.runner.http.completion_fields import tokens as token_ids
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.engine_requests import routing_of
 from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.fields import CHAT, Dialogue, array, described, either, flag, record, text, whole
 from greenroom.runner.http.inference import Exchange, Kind

@@ -31,11 +31,11 @@ from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Mode, Model, Progress
 from greenroom.runner.disk_usage import measure
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.http.abilities import refuse_other_uses
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.effective import effective
+from greenroom.runner.http.engine_requests import refuse_other_uses
 from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job

@@ -10,10 +10,11 @@ import msgspec
 
 from greenroom.actors.scheduler.messages import Keep, Unload
 from greenroom.actors.values import Mode
-from greenroom.runner.http.abilities import RequestTarget
 from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, read_body, routing_of, wished_keep_alive
+from greenroom.runner.http.aiohttp_adapter import read_body
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.engine_requests import RequestTarget, routing_of, wished_keep_alive
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import Wrong, record
 from greenroom.runner.http.inference import Kind, inference

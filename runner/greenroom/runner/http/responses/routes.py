@@ -11,7 +11,8 @@ import msgspec
 
 from greenroom.actors.limits import escaped
 from greenroom.actors.values import Caller
-from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, read_body
+from greenroom.runner.http.aiohttp_adapter import read_body
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded
 from greenroom.runner.http.inference import Kind, inference

@@ -1,4 +1,8 @@
-"""Refuses what a model or a backend cannot do, before anything is loaded."""
+"""A request on its way to an engine: what routing needs, whether it is right, and what the engine is sent.
+
+A body is checked against the fields of its family, then against what the model and the backend cannot do,
+before anything is loaded. The engine gets it byte for byte, unless something in it had to change.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import CONTEXT, Name
 from greenroom.actors.scheduler.backend_choice import choose
 from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
@@ -15,7 +22,10 @@ from greenroom.actors.values import Medium, Mode, Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, not_understood
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.fields import Dialogue, Wrong, cleaned, missing, noting
+from greenroom.runner.http.go_duration import keep_alive_of
 from greenroom.runner.http.images import PIXELS, pixels_of
 from greenroom.runner.http.tool_prompt import ToolPrompt
 from greenroom.runner.models.description import template_text
@@ -23,6 +33,14 @@ from greenroom.runner.models.purpose import is_encoder
 from greenroom.runner.units import format_size
 
 TOO_LONG = "context_length_exceeded"
+_FIELDS = 1000
+"""Fields of a body: llama.cpp takes minutes to read a hundred thousand."""
+_ASIDE = 128 * 1024
+"""Bytes of a body from which on it is looked at in a thread: other streams go on meanwhile."""
+
+_value = msgspec.json.Decoder()
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 _REMEMBERED = 1000
 _MEDIA: Mapping[str, tuple[Medium, str]] = {
     "image_url": ("image", "images"),
@@ -41,6 +59,133 @@ _DOES: dict[Mode, str] = {
     "embedding": "it is made for embeddings",
     "reranking": "it is made for reranking",
 }
+
+
+# what it asks for
+
+
+class Routing(msgspec.Struct, frozen=True, gc=False):
+    """What routing needs of an inference request; all the rest is its family's, or the engine's."""
+
+    model: Name = ""
+    keep_alive: str | float | None = None
+    """How long the model is to stay: a duration, or a number of seconds; negative means indefinitely."""
+    num_ctx: Any = None
+    """Tokens that the request needs at least; not checked."""
+
+
+_decode_routing = msgspec.json.Decoder(Routing).decode
+
+
+def routing_of(body: bytes) -> Routing:
+    """What routing needs. Raises HttpRefusal: 400 for broken JSON or a missing model."""
+    try:
+        routing = _decode_routing(body or b"{}")
+    except NOT_UNDERSTOOD as error:
+        if not str(error).endswith("got `null` - at `$.model`"):
+            raise not_understood(error) from None
+        routing = Routing()
+    if not routing.model.strip():
+        raise HttpRefusal(
+            400,
+            "model_required",
+            'model is required: name one in the body, such as {"model": "smollm2"}.',
+            param="model",
+        )
+    return routing
+
+
+def wished_keep_alive(routing: Routing) -> float | None:
+    """Seconds that the model is to stay after the request; None without a wish. Raises HttpRefusal: 400."""
+    if routing.keep_alive is None:
+        return None
+    try:
+        return keep_alive_of(routing.keep_alive)
+    except ValueError as error:
+        raise HttpRefusal(400, "invalid_request", f"keep_alive: {error}.", param="keep_alive") from None
+
+
+def wished_context(routing: Routing, model: Model) -> int:
+    """Tokens that the engine's context is to have at least; 0 without a wish. Raises HttpRefusal: 400."""
+    wished = routing.num_ctx
+    if wished is None:
+        return 0
+    if isinstance(wished, bool) or not isinstance(wished, int) or not 0 <= wished <= CONTEXT:
+        raise invalid(f"num_ctx must be a whole number from 0 to {CONTEXT}", param="num_ctx")
+    return min(wished, model.context_length or wished)
+
+
+# whether it is right
+
+
+class Checked(NamedTuple):
+    body: bytes
+    fields: dict[str, Any]
+    """What of it is known to its family, decoded."""
+    unread: tuple[str, ...] = ()
+    """Those of them that no engine reads."""
+    unknown: tuple[str, ...] = ()
+    """Its other fields, also those inside of others."""
+
+
+async def check(body: bytes, dialogue: Dialogue) -> Checked:
+    """Check a body. Raises HttpRefusal: 400 with the field that is wrong."""
+    if len(body) > _ASIDE:
+        return await asyncio.to_thread(check_now, body, dialogue)
+    return check_now(body, dialogue)
+
+
+def check_now(body: bytes, dialogue: Dialogue) -> Checked:
+    """The same at once."""
+    try:
+        # Engines answer text in another encoding each in a way of its own, and some not at all.
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise invalid(f"the body is not UTF-8 at byte {error.start}") from None
+    try:
+        given = _fields.decode(body)
+        if len(given) > _FIELDS:
+            raise invalid(f"the body has {len(given)} fields; the limit is {_FIELDS}")
+        absent = [name for name, raw in given.items() if _stands_for_nothing(name, bytes(raw))]
+        known = {
+            name: _value.decode(raw)
+            for name, raw in given.items()
+            if name in dialogue.fields and name not in absent
+        }
+    except NOT_UNDERSTOOD as error:
+        deep = isinstance(error, RecursionError)
+        raise invalid("JSON is nested too deeply" if deep else str(error)) from None
+    try:
+        with noting() as unused:
+            fields = cleaned(known, dialogue.fields)
+        for name in dialogue.required:
+            if name not in fields:
+                raise missing(name)
+        dialogue.together(fields)
+    except Wrong as wrong:
+        raise HttpRefusal(400, wrong.code, str(wrong), param=wrong.where) from None
+    except RecursionError:
+        raise invalid("JSON is nested too deeply") from None
+    outer = (name for name in given if name not in dialogue.fields and name not in absent)
+    unread, unknown = tuple(unused.unread), (*outer, *unused.unknown)
+    if fields is known and not absent:
+        return Checked(body, fields, unread, unknown)
+    passed: dict[str, Any] = {name: raw for name, raw in given.items() if name not in absent}
+    passed |= {name: value for name, value in fields.items() if value is not known[name]}
+    return Checked(msgspec.json.encode(passed), fields, unread, unknown)
+
+
+def _stands_for_nothing(name: str, raw: bytes) -> bool:
+    """A field that might as well be left out.
+
+    -1 tokens means no limit, in the words of LM Studio; an empty text would stop an answer at once.
+    """
+    if name == "stop":
+        return raw in (b"null", b'""', b'[""]')
+    return raw == b"null" or (raw == b"-1" and name in ("max_tokens", "max_completion_tokens"))
+
+
+# whether it can be done
 
 
 @dataclass(frozen=True)
@@ -336,3 +481,42 @@ def too_long(asked: RequestTarget, tokens: int, context: int, *, at_least: bool 
         numbers={name: number for name, number in numbers.items() if number},
         param=asked.param,
     )
+
+
+# what the engine is sent
+
+
+def spoken_by(dialect: Dialect, model: Model) -> str | None:
+    """What the engine calls the model, or None when it takes any name."""
+    return dialect.spoken(model.id) if dialect.model_name else None
+
+
+def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:
+    """The body as the engine may see it, without what is `ours`; `name` is what it calls the model."""
+    dropped = dialect.dropped | ours if ours else dialect.dropped
+    formed = bool(dialect.completion_schema) and b'"response_format"' in body
+    if name is None and not dropped and not formed:
+        return body
+    fields = _fields.decode(body)
+    if formed and "prompt" in fields and "response_format" in fields:
+        schema = _schema_of(_value.decode(fields.pop("response_format")))
+        if schema is not None:
+            fields.setdefault(dialect.completion_schema, msgspec.Raw(msgspec.json.encode(schema)))
+    for field in dropped:
+        fields.pop(field, None)
+    if name is not None:
+        fields["model"] = msgspec.Raw(msgspec.json.encode(name))
+    return msgspec.json.encode(fields)
+
+
+def _schema_of(form: dict[str, Any]) -> Any:
+    """The JSON schema of a checked response format; None where it asks for any text."""
+    if form["type"] == "json_schema":
+        return form["json_schema"].get("schema", {})
+    return form.get("schema", {"type": "object"}) if form["type"] == "json_object" else None
+
+
+def ignored_by(dialect: Dialect, fields: Mapping[str, Any], body: bytes) -> list[str]:
+    """The fields that the engine does not get, or takes no notice of; the client gets a list of them."""
+    dropped = sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
+    return [*dropped, *(one.param for one in dialect.ignores if one.asked(fields))]

@@ -29,7 +29,7 @@ SEEN, UNSEEN = {"GGML_VK_VISIBLE_DEVICES": "0"}, {"GGML_VK_VISIBLE_DEVICES": ""}
 
 @pytest.fixture
 def server(test_cache: Path) -> Path:
-    for found in sorted((test_cache / "llama-cpp-builds" / "builds").glob("*/bin/llama-server")):
+    for found in sorted((test_cache / "llama-cpp-builds" / "builds").glob("*/llama-server")):
         listed = subprocess.run(
             [found, "--list-devices"], env={**os.environ, **SEEN}, capture_output=True, text=True, check=False
         )

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.kernel.core import Address, Command, Effect, Event
+from greenroom.actors.limits import Id
 from greenroom.actors.values import Failure
 
 TellActor = Callable[[Address, Command[Any]], None]
@@ -22,6 +23,8 @@ class Happened(Command[None], frozen=True, kw_only=True):
     """Something an effect began has happened."""
 
     event: Event
+    cause: Id = ""
+    """What made the effect necessary, where the actor does not know it from an intent."""
 
 
 class EffectEnded(Command[None], frozen=True, kw_only=True):
@@ -33,3 +36,5 @@ class EffectEnded(Command[None], frozen=True, kw_only=True):
     answer: msgspec.Struct | None = None
     """What the caller gets."""
     failure: Failure | None = None
+    cause: Id = ""
+    """What made the effect necessary."""

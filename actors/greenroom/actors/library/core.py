@@ -149,7 +149,8 @@ class Library(SingleStream[LibraryState]):
             case PullCancelled():
                 return pulls.cancelled(state, event)
             case ModelTagged():
-                return Decision(events=(event,))
+                cause = command.cause if isinstance(command, Happened) else ""
+                return Decision(events=(event,), cause=cause)
             case ModelPushed() | PushFailed():
                 return changes.push_ended(event, volatile)
             case _:

@@ -117,7 +117,7 @@ def ended(state: LibraryState, report: EffectEnded, volatile: LibraryVolatile) -
             events, outcome = _noted(state, model), ModelNoted(model=model)
     if report.failure is not None:
         outcome = refusal_of(report.failure)
-    return Decision(events=events, effects=(Answer(key=key, outcome=outcome),))
+    return Decision(events=events, effects=(Answer(key=key, outcome=outcome),), cause=report.cause)
 
 
 def remove(
@@ -202,7 +202,7 @@ def _gone(
     name = model.tags[0] if model.tags else model.id
     forget = Tell(command=ForgetModel(model_id=model.id, model_ref=name))
     answer = Answer(key=key, outcome=outcome)
-    return Decision(events=(report.event,), effects=(forget, answer), volatile=volatile)
+    return Decision(events=(report.event,), effects=(forget, answer), volatile=volatile, cause=report.cause)
 
 
 def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibraryVolatile]:

@@ -131,9 +131,8 @@ class Scheduler(SingleStream[SchedulerState]):
                 return Decision(events=_forgotten(state, command))
             case Release():
                 return self._release(state, command, now, volatile)
-            case Keep(model_id=one, mode=mode, keep_alive=seconds):
-                wished = {**volatile.keep_alive, config_key(one, mode): seconds}
-                return Decision(volatile=change(volatile, keep_alive=wished))
+            case Keep(model_id=one, mode=mode, keep_alive=seconds, request_id=request):
+                return Decision(volatile=_kept(volatile, config_key(one, mode), seconds, request))
             case LiftQuarantines(backend=backend):
                 reason = f"{backend} was requested again"
                 return Decision(events=lifted_by_hand(state, reason, backend=backend))
@@ -201,15 +200,11 @@ class Scheduler(SingleStream[SchedulerState]):
             slots=ask.slots,
             context_size=ask.context_size,
         )
-        keep_alive = dict(volatile.keep_alive)
         if ask.keep_alive is not None:
-            keep_alive[config_key(ask.model_id, ask.mode)] = ask.keep_alive
-        return Decision(
-            reply=Later(ask.request_id),
-            volatile=msgspec.structs.replace(
-                volatile, queue=(*volatile.queue, waiting), keep_alive=keep_alive
-            ),
-        )
+            key = config_key(ask.model_id, ask.mode)
+            volatile = _kept(volatile, key, ask.keep_alive, ask.request_id)
+        volatile = msgspec.structs.replace(volatile, queue=(*volatile.queue, waiting))
+        return Decision(reply=Later(ask.request_id), volatile=volatile)
 
     def _found(self, found: CallerFound, volatile: SchedulerVolatile) -> Decision[SchedulerVolatile]:
         """Note the caller, which may turn out to have too many requests queued."""
@@ -297,8 +292,7 @@ class Scheduler(SingleStream[SchedulerState]):
             # It is the latest word, so it replaces what a request has asked for, on engines that run too.
             latest = self._limits.keep_alive if new.keep_alive is None else new.keep_alive
             if any(config_key(one.spec.model_id, one.spec.mode) == key for one in state.loads.values()):
-                wishes = {**volatile.keep_alive, key: latest}
-                volatile = msgspec.structs.replace(volatile, keep_alive=wishes)
+                volatile = _kept(volatile, key, latest, "")
         if new == old:
             return Decision(volatile=volatile, reply=ask.replied(Configured(changed=False)))
         events: list[Event] = [event]
@@ -349,6 +343,15 @@ class Scheduler(SingleStream[SchedulerState]):
         self, state: SchedulerState, now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
         return take_turn(state, now, volatile, self._facts, self._limits)
+
+
+def _kept(volatile: SchedulerVolatile, key: str, seconds: float, request: str) -> SchedulerVolatile:
+    """With a model's latest keep-alive; `request` is empty for one that was configured."""
+    return msgspec.structs.replace(
+        volatile,
+        keep_alive={**volatile.keep_alive, key: seconds},
+        kept_by={**volatile.kept_by, key: request},
+    )
 
 
 def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:

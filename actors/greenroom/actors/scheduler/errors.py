@@ -178,8 +178,9 @@ def no_device_for(model_ref: str, backend: str) -> Refusal:
     )
 
 
-def never_fits(model_ref: str, need: int, account: Account, device: str = "") -> Refusal:
-    """The model needs more than engines may ever use; `device` is a name for people."""
+def never_fits(model_ref: str, need: int, account: Account, device: str = "", context: int = 0) -> Refusal:
+    """The model needs more than engines may ever use; `device` is a name for people, `context` the tokens of
+    its slot."""
     setting = "lower gpu_headroom" if device else "raise memory_budget"
     return refuse(
         "does_not_fit",
@@ -192,6 +193,7 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
             "needed": float(need),
             "budget": float(account.memory.budget),
             "promised": float(account.reserved),
+            **({"context_size": float(context)} if context > 0 else {}),
         },
         subject=model_ref,
     )

@@ -107,6 +107,10 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     """Layers that are to lie on devices from now on, for `moved`; 0 for an engine that does not divide."""
     layers: int = 0
     """Of so many."""
+    keep_alive: float | None = None
+    """Seconds it was to stay after its last request, for `idle`; None in older events."""
+    kept_by: str = ""
+    """The request that had set that; empty where it is configured, or the default."""
 
     @property
     def is_urgent(self) -> bool:

@@ -131,7 +131,9 @@ class Evictions:
         ends = reading.idle_since + keep
         if ends <= turn.now.monotonic:
             cause = turn.state.loads[spec.engine_id].cause
-            turn.record(eviction(engine, turn.volatile, turn.now, "idle"), cause=cause)
+            evicted = eviction(engine, turn.volatile, turn.now, "idle")
+            by = turn.volatile.kept_by.get(config_key(spec.model_id, spec.mode), "")
+            turn.record(msgspec.structs.replace(evicted, keep_alive=keep, kept_by=by), cause=cause)
         else:
             turn.wakes.append(ends)
 

@@ -155,6 +155,7 @@ class Keep(SchedulerCommand[None], frozen=True, kw_only=True):
     keep_alive: Seconds
     """Seconds; negative pins the model."""
     mode: Mode = "completion"
+    request_id: Id = ""
 
 
 class LedgerReading(Fact, frozen=True, kw_only=True, rename=RESERVED_IN_JSON):

@@ -378,7 +378,8 @@ class QueueStep:
         places = [one for one in places if one.rank == places[-1].rank]
         needs = [need for one in places for need in one.needs if need.size > need.account.memory.budget]
         need = max(needs, key=lambda need: need.account.memory.budget)
-        self._refuse(waiting, never_fits(waiting.model_ref, need.size, need.account, need.name))
+        context = places[-1].spec.context_size
+        self._refuse(waiting, never_fits(waiting.model_ref, need.size, need.account, need.name, context))
 
     def _pins_before(self, place: Placement) -> list[tuple[Need, int]]:
         """Pools of a place in which pinned models hold the memory, and how much they hold."""

@@ -394,7 +394,8 @@ class Turn(TurnContext):
             event = KeepAliveWished(
                 engine_id=engine_id, model_id=spec.model_id, model_ref=spec.model_ref, keep_alive=wished
             )
-            self.record(event, cause=load.cause)
+            by = self.volatile.kept_by.get(config_key(spec.model_id, spec.mode))
+            self.record(event, cause=by or load.cause)
             return
 
 

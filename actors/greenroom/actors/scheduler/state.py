@@ -261,6 +261,8 @@ class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """Version of the installer's list that runners last learned was acted on, and when."""
     keep_alive: Mapping[str, float] = msgspec.field(default_factory=dict)
     """model|mode → seconds, from the last request."""
+    kept_by: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """model|mode → that request; nothing where it was configured since."""
     leaving: Mapping[str, float] = msgspec.field(default_factory=dict)
     """engine → monotonic second since which it is ending."""
     stop_sent: Mapping[str, float] = msgspec.field(default_factory=dict)
@@ -305,6 +307,7 @@ def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolat
         stop_sent={one: at for one, at in volatile.stop_sent.items() if one in alive},
         # A request's keep-alive applies to the engine that served it, not to the next one.
         keep_alive={key: seconds for key, seconds in volatile.keep_alive.items() if key in wanted},
+        kept_by={key: request for key, request in volatile.kept_by.items() if key in wanted},
         ready_since={one: at for one, at in volatile.ready_since.items() if one in loads},
         cooling={name: at for name, at in volatile.cooling.items() if name in cooling},
     )

@@ -354,7 +354,12 @@ class Admission:
         """Send the scheduler the keep-alive of a request that found a free slot and so has not asked it."""
         if self.keep_alive is None:
             return
-        keep = Keep(model_id=self.model.id, mode=self.mode, keep_alive=self.keep_alive)
+        keep = Keep(
+            model_id=self.model.id,
+            mode=self.mode,
+            keep_alive=self.keep_alive,
+            request_id=self.request_id,
+        )
         # It is about the time after this request: not worth an error.
         with contextlib.suppress(KernelError):
             self.greenroom.system.tell(keep, cause=self.request_id)

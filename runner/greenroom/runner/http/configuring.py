@@ -171,7 +171,7 @@ class Configuring:
         )
         await self._change(configure, request.id)
         if body.preload:
-            self._begin_preload(model, body.model.strip(), mode, backend)
+            self._begin_preload(model, body.model.strip(), mode, backend, request.id)
         return Response(status=202)
 
     async def _change(self, configure: Configure, request_id: str) -> None:
@@ -192,12 +192,20 @@ class Configuring:
                 return
             await asyncio.sleep(0.05)
 
-    def _begin_preload(self, model: Model, asked_as: str, mode: Mode, backend: str) -> None:
-        """Load a model in the background; the journal says what became of it."""
+    def _begin_preload(self, model: Model, asked_as: str, mode: Mode, backend: str, request_id: str) -> None:
+        """Load a model in the background, on behalf of the request that configured it."""
         context, key = self._context, config_key(model.id, mode)
         caller = Caller(kind="greenroom", id="preload", name="preload")
         admission = Admission(
-            context.greenroom, context.ids, context.sent_requests, model, asked_as, mode, backend, caller
+            context.greenroom,
+            context.ids,
+            context.sent_requests,
+            model,
+            asked_as,
+            mode,
+            backend,
+            caller,
+            first_id=request_id,
         )
         self._preloads = {one: task for one, task in self._preloads.items() if not task.done()}
         self._preloads[key] = context.keep(_preload(admission))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from greenroom.actors.kernel.core import Command, Effect
 from greenroom.actors.library.effects import (
     AddTag,
@@ -153,7 +155,7 @@ class Puller:
             case PublishPullProgress(reference=reference, phase=phase, message=message):
                 self._board.publish(Progress(job=pull_job(reference), phase=phase, message=message))
             case InspectModels() | DeleteModel() | AddTag() | RemoveTag() | StoreAgain() | SweepStore():
-                self._change(effect)
+                self._change(effect, cause)
             case SendModel():
                 self._pusher.start(effect)
             case CancelSend(reference=reference):
@@ -313,7 +315,7 @@ class Puller:
     def _named(self, model: Model, tag: str) -> Model:
         return self._store.tag(model.id, tag) if tag and tag not in model.tags else model
 
-    def _change(self, effect: _Change | InspectModels) -> None:
+    def _change(self, effect: _Change | InspectModels, cause: str) -> None:
         def run(_: Cancel) -> JobEnding:
             try:
                 reports = tuple(self._changed(effect))
@@ -326,7 +328,8 @@ class Puller:
 
         def tell(*reports: Command[Any]) -> None:
             for report in reports:
-                self._tell(LIBRARY, report)
+                whose = replace(report, cause=cause) if isinstance(report, EffectEnded | Happened) else report
+                self._tell(LIBRARY, whose)
 
         stopped = Failure(kind="transient", code="stopping", message="Greenroom is stopping.")
         gone = EffectEnded(effect=effect, failure=stopped)

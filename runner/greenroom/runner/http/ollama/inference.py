@@ -107,7 +107,9 @@ class OllamaInference:
         if keep_alive == 0:
             system = context.greenroom.system
             # What is in use ends after its last request.
-            system.tell(Keep(model_id=model.id, mode=mode, keep_alive=0.0), cause=request.id)
+            system.tell(
+                Keep(model_id=model.id, mode=mode, keep_alive=0.0, request_id=request.id), cause=request.id
+            )
             await system.ask(Unload(model_ids=(model.id,)), cause=request.id)
         else:
             wished = _context_of(fields)

@@ -87,7 +87,8 @@ def test_once_the_backend_is_there_it_says_that_the_next_request_is_served(scrip
     found = script.why("qwen3")
 
     assert found.cause == "backend_not_installed"
-    assert "mlx 0.32 has been installed since; the next request works." in found.also
+    assert found.answer.startswith("qwen3 is not loaded: mlx 0.32 has been installed since 12:00:")
+    assert "so the next request works. Before that, requests for it were refused:" in found.answer
     assert commands(found) == ["greenroom run qwen3"]
     assert types(found)[-1] == "installation_committed"
 

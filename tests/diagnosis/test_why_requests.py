@@ -123,12 +123,10 @@ def test_a_command_tells_what_it_changed_and_the_model_tells_the_command(script:
     found = why(script, one)
     assert (found.state, found.cause) == ("served", "whole")
     assert "POST /engines/unload, from curl (process 4711)) was carried out at" in found.answer
-    assert "smollm2" in found.answer
-    assert "make room" not in found.answer
-    behind = why(script, one, "smollm2").also[-1]
-    assert behind.startswith("The event of ")
-    assert behind.endswith(f"by request {NAME} (POST /engines/unload, from curl (process 4711)).")
-    assert not [line for line in script.why("smollm2").also if "caused by" in line]
+    assert found.answer.endswith(f" It unloaded smollm2 (engine {engine}).")
+    told = why(script, one, "smollm2").answer
+    assert told.endswith(f"by request {NAME} (POST /engines/unload, from curl (process 4711)).")
+    assert script.why("smollm2").answer.endswith(f"by request {NAME}."), "without the record of requests"
 
 
 def test_nothing_is_invented_about_a_request_that_is_not_known(script: Any) -> None:

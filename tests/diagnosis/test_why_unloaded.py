@@ -47,8 +47,9 @@ def test_why_says_that_a_model_was_evicted_for_another(script: Any) -> None:
         "free": 4.0 * GB,
     }
     assert found.answer == (
-        "smollm2 is not loaded: it was evicted at 12:12:09 (3s ago) to make room for gemma3, which needed "
-        "5.00 GB when 4.00 GB was free. It held 2.00 GB and had been idle for 12m."
+        "smollm2 is not loaded: it was evicted at 12:12:09 (3s ago) to make room for gemma3, which request "
+        "r-0a1b2c3d-2 asked for and which needed 5.00 GB when 4.00 GB was free. It held 2.00 GB and had been "
+        "idle for 12m."
     )
     assert "gemma3 holds 5.00 GB now." in found.also
     assert types(found)[-5:] == [
@@ -120,7 +121,7 @@ def test_a_model_unloaded_by_a_client_is_explained(script: Any) -> None:
     found = script.why("smollm2")
 
     assert (found.state, found.cause) == ("unloaded", "unload")
-    assert "it was unloaded on request at 12:00:07" in found.answer
+    assert "it was unloaded at 12:00:07 (just now) by request r-0a1b2c3d-7." in found.answer
     assert found.numbers["idle_seconds"] == 12.0
 
 
@@ -142,7 +143,7 @@ def test_why_says_that_a_model_was_unloaded_to_be_configured_differently(script:
 
     assert (found.state, found.cause) == ("unloaded", "reconfigured")
     assert found.numbers["context_size"] == 8192
-    assert "Its next load uses a context of 8192 tokens." in found.answer
+    assert "request r-0a1b2c3d-2 configured a context of 8192 tokens for its next load." in found.answer
 
 
 def test_why_says_that_a_model_ended_with_its_daemon(script: Any) -> None:

@@ -56,6 +56,8 @@ class LoadRefused(Event, frozen=True, kw_only=True):
     """Backends that are not installed and could serve the model, the preferred one first."""
     caller: Caller = Caller()
     """Who made the request."""
+    binding: str = ""
+    """The backend that its path named: what this one was refused says nothing about other requests."""
 
 
 class LoadFailed(Event, frozen=True, kw_only=True):

@@ -534,6 +534,7 @@ class QueueStep:
                 advice=refusal.advice,
                 backends=refusal.backends if isinstance(refusal, NotInstalled) else (),
                 caller=waiting.caller,
+                binding=waiting.backend,
             )
             turn.record(refused, cause=waiting.request_id)
 

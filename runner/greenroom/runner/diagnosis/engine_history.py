@@ -23,7 +23,8 @@ from greenroom.actors.scheduler.events import (
     LoadFailed,
 )
 from greenroom.actors.values import EngineExit, EngineSpec
-from greenroom.runner.diagnosis.history import Happening
+from greenroom.runner.diagnosis.configured import changes
+from greenroom.runner.diagnosis.history import Happening, History
 
 
 class EngineHistory(msgspec.Struct, kw_only=True):
@@ -46,6 +47,8 @@ class EngineHistory(msgspec.Struct, kw_only=True):
     """When the latest daemon re-adopted it; 0 while the daemon that started it runs."""
     evicted: EvictionDecided | None = None
     evicted_at: float = 0.0
+    evicted_by: str = ""
+    """The cause of that."""
     stop: EngineStopRequested | None = None
     failed: LoadFailed | None = None
     failed_at: float = 0.0
@@ -79,17 +82,30 @@ class EngineHistory(msgspec.Struct, kw_only=True):
         detail = self.failed.failure.detail if self.failed is not None else ""
         return tuple(detail.splitlines())
 
-    def wanted_by(self, name: str) -> tuple[str, str]:
-        """What it was started for: in a word, and as the end of `because …`; `name` is the model's."""
+    @property
+    def caused_by(self) -> str:
+        """The request that it was started for, or what else led to it."""
         admitted = next((one for one in self.happenings if isinstance(one.event, LoadAdmitted)), None)
-        cause = admitted.record.cause if admitted is not None else ""
+        return admitted.record.cause if admitted is not None else ""
+
+    def wanted_by(self, name: str, history: History) -> tuple[str, str]:
+        """What it was started for: in a word, and as the end of `because …`; `name` is the model's."""
+        cause = self.caused_by
         if cause.startswith("warm-"):
             return "warm", f"{name} is preloaded, as configured"
         if cause.startswith("moved-"):
             return "moved", f"{name} was loaded again once it was idle, since devices had room for more of it"
         if cause.startswith("restore-"):
             return "restored", f"{name} was loaded when the previous daemon ended"
-        return "asked_for", f"request {cause} needed {name}" if cause else f"{name} was requested"
+        who = history.who(cause, self.admitted.caller if self.admitted is not None else None)
+        mine = self.spec and [
+            one
+            for one in changes(history, self.spec.model_id, self.spec.mode)
+            if one.happening.record.cause == cause
+        ]
+        if who and mine:
+            return "configured", f"{who} configured {name} with {mine[-1].told()}"
+        return "asked_for", f"{who} needed {name}" if who else f"{name} was requested"
 
     def add(self, happening: Happening) -> None:
         self.happenings.append(happening)
@@ -108,6 +124,7 @@ class EngineHistory(msgspec.Struct, kw_only=True):
                 self.adopted_at = happening.at
             case EvictionDecided() as e:
                 self.evicted, self.evicted_at = e, happening.at
+                self.evicted_by = happening.record.cause
             case EngineStopRequested() as e:
                 self.stop = e
             case LoadFailed() as e:

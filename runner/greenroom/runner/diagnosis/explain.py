@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from greenroom.actors.journal.port import Record
+from greenroom.runner.diagnosis.aliases import told_under
 from greenroom.runner.diagnosis.explanation import FIRST, LAST, Explanation, Step
 from greenroom.runner.diagnosis.history import Happening, History
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.live_facts import add_live
 from greenroom.runner.diagnosis.model_history import ModelHistory
-from greenroom.runner.diagnosis.names import Meaning, UnknownName, meaning_of, shown_model
+from greenroom.runner.diagnosis.names import Meaning, UnknownName, asked_tag, meaning_of, shown_model
 from greenroom.runner.diagnosis.recorded_request import Recorded, named
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import clock
@@ -83,6 +84,7 @@ def answer(
     live: Live | None = None,
 ) -> Explanation:
     """Like `explain`, of a history that is read already; it must have been read for an engine's name."""
+    history.recorded = recorded
     meaning = meaning_of(name, history, backends, lambda: names_of_clients(rows()))
     match meaning.kind:
         case "request":
@@ -99,10 +101,10 @@ def answer(
             found = why_overview(history, now, backends, live)
         case _:
             found = _find(meaning, history, now, backends, live)
-            found.also += _behind(found.steps, recorded, now)
+            found.also += _behind(found, history, recorded, now)
     if live is not None and live.running:
         add_live(found, meaning, history, live)
-    found.name = shown_model(meaning.id, history) if meaning.kind == "model" else meaning.id
+    found.name = shown_model(meaning.id, history, meaning.asked) if meaning.kind == "model" else meaning.id
     found.kind, found.id = meaning.kind, meaning.id
     found.steps, found.left_out = _worded(found.steps, history)
     found.as_of = history.last.at if history.last is not None else 0.0
@@ -119,7 +121,10 @@ def _find(
 ) -> Explanation:
     match meaning.kind:
         case "model":
-            return why_model(ModelHistory(meaning.id, history, now, backends))
+            found = why_model(ModelHistory(meaning.id, history, now, backends, meaning.asked))
+            if told := told_under(asked_tag(meaning.asked, history), history, now):
+                found.answer = f"{told} {found.answer}"
+            return found
         case "backend":
             return WhyBackend(meaning.id, history, now, backends).find()
         case "engine":
@@ -131,9 +136,11 @@ def _find(
     raise AssertionError(meaning.kind)
 
 
-def _behind(steps: Iterable[Step], recorded: Recorded, now: float) -> tuple[str, ...]:
-    """A sentence about the latest event that a request caused, where its row tells who sent it."""
-    caused = sorted((one for one in steps if ID.fullmatch(one.cause)), key=lambda one: one.seq)
+def _behind(found: Explanation, history: History, recorded: Recorded, now: float) -> tuple[str, ...]:
+    """A sentence about the latest event that a request caused, unless the answer has named another."""
+    caused = sorted((one for one in found.steps if ID.fullmatch(one.cause)), key=lambda one: one.seq)
+    if history.told:
+        return ()
     row = recorded(caused[-1].cause) if caused else None
     return (
         (f"The event of {clock(caused[-1].at, now)} was caused by {named(row)}.",) if row is not None else ()

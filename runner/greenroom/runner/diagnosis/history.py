@@ -24,10 +24,14 @@ from greenroom.actors.kernel.core import Address, Event
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState
+from greenroom.actors.scheduler.events import LoadAdmitted
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import SchedulerState
+from greenroom.actors.values import Caller, Mode
 from greenroom.runner.diagnosis.explanation import Step
+from greenroom.runner.diagnosis.recorded_request import Recorded, named
 from greenroom.runner.diagnosis.replay import Replay, Snapshot
+from greenroom.runner.record.row import ID
 
 E = TypeVar("E", bound=Event)
 K = TypeVar("K")
@@ -272,6 +276,12 @@ class History:
         self.first: Record | None = None
         self.last: Record | None = None
         self.count = 0
+        self.told: set[str] = set()
+        """Requests that `who` was asked for."""
+        self.modes: OrderedDict[str, Mode] = OrderedDict()
+        """engine → what its model is used for."""
+        self.recorded: Recorded = lambda _: None
+        """Finds what is recorded of a request."""
         words = tuple(asked.split())
         self._asked = (*words, *(f"r-{one}" for one in words))
         self._replay = Replay()
@@ -339,6 +349,20 @@ class History:
     def caused_by(self, request: str) -> list[Happening]:
         return self.requests.get(request, [])
 
+    def who(self, cause: str, caller: Caller | None = None) -> str:
+        """The request behind an event, with what it was and who sent it; empty if no request is behind it."""
+        if not ID.fullmatch(cause):
+            return ""
+        self.told.add(cause)
+        row = self.recorded(cause)
+        if row is not None:
+            return named(row)
+        return f"request {cause} (from {caller})" if caller is not None and caller.id else f"request {cause}"
+
+    def mode_of(self, engine_id: str) -> Mode:
+        """Of an engine that was started; models have a configuration for each mode."""
+        return self.modes.get(engine_id, "completion")
+
     def kept(self) -> dict[int, Happening]:
         """Every event that is still held, by its number."""
         by_subject = (
@@ -356,6 +380,8 @@ class History:
         self.last = record
         self.count += 1
         event = self._event(record)
+        if isinstance(event, LoadAdmitted):
+            _remember(self.modes, event.spec.engine_id, event.spec.mode)
         self._file(Happening(record, event, self.subjects.of(record, event)))
 
     def _event(self, record: Record) -> Event | None:

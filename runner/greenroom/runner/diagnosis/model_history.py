@@ -16,13 +16,17 @@ from greenroom.runner.diagnosis.stop_reasons import of_failure
 class ModelHistory:
     """What a question about a model is answered from."""
 
-    def __init__(self, model_id: str, history: History, now: float, verdicts: Mapping[str, str]) -> None:
-        """`verdicts`: the backends that are known, with why this machine cannot run them."""
+    def __init__(
+        self, model_id: str, history: History, now: float, verdicts: Mapping[str, str], asked: str = ""
+    ) -> None:
+        """`verdicts`: the backends that are known, with why this machine cannot run them. `asked`: the name
+        in the question, by which the answer calls the model if it is one of its names.
+        """
         self.id = model_id
         self.history = history
         self.now = now
         self.verdicts = verdicts
-        self.name = shown_model(model_id, history)
+        self.name = shown_model(model_id, history, asked)
         self.events = list(history.events_of(model_id))
         """Including those of other models that made room for it."""
         self.own = [one for one in self.events if self._is_own(one)]
@@ -35,9 +39,9 @@ class ModelHistory:
         """Its last engine that did not start or stopped working."""
         return next((one for one in reversed(self.engines) if one.failed is not None), None)
 
-    def failure(self, engine: EngineHistory) -> Explanation:
+    def failure(self, engine: EngineHistory, its_engine: str = "its engine") -> Explanation:
         """Why one of its engines did not start, or stopped working."""
-        return of_failure(engine, self.name, self.now, daemons=self.history.daemons)
+        return of_failure(engine, self.name, self.now, daemons=self.history.daemons, its_engine=its_engine)
 
     def failures(self, engine: EngineHistory) -> int:
         """How often it has failed in a row where this engine failed."""

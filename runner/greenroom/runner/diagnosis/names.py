@@ -55,6 +55,8 @@ class Meaning(NamedTuple):
     kind: Kind
     id: str
     """Of a model that was never stored: its reference. Empty for what there is one of."""
+    asked: str = ""
+    """The name of a model, as it was asked for."""
 
 
 def no_clients() -> Collection[str]:
@@ -112,9 +114,9 @@ def _known(name: str, history: History, backends: Mapping[str, str], clients: Cl
     except BadReference:
         model = None
     if model is not None:
-        return Meaning("model", model.id)
+        return Meaning("model", model.id, name)
     if earlier := _earlier(name, history):  # 5
-        return Meaning("model", earlier)
+        return Meaning("model", earlier, name)
     if shortened := _shortened(name, history):  # 6
         return shortened
     if name.isdecimal() and int(name) in history.pids:  # 7
@@ -166,9 +168,11 @@ def _shortened(name: str, history: History) -> Meaning | None:
     return Meaning("model", fitting[0]) if fitting else None
 
 
-def shown_model(model_id: str, history: History) -> str:
-    """How people call a model, now or as they last did."""
+def shown_model(model_id: str, history: History, asked: str = "") -> str:
+    """How people call a model, now or as they last did; or as `asked`, if that is one of its names."""
     model = history.library.models.get(model_id)
+    if model is not None and (tag := asked_tag(asked, history)) in model.tags:
+        return familiar(tag)
     if model is not None and model.tags:
         tags = [one for one in model.tags if not one.startswith(("file:", "pypi:"))] or list(model.tags)
         return familiar(tags[0])
@@ -176,6 +180,11 @@ def shown_model(model_id: str, history: History) -> str:
     if names:
         return familiar(names[-1])
     return model_id[7:19] if model_id.startswith("sha256:") else familiar(model_id)
+
+
+def asked_tag(name: str, history: History) -> str:
+    """The canonical reference that a name in a question stands for; empty for an id, or one never seen."""
+    return next((one for one in _references(name) if one in history.pulls), "")
 
 
 def _references(name: str) -> list[str]:

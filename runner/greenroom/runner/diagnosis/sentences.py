@@ -291,22 +291,7 @@ class Narrator:
         )
 
     def _config_changed(self, fields: Fields) -> str:
-        parts = []
-        if fields.get("context_size") is not None:
-            parts.append(f"a context of {fields['context_size']} tokens")
-        if fields.get("flags") is not None:
-            parts.append(f"the flags {' '.join(fields['flags'])}" if fields["flags"] else "no flags")
-        if fields.get("keep_alive") is not None:
-            parts.append(f"a keep-alive of {format_duration(float(fields['keep_alive']))}")
-        if fields.get("slots"):
-            parts.append(counted(int(fields["slots"]), "slot"))
-        if (cache := fields.get("prompt_cache")) is not None and cache >= 0:
-            parts.append(f"a prompt cache of {format_size(cache)}")
-        if (required := fields.get("require_device")) is not None:
-            parts.append("graphics devices required" if required else "graphics devices not required")
-        back = [name.replace("_", " ") for name in fields.get("reset") or () if fields.get(name) is None]
-        parts += [f"the default {name}" for name in back]
-        what = ", ".join(parts) or "the defaults"
+        what = ", ".join(config_parts(fields, {})) or "the defaults"
         return f"Configured {self._model(fields)} ({fields['mode']}) with {what}."
 
     def _keep_alive_wished(self, fields: Fields) -> str:
@@ -415,6 +400,39 @@ class Narrator:
 
 OUR_ACTORS = frozenset({"daemon", "idempotency", "installer", "library", "runner", "scheduler"})
 """Greenroom's actors, `runner/<backend>` without its backend; any other is the embedding program's."""
+
+
+def config_parts(fields: Fields, before: Fields) -> list[str]:
+    """What a change of a model's configuration sets, with the values that were set `before`."""
+    parts = []
+    for name, tell in _SETTINGS.items():
+        value, old = fields.get(name), before.get(name)
+        was = f" instead of {_BEFORE.get(name, tell)(old)}" if old is not None and old != value else ""
+        if value is not None:
+            parts.append(f"{tell(value)}{was}")
+        elif name in (fields.get("reset") or ()):
+            parts.append(f"the default {name.replace('_', ' ')}{was}")
+    return parts
+
+
+_BEFORE: Mapping[str, Callable[[Any], str]] = {
+    "context_size": str,
+    "slots": lambda slots: str(slots or "as many as fit"),
+    "keep_alive": lambda seconds: format_duration(seconds) if seconds >= 0 else "one without end",
+}
+"""How these are called behind a new value."""
+_SETTINGS: Mapping[str, Callable[[Any], str]] = {
+    "context_size": lambda tokens: f"a context of {tokens} tokens",
+    "flags": lambda flags: f"the flags {' '.join(flags)}" if flags else "no flags",
+    "keep_alive": lambda seconds: (
+        "a keep-alive without end" if seconds < 0 else f"a keep-alive of {format_duration(float(seconds))}"
+    ),
+    "slots": lambda slots: counted(int(slots), "slot") if slots else "as many slots as fit",
+    "prompt_cache": lambda size: (
+        f"a prompt cache of {format_size(size)}" if size >= 0 else "the usual prompt cache"
+    ),
+    "require_device": lambda must: "graphics devices required" if must else "graphics devices not required",
+}
 
 
 def short(reference: str) -> str:

@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from greenroom.actors.installer.events import InstallationRetiring
-from greenroom.actors.scheduler.events import ConfigChanged, EvictionDecided, LoadAdmitted, LoadRefused
+from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadAdmitted, LoadRefused
 from greenroom.actors.scheduler.state import OVER_MEMORY, counts_against_model
 from greenroom.actors.values import EngineExit
+from greenroom.runner.diagnosis.configured import changes, last_change
 from greenroom.runner.diagnosis.engine_history import EngineHistory
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop
 from greenroom.runner.diagnosis.history import Happening, History, of_type
@@ -37,9 +38,10 @@ def install(backend: str) -> str:
 
 
 def of_eviction(
-    event: EvictionDecided, at: float, history: History, now: float, *, subject: str = "it"
+    event: EvictionDecided, at: float, history: History, now: float, *, cause: str = "", subject: str = "it"
 ) -> Explanation:
-    idle, when = format_duration(event.idle_seconds), moment(at, now)
+    """`cause`: the event's own."""
+    idle, when, who = format_duration(event.idle_seconds), moment(at, now), history.who(cause)
     found = Explanation(
         cause=event.reason,
         numbers={"memory": float(event.memory), "idle_seconds": event.idle_seconds},
@@ -48,27 +50,26 @@ def of_eviction(
     match event.reason:
         case "room":
             steps = _load_it_made_room_for(event, at, history)
+            asked = f"{who} asked for and which " if who else ""
             found.answer = (
-                f"{subject} was evicted at {when} to make room for {short(event.in_favour_of)}, which needed "
-                f"{format_size(event.needed)} when {format_size(event.free)} was free. "
+                f"{subject} was evicted at {when} to make room for {short(event.in_favour_of)}, which {asked}"
+                f"needed {format_size(event.needed)} when {format_size(event.free)} was free. "
                 f"It held {format_size(event.memory)} and had been idle for {idle}."
+                f"{_pin_taken(event, history, now)}"
             )
             found.numbers |= {"needed": float(event.needed), "free": float(event.free)}
             found.also = (*_still_held(event.in_favour_of, history), *_machine_was_short(event, steps))
             found.steps = tuple(one.step for one in steps)
             found.remedies += _room_for_both(event, steps)
         case "idle":
-            found.answer = (
-                f"{subject} was unloaded at {when} after being idle for {idle}, which is its keep-alive."
+            _tell_idle(
+                found, event, history, now, f"{subject} was unloaded at {when} after being idle for {idle}"
             )
-            keep = Remedy(
-                aim="To keep models longer", command="greenroom stop && greenroom serve --keep-alive 30m"
-            )
-            found.remedies += (keep,)
         case "unload":
-            found.answer = f"{subject} was unloaded on request at {when}."
+            found.answer = f"{subject} was unloaded at {when} {f'by {who}' if who else 'on request'}."
         case "removed":
-            found.answer = f"{subject} was unloaded at {when} because it was being removed from the store."
+            removed_it = f"{who} removed it" if who else "it was being removed"
+            found.answer = f"{subject} was unloaded at {when} because {removed_it} from the store."
             found.remedies = ()
         case "retiring":
             _tell_retiring(found, event, at, history, f"{subject} was unloaded at {when}")
@@ -88,7 +89,8 @@ def of_eviction(
         case "reconfigured":
             _tell_reconfigured(found, event, at, history, f"{subject} was unloaded at {when}")
         case "larger_context":
-            found.answer = f"{subject} was unloaded at {when} because a request asked for a larger context."
+            who = who or "a request"
+            found.answer = f"{subject} was unloaded at {when} because {who} asked for a larger context."
         case "shutdown":
             _tell_shutdown(found, at, history, now, subject)
         case reason:
@@ -136,9 +138,11 @@ def of_failure(
         cause = failure.code.removeprefix("engine_")
         answer = f"{its_engine} failed at {when}{after} and was stopped. {summary}"
     elif not counts_against_model(failure) and failure.blame:
-        cause, answer = failure.code, f"{subject} could not be loaded at {when}. {summary}"
+        ended = f"{its_engine} ended" if failed.was_ready else f"{subject} could not be loaded"
+        cause, answer = failure.code, f"{ended} at {when}{after}. {summary}"
     elif failed.was_ready:
-        cause, answer = "crashed", f"{its_engine} crashed at {when}{after}. {summary}"
+        how = "was killed" if end.signal == "SIGKILL" else "crashed"
+        cause, answer = "crashed", f"{its_engine} {how} at {when}{after}. {summary}"
     else:
         cause, answer = "load_failed", f"{subject} could not be loaded at {when}. {summary}"
     loss = lost(engine, daemons, now)
@@ -197,7 +201,11 @@ def of_refusal(event: LoadRefused, at: float, name: str, now: float) -> Explanat
 def attempts(engines: Iterable[EngineHistory], now: float) -> tuple[str, ...]:
     """A line for each failed load."""
     return tuple(
-        f"The load at {clock(one.began, now)} (engine {one.engine_id}) failed: "
+        (
+            f"Engine {one.engine_id}, which had been ready, failed at {clock(one.failed_at, now)}: "
+            if one.failed.was_ready
+            else f"The load at {clock(one.began, now)} (engine {one.engine_id}) failed: "
+        )
         + full_stop(one.failed.failure.message)
         for one in engines
         if one.failed is not None
@@ -259,6 +267,51 @@ def _still_held(reference: str, history: History) -> tuple[str, ...]:
     return (f"{short(reference)} holds {format_size(held)} now.",)
 
 
+def _tell_idle(
+    found: Explanation, event: EvictionDecided, history: History, now: float, unloaded: str
+) -> None:
+    """Whose keep-alive it was: a request's, the model's own, or the daemon's."""
+    name = shlex.quote(short(event.model_ref))
+    set_by = last_change(history, event.model_id, history.mode_of(event.engine_id), "keep_alive")
+    if who := history.who(event.kept_by):
+        kept = format_duration(event.keep_alive or 0.0)
+        found.answer = (
+            f"{unloaded}, because {who} had set its keep-alive to {kept}.{_pin_taken(event, history, now)}"
+        )
+        keep = Remedy(aim="To keep it longer", command=f"greenroom run {name} --keep-alive 30m")
+    elif set_by is not None and set_by.event.keep_alive == event.keep_alive:
+        at = clock(set_by.happening.at, now)
+        found.answer = f"{unloaded}, the keep-alive that {set_by.who(history)} configured at {at}."
+        keep = Remedy(aim="To keep it longer", command=f"greenroom configure {name} --keep-alive 30m")
+    else:
+        whose = "its keep-alive" if event.keep_alive is None else "the keep-alive of this daemon"
+        found.answer = f"{unloaded}, which is {whose}."
+        serve = "greenroom stop && greenroom serve --keep-alive 30m"
+        keep = Remedy(aim="To keep models longer", command=serve)
+    found.remedies += (keep,)
+
+
+def _pin_taken(event: EvictionDecided, history: History, now: float) -> str:
+    """A sentence, after a space, about the request that took its pin away."""
+    wishes = [
+        (one, wish)
+        for one, wish in of_type(history.events_of(event.model_id), KeepAliveWished)
+        if wish.engine_id == event.engine_id
+    ]
+    if not wishes or wishes[-1][1].keep_alive < 0:
+        return ""
+    last, wish = wishes[-1]
+    until = f" It had been pinned until {clock(last.at, now)}"
+    if last.record.cause == event.kept_by:
+        return f"{until}."
+    who = history.who(last.record.cause)
+    if not who:
+        mode = history.mode_of(event.engine_id)
+        change = last_change(history, event.model_id, mode, "keep_alive", before=last.record.seq)
+        who = change.who(history) if change is not None else "a request"
+    return f"{until}, when {who} set its keep-alive to {format_duration(wish.keep_alive)}."
+
+
 def _tell_retiring(
     found: Explanation, event: EvictionDecided, at: float, history: History, unloaded: str
 ) -> None:
@@ -288,22 +341,15 @@ def _tell_retiring(
 def _tell_reconfigured(
     found: Explanation, event: EvictionDecided, at: float, history: History, unloaded: str
 ) -> None:
-    changed = [e for one, e in of_type(history.events_of(event.model_id), ConfigChanged) if one.at <= at]
-    found.answer = f"{unloaded} because its configuration had changed."
+    mode = history.mode_of(event.engine_id)
+    changed = [one for one in changes(history, event.model_id, mode) if one.happening.at <= at]
     if not changed:
+        found.answer = f"{unloaded} because its configuration had changed."
         return
-    config, parts = changed[-1], []
-    if config.context_size is not None:
-        parts.append(f"a context of {config.context_size} tokens")
-        found.numbers["context_size"] = float(config.context_size)
-    elif "context_size" in config.reset:
-        parts.append("its default context")
-    if config.flags is not None:
-        parts.append(f"the flags {' '.join(config.flags) or '(none)'}")
-    elif "flags" in config.reset:
-        parts.append("no flags")
-    if parts:
-        found.answer += f" Its next load uses {' and '.join(parts)}."
+    change = changed[-1]
+    found.answer = f"{unloaded} because {change.who(history)} configured {change.told()} for its next load."
+    if change.event.context_size is not None:
+        found.numbers["context_size"] = float(change.event.context_size)
 
 
 def _tell_shutdown(found: Explanation, at: float, history: History, now: float, subject: str) -> None:

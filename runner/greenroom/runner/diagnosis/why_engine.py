@@ -17,7 +17,7 @@ def why_engine(engine_id: str, history: History, now: float) -> Explanation:
     model = history.subjects.engine(engine_id)[0]
     engine = _engine(engine_id, model, history)
     name = shown_model(model, history) if model else "a model"
-    cause, because = engine.wanted_by(name)
+    cause, because = engine.wanted_by(name, history)
     on = f" on {engine.spec.backend}" if engine.spec is not None else ""
     found = Explanation(
         state=engine.state,
@@ -48,7 +48,9 @@ def why_engine(engine_id: str, history: History, now: float) -> Explanation:
 
 def _tell_end(found: Explanation, engine: EngineHistory, name: str, history: History, now: float) -> None:
     if engine.evicted is not None:
-        end = stop_reasons.of_eviction(engine.evicted, engine.evicted_at, history, now, subject=name)
+        end = stop_reasons.of_eviction(
+            engine.evicted, engine.evicted_at, history, now, cause=engine.evicted_by, subject=name
+        )
     else:
         end = stop_reasons.of_failure(
             engine, name, now, daemons=history.daemons, subject=name, its_engine="The engine"

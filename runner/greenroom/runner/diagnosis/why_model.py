@@ -26,15 +26,16 @@ from greenroom.actors.scheduler.state import (
 from greenroom.actors.values import Model
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.diagnosis import stop_reasons
+from greenroom.runner.diagnosis.configured import changes
 from greenroom.runner.diagnosis.engine_history import EngineHistory, usual_seconds
-from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop, listed, tool_output
+from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop, listed
 from greenroom.runner.diagnosis.history import Happening, latest
 from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.model_history import ModelHistory
-from greenroom.runner.diagnosis.names import shown_model
-from greenroom.runner.diagnosis.old_journals import missing_backends, preferred_backend
+from greenroom.runner.diagnosis.old_journals import preferred_backend
 from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.diagnosis.why_pull import why_not_here
+from greenroom.runner.diagnosis.why_refused import told_aside, why_refused
 from greenroom.runner.units import format_duration, format_size
 
 _DECISIVE = (LoadRefused, EvictionDecided, LoadFailed, BreakerOpened, ModelQuarantined)
@@ -57,9 +58,13 @@ def why_model(model: ModelHistory) -> Explanation:
     if loads:  # 2
         found = _loaded(model, loads)
     else:
-        decisive = next((one for one in reversed(model.own) if isinstance(one.event, _DECISIVE)), None)
+        decided = [one for one in model.own if isinstance(one.event, _DECISIVE)]
+        aside = [one for one in decided if isinstance(one.event, LoadRefused) and one.event.binding]
+        decisive = next((one for one in reversed(decided) if one not in aside), aside[-1] if aside else None)
         found = _never_requested(model, stored) if decisive is None else _not_loaded(model, decisive)  # 4, 3
         found.also += tuple(_being_installed(model, stored))
+        if aside and decisive is not aside[-1]:
+            found.also += (told_aside(aside[-1], model.now),)
     for quarantine in model.quarantines():
         _tell_quarantine(found, model, quarantine)
     return found
@@ -82,7 +87,6 @@ def _loaded(model: ModelHistory, loads: Sequence[LoadState]) -> Explanation:
         if one is not load
     ]
     also += _failed_modes(model, {one.spec.mode for one in loads})
-    also += _replaced(model, engine)
     also += _placed_again(model, engine)
     if pinned_by := model.pinned_by(load):
         also.append(f"It is pinned: {pinned_by}.")
@@ -98,7 +102,7 @@ def _loaded(model: ModelHistory, loads: Sequence[LoadState]) -> Explanation:
 def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
     assert engine.spec is not None
     now, backend = model.now, engine.spec.backend
-    cause, because = engine.wanted_by(model.name)
+    cause, because = engine.wanted_by(model.name, model.history)
     mode = "" if engine.spec.mode == "completion" else f" in {engine.spec.mode} mode"
     found = Explanation(
         state="loaded",
@@ -118,8 +122,10 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
     elif missed := _missed_layers(model, engine):
         found.answer = f"{missed} {found.answer}"
         found.cause = "layers_missed"
-    elif engine.admitted is not None and engine.admitted.placed:
-        found.answer += f" {engine.admitted.placed}"
+    else:
+        if engine.admitted is not None and engine.admitted.placed:
+            found.answer += f" {engine.admitted.placed}"
+        found.answer += _replaced(model, engine)
     if engine.ready is not None and engine.ready.seconds:
         found.numbers["load_seconds"] = engine.ready.seconds
     if engine.adopted_at:
@@ -181,8 +187,8 @@ def _loading(model: ModelHistory, engine: EngineHistory) -> Explanation:
         state="loading",
         cause="loading",
         answer=(
-            f"{model.name} has been loading on {engine.spec.backend} since {moment(engine.began, now)}: "
-            f"{doing}."
+            f"{model.name} has been loading on {engine.spec.backend} since {moment(engine.began, now)}, "
+            f"because {engine.wanted_by(model.name, model.history)[1]}: {doing}."
         ),
         numbers={"elapsed": round(elapsed, 3)},
         remedies=(
@@ -228,11 +234,27 @@ def _before(model: ModelHistory, engine: EngineHistory) -> EngineHistory | None:
     return before[-1] if before else None
 
 
-def _replaced(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
-    """The engine before this one, if it stopped working and this one replaced it."""
+def _replaced(model: ModelHistory, engine: EngineHistory) -> str:
+    """A sentence, after a space: the one before it stopped working, or was configured differently."""
     before = _before(model, engine)
     if before is not None and before.failed is not None and before.failed.was_ready:
-        yield f"It replaced engine {before.engine_id}: {model.failure(before).answer}"
+        failure = model.failure(before, its_engine="which")
+        if failure.cause == "device_lost":
+            return f" It replaced engine {before.engine_id}: {model.failure(before).answer}"
+        return f" It replaced engine {before.engine_id}, {failure.answer}"
+    assert engine.spec is not None
+    done = [
+        one for one in changes(model.history, model.id, engine.spec.mode) if one.happening.at <= engine.began
+    ]
+    if before is not None and before.evicted is not None and before.evicted.reason == "reconfigured":
+        anew = [one for one in done if one.happening.record.cause == before.evicted_by]
+        if anew and engine.caused_by != before.evicted_by:
+            return f" It was loaded again because {anew[-1].who(model.history)} configured {anew[-1].told()}."
+    context = [one for one in done if one.sets("context_size")]
+    if not context or context[-1].happening.record.cause == engine.caused_by:
+        return ""
+    what, at = context[-1].told(), clock(context[-1].happening.at, model.now)
+    return f" It runs with {what}, as {context[-1].who(model.history)} configured at {at}."
 
 
 def _placed_again(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
@@ -263,17 +285,21 @@ def _not_loaded(model: ModelHistory, decisive: Happening) -> Explanation:
             found = _of_quarantine(model, quarantined)
             found.state = "unloaded"
         case EvictionDecided() as e:
-            found = stop_reasons.of_eviction(e, decisive.at, model.history, model.now)
+            cause = decisive.record.cause
+            found = stop_reasons.of_eviction(e, decisive.at, model.history, model.now, cause=cause)
             found.state = "unloaded"
         case LoadRefused(code=code) if code == "breaker_open" and breaker is not None:
             found = _of_breaker(model, breaker)
             found.state = "failed"
         case LoadRefused() as e:
-            found = _of_refusal(model, e, decisive.at)
+            found = why_refused(model, e, decisive)
             found.state = "refused"
         case _:
             failed = model.engine(decisive.about.engine) if decisive.about.engine else model.last_failed()
-            found = _of_breaker(model, breaker) if breaker is not None else _of_failure(model, failed)
+            failure = failed.failed if failed is not None else None
+            # What is no fault of the model's is newer than what opened its breaker.
+            counts = failure is None or counts_against_model(failure.failure)
+            found = _of_breaker(model, breaker) if breaker and counts else _of_failure(model, failed)
             found.state = "failed"
     chosen = latest(model.own, BackendChosen)
     if found.state != "refused" and chosen is not None:
@@ -329,39 +355,6 @@ def _of_breaker(model: ModelHistory, breaker: BreakerState) -> Explanation:
     return found
 
 
-def _of_refusal(model: ModelHistory, refused: LoadRefused, at: float) -> Explanation:
-    """With the present state of the backend it needs."""
-    found = stop_reasons.of_refusal(refused, at, model.name, model.now)
-    if refused.code == "no_room":
-        found.also = tuple(_pinned(model))
-    backend = next(iter(missing_backends(refused)), "")
-    if not backend:
-        return found
-    state = model.history.backend(backend)
-    about = [
-        one for one in model.history.backends.get(backend, ()) if one.record.stream == f"install/{backend}"
-    ]
-    found.steps = tuple(one.step for one in about[-6:])
-    if state.usable is not None:
-        found.also = (f"{backend} {state.usable.version} has been installed since; the next request works.",)
-        found.remedies = (Remedy(aim="To load it", command=stop_reasons.run(model.name)),)
-    elif state.job is not None:
-        found.also = (f"{backend} is being installed.",)
-        progress = Remedy(aim="To see its progress", command=f"greenroom why {backend}")
-        found.remedies = (progress, *found.remedies[-1:])
-    elif state.failure is not None:
-        found.numbers["attempts"] = float(_attempts(about))
-        found.words = tool_output(state.failure.detail)
-    return found
-
-
-def _pinned(model: ModelHistory) -> Iterator[str]:
-    for load in model.history.scheduler.loads.values():
-        if why := model.pinned_by(load):
-            name, held = shown_model(load.spec.model_id, model.history), format_size(load.spec.memory)
-            yield f"{name} holds {held} and is pinned: {why}."
-
-
 def _episode(model: ModelHistory, decisive: Happening) -> list[Happening]:
     """From the start of the engine in question, or from the refusal, to the present."""
     engine = model.engine(decisive.about.engine) if decisive.about.engine else model.last_failed()
@@ -371,12 +364,6 @@ def _episode(model: ModelHistory, decisive: Happening) -> list[Happening]:
     adopted = engine is not None and engine.adopted_at
     daemons = model.daemons(engine.began, engine.adopted_at) if engine is not None and adopted else []
     return [*daemons, *(one for one in model.own if one.record.seq >= begin)]
-
-
-def _attempts(about: Sequence[Happening]) -> int:
-    """Of the last job to install a backend."""
-    job = next((one.about.job for one in reversed(about) if one.about.job), "")
-    return 1 + sum(one.about.job == job and one.record.type == "install_attempt_failed" for one in about)
 
 
 # 4

@@ -11,11 +11,12 @@ from greenroom.actors.library.events import (
     PullFailed,
     PullRequested,
 )
-from greenroom.runner.diagnosis.explanation import Explanation, Remedy, full_stop, tool_output
+from greenroom.runner.diagnosis.explanation import Explanation, Remedy, tool_output
 from greenroom.runner.diagnosis.history import Happening, latest, of_type
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.models.references import familiar
+from greenroom.runner.units import format_size
 
 _DECISIVE = (PullRequested, PullAttemptFailed, PullFailed, PullCancelled, ModelRemoved)
 
@@ -49,7 +50,7 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="not_here",
                 cause="removed",
-                answer=f"{name} was removed at {at}: {full_stop(e.reason)}",
+                answer=f"{name} was removed at {at}{_by(last, model)}.{_freed(e)}",
                 numbers={"freed": float(e.freed)},
                 steps=tuple(one.step for one in (*before, last)),
                 remedies=(Remedy(aim="To pull it again", command=pull),),
@@ -60,7 +61,8 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
                 state="not_here",
                 cause=e.failure.code,
                 answer=(
-                    f"{name} is not in the store: its last pull failed at {at}{after}. {e.failure.sentence()}"
+                    f"{name} is not in the store: its last pull{_of_request(episode, model)} failed at {at}"
+                    f"{after}. {e.failure.sentence()}{_before(last, model)}"
                 ),
                 numbers={"attempts": tried + 1.0},
                 words=tool_output(e.failure.detail),
@@ -70,17 +72,22 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="not_here",
                 cause="cancelled",
-                answer=f"{name} is not in the store. Its pull was cancelled at {at}: {full_stop(e.reason)}",
+                answer=(
+                    f"{name} is not in the store. Its pull was cancelled at {at}"
+                    f"{_cancelled_by(e, last, model)}.{_before(last, model)}"
+                ),
                 remedies=(Remedy(aim="To pull the rest", command=pull),),
             )
         case PullAttemptFailed() as e:
+            if e.retry_at <= now:
+                return _retrying(e, model, pull)
             many = f"{e.attempt} attempts to pull it have" if e.attempt > 1 else "one attempt to pull it has"
             return Explanation(
                 state="waiting_to_retry",
                 cause=e.failure.code,
                 answer=(
                     f"{name} is not in the store yet: {many} failed; retrying at {moment(e.retry_at, now)}. "
-                    f"The last error: {e.failure.sentence()}"
+                    f"The last error: {e.failure.sentence()}{_before(last, model)}"
                 ),
                 numbers={"attempts": float(e.attempt), "retry_at": e.retry_at},
                 words=tool_output(e.failure.detail),
@@ -90,10 +97,72 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="pulling",
                 cause="pulling",
-                answer=f"Greenroom has been pulling {name} since {at}.",
+                answer=f"Greenroom has been pulling {name} since {at}{_for_request(last, model)}."
+                f"{_before(last, model)}",
                 numbers={"elapsed": round(now - last.at, 3)},
                 remedies=(Remedy(aim="To wait for it", command=pull),),
             )
+
+
+def _retrying(failed: PullAttemptFailed, model: ModelHistory, pull: str) -> Explanation:
+    """The attempt that followed a failed one is under way."""
+    return Explanation(
+        state="pulling",
+        cause=failed.failure.code,
+        answer=(
+            f"{model.name} is not in the store yet: attempt {failed.attempt + 1} to pull it has been running "
+            f"since {moment(failed.retry_at, model.now)}. The one before it failed: "
+            f"{failed.failure.sentence()}"
+        ),
+        numbers={"attempts": float(failed.attempt), "elapsed": round(model.now - failed.retry_at, 3)},
+        words=tool_output(failed.failure.detail),
+        remedies=(Remedy(aim="To wait for it", command=pull),),
+    )
+
+
+def _by(removed: Happening, model: ModelHistory) -> str:
+    """Which request removed it, or why it is gone all the same."""
+    assert isinstance(removed.event, ModelRemoved)
+    who = model.history.who(removed.record.cause)
+    return f" by {who}" if who else f": {removed.event.reason.rstrip('.')}"
+
+
+def _freed(removed: ModelRemoved) -> str:
+    return f" That freed {format_size(removed.freed)}." if removed.freed else ""
+
+
+def _cancelled_by(cancelled: PullCancelled, happening: Happening, model: ModelHistory) -> str:
+    who = model.history.who(happening.record.cause)
+    return f" by {who}" if who else f": {cancelled.reason.rstrip('.')}"
+
+
+def _of_request(episode: Sequence[Happening], model: ModelHistory) -> str:
+    """Which request had asked for a pull."""
+    asked = latest(episode, PullRequested)
+    who = model.history.who(asked[0].record.cause, asked[1].caller) if asked is not None else ""
+    return f", for {who}," if who else ""
+
+
+def _for_request(asked: Happening, model: ModelHistory) -> str:
+    assert isinstance(asked.event, PullRequested)
+    who = model.history.who(asked.record.cause, asked.event.caller)
+    return f", for {who}" if who else ""
+
+
+def _before(last: Happening, model: ModelHistory) -> str:
+    """A sentence, after a space: since when it has not been here, and why, if it ever was."""
+    removed = [
+        one
+        for one in _library_events(model)
+        if isinstance(one.event, ModelRemoved) and one.record.seq < last.record.seq
+    ]
+    if not removed:
+        return ""
+    at, event = moment(removed[-1].at, model.now), removed[-1].event
+    assert isinstance(event, ModelRemoved)
+    who = model.history.who(removed[-1].record.cause)
+    why = f"when {who} removed it" if who else event.reason.rstrip(".")
+    return f" It was here until {at}{', ' if who else ': '}{why}."
 
 
 def _pulled_as(events: Sequence[Happening]) -> str:

@@ -9,9 +9,25 @@ from greenroom.actors.installer.events import (
     InstallNotNeeded,
     InstallRequested,
 )
-from greenroom.actors.library.events import ModelCommitted, PullCancelled, PullFailed, PullRequested
-from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadAdmitted, LoadRefused
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    ModelRemoved,
+    ModelTagged,
+    PullCancelled,
+    PullFailed,
+    PullRequested,
+)
+from greenroom.actors.scheduler.events import (
+    BackendChosen,
+    ConfigChanged,
+    EvictionDecided,
+    KeepAliveWished,
+    LoadAdmitted,
+    LoadRefused,
+)
 from greenroom.runner.diagnosis import stop_reasons
+from greenroom.runner.diagnosis.aliases import tag_change
+from greenroom.runner.diagnosis.configured import changes
 from greenroom.runner.diagnosis.engine_history import EngineHistory, engines_in
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop, tool_output
 from greenroom.runner.diagnosis.history import Happening, History, latest, of_type
@@ -23,7 +39,10 @@ from greenroom.runner.models.references import shown
 from greenroom.runner.record.row import Row
 from greenroom.runner.units import format_duration, format_size
 
-_TOLD_ELSEWHERE = (PullRequested, InstallRequested, BackendChosen, LoadAdmitted, LoadRefused)
+_TOLD_ELSEWHERE = (
+    *(PullRequested, InstallRequested, BackendChosen, LoadAdmitted, LoadRefused),
+    EvictionDecided,
+)
 _TOLD = 3
 """Changes that the answer tells; all are among the steps."""
 
@@ -46,7 +65,7 @@ def why_request(request: str, history: History, now: float, row: Row | None = No
     if caused and row is None:
         found.answer = f"Request {request} first took effect at {moment(caused[0].at, now)}."
     found.steps = tuple(one.step for one in caused)
-    _tell_changes(found, caused)
+    _tell_changes(found, caused, history)
     _tell_jobs(found, caused, history)
     _tell_evictions(found, caused)
     admitted = latest(caused, LoadAdmitted)
@@ -72,21 +91,41 @@ def why_request(request: str, history: History, now: float, row: Row | None = No
     return found
 
 
-def _tell_changes(found: Explanation, caused: list[Happening]) -> None:
+def _tell_changes(found: Explanation, caused: list[Happening], history: History) -> None:
     """What it changed at once: models unloaded, named, removed or configured."""
-    narrator = Narrator()
-    told = []
-    for one in caused:
-        sentence = narrator.tell(one.record)
-        is_told_elsewhere = isinstance(
-            one.event, PullRequested | InstallRequested | LoadAdmitted | LoadRefused
-        )
-        makes_room = isinstance(one.event, EvictionDecided) and one.event.reason == "room"
-        if not (is_told_elsewhere or makes_room or isinstance(one.event, BackendChosen)):
-            told.append(full_stop(sentence))
+    told = [sentence for one in caused if (sentence := _changed(one, history))]
     if told:
         more = f" And {counted(len(told) - _TOLD, 'more event')}." if len(told) > _TOLD else ""
         found.answer += f" {' '.join(told[:_TOLD])}{more}"
+
+
+def _changed(one: Happening, history: History) -> str:
+    """What it did, in a sentence; empty for what is told elsewhere or only follows from it."""
+    match one.event:
+        case EvictionDecided(reason="unload" | "larger_context" | "reconfigured" | "removed") as e:
+            return f"It unloaded {short(e.model_ref)} (engine {e.engine_id})."
+        case KeepAliveWished() as e if e.keep_alive < 0:
+            return f"It pinned {short(e.model_ref)}."
+        case KeepAliveWished() as e:
+            kept = format_duration(e.keep_alive)
+            return f"It took the pin of {short(e.model_ref)} away: its keep-alive is {kept}."
+        case ConfigChanged() as e:
+            mine = [it for it in changes(history, e.model_id, e.mode) if it.happening is one]
+            return f"It configured {short(e.model_ref)}{f' with {mine[0].told()}' if mine else ''}."
+        case ModelTagged() as e:
+            return tag_change(one, e, history)
+        case ModelRemoved() as e:
+            freed = f", which freed {format_size(e.freed)}" if e.freed else ""
+            return f"It removed {shown_model(e.model_id, history)} from the store{freed}."
+        case PullCancelled():
+            references = one.about.references
+            return f"It cancelled the pull of {short(references[-1]) if references else 'a model'}."
+        case InstallCancelled() as e:
+            return f"It cancelled the installation of {e.backend}."
+        case _ if isinstance(one.event, _TOLD_ELSEWHERE):
+            return ""
+        case _:
+            return full_stop(Narrator().tell(one.record))
 
 
 def _tell_death(found: Explanation, row: Row, history: History, now: float) -> None:

@@ -8,8 +8,10 @@
 - `why_overview`: all that is not well
 - `live`, `live_facts`: what only a running daemon knows, and where it stands in an answer
 - `recorded_request`: what became of a request, from the record of requests
+- `why_refused`: why requests for a model are refused
 - `stop_reasons`: why an engine stopped; `lost_devices`: whether its graphics device went away
 - `history`, `engine_history`, `model_history`: what the answers are read from
+- `aliases`, `configured`: the names of models, and their configurations, over time
 - `old_journals`: what earlier versions stored in sentences only
 - `replay`, `overview`: the state at any moment of the past (`replay`)
 - `bundle`: the file for a bug report

@@ -12,7 +12,7 @@ from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.models.references import familiar
 
 
-class Turn(NamedTuple):
+class NameChange(NamedTuple):
     """A name begins or ceases to mean a model."""
 
     happening: Happening
@@ -20,9 +20,9 @@ class Turn(NamedTuple):
     """The model it means from now on; empty when it means none."""
 
 
-def turns(tag: str, history: History) -> list[Turn]:
+def name_changes(tag: str, history: History) -> list[NameChange]:
     """What a canonical reference has meant, the oldest first."""
-    found: list[Turn] = []
+    found: list[NameChange] = []
     for one in _library(tag, history):
         match one.event:
             case ModelCommitted(model=model):
@@ -35,15 +35,15 @@ def turns(tag: str, history: History) -> list[Turn]:
                 continue
         means = found[-1].model_id if found else ""
         if has and means != model_id:
-            found.append(Turn(one, model_id))
+            found.append(NameChange(one, model_id))
         elif not has and means == model_id:
-            found.append(Turn(one, ""))
+            found.append(NameChange(one, ""))
     return found
 
 
 def told_under(tag: str, history: History, now: float) -> str:
     """A sentence if a name means another model than before, or none any more; else nothing."""
-    past = turns(tag, history)
+    past = name_changes(tag, history)
     if len(past) < 2:
         return ""
     (*_, before, last), name = past, familiar(tag)
@@ -51,7 +51,7 @@ def told_under(tag: str, history: History, now: float) -> str:
     model = history.library.models.get(before.model_id)
     if not last.model_id:
         if model is None:
-            return ""  # it was removed, which is told by itself
+            return ""  # that it was removed is another answer
         names = [one for one in model.tags if not one.startswith(("file:", "pypi:"))] or model.tags
         still = listed(familiar(one) for one in names) if names else _short(model.id)
         taken = f"since {who} took it away at {at}" if who else f"since {at}"

@@ -15,7 +15,7 @@ from greenroom.runner.diagnosis.history import Happening, History, of_type
 from greenroom.runner.diagnosis.sentences import config_parts
 
 
-class Change(NamedTuple):
+class ConfigChange(NamedTuple):
     """One change of a model's configuration."""
 
     happening: Happening
@@ -35,14 +35,14 @@ class Change(NamedTuple):
         return history.who(self.happening.record.cause, self.event.caller) or "the user"
 
 
-def changes(history: History, model_id: str, mode: Mode) -> list[Change]:
+def changes(history: History, model_id: str, mode: Mode) -> list[ConfigChange]:
     """The oldest first."""
-    found: list[Change] = []
+    found: list[ConfigChange] = []
     held: dict[str, Any] = {}
     for one, event in of_type(history.events_of(model_id), ConfigChanged):
         if event.model_id != model_id or event.mode != mode:
             continue
-        found.append(Change(one, event, dict(held)))
+        found.append(ConfigChange(one, event, dict(held)))
         for name in CONFIG_FIELDS:
             if (value := getattr(event, name)) is not None:
                 held[name] = value
@@ -51,7 +51,9 @@ def changes(history: History, model_id: str, mode: Mode) -> list[Change]:
     return found
 
 
-def last_change(history: History, model_id: str, mode: Mode, field: str, *, before: int = 0) -> Change | None:
+def last_change(
+    history: History, model_id: str, mode: Mode, field: str, *, before: int = 0
+) -> ConfigChange | None:
     """The last change of one field, of those stored before an event."""
     return next(
         (

@@ -247,9 +247,9 @@ def _replaced(model: ModelHistory, engine: EngineHistory) -> str:
         one for one in changes(model.history, model.id, engine.spec.mode) if one.happening.at <= engine.began
     ]
     if before is not None and before.evicted is not None and before.evicted.reason == "reconfigured":
-        anew = [one for one in done if one.happening.record.cause == before.evicted_by]
-        if anew and engine.caused_by != before.evicted_by:
-            return f" It was loaded again because {anew[-1].who(model.history)} configured {anew[-1].told()}."
+        mine = [one for one in done if one.happening.record.cause == before.evicted_by]
+        if mine and engine.caused_by != before.evicted_by:
+            return f" It was loaded again because {mine[-1].who(model.history)} configured {mine[-1].told()}."
     context = [one for one in done if one.sets("context_size")]
     if not context or context[-1].happening.record.cause == engine.caused_by:
         return ""

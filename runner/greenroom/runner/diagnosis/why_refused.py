@@ -43,7 +43,7 @@ def told_aside(happening: Happening, now: float) -> str:
 
 
 def _tell_size(found: Explanation, model: ModelHistory, refused: LoadRefused, happening: Happening) -> None:
-    """Whose context needs so much, and whether it was configured anew since."""
+    """Whose context needs so much, and whether it was configured again since."""
     name, seq = shlex.quote(model.name), happening.record.seq
     now_set = last_change(model.history, model.id, refused.mode, "context_size")
     if now_set is not None and now_set.happening.record.seq > seq:

@@ -100,7 +100,7 @@ def _tell_changes(found: Explanation, caused: list[Happening], history: History)
 
 
 def _changed(one: Happening, history: History) -> str:
-    """What it did, in a sentence; empty for what is told elsewhere or only follows from it."""
+    """What it did, in a sentence; empty for what stands elsewhere or only follows from it."""
     match one.event:
         case EvictionDecided(reason="unload" | "larger_context" | "reconfigured" | "removed") as e:
             return f"It unloaded {short(e.model_ref)} (engine {e.engine_id})."

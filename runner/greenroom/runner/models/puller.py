@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
+import msgspec
 
 from greenroom.actors.kernel.core import Command, Effect
 from greenroom.actors.library.effects import (
@@ -328,7 +328,11 @@ class Puller:
 
         def tell(*reports: Command[Any]) -> None:
             for report in reports:
-                whose = replace(report, cause=cause) if isinstance(report, EffectEnded | Happened) else report
+                whose = (
+                    msgspec.structs.replace(report, cause=cause)
+                    if isinstance(report, EffectEnded | Happened)
+                    else report
+                )
                 self._tell(LIBRARY, whose)
 
         stopped = Failure(kind="transient", code="stopping", message="Greenroom is stopping.")

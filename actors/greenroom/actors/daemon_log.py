@@ -74,6 +74,13 @@ class DevicesChanged(Event, frozen=True, kw_only=True):
     problems: tuple[Failure, ...] = ()
     """All that belong to no device, as they are now."""
 
+    @property
+    def is_problem(self) -> bool:
+        """Whether one is gone or cannot be used, or there is a problem with all."""
+        there = {one.id for one in self.after}
+        lost = any(one.id not in there for one in self.before)
+        return lost or bool(self.problems) or any(one.problem is not None for one in self.after)
+
 
 class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     starts: int = 0

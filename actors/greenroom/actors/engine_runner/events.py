@@ -54,6 +54,10 @@ class EngineStopRequested(Event, frozen=True, kw_only=True):
     failure: Failure | None = None
     """Why it is given up, with kind, code and blame."""
 
+    @property
+    def is_problem(self) -> bool:
+        return self.fault
+
 
 class EngineExited(Event, frozen=True, kw_only=True):
     """Its process has ended."""
@@ -62,6 +66,10 @@ class EngineExited(Event, frozen=True, kw_only=True):
     URGENT = True
     engine_id: str
     exit: EngineExit
+
+    @property
+    def is_problem(self) -> bool:
+        return not self.exit.expected
 
 
 class EngineAdopted(Event, frozen=True, kw_only=True):
@@ -80,6 +88,7 @@ class EngineLost(Event, frozen=True, kw_only=True):
     """The journal says that it runs or will start, but it does not run and never will again."""
 
     TAG = "engine_lost"
+    PROBLEM = True
     URGENT = True
     engine_id: str
     reason: str

@@ -28,6 +28,7 @@ class InstallAttemptFailed(Event, frozen=True, kw_only=True):
     """An attempt failed and will be retried at `retry_at`."""
 
     TAG = "install_attempt_failed"
+    PROBLEM = True
     job: str
     backend: str
     attempt: int
@@ -71,6 +72,7 @@ class InstallFailed(Event, frozen=True, kw_only=True):
     """The job failed for good. The next request may try again."""
 
     TAG = "install_failed"
+    PROBLEM = True
     job: str
     backend: str
     failure: Failure
@@ -98,6 +100,7 @@ class InstallationMissing(Event, frozen=True, kw_only=True):
     """An installation known to the journal is no longer on disk."""
 
     TAG = "installation_missing"
+    PROBLEM = True
     backend: str
     installation_id: str
     reason: str
@@ -107,6 +110,7 @@ class InstallationsUnread(Event, frozen=True, kw_only=True):
     """A backend's installations could not be inspected: none is used, and nothing is concluded."""
 
     TAG = "installations_unread"
+    PROBLEM = True
     backend: str
     reason: str
 
@@ -122,6 +126,7 @@ class InstallationBroken(Event, frozen=True, kw_only=True):
     """An installation on disk is not as it was committed."""
 
     TAG = "installation_broken"
+    PROBLEM = True
     backend: str
     installation_id: str
     reason: str

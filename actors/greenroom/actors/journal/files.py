@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -50,6 +51,16 @@ class JournalFiles:
             if not (files.db.exists() or files.wal.exists() or files.tail.exists()):
                 return files
             number += 1
+
+    def put_aside(self) -> list[Path]:
+        """The journals that `aside` named, the oldest first."""
+        stem, suffix = re.escape(self.db.stem), re.escape(self.db.suffix)
+        stamped = re.compile(rf"{stem}\.\d{{8}}T\d{{6}}Z(-\d+)?{suffix}")
+        try:
+            found = [one for one in self.folder.iterdir() if stamped.fullmatch(one.name)]
+        except OSError:
+            return []
+        return sorted(found)
 
     def _beside(self, suffix: str) -> Path:
         return self.db.with_name(self.db.name + suffix)

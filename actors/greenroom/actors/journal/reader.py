@@ -54,8 +54,15 @@ class JournalReader:
     notices: tuple[str, ...]
     """Sentences for the user: what is odd and loses no event."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises FileNotFoundError, NotAJournal, JournalTooNew, JournalDamaged or JournalError."""
+    def __init__(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
+        """Open it.
+
+        A file that was copied alone while in use may lack its last events, and nothing tells whether it does:
+        that is damage, or with `strict=False` a notice.
+
+        Raises FileNotFoundError, NotAJournal, JournalTooNew, JournalDamaged or JournalError.
+        """
+        self._is_strict = strict
         self.files = JournalFiles(path)
         self._name = str(self.files.db)
         self._copy: TemporaryDirectory[str] | None = None
@@ -223,7 +230,7 @@ class JournalReader:
             raise JournalDamaged(
                 f"{self._name} is damaged: event {tail.seq} is not what was written", tail.seq
             )
-        if self._is_lone and tail is None:
+        if self._is_lone and tail is None and self._is_strict:
             raise JournalDamaged(
                 f"{self._name} was in use when it was copied, but {self.files.wal.name} was not copied: "
                 f"the events after {last} are missing. Copy both, or copy after the daemon has stopped",
@@ -241,6 +248,11 @@ class JournalReader:
         if self._is_lone and self._tail is not None:
             said.append(
                 f"{self.files.wal.name} is missing although {self.files.db.name} was not closed in order."
+            )
+        elif self._is_lone and not self._is_strict:
+            said.append(
+                f"{self.files.db.name} was copied without {self.files.wal.name} while it was in use, so its "
+                "latest events may be missing. Copy both, or copy after the daemon has stopped."
             )
         if tail is None and size(self.files.tail) is not None:
             said.append(f"{self.files.tail.name} cannot be read, so a missing end would go unnoticed.")

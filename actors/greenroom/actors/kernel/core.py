@@ -41,6 +41,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     SCHEMA: ClassVar[int] = 1
     URGENT: ClassVar[bool] = False
     """True for what must be recorded even on a full disk: that something has stopped."""
+    PROBLEM: ClassVar[bool] = False
+    """True for what says that something went wrong."""
     UPCASTERS: ClassVar[Upcasters] = {}
     """From each older schema version, how its raw fields become those of the next."""
 
@@ -48,6 +50,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_urgent(self) -> bool:
         """Whether this one must be recorded even on a full disk; an event may know better than its type."""
         return self.URGENT
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether something went wrong; an event may know better than its type."""
+        return self.PROBLEM
 
 
 class Address(NamedTuple):

@@ -25,6 +25,7 @@ class CommandParked(Event, frozen=True, kw_only=True):
     """
 
     TAG = "command_parked"
+    PROBLEM = True
     actor: str
     command: str
     """Name of the command's type; of something else, what was being done, in words."""

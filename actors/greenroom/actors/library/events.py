@@ -26,6 +26,7 @@ class PullAttemptFailed(Event, frozen=True, kw_only=True):
     """An attempt failed and will be retried; what has arrived is kept."""
 
     TAG = "pull_attempt_failed"
+    PROBLEM = True
     job: str
     attempt: int
     failure: Failure
@@ -49,6 +50,7 @@ class ModelCommitted(Event, frozen=True, kw_only=True):
 
 class PullFailed(Event, frozen=True, kw_only=True):
     TAG = "pull_failed"
+    PROBLEM = True
     job: str
     failure: Failure
 
@@ -73,6 +75,7 @@ class ModelPushed(Event, frozen=True, kw_only=True):
 
 class PushFailed(Event, frozen=True, kw_only=True):
     TAG = "push_failed"
+    PROBLEM = True
     model_id: str
     reference: str
     failure: Failure

@@ -43,6 +43,7 @@ class LoadRefused(Event, frozen=True, kw_only=True):
     """Requests for a model are refused; stored when the reason first appears or changes."""
 
     TAG = "load_refused"
+    PROBLEM = True
     model_id: str
     model_ref: str
     mode: Mode
@@ -64,6 +65,7 @@ class LoadFailed(Event, frozen=True, kw_only=True):
     """An engine that should run does not."""
 
     TAG = "load_failed"
+    PROBLEM = True
     URGENT = True
     engine_id: str
     model_id: str
@@ -124,6 +126,7 @@ class BreakerOpened(Event, frozen=True, kw_only=True):
     """Loads of a model keep failing on an installation; none is tried for a while."""
 
     TAG = "breaker_opened"
+    PROBLEM = True
     model_id: str
     model_ref: str
     backend: str
@@ -147,6 +150,7 @@ class ModelQuarantined(Event, frozen=True, kw_only=True):
     """A model fails on an installation and has run on another of the same backend, which serves it again."""
 
     TAG = "model_quarantined"
+    PROBLEM = True
     model_id: str
     model_ref: str
     backend: str

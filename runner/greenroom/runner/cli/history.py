@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -19,8 +18,7 @@ from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, mo
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.journal import journal_option, journal_path, reading
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import style, table, terminal_width, wrapped
-from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
+from greenroom.runner.cli.output import table
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import parse_time
 from greenroom.runner.units import format_size
@@ -29,124 +27,6 @@ if TYPE_CHECKING:
     from greenroom.actors.journal.reader import JournalReader
     from greenroom.runner.diagnosis.live import Live
     from greenroom.runner.diagnosis.replay import Snapshot, Walk
-
-
-@click.command("log")
-@click.option("--json", "as_json", is_flag=True, help="Print each stored event as a line of JSON.")
-@click.option("-f", "--follow", is_flag=True, help="Keep printing new events.")
-@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="Print only the last N events.")
-@click.option(
-    "--model", default="", type=OneOf(model_names), metavar="NAME", help="Only events about this model."
-)
-@click.option(
-    "--backend", default="", type=OneOf(backend_names), metavar="NAME", help="Only events about this backend."
-)
-@click.option("--engine", default="", metavar="ID", help="Only events about this engine.")
-@click.option(
-    "--kind",
-    multiple=True,
-    metavar="TYPE",
-    help="Only events of this type, such as install_failed or load_*.",
-)
-@click.option("--stream", default="", metavar="NAME", help="Only this stream, such as install/mlx.")
-@click.option("--cause", default="", metavar="ID", help="Only this event or request, and what it led to.")
-@click.option("--since", metavar="TIME", help="Only events since 10m (ago), 14:03 or 2026-11-22T10:00.")
-@click.option("--until", metavar="TIME", help="Only events until this time.")
-@journal_option
-@click.pass_context
-def log_command(
-    ctx: click.Context,
-    /,
-    as_json: bool,
-    follow: bool,
-    last: int | None,
-    journal: Path | None,
-    since: str | None,
-    until: str | None,
-    kind: tuple[str, ...],
-    **filters: str,
-) -> None:
-    """Show what has happened, oldest first. Each line has an event's time, id, sentence and cause.
-
-    A cause is the id of another event (`install/mlx/1`) or of a request (`r-…`).
-    """
-    narrator, printer = Narrator(), Printer(sys.stdout.isatty())
-    wanted = Filter(
-        kinds=kind, since=time_option("--since", since), until=time_option("--until", until), **filters
-    )
-    seq = shown = 0
-
-    def told(records: Iterable[Record]) -> Iterator[str]:
-        nonlocal seq, shown
-        # The narrator reads all events: those not shown name what later ones refer to.
-        for record in records:
-            seq = record.seq
-            sentence = "" if as_json else narrator.tell(record)
-            if wanted.takes(record):
-                shown += 1
-                yield _as_line(record) if as_json else printer.line(record, sentence)
-
-    with reading(journal_path(ctx, journal), ours=journal is None) as reader:
-        lines = told(reader.read())
-        width = None if as_json else terminal_width()
-        for line in lines if last is None else collections.deque(lines, maxlen=last):
-            click.echo(wrapped(line, width, _INDENT))
-        if seq and not shown:
-            unknown = (*unknown_kinds(kind), *wanted.unknown_names())
-            for sentence in unknown or ("No event matches.",):
-                click.echo(sentence, err=True)
-            if unknown and not follow:
-                ctx.exit(exit_codes.FAILED)
-        if follow:
-            for line in told(reader.follow(after=seq)):
-                click.echo(wrapped(line, width, _INDENT))
-                sys.stdout.flush()
-
-
-def time_option(name: str, text: str | None) -> float | None:
-    """The wall-clock second an option means. Raises click.BadParameter."""
-    if text is None:
-        return None
-    try:
-        return parse_time(text, time.time())
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.", param_hint=name) from error
-
-
-_INDENT = 38
-"""Characters before an event's sentence."""
-
-
-class Printer:
-    """Lays events out in lines; a new day has a line of its own."""
-
-    def __init__(self, colours: bool) -> None:
-        self._colours = colours
-        self._day = ""
-
-    def line(self, record: Record, sentence: str) -> str:
-        moment = time.localtime(record.at)
-        day = time.strftime("%A, %Y-%m-%d", moment)
-        heading = "" if day == self._day else f"{self._dim(f'-- {day} --')}\n"
-        self._day = day
-        at = time.strftime("%H:%M:%S", moment) + f".{int(record.at % 1 * 1000):03d}"
-        cause = self._dim(f"  <- {record.cause}") if record.cause else ""
-        return f"{heading}{self._dim(at)}  {self._dim(f'{record.id:<22}')}  {sentence}{cause}"
-
-    def _dim(self, text: str) -> str:
-        return style(text, dim=True) if self._colours else text
-
-
-def _as_line(record: Record) -> str:
-    fields: dict[str, Any] = {
-        "seq": record.seq,
-        "at": record.at,
-        "id": record.id,
-        "type": record.type,
-        "schema": record.schema,
-        "cause": record.cause,
-    }
-    return json.dumps(fields | {"data": json.loads(record.data)}, ensure_ascii=False)
 
 
 _NEEDS_A_DAEMON = (
@@ -272,7 +152,7 @@ def _seq(reader: JournalReader, at: str | None) -> int | None:
             raise Problem(f"There is no event {seq} in {reader.files.db}: {held}.")
         return seq
     from greenroom.runner.diagnosis.replay import seq_at
-    from greenroom.runner.diagnosis.times import parse_time, precise
+    from greenroom.runner.diagnosis.times import precise
 
     try:
         second = parse_time(at, time.time())
@@ -349,7 +229,6 @@ class _Told:
     """The sentence of every event that was read, each told once and in order: a narrator has a memory."""
 
     def __init__(self, reader: JournalReader) -> None:
-        from greenroom.runner.diagnosis.sentences import Narrator
 
         self._reader = reader
         self._narrator = Narrator()

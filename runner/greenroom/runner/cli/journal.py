@@ -11,6 +11,7 @@ from typing import IO
 
 import click
 
+from greenroom.actors.journal.files import JournalFiles
 from greenroom.actors.journal.fsync import force
 from greenroom.actors.journal.port import (
     EventChanged,
@@ -25,7 +26,7 @@ from greenroom.actors.journal.reader import JournalReader
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import say, table, terminal_width
+from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.units import format_size
 
 journal_option = click.option(
@@ -49,13 +50,18 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
     `ours` says that it is the one of the settings' data directory, which may not have begun yet.
     """
     try:
-        with JournalReader(path) as reader:
+        with JournalReader(path, strict=False) as reader:
             for notice in reader.notices:
                 click.echo(f"Note: {notice}", err=True)
             yield reader
     except FileNotFoundError as error:
         if not ours:
             raise Problem(f"There is no journal at {path}.", "Name a journal.db.") from error
+        if earlier := JournalFiles(path).put_aside():
+            raise Problem(
+                f"There is no journal at {path} yet: the last one was set aside as {earlier[-1]}.",
+                f"To read that: greenroom log --journal {earlier[-1]}",
+            ) from error
         raise Problem(
             f"There is no journal at {path}: no daemon has used this data directory yet.",
             "To start: greenroom run smollm2",
@@ -68,6 +74,15 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
         if error.filename is None or Path(error.filename) != path:
             raise
         raise Problem(f"The journal at {path} cannot be read: {error.strerror}.") from error
+
+
+def set_aside_note(path: Path) -> None:
+    """Say where the journal is that this one has replaced, if there is one."""
+    earlier = JournalFiles(path).put_aside()
+    if earlier:
+        announce(
+            f"Note: An earlier journal was set aside: {earlier[-1]}. To read it: greenroom log --journal FILE"
+        )
 
 
 def _sentence(error: object) -> str:

@@ -55,7 +55,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("daemon", "Stop the daemon; or unload models."),
     "restart": ("daemon", "Stop the daemon and start it again."),
     "logs": ("daemon", "Show the daemon's log, or an engine's."),
-    "log": ("history", "Show what has happened: the journal, as sentences."),
+    "log": ("log", "Show what has happened: the journal, as sentences."),
     "why": ("history", "Explain the state of something; alone: what is not well."),
     "requests": ("requests", "List the requests there were, show one, or record what is said."),
     "replay": ("history", "Show the state of every actor at any time, from the journal."),

@@ -112,7 +112,7 @@ class Bundle:
 
     def _read_journal(self) -> None:
         try:
-            with JournalReader(self._journal) as reader:
+            with JournalReader(self._journal, strict=False) as reader:
                 self.problems += reader.notices
                 self._history.read(self._keeping(reader.read()))
         except FileNotFoundError:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.history import About, Subjects
+from greenroom.runner.diagnosis.problems import Problems
 from greenroom.runner.diagnosis.sentences import TOLD
-from greenroom.runner.models.references import BadReference, Reference, familiar, is_id
+from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
+from greenroom.runner.record.row import ID
+
+_SHORTEST_PREFIX = 4
+"""Characters of an engine's id."""
 
 
 class Filter:
@@ -28,6 +34,8 @@ class Filter:
         stream: str = "",
         kinds: Collection[str] = (),
         cause: str = "",
+        causes: Collection[str] = (),
+        problems: bool = False,
         since: float | None = None,
         until: float | None = None,
     ) -> None:
@@ -40,6 +48,8 @@ class Filter:
             stream: such as `install/mlx`.
             kinds: types of events; `install_*` takes all that begin so.
             cause: the id of an event or of a request: whatever it led to, directly or not, and itself.
+            causes: ids of events that led to `cause`; they are taken as well.
+            problems: only what went wrong.
             since: wall-clock second of the first that counts.
             until: wall-clock second of the last that counts.
         """
@@ -51,6 +61,8 @@ class Filter:
         self._until = until
         self._cause = cause
         self._led_to = {cause}
+        self._causes = frozenset(causes)
+        self._problems = Problems() if problems else None
         self._model = model
         self._references = _references(model) if model else frozenset()
         self._subjects = Subjects()
@@ -65,8 +77,10 @@ class Filter:
         self._meet(record, about, caused)
         if self._cause and caused:
             self._led_to.add(record.id)
+        is_problem = self._problems is None or self._problems.takes(record)
         return (
-            (caused or not self._cause)
+            is_problem
+            and (caused or not self._cause or record.id in self._causes)
             and self._backend in ("", *about.backends)
             and about.engine.startswith(self._engine)
             and self._stream in ("", record.stream)
@@ -111,6 +125,49 @@ class Filter:
         if self._cause and not self._has_met_cause:
             said.append(f"The journal has no event or request {self._cause}.")
         return said
+
+
+def filter_about(name: str, records: Iterable[Record]) -> dict[str, Any]:
+    """What a filter takes for a name of any kind: the arguments of `Filter`.
+
+    Of an event (by its id or its number) it is what led to it, itself, and what it has led to; of a request
+    what it has led to; of an engine, a backend or a model its events. Raises LookupError.
+    """
+    name = name.strip()
+    causes: dict[str, str] = {}
+    subjects, backends, engines, asked = Subjects(), set[str](), set[str](), ID.fullmatch(f"r-{name}")
+    for record in records:
+        causes[record.id] = record.cause
+        if name in (record.id, str(record.seq)):
+            return {"cause": record.id, "causes": _chain(record.cause, causes)}
+        about = subjects.of(record)
+        backends.update(about.backends)
+        if about.engine:
+            engines.add(about.engine)
+    if name in backends:
+        return {"backend": name}
+    if len(name) >= _SHORTEST_PREFIX and any(one.startswith(name) for one in engines):
+        return {"engine": name}
+    if asked or ID.fullmatch(name):
+        return {"cause": f"r-{name}" if asked else name}
+    if name in set(causes.values()):
+        return {"cause": name}
+    wanted = {subjects.names[one] for one in _references(name) if one in subjects.names}
+    if wanted or is_id(name):
+        return {"model": name}
+    known = {*backends, *engines, *map(familiar, subjects.names)}
+    near = difflib.get_close_matches(name, sorted(known), n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise LookupError(f"The journal has no event, request, engine, backend or model {shown(name)}.{hint}")
+
+
+def _chain(cause: str, causes: Mapping[str, str]) -> tuple[str, ...]:
+    """The events that led to one, from its cause up; a request's id ends it."""
+    found: list[str] = []
+    while cause in causes and cause not in found:
+        found.append(cause)
+        cause = causes[cause]
+    return tuple(found)
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:

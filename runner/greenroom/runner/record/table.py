@@ -73,6 +73,30 @@ SELECT {", ".join(_COLUMNS)} FROM (
 """  # noqa: S608
 
 
+_ENDINGS = """
+SELECT outcome, code, count(*), max(at), id, sentence FROM requests
+WHERE at BETWEEN ? AND ? GROUP BY outcome, code ORDER BY count(*) DESC LIMIT ?
+"""
+"""The columns after `max` are those of its row (sqlite.org/lang_select.html#bareagg)."""
+_SLOW = """
+FROM requests WHERE at BETWEEN ? AND ? AND family != 'management' AND outcome != 'refused'
+AND coalesce(first_token, seconds) >= ?
+"""
+
+
+class Endings(msgspec.Struct, frozen=True):
+    """Requests that ended alike."""
+
+    outcome: str
+    code: str
+    count: int
+    at: float
+    """When the last of them arrived."""
+    id: str
+    """Its id and its sentence."""
+    sentence: str
+
+
 class Bodies(NamedTuple):
     """What was said in one request, as text."""
 
@@ -265,6 +289,18 @@ class RecordReader:
     def latest_of_models(self, each: int) -> list[Row]:
         """The last so many requests to each model, the oldest first."""
         return [_row(one) for one in self._read(_LATEST, [each])]
+
+    def endings(self, since: float, until: float) -> list[Endings]:
+        """How the requests of a time ended, the most frequent way first."""
+        return [Endings(*one) for one in self._read(_ENDINGS, [since, until, LISTED])]
+
+    def slowest(self, since: float, until: float, slow: float, most: int) -> tuple[list[Row], int]:
+        """Those that models took at least so many seconds to begin to answer: the slowest, and how many."""
+        values = [since, until, slow]
+        count = int(self._read(f"SELECT count(*) {_SLOW}", values)[0][0])
+        order = "ORDER BY coalesce(first_token, seconds) DESC LIMIT ?"
+        rows = self._read(f"SELECT {', '.join(_COLUMNS)} {_SLOW} {order}", [*values, most])
+        return [_row(one) for one in rows], count
 
     def row(self, request_id: str) -> Row | None:
         return next((_row(one) for one in self._read(f"{_SELECT} WHERE id = ?", [request_id])), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -17,10 +18,11 @@ from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, model_names
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.journal import journal_option, journal_path, reading
+from greenroom.runner.cli.log import time_option
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import table
+from greenroom.runner.cli.output import say, table
+from greenroom.runner.cli.remote_journal import RemoteJournal, journal_elsewhere
 from greenroom.runner.diagnosis.sentences import Narrator
-from greenroom.runner.diagnosis.times import parse_time
 from greenroom.runner.units import format_size
 
 if TYPE_CHECKING:
@@ -58,6 +60,13 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
     from greenroom.runner.record.table import recorded_in
 
     now = time.time()
+    elsewhere = journal_elsewhere(ctx, journal)
+    if elsewhere is not None:
+        found = elsewhere.why(" ".join(name))
+        click.echo(
+            msgspec.json.encode(found).decode() if as_json else found.text(now, width=terminal_width() or WIDTH)
+        )
+        return exit_codes.OK
     path = journal_path(ctx, journal)
     damage: list[JournalDamaged] = []
     with reading(path, ours=journal is None) as reader:
@@ -118,7 +127,7 @@ _KEYS = "n: next, p: back, NUMBER: go to event, s: whole state, q: quit"
 
 
 @click.command("replay")
-@click.option("--at", metavar="TIME|NUMBER", help="State at this time or event. Default: the last event.")
+@click.option("--at", metavar="TIME|ID|NUMBER", help="State at this time or event. Default: the last event.")
 @click.option("--step", is_flag=True, help="Step through the events and what each changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --step, a line for each event.")
 @journal_option
@@ -128,10 +137,17 @@ def replay_command(
 ) -> None:
     """Show the state of every actor after an event, rebuilt from the journal.
 
-    Needs no daemon and changes nothing. An event's number is the `seq` of greenroom log --json; a TIME is
-    10m (ago), 14:03 or 2026-11-22T10:00. Keys with --step on a terminal: n or Enter, p, a number, s, q.
+    Needs no daemon and changes nothing. An event's id is the one that greenroom log shows, its number the
+    `seq` of --json; a TIME is 10m (ago), 14:03 or 2026-11-22T10:00. Keys with
+    --step on a terminal: n or Enter, p, a number, s, q.
     """
-    with reading(journal_path(ctx, journal), ours=journal is None) as reader:
+    elsewhere = journal_elsewhere(ctx, journal)
+    if elsewhere is not None and not step:
+        told = elsewhere.replay(_absolute(at)) if as_json else elsewhere.replay_text(_absolute(at)).rstrip()
+        say(json.dumps(told, ensure_ascii=False) if as_json else told)
+        return
+    local = reading(journal_path(ctx, journal), ours=journal is None)
+    with contextlib.nullcontext(elsewhere) if elsewhere is not None else local as reader:
         seq = _seq(reader, at)
         if not step:
             _show(reader, seq, as_json)
@@ -141,42 +157,38 @@ def replay_command(
             _list_steps(reader, seq or 1, as_json)
 
 
-def _seq(reader: JournalReader, at: str | None) -> int | None:
+def _absolute(at: str | None) -> str | None:
+    """A time as the daemon's machine understands it too, whatever its clock and its zone; else as it is."""
+    stream, _, version = (at or "").rpartition("/")
+    if at is None or (at.isdigit() and len(at) < 9) or (stream and version.isdigit()):
+        return at
+    return f"{time_option('--at', at):.3f}"
+
+
+def _seq(reader: JournalReader | RemoteJournal, at: str | None) -> int | None:
     """The event that is meant; None for the last one, whatever that is."""
-    if at is None:
-        return None
-    if at.isdigit() and len(at) < 9:
-        seq, last = int(at), reader.last_seq()
-        if not 1 <= seq <= last:
-            held = f"its events are 1 to {last}" if last else "it has none"
-            raise Problem(f"There is no event {seq} in {reader.files.db}: {held}.")
-        return seq
-    from greenroom.runner.diagnosis.replay import seq_at
-    from greenroom.runner.diagnosis.times import precise
+    from greenroom.runner.diagnosis.replay import NoSuchEvent, event_at
 
     try:
-        second = parse_time(at, time.time())
+        return event_at(at, reader.read, time.time()) if at is not None else None
+    except NoSuchEvent as error:
+        raise Problem(str(error)) from error
     except ValueError as error:
-        raise click.BadParameter(f"{error}. A number is an event's.", param_hint="--at") from error
-    seq = seq_at(reader.read(), second)
-    if not seq:
-        first = next(reader.read(), None)
-        begun = (
-            f"its first event was stored at {precise(first.at)}" if first is not None else "it has no events"
-        )
-        raise Problem(f"{precise(second)} is before the first event of {reader.files.db}: {begun}.")
-    return seq
+        raise click.BadParameter(f"{error}. Or an event's id or number.", param_hint="--at") from error
 
 
-def _show(reader: JournalReader, seq: int | None, as_json: bool) -> None:
+def _show(reader: JournalReader | RemoteJournal, seq: int | None, as_json: bool) -> None:
     from greenroom.runner.diagnosis.overview import overview
     from greenroom.runner.diagnosis.replay import as_builtins, replay
 
     snapshot = replay(reader.read(), until=seq)
-    click.echo(json.dumps(as_builtins(snapshot), ensure_ascii=False) if as_json else overview(snapshot))
+    if as_json:
+        click.echo(json.dumps(as_builtins(snapshot), ensure_ascii=False))
+    else:
+        say(overview(snapshot))
 
 
-def _list_steps(reader: JournalReader, seq: int, as_json: bool) -> None:
+def _list_steps(reader: JournalReader | RemoteJournal, seq: int, as_json: bool) -> None:
     """Every event from one on, with what it changed."""
     from greenroom.runner.diagnosis.replay import Walk
 
@@ -187,10 +199,10 @@ def _list_steps(reader: JournalReader, seq: int, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(_as_json(before, after), ensure_ascii=False))
         else:
-            click.echo("\n".join(_step_lines(before, after, told)))
+            say("\n".join(_step_lines(before, after, told)), 4)
 
 
-def _walk(reader: JournalReader, seq: int | None) -> None:
+def _walk(reader: JournalReader | RemoteJournal, seq: int | None) -> None:
     """Interactively. A walk begins with the event that was named, else with the first."""
     from greenroom.runner.diagnosis.overview import overview
     from greenroom.runner.diagnosis.replay import Walk
@@ -206,7 +218,7 @@ def _walk(reader: JournalReader, seq: int | None) -> None:
         if answer in ("q", "quit"):
             return
         if answer == "s":
-            click.echo(overview(walk.here))
+            say(overview(walk.here))
             continue
         if answer in ("n", "next", ""):
             moved = walk.forwards()
@@ -228,7 +240,7 @@ def _walk(reader: JournalReader, seq: int | None) -> None:
 class _Told:
     """The sentence of every event that was read, each told once and in order: a narrator has a memory."""
 
-    def __init__(self, reader: JournalReader) -> None:
+    def __init__(self, reader: JournalReader | RemoteJournal) -> None:
 
         self._reader = reader
         self._narrator = Narrator()
@@ -245,7 +257,7 @@ class _Told:
 
 
 def _tell(walk: Walk, told: _Told) -> None:
-    click.echo("\n".join(_step_lines(walk.before(), walk.here, told)))
+    say("\n".join(_step_lines(walk.before(), walk.here, told)), 4)
 
 
 def _step_lines(before: Snapshot, after: Snapshot, told: _Told) -> Iterator[str]:
@@ -282,7 +294,7 @@ def bundle_command(ctx: click.Context, output: Path | None, journal: Path | None
     """Collect events, versions, settings, engine reports and the daemon's log in one archive.
 
     Secrets and prompts are removed, and the contents are listed. Works without a daemon and with a damaged
-    journal.
+    journal. With GREENROOM_HOST, the daemon there makes it.
     """
     from greenroom.runner.diagnosis.bundle import Bundle, contents, taken_out, write
     from greenroom.runner.diagnosis.known_secrets import redactor_here
@@ -292,18 +304,19 @@ def bundle_command(ctx: click.Context, output: Path | None, journal: Path | None
     target = output if output is not None else Path(f"{stem}.tar.gz")
     if target.is_dir():
         target /= f"{stem}.tar.gz"
+    elsewhere = journal_elsewhere(ctx, journal)
+    if elsewhere is not None:
+        with _writing(target):
+            readme, size = elsewhere.bundle(target)
+        say(readme.rstrip())
+        say(f"Written to {target} ({format_size(size)}). To review it: tar xzOf FILE | less")
+        return
     path = journal_path(ctx, journal) if journal is not None else None
     redactor = redactor_here()
     bundle = Bundle(settings, redactor, journal=path)
     parts = bundle.parts()
-    try:
+    with _writing(target):
         size = write(parts, target, stem)
-    except FileExistsError as error:
-        raise Problem(f"{target} already exists.", "Choose another file with -o.") from error
-    except OSError as error:
-        raise Problem(
-            f"{target} cannot be written: {error.strerror or error}.", "Choose another file with -o."
-        ) from error
     click.echo(table(("FILE", "SIZE", "CONTENTS"), contents(parts)))
     click.echo()
     for problem in bundle.problems:
@@ -311,3 +324,15 @@ def bundle_command(ctx: click.Context, output: Path | None, journal: Path | None
     click.echo(taken_out(redactor))
     click.echo("It contains names of models, backends, paths and hosts. To review it: tar xzOf FILE | less")
     click.echo(f"Written to {target} ({format_size(size)}).")
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise Problem(f"{target} already exists.", "Choose another file with -o.") from error
+    except OSError as error:
+        raise Problem(
+            f"{target} cannot be written: {error.strerror or error}.", "Choose another file with -o."
+        ) from error

@@ -20,7 +20,7 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.journal import journal_option, journal_path, reading, set_aside_note
 from greenroom.runner.cli.output import announce, style, terminal_width, wrapped
 from greenroom.runner.cli.remote_journal import journal_elsewhere
-from greenroom.runner.diagnosis.event_log import EventLog, Line, Wanted
+from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
 from greenroom.runner.diagnosis.times import parse_time
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def log_command(
             raise click.UsageError("--summary counts all events: it takes only --since, --until and --json.")
         _summarize(ctx, journal, start, end, as_json=as_json)
         return
-    chosen = Wanted(since=start, until=end, **wanted)
+    chosen = EventQuery(since=start, until=end, **wanted)
     show = _as_json if as_json else Printer(sys.stdout.isatty(), terminal_width()).line
     elsewhere = journal_elsewhere(ctx, journal)
     if elsewhere is not None:
@@ -93,7 +93,7 @@ def log_command(
     path = journal_path(ctx, journal)
     with reading(path, ours=journal is None) as reader:
         try:
-            events = EventLog(chosen, reader.read)
+            events = ToldEvents(chosen, reader.read)
         except LookupError as error:
             raise Problem(str(error.args[0])) from error
         lines = (Line.of(record, sentence) for record, sentence in events.lines(reader.read()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,20 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 
 if TYPE_CHECKING:
-    from greenroom.runner.diagnosis.event_log import Line, Wanted
+    from greenroom.runner.diagnosis.event_log import EventQuery, Line
     from greenroom.runner.diagnosis.explanation import Explanation
     from greenroom.runner.diagnosis.summary import Summary
 
 _PATIENCE = 120.0
 """Seconds of silence that are borne: a long journal is read from its beginning."""
 _NDJSON = "application/x-ndjson"
+_TEXT = "text/plain, application/json"
+"""The second one is for refusals."""
+_NO_ROUTE = frozenset({"", "no_such_path", "wrong_method"})
+"""Codes of a daemon that does not have a route."""
+_PIECE = 2**20
+_LARGEST = 2**28
+"""Bytes of an archive."""
 _GZIP = "application/gzip"
 
 
@@ -46,8 +54,9 @@ class RemoteJournal:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._client: Client = daemon.client()
+        self._records: list[Record] | None = None
 
-    def log(self, wanted: Wanted, *, last: int | None = None, follow: bool = False) -> Iterator[Line]:
+    def log(self, wanted: EventQuery, *, last: int | None = None, follow: bool = False) -> Iterator[Line]:
         """The events that are wanted, the oldest first; with `follow` also each new one."""
         from greenroom.runner.diagnosis.event_log import Line
 
@@ -60,22 +69,17 @@ class RemoteJournal:
             for fields in answer.objects():
                 yield msgspec.convert(fields, Line)
 
-    def records(self) -> Iterator[Record]:
-        """All events, as they are stored."""
-        from greenroom.runner.diagnosis.event_log import Wanted
+    def read(self) -> Iterator[Record]:
+        """All events as they were stored when this was first called."""
+        from greenroom.runner.diagnosis.event_log import EventQuery
 
-        for line in self.log(Wanted()):
-            stream, _, version = line.id.rpartition("/")
-            yield Record(
-                seq=line.seq,
-                at=line.at,
-                stream=stream,
-                version=int(version),
-                type=line.type,
-                schema=line.schema,
-                cause=line.cause,
-                data=json.dumps(line.data, ensure_ascii=False),
-            )
+        if self._records is None:
+            self._records = [_record(line) for line in self.log(EventQuery())]
+        return iter(self._records)
+
+    def last_seq(self) -> int:
+        """The last event's number; 0 when there is none."""
+        return max((one.seq for one in self.read()), default=0)
 
     def summary(self, since: float, until: float) -> Summary:
         from greenroom.runner.diagnosis.summary import Summary
@@ -93,14 +97,37 @@ class RemoteJournal:
 
     def replay_text(self, at: str | None) -> str:
         query = {"at": at} if at is not None else {}
-        with self._open("/replay", query, "text/plain", timeout=_PATIENCE) as answer:
+        with self._open("/replay", query, _TEXT, timeout=_PATIENCE) as answer:
             return answer.read().decode("utf-8", "replace")
 
-    @contextlib.contextmanager
-    def bundle(self) -> Iterator[DaemonResponse]:
-        """An archive for a bug report, as it comes."""
-        with self._open("/bundle", {}, _GZIP, timeout=_PATIENCE) as answer:
-            yield answer
+    def bundle(self, target: Path) -> tuple[str, int]:
+        """Write an archive for a bug report to a new file; what is in it, and its bytes. Raises OSError."""
+        import tarfile
+
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with (
+                os.fdopen(descriptor, "wb") as file,
+                self._open("/bundle", {}, _GZIP, timeout=_PATIENCE) as answer,
+            ):
+                while file.tell() < _LARGEST and (piece := answer.read(_PIECE)):
+                    file.write(piece)
+            with tarfile.open(target) as archive:
+                first = archive.next()
+                readme = archive.extractfile(first) if first is not None else None
+                return readme.read(_PIECE).decode("utf-8", "replace") if readme else "", target.stat().st_size
+        except (tarfile.TarError, EOFError) as error:
+            target.unlink(missing_ok=True)
+            raise self._no_bundle(str(error)) from error
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    def _no_bundle(self, why: str) -> Problem:
+        return Problem(
+            f"What the daemon at {self._daemon.url} has sent is no archive: {why}.",
+            "Make it there: greenroom bundle",
+        )
 
     def _json(self, path: str, query: Mapping[str, Any]) -> Any:
         with self._open(path, query, "application/json", timeout=_PATIENCE) as answer:
@@ -115,7 +142,7 @@ class RemoteJournal:
             with self._client.open("GET", target, accept=accept, timeout=timeout) as answer:
                 yield answer
         except DaemonRefused as refused:
-            if refused.status in (404, 405) and not refused.code:
+            if refused.status in (404, 405) and refused.code in _NO_ROUTE:
                 raise self._too_old() from refused
             raise
 
@@ -125,3 +152,17 @@ class RemoteJournal:
             "tell this over the network.",
             "Upgrade it there, or copy its journal and read that with --journal FILE.",
         )
+
+
+def _record(line: Line) -> Record:
+    stream, _, version = line.id.rpartition("/")
+    return Record(
+        seq=line.seq,
+        at=line.at,
+        stream=stream,
+        version=int(version),
+        type=line.type,
+        schema=line.schema,
+        cause=line.cause,
+        data=json.dumps(line.data, ensure_ascii=False),
+    )

@@ -1,7 +1,8 @@
 """Diagnosis from the journal: log, replay, why, bundle.
 
 - `sentences`: one sentence for each event (`log`)
-- `filters`, `times`: which events, and from when to when
+- `event_log`: the journal as lines; `filters`, `times`: which events, and from when to when
+- `problems`: which events say that something went wrong; `summary`: what has happened, counted
 - `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer
 - `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject
 - `why_clients`: requests; `why_event`: events and jobs; `why_memory`: memory and queue

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -75,8 +75,16 @@ class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
 class Bundle:
     """Collects the parts of one bundle."""
 
-    def __init__(self, settings: Settings, redactor: Redactor, *, journal: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redactor: Redactor,
+        *,
+        journal: Path | None = None,
+        with_requests: bool = True,
+    ) -> None:
         """`journal` is read instead of the data directory's own."""
+        self._with_requests = with_requests
         self._settings = settings
         self._redactor = redactor
         self._journal = journal or settings.home / "journal.db"
@@ -250,6 +258,9 @@ class Bundle:
 
     def _requests(self) -> Iterator[BundleFile]:
         """Who asked stays with the owner of the record, and what was said does too."""
+        if not self._with_requests:
+            self.problems.append("requests: they are only for callers on the daemon's machine.")
+            return
         try:
             with RecordReader(self._settings.home) as reader:
                 rows = reader.rows(RowFilter(), _REQUESTS)
@@ -309,15 +320,21 @@ def write(parts: list[BundleFile], target: Path, stem: str) -> int:
     """
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-            for part in parts:
-                entry = tarfile.TarInfo(f"{stem}/{part.name}")
-                entry.size, entry.mode, entry.mtime = len(part.content), 0o600, int(time.time())
-                archive.addfile(entry, io.BytesIO(part.content))
+        with os.fdopen(descriptor, "wb") as file:
+            pack(parts, file, stem)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
     return target.stat().st_size
+
+
+def pack(parts: list[BundleFile], file: IO[bytes], stem: str) -> None:
+    """Write the parts as one archive, in a folder of this name."""
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for part in parts:
+            entry = tarfile.TarInfo(f"{stem}/{part.name}")
+            entry.size, entry.mode, entry.mtime = len(part.content), 0o600, int(time.time())
+            archive.addfile(entry, io.BytesIO(part.content))
 
 
 def taken_out(redactor: Redactor) -> str:

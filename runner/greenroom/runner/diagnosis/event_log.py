@@ -13,7 +13,7 @@ from greenroom.runner.diagnosis.filters import Filter, filter_about, unknown_kin
 from greenroom.runner.diagnosis.sentences import Narrator
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which events of a journal are wanted; what is empty does not matter."""
 
     about: str = ""
@@ -72,10 +72,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class EventLog:
+class ToldEvents:
     """Words the records of one journal, in their order and from the first one, and picks what is wanted."""
 
-    def __init__(self, wanted: Wanted, read: Callable[[], Iterable[Record]]) -> None:
+    def __init__(self, wanted: EventQuery, read: Callable[[], Iterable[Record]]) -> None:
         """Raises LookupError for the name of nothing."""
         self.seq = 0
         """Of the last record that was read."""

@@ -25,6 +25,7 @@ from greenroom.actors.kernel.event_store import PARKED, Codec
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.core import Library
 from greenroom.actors.scheduler.core import Scheduler
+from greenroom.runner.diagnosis.times import parse_time, precise
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,42 @@ def seq_at(records: Iterable[Record], at: float) -> int:
     A clock that was set back makes an event look older than the one before it; the last one counts.
     """
     return max((record.seq for record in records if record.at <= at), default=0)
+
+
+class NoSuchEvent(LookupError):
+    """The journal has no event there; the text says what it has."""
+
+
+def event_at(at: str, read: Callable[[], Iterator[Record]], now: float) -> int:
+    """The number of the event that a number, an event's id or a time means.
+
+    `read` begins to read the journal. Raises NoSuchEvent, and ValueError for what is none of these.
+    """
+    if at.isdigit() and len(at) < 9:
+        last = 0
+        for record in read():
+            last = record.seq
+            if last == int(at):
+                break
+        if last != int(at) or not last:
+            held = f"its events are 1 to {last}" if last else "it has none"
+            raise NoSuchEvent(f"There is no event {at} in this journal: {held}.")
+        return int(at)
+    stream, _, version = at.rpartition("/")
+    if stream and version.isdigit():
+        found = next((record.seq for record in read() if record.id == at), 0)
+        if not found:
+            raise NoSuchEvent(f"There is no event {at} in this journal. To see its events: greenroom log")
+        return found
+    second = parse_time(at, now)
+    found = seq_at(read(), second)
+    if not found:
+        first = next(read(), None)
+        begun = (
+            f"its first event was stored at {precise(first.at)}" if first is not None else "it has no events"
+        )
+        raise NoSuchEvent(f"{precise(second)} is before the first event of this journal: {begun}.")
+    return found
 
 
 class Walk:

@@ -83,7 +83,7 @@ _TITLES = {
 }
 
 
-class Entry(msgspec.Struct, kw_only=True):
+class Tally(msgspec.Struct, kw_only=True):
     """What happened alike, so many times."""
 
     count: int
@@ -105,29 +105,29 @@ class Summary(msgspec.Struct, kw_only=True):
     events: int = 0
     requests: int | None = None
     """Requests in the record; null where there is none."""
-    starts: list[Entry] = []
+    starts: list[Tally] = []
     """Of the daemon."""
-    crashes: list[Entry] = []
+    crashes: list[Tally] = []
     """Engines that failed or stalled, loads that failed, daemons that did not shut down cleanly."""
-    quarantines: list[Entry] = []
+    quarantines: list[Tally] = []
     """Models that are not tried any more for a while, or that an older version serves."""
-    failures: list[Entry] = []
+    failures: list[Tally] = []
     """Pulls, pushes and installations that failed, and damage."""
-    refusals: list[Entry] = []
+    refusals: list[Tally] = []
     """By code, from the record of requests; without one, from the journal, which has those of loads alone."""
-    slow: list[Entry] = []
+    slow: list[Tally] = []
     """The slowest requests."""
     slow_requests: int = 0
     """How many a model took at least 5 seconds to begin to answer."""
-    installations: list[Entry] = []
-    pulls: list[Entry] = []
-    removals: list[Entry] = []
+    installations: list[Tally] = []
+    pulls: list[Tally] = []
+    removals: list[Tally] = []
     """Models and installations."""
-    loads: list[Entry] = []
-    evictions: list[Entry] = []
-    settings: list[Entry] = []
+    loads: list[Tally] = []
+    evictions: list[Tally] = []
+    settings: list[Tally] = []
     """How models are loaded."""
-    devices: list[Entry] = []
+    devices: list[Tally] = []
     notices: list[str] = []
     """What makes this less than complete."""
 
@@ -139,7 +139,7 @@ class Summary(msgspec.Struct, kw_only=True):
             what += f" and {counted(self.requests, 'request')}"
         parts = [f"{what} since {precise(self.since)[:-4]} ({lasted})."]
         for name, title in _TITLES.items():
-            entries: list[Entry] = getattr(self, name)
+            entries: list[Tally] = getattr(self, name)
             count = self.slow_requests if name == "slow" else sum(one.count for one in entries)
             if entries:
                 parts.append("\n".join([f"{title}: {count:,}", *_lines(entries, now)]))
@@ -149,7 +149,7 @@ class Summary(msgspec.Struct, kw_only=True):
         return "\n\n".join(parts)
 
 
-def _lines(entries: Iterable[Entry], now: float) -> Iterator[str]:
+def _lines(entries: Iterable[Tally], now: float) -> Iterator[str]:
     for one in entries:
         times = f"{one.count:,} times; the last: " if one.count > 1 else ""
         yield f"  {clock(one.at, now)}  {one.id:<20}  {times}{one.text}"
@@ -190,7 +190,7 @@ class _Counting:
         self.summary = Summary(since=since, until=until)
         self._events = Events()
         self._narrator = Narrator()
-        self._entries: dict[_Key, Entry] = {}
+        self._entries: dict[_Key, Tally] = {}
         self._models: dict[str, str] = {}
         """engine → its model."""
         self._running = ""
@@ -238,22 +238,22 @@ class _Counting:
     def _count(self, key: _Key, record: Record, text: str, count: int = 1) -> None:
         entry = self._entries.get(key)
         if entry is None:
-            entry = Entry(count=0, at=0.0, id="", about=key.about, text="")
+            entry = Tally(count=0, at=0.0, id="", about=key.about, text="")
             self._entries[key] = entry
             getattr(self.summary, key.part).append(entry)
         entry.count += count
         entry.at, entry.id, entry.text = record.at, record.id, text
 
 
-def _refused(one: Endings) -> Entry:
+def _refused(one: Endings) -> Tally:
     text = f"{one.code}: {one.sentence}" if one.sentence else one.code
-    return Entry(count=one.count, at=one.at, id=one.id, about=one.code, text=text)
+    return Tally(count=one.count, at=one.at, id=one.id, about=one.code, text=text)
 
 
-def _slow(row: Row) -> Entry:
+def _slow(row: Row) -> Tally:
     took = row.seconds if row.first_token is None else row.first_token
     waits = {"queued": row.queued, "installing": row.installing, "loading": row.loading}
     waited = ", ".join(f"{format_short(number)} {name}" for name, number in waits.items() if number >= 0.1)
     what = "to the first token" if row.first_token is not None else "to the end of its answer"
     text = f"{row.model or row.asked}: {format_short(took)} {what}{f' ({waited})' if waited else ''}."
-    return Entry(count=1, at=row.at, id=row.id, about=row.model or row.asked, text=text)
+    return Tally(count=1, at=row.at, id=row.id, about=row.model or row.asked, text=text)

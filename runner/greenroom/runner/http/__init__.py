@@ -35,6 +35,7 @@
 - `backends`, `engines`: installing; what runs, and unloading
 - `configuring`, `effective`: how models are loaded
 - `daemon`: alive, ready, jobs, why, stop; `live`: what `why` asks of the running daemon
+- `journal`: what has happened, the state at any time, the file for a bug report
 - `logs`, `engine_metrics`: what the daemon and its engines have printed; the engines' own numbers
 - `requests`, `docker_requests`: the record of requests, and Docker's form of it
 - `openapi`: the description of all this, for programs and for people

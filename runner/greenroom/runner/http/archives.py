@@ -69,26 +69,32 @@ class Archives:
 class Turns:
     """A few at once, some more that wait, each for a bounded time."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy: str = "Too many archives and files are being sent or received.") -> None:
+        """`busy` is the sentence for those that are too many."""
+        self._busy = busy
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._waiting = 0
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         if self._waiting >= _WAITING:
-            raise _busy()
+            raise self._refusal()
         self._waiting += 1
         try:
             async with Patience(_TURN_SECONDS):
                 await self._slots.acquire()
         except TimeoutError:
-            raise _busy() from None
+            raise self._refusal() from None
         finally:
             self._waiting -= 1
         try:
             yield
         finally:
             self._slots.release()
+
+    def _refusal(self) -> HttpRefusal:
+        advice = "Try again when one of them is done."
+        return HttpRefusal(503, "busy", self._busy, advice=advice, retry_after=10.0)
 
 
 async def _load(request: Request, store: ModelStore) -> Model:
@@ -154,16 +160,6 @@ async def _write(request: Request, stream: Stream, piece: bytes) -> None:
         except TimeoutError:
             request.abort()
             raise ConnectionResetError("the client read nothing for too long") from None
-
-
-def _busy() -> HttpRefusal:
-    return HttpRefusal(
-        503,
-        "busy",
-        "Too many archives and files are being sent or received.",
-        advice="Try again when one of them is done.",
-        retry_after=10.0,
-    )
 
 
 class _Pieces:

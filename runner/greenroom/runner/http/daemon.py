@@ -85,14 +85,16 @@ class DaemonRoutes:
         return json_response({"status": "stopping"}, status=202)
 
     async def why(self, request: Request) -> Response:
-        """The same answer as `greenroom why NAME --json`, from the journal this daemon writes."""
+        """The answer of `greenroom why NAME`, from the journal this daemon writes: as JSON, or as text."""
         # Asked rarely, and more to import than most of a front context.
         from greenroom.runner.diagnosis.explain import Explanation, UnknownName, explain
         from greenroom.runner.http.live import live_facts
         from greenroom.runner.record.table import recorded_in
 
         greenroom = self._context.greenroom
-        name = checked(request.params["name"], Name, "name")
+        asked = request.params.get("name") or request.query.get("name", "")
+        name = checked(asked, Name, "name") if asked else ""
+        as_text = request.headers.get("Accept", "").startswith("text/plain")
         known = self._context.verdicts
 
         record = self._context.record
@@ -119,4 +121,6 @@ class DaemonRoutes:
                 found = await asyncio.to_thread(read)
         except UnknownName as error:
             raise HttpRefusal(404, "unknown_name", str(error), advice=error.advice, param="name") from None
+        if as_text:
+            return Response(f"{found.text(time.time())}\n".encode(), content_type=TEXT)
         return encoded(found)

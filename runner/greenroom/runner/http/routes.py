@@ -20,6 +20,7 @@ from greenroom.runner.http.engine_metrics import EngineMetrics
 from greenroom.runner.http.engines import Engines
 from greenroom.runner.http.fields import CHAT
 from greenroom.runner.http.inference import Kind, inference
+from greenroom.runner.http.journal import JournalRoutes
 from greenroom.runner.http.llama_server import KINDS, LlamaServer
 from greenroom.runner.http.logs import Logs
 from greenroom.runner.http.models import Listing, Models
@@ -147,7 +148,14 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield Route("GET", "/readyz", daemon.readyz)
     yield _ours("GET", "/jobs", daemon.jobs)
     yield _ours("POST", "/daemon/stop", daemon.stop)
+    yield _ours("GET", "/why", daemon.why, "name")
     yield _ours("GET", "/why/{name:.+}", daemon.why)
+    journal = JournalRoutes(context)
+    wanted = ("about", "model", "backend", "engine", "stream", "cause", "kind", "problems", "since", "until")
+    yield _ours("GET", "/log", attended(journal.log), *wanted, "last", "after", "follow")
+    yield _ours("GET", "/log/summary", attended(journal.summary), "since", "until")
+    yield _ours("GET", "/replay", attended(journal.replay), "at")
+    yield _ours("GET", "/bundle", attended(journal.bundle))
 
     description = ApiDescription(lambda: all_routes(context))
     yield Route("GET", "/openapi.json", description.document)

@@ -8,7 +8,6 @@ from typing import Literal
 import msgspec
 
 from greenroom.actors.values import Progress
-from greenroom.runner.diagnosis.explanation import Explanation
 from greenroom.runner.http.daemon import StopBody
 from greenroom.runner.http.openapi.operation import PLAIN, WITH_BODY, Operation, Parameter, Returns
 from greenroom.runner.proof import CHALLENGE
@@ -104,15 +103,6 @@ OPERATIONS = {
         needs_body=False,
         answers={202: Returns("The daemon is shutting down.", StatusAnswer)},
         errors=WITH_BODY | {409},
-    ),
-    "GET /why/{name}": Operation(
-        summary="Explain the state of a model, backend, engine or request",
-        path={
-            "name": "A model, a backend, a client, the id of an engine, request, event, job or process; or "
-            "`daemon`, `queue`, `memory`, `requests`. It may contain slashes."
-        },
-        answers={200: Returns("The explanation.", Explanation)},
-        errors=frozenset({404}),
     ),
     "GET /openapi.json": Operation(
         summary="Get this description as OpenAPI 3.1", answers={200: Returns("The document.", dict)}

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from greenroom.runner.http.openapi import backends, daemon, engines, inference, models, ollama, requests
+from greenroom.runner.http.openapi import (
+    backends,
+    daemon,
+    engines,
+    inference,
+    journal,
+    models,
+    ollama,
+    requests,
+)
 from greenroom.runner.http.openapi.operation import Operation
 
 TAGS = {
@@ -17,6 +26,7 @@ TAGS = {
     "Engines": engines.OPERATIONS,
     "Backends": backends.OPERATIONS,
     "Requests": requests.OPERATIONS,
+    "Journal": journal.OPERATIONS,
     "Daemon": daemon.OPERATIONS,
 }
 """The operations, in the order in which they are shown."""

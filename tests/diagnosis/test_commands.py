@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from greenroom.actors.installer.events import InstallRequested
+from greenroom.actors.journal.port import Entry
+from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.library.events import PullRequested
 from greenroom.actors.scheduler.events import ConfigChanged
 from greenroom.runner.daemon_lock import DaemonLock
@@ -404,3 +406,94 @@ def test_an_overview_shows_every_actor(greenroom: Any, script: Any, home: Path) 
         f"  {engine} (smollm2): gone for 0s: It died.",
     ):
         assert line in told.splitlines(), told
+
+
+def test_log_shows_what_led_to_an_event_and_what_it_led_to(greenroom: Any, journal: Path) -> None:
+    def ids(*arguments: str) -> list[str]:
+        outcome = greenroom("log", "--json", *arguments)
+        assert outcome.code == 0, outcome.err
+        return [json.loads(line)["id"] for line in outcome.out.splitlines()]
+
+    started = [f"runner/llama.cpp/{number}" for number in (1, 2, 3, 5)]
+    assert ids("runner/llama.cpp/1") == ["scheduler/2", *started]
+    assert ids("runner/llama.cpp/2") == ["scheduler/2", *started[:2]]
+    assert ids("8") == ids("runner/llama.cpp/1"), "its number"
+    assert ids("r-0a1b2c3d-1") == ids("0a1b2c3d-1") == ["scheduler/1", "scheduler/2", *started]
+    assert ids("18bd0f5a2c0-1")[0] == "scheduler/2"
+    assert ids("llama.cpp") == ids("--backend", "llama.cpp")
+    assert ids("smollm2") == ids("--model", "smollm2")
+    outcome = greenroom("log", "smolm2")
+    assert outcome.code == 1
+    assert "no event, request, engine, backend or model smolm2. Did you mean smollm2?" in outcome.err
+
+
+def test_log_shows_only_what_went_wrong(greenroom: Any, script: Any, home: Path) -> None:
+    script.die(script.load(), "It was killed by SIGKILL.", was_ready=True)
+    script.write(home / "journal.db")
+
+    outcome = greenroom("log", "--problems", "--json")
+
+    assert [json.loads(line)["type"] for line in outcome.out.splitlines()] == ["engine_exited", "load_failed"]
+
+
+def test_log_counts_what_has_happened(greenroom: Any, journal: Path) -> None:
+    since = ("--since", "2023-11-14", "--until", "2023-11-15")
+
+    told, fields = greenroom("log", "--summary", *since), greenroom("log", "--summary", "--json", *since)
+
+    assert told.out.startswith("13 events since 2023-11-14 00:00:00 (1d).\n")
+    assert "\nUnloaded: 1\n" in told.out
+    assert json.loads(fields.out)["evictions"][0]["about"] == "smollm2"
+    assert greenroom("log", "--summary", "--follow").code == 2
+
+
+def test_a_lone_copy_of_a_journal_in_use_is_read_with_a_note(
+    greenroom: Any, script: Any, tmp_path: Path
+) -> None:
+    script.load()
+    writer = SqliteJournal(tmp_path / "journal.db")
+    fields = [{name: getattr(one, name) for name in Entry.__struct_fields__} for one in script.records]
+    writer.append([Entry(**one) for one in fields])
+    with sqlite3.connect(tmp_path / "journal.db") as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    database.close()
+    copy = tmp_path / "copy.db"
+    shutil.copy(tmp_path / "journal.db", copy)
+    writer.close()
+
+    outcome = greenroom("log", "-n", "3", "--json", "--journal", str(copy))
+
+    assert [json.loads(line)["seq"] for line in outcome.out.splitlines()] == [8, 9, 10]
+    assert outcome.code == 0
+    assert outcome.err.startswith("Note: copy.db was copied without copy.db-wal while it was in use")
+    assert "damaged" not in greenroom("why", "smollm2", "--journal", str(copy)).out
+
+
+def test_the_last_events_before_damage_are_shown(greenroom: Any, journal: Path) -> None:
+    flip(journal, b"engine_exited")
+
+    outcome = greenroom("log", "-n", "2", "--json")
+
+    assert outcome.code == 6
+    assert [json.loads(line)["seq"] for line in outcome.out.splitlines()] == [11, 12]
+
+
+def test_log_and_why_say_where_a_journal_was_set_aside(greenroom: Any, script: Any, journal: Path) -> None:
+    assert greenroom("journal", "set-aside").code == 0
+    (aside,) = journal.parent.glob("journal.*Z.db")
+
+    for command in (["log"], ["why", "smollm2"], ["replay"]):
+        assert f"greenroom log --journal {aside}" in greenroom(*command).err
+
+    script.write(journal)
+    assert f"Note: An earlier journal was set aside: {aside}." in greenroom("log").err
+    assert "set aside" not in greenroom("log", "-n", "1").err
+    assert f"set aside: {aside}" in greenroom("why", "daemon").err
+
+
+def test_replay_takes_the_id_of_an_event(greenroom: Any, journal: Path) -> None:
+    fields = json.loads(greenroom("replay", "--json", "--at", "runner/llama.cpp/1").out)
+
+    assert (fields["seq"], fields["event"]) == (8, "runner/llama.cpp/1")
+    outcome = greenroom("replay", "--at", "runner/llama.cpp/99")
+    assert (outcome.code, "There is no event runner/llama.cpp/99" in outcome.err) == (1, True)

@@ -17,7 +17,7 @@ from greenroom.actors.journal.port import JournalDamaged, Record
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, model_names
 from greenroom.runner.cli.exit_codes import Problem
-from greenroom.runner.cli.journal import journal_option, journal_path, reading
+from greenroom.runner.cli.journal import journal_option, journal_path, reading, set_aside_note
 from greenroom.runner.cli.log import time_option
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import say, table
@@ -26,11 +26,14 @@ from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.units import format_size
 
 if TYPE_CHECKING:
+    from greenroom.runner.diagnosis.explanation import Explanation
     from greenroom.actors.journal.reader import JournalReader
     from greenroom.runner.diagnosis.live import Live
     from greenroom.runner.diagnosis.replay import Snapshot, Walk
 
 
+_RECENT = 7 * 86_400.0
+"""Seconds for which an answer from a new journal names the one before it."""
 _NEEDS_A_DAEMON = (
     "loaded loading installing waiting_to_retry pulling retiring ready starting stopping running".split()
 )
@@ -56,16 +59,13 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
     only a running one knows who waits and how far jobs are.
     """
     from greenroom.runner.diagnosis.explain import UnknownName, explain
-    from greenroom.runner.diagnosis.explanation import WIDTH
     from greenroom.runner.record.table import recorded_in
 
     now = time.time()
     elsewhere = journal_elsewhere(ctx, journal)
     if elsewhere is not None:
         found = elsewhere.why(" ".join(name))
-        click.echo(
-            msgspec.json.encode(found).decode() if as_json else found.text(now, width=terminal_width() or WIDTH)
-        )
+        _show_why(found, now, as_json=as_json)
         return exit_codes.OK
     path = journal_path(ctx, journal)
     damage: list[JournalDamaged] = []
@@ -92,11 +92,17 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
         if live is not None and not live.running and found.state in _NEEDS_A_DAEMON:
             then = f"{_DOWN} {_GOES_ON}" if found.state in _JOBS else _DOWN
             found = msgspec.structs.replace(found, notices=(*found.notices, then))
-        if as_json:
-            click.echo(msgspec.json.encode(found).decode())
-        else:
-            click.echo(found.text(now, width=terminal_width() or WIDTH))
+        _show_why(found, now, as_json=as_json)
+        if reader.created > now - _RECENT:
+            set_aside_note(path)
     return exit_codes.JOURNAL if damage else exit_codes.OK
+
+
+def _show_why(found: Explanation, now: float, *, as_json: bool) -> None:
+    from greenroom.runner.diagnosis.explanation import WIDTH
+
+    width = terminal_width() or WIDTH
+    click.echo(msgspec.json.encode(found).decode() if as_json else found.text(now, width=width))
 
 
 def _live(ctx: click.Context) -> Live | None:

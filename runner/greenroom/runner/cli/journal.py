@@ -78,8 +78,7 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
 
 def set_aside_note(path: Path) -> None:
     """Say where the journal is that this one has replaced, if there is one."""
-    earlier = JournalFiles(path).put_aside()
-    if earlier:
+    if earlier := JournalFiles(path).put_aside():
         announce(
             f"Note: An earlier journal was set aside: {earlier[-1]}. To read it: greenroom log --journal FILE"
         )

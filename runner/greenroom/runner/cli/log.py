@@ -104,7 +104,7 @@ def log_command(
                 announce(sentence)
             if unknown and not follow:
                 ctx.exit(exit_codes.FAILED)
-        if events.is_first_shown or not events.shown:
+        if last is None and (events.is_first_shown or not events.shown):
             set_aside_note(path)
         if follow:
             news = events.lines(reader.follow(after=events.seq))

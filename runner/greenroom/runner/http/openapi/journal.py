@@ -15,8 +15,8 @@ from greenroom.runner.http.openapi.operation import PLAIN, Operation, Parameter,
 
 _TIME = "`2h` (ago), `yesterday`, `14:03`, `2026-11-22T10:00`, or seconds since 1970."
 _NAME = (
-    "A model, a backend, a client, the id of an engine, request, event, job or process; or `daemon`, `queue`, "
-    "`memory`, `requests`."
+    "A model, a backend, a client, the id of an engine, request, event, job or process; or `daemon`, "
+    "`queue`, `memory`, `requests`."
 )
 _AS_TEXT = "With `Accept: text/plain`, the text that the command prints."
 
@@ -46,7 +46,9 @@ _EXPLAIN = Operation(
 
 OPERATIONS = {
     "GET /why/{name}": _EXPLAIN,
-    "GET /why": replace(_EXPLAIN, path=None, query={"name": Parameter(f"{_NAME} Without one, all that is not well.")}),
+    "GET /why": replace(
+        _EXPLAIN, path=None, query={"name": Parameter(f"{_NAME} Without one, all that is not well.")}
+    ),
     "GET /log": Operation(
         summary="Read the journal: what has happened, oldest first",
         detail=(
@@ -92,8 +94,6 @@ OPERATIONS = {
     "GET /bundle": Operation(
         summary="Get an archive for a bug report, without secrets and prompts",
         detail="Callers on other machines get it without the record of requests.",
-        answers={
-            200: Returns("A compressed tar archive.", {"type": "string", "format": "binary"}, content=GZIP)
-        },
+        answers={200: Returns("A compressed tar archive.", bytes, content=GZIP)},
     ),
 }

@@ -120,12 +120,7 @@ def test_what_happened_alike_is_counted_as_one(script: Any) -> None:
 def test_refusals_and_slow_requests_come_from_the_record(script: Any, tmp_path: Path) -> None:
     script.refuse("poet", "does_not_fit", "It needs 9 GB.")
     base: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions", "at": script.now}
-    refused: dict[str, Any] = {
-        "outcome": "refused",
-        "status": 404,
-        "code": "model_not_found",
-        "sentence": "It is absent.",
-    }
+    refused: dict[str, Any] = {"outcome": "refused", "status": 404, "code": "model_not_found"}
     tiny: dict[str, Any] = {"outcome": "whole", "model": "tiny"}
     rows = [
         Row(id="r-0a1b2c3d-1", **base, **refused),

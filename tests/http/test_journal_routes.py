@@ -14,6 +14,7 @@ import pytest
 
 from greenroom.runner.cli import main as command_line
 from greenroom.runner.http import journal as routes
+from greenroom.runner.http.port import Request
 from waiting import BOUND
 
 
@@ -129,7 +130,7 @@ async def test_the_bundle_is_an_archive_without_the_requests_of_others(
                 return {one.name.partition("/")[2] for one in archive}
 
     assert {"README.txt", "journal.jsonl", "why.txt", "requests.jsonl"} <= await names()
-    monkeypatch.setattr(routes, "is_local", lambda _: False)
+    monkeypatch.setattr(Request, "is_local", False)
     assert "requests.jsonl" not in await names()
 
 

@@ -20,14 +20,14 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.journal import journal_option, journal_path, reading, set_aside_note
 from greenroom.runner.cli.log import time_option
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import say, table
+from greenroom.runner.cli.output import say, table, terminal_width
 from greenroom.runner.cli.remote_journal import RemoteJournal, journal_elsewhere
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.units import format_size
 
 if TYPE_CHECKING:
-    from greenroom.runner.diagnosis.explanation import Explanation
     from greenroom.actors.journal.reader import JournalReader
+    from greenroom.runner.diagnosis.explanation import Explanation
     from greenroom.runner.diagnosis.live import Live
     from greenroom.runner.diagnosis.replay import Snapshot, Walk
 

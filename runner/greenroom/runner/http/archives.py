@@ -61,7 +61,7 @@ class Archives:
             with contextlib.closing(_Pieces(pieces)) as archive:
                 stream = await request.start(headers=headers, length=size)
                 while piece := await in_thread(archive.next):
-                    await _write(request, stream, piece)
+                    await deliver(request, stream, piece)
                 await stream.end()
             return stream
 
@@ -151,7 +151,7 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _write(request: Request, stream: Stream, piece: bytes) -> None:
+async def deliver(request: Request, stream: Stream, piece: bytes) -> None:
     """Hand a piece over, little by little: a client that takes nothing is cut off."""
     for start in range(0, len(piece), _LEAST):
         try:

@@ -18,12 +18,11 @@ import msgspec
 
 from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.times import parse_time
-from greenroom.runner.http.archives import Turns
-from greenroom.runner.http.bodies import Patience, invalid, is_true
-from greenroom.runner.http.clients import is_local
+from greenroom.runner.http.archives import Turns, deliver
+from greenroom.runner.http.bodies import invalid, is_true
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded, json_response
-from greenroom.runner.http.port import EVENT_STREAM, TEXT, AnyResponse, Request, Response, Stream
+from greenroom.runner.http.port import EVENT_STREAM, TEXT, AnyResponse, Request, Response
 
 if TYPE_CHECKING:
     from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
@@ -34,8 +33,6 @@ LAST = 10_000
 """Events that `last` may ask for: they are held in memory."""
 _PIECE = 500
 """Events that are read and sent together."""
-_WINDOW = 30.0
-"""Seconds that a client may take nothing."""
 _FOLLOWERS = 32
 _HEARTBEAT = 15.0
 _NAMES = ("about", "model", "backend", "engine", "stream", "cause")
@@ -78,19 +75,19 @@ class JournalRoutes:
                 if follow:
                     self._context.clients.goes_on(request, stream)
                 while piece:
-                    await _send(request, stream, b"".join(_worded(request, one) for one in piece))
+                    await deliver(request, stream, b"".join(_worded(request, one) for one in piece))
                     piece = await _next(lines)
             while follow:
                 try:
                     async with asyncio.timeout(_HEARTBEAT):
                         await news.wait()
                 except TimeoutError:
-                    await _send(request, stream, b": still connected\n\n" if _is_stream(request) else b"\n")
+                    await deliver(request, stream, b": still connected\n\n" if _is_stream(request) else b"\n")
                     continue
                 news.clear()
                 lines = _lines(events, journal.read(after=events.seq), after)
                 while piece := await _next(lines):
-                    await _send(request, stream, b"".join(_worded(request, one) for one in piece))
+                    await deliver(request, stream, b"".join(_worded(request, one) for one in piece))
         await stream.end()
         return stream
 
@@ -146,7 +143,7 @@ class JournalRoutes:
         from greenroom.runner.diagnosis.bundle import Bundle, pack
         from greenroom.runner.diagnosis.known_secrets import redactor_here
 
-        settings, with_requests = self._context.greenroom.settings, is_local(request)
+        settings, with_requests = self._context.greenroom.settings, request.is_local
         stem = time.strftime("greenroom-bundle-%Y%m%d-%H%M%S")
 
         def collect() -> bytes:
@@ -201,15 +198,6 @@ def _lines(events: ToldEvents, records: Iterator[Record], after: int) -> Iterato
 
 async def _next(lines: Iterator[Line]) -> list[Line]:
     return await asyncio.to_thread(lambda: list(itertools.islice(lines, _PIECE)))
-
-
-async def _send(request: Request, stream: Stream, data: bytes) -> None:
-    try:
-        async with Patience(_WINDOW):
-            await stream.write(data)
-    except TimeoutError:
-        request.abort()
-        raise ConnectionResetError("the client read nothing for too long") from None
 
 
 def _worded(request: Request, line: Line) -> bytes:

@@ -2,10 +2,10 @@
 
 - `core`: what it is asked, and what becomes of a request: it begins a job, or joins the one there is
 - `state`: what is stored of each backend, and which clients wait
-- `reconcile`: the numbered steps that follow a change: attempts, the default backend, retiring
+- `reconcile`: the numbered steps that follow a change: attempts, the default backend, retiring; which variant
+  is installed, offered, or tried after a failure
 - `disk_inspection`: what an inspection of the disk means for what the journal says
 - `versions`: which installation is in use, and whether it is whole
-- `variant_choice`: which variant of a backend is installed, offered, or tried after a failure
 - `uninstalling`: uninstall, cancel, leave
 - `messages`: commands and replies
 - `events`: what is stored

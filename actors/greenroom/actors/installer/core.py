@@ -58,7 +58,18 @@ from greenroom.actors.installer.messages import (
     Verified,
     VerifyBackend,
 )
-from greenroom.actors.installer.reconcile import InstallerTurn, answers, between_attempts, passed_over
+from greenroom.actors.installer.reconcile import (
+    InstallerTurn,
+    after,
+    answers,
+    between_attempts,
+    named,
+    offered,
+    passed_over,
+    to_build,
+    unusable,
+    wished,
+)
 from greenroom.actors.installer.state import (
     BackendInstallState,
     InstallerState,
@@ -75,7 +86,6 @@ from greenroom.actors.installer.state import (
     waits,
     whole_of,
 )
-from greenroom.actors.installer.variant_choice import after, named, offered, to_build, unusable, wished
 from greenroom.actors.installer.versions import (
     activate,
     not_needed,

@@ -194,12 +194,11 @@ class SourceBuilds(Maker):
         from packaging.version import InvalidVersion, Version
 
         from greenroom.runner.installations.verified_download import Finder
-        from greenroom.runner.installations.web import Web
 
         sources = self._sources.understood()
         versions: dict[Version, str] = {}
         start, end = f"{build.distribution.replace('-', '_')}-", ".tar.gz"
-        for link in Finder(sources, Web(sources)).links(normalized(build.distribution)):
+        for link in Finder(sources).links(normalized(build.distribution)):
             if link.name.startswith(start) and link.name.endswith(end) and link.sha256:
                 with suppress(InvalidVersion):
                     versions[Version(link.name[len(start) : -len(end)])] = link.sha256

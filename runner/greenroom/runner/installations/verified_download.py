@@ -132,8 +132,7 @@ class PackageOrigin:
     """The user's package indexes and folders of wheels."""
 
     def __init__(self, sources: PackageSources) -> None:
-        self._web = Web(sources)
-        self._finder = Finder(sources, self._web)
+        self._finder = Finder(sources)
         self._urls: dict[str, str] = {}
 
     def local(self, file: LockedFile) -> Path | None:
@@ -142,7 +141,7 @@ class PackageOrigin:
 
     def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
         url = self._urls[file.sha256]
-        response = self._web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+        response = self._finder.web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
         if response.status in NOT_HERE:
             response.close()
             raise JobFailed.permanent(
@@ -157,11 +156,11 @@ class PackageOrigin:
         url = self._urls.get(file.sha256) or self._finder.find(file)
         if file.size <= size:
             size = file.size
-        found = self._web.fetch(url, headers={"Range": f"bytes=-{size}"}, limit=size)
+        found = self._finder.web.fetch(url, headers={"Range": f"bytes=-{size}"}, limit=size)
         return found.body if found.status == 206 and len(found.body) == size else None
 
     def broken(self, file: LockedFile, error: Exception) -> JobFailed:
-        return self._web.failure(self._urls[file.sha256], error)
+        return self._finder.web.failure(self._urls[file.sha256], error)
 
     def strange(self, file: LockedFile, detail: str) -> JobFailed:
         return JobFailed.permanent(
@@ -407,11 +406,18 @@ class _Page(msgspec.Struct, frozen=True):
 class Finder:
     """Finds locked files, reading each page once; thread-safe."""
 
-    def __init__(self, sources: PackageSources, web: Web) -> None:
+    def __init__(self, sources: PackageSources) -> None:
         self._sources = sources
-        self._web = web
+        self._web: Web | None = None
         self._pages: dict[str, list[Link]] = {}
         self._guard = threading.Lock()
+
+    @property
+    def web(self) -> Web:
+        """Made when it is first needed: a folder of wheels needs none."""
+        with self._guard:
+            self._web = self._web or Web(self._sources)
+            return self._web
 
     def find(self, file: LockedFile) -> str:
         """The URL of the wheel with exactly these bytes.
@@ -485,7 +491,7 @@ class Finder:
         return links
 
     def _remote(self, url: str) -> list[Link]:
-        page = self._web.read(url, accept=_ACCEPT)
+        page = self.web.read(url, accept=_ACCEPT)
         if page is None:
             return []
         text, media, final = page

@@ -20,7 +20,7 @@ from greenroom.actors.kernel.core import (
     Stored,
 )
 from greenroom.actors.limits import Reason, Whole
-from greenroom.actors.values import Failure
+from greenroom.actors.values import Fact, Failure
 
 DAEMON = Address("daemon")
 
@@ -42,6 +42,16 @@ class NoteDevices(Command[None], frozen=True, kw_only=True):
     """Without free memory, which always changes: `Graphics.lasting`."""
 
 
+class SettingInForce(Fact, frozen=True, kw_only=True):
+    """One setting of a daemon, as people read it."""
+
+    name: str
+    """Such as `memory_budget` or `backends.mlx.python`."""
+    value: str
+    origin: str
+    """`default`, `flag --port`, `environment GREENROOM_PORT`, or the path of the file."""
+
+
 class DaemonStarted(Event, frozen=True, kw_only=True):
     """A daemon has opened this journal."""
 
@@ -53,6 +63,8 @@ class DaemonStarted(Event, frozen=True, kw_only=True):
     address: str = ""
     life: str = ""
     """Unique id of this run of the daemon: in a container every daemon has the same pid."""
+    settings: tuple[SettingInForce, ...] = ()
+    """The settings that matter most, and all that are no defaults; empty in journals of earlier versions."""
 
 
 class DaemonStopped(Event, frozen=True, kw_only=True):

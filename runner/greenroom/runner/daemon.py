@@ -75,6 +75,7 @@ from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import where
 from greenroom.runner.preload import Wanted, interrupted, load_again, preload
 from greenroom.runner.proof import keep_secret, prove, write_privately
+from greenroom.runner.settings_text import in_force
 from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.systems.processes import boot_id
 
@@ -311,6 +312,7 @@ class Greenroom(ActorStates, Startable):
             boot_id=boot_id(),
             address=self.address,
             life=uuid.uuid4().hex,
+            settings=in_force(self.settings),
         )
 
     def stop(self, keep_engines: float | None = None, *, reason: str = "a stop was requested") -> None:

@@ -11,6 +11,7 @@ from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted,
 from greenroom.runner.diagnosis.history import History, latest
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.sentences import OUR_ACTORS
+from greenroom.runner.diagnosis.settings_changed import changes_between_lives, chosen
 from greenroom.runner.diagnosis.times import moment
 
 _TO_START = Remedy(aim="To start it", command="greenroom serve")
@@ -24,13 +25,16 @@ def why_daemon(history: History, now: float, live: Live | None) -> Explanation:
         isinstance(one.event, DaemonStarted) and isinstance(following.event, DaemonStarted)
         for one, following in itertools.pairwise(daemons)
     )
+    started = latest(daemons, DaemonStarted)
     found = present(history, now, live)
     found.numbers |= {"starts": float(history.daemon.starts), "killed": float(killed)}
     found.steps = tuple(one.step for one in (*list(history.daemons)[-8:], *list(history.faults)[-4:]))
     ours = parked(history)
     if ours:
         found.also += (f"{counted(ours, 'command')} failed because of a bug in Greenroom. {_REPORT}",)
-    found.also += tuple(devices(history))
+    found.also += (*devices(history), *changes_between_lives(history, now))
+    if started is not None and (settings := chosen(started[1].settings)):
+        found.also += (f"Settings that are no defaults: {settings}.",)
     return found
 
 

@@ -138,10 +138,12 @@ def test_a_daemon_that_was_killed_comes_first(script: Any) -> None:
 
 
 def test_a_daemon_that_does_not_answer_says_so_in_its_place(script: Any) -> None:
-    silence = "The Greenroom daemon (process 100) is suspended. Resume it: kill -CONT 100"
-    found = script.why("daemon", live=Live(pid=100, silence=silence))
-    assert (found.state, found.answer) == ("silent", silence)
-    assert "it is not known who waits" in script.why("queue", live=Live(silence=silence)).answer
+    silence, advice = "The Greenroom daemon (process 100) is suspended.", "Resume it: kill -CONT 100"
+    silent = Live(pid=100, silence=silence, advice=advice)
+    found = script.why("daemon", live=silent)
+    assert (found.state, found.answer, found.also[0]) == ("silent", silence, advice)
+    assert script.why("", live=silent).also == (advice,)
+    assert "it is not known who waits" in script.why("queue", live=silent).answer
 
 
 def test_what_a_model_recovered_from_is_no_trouble(script: Any) -> None:

@@ -29,11 +29,13 @@ def live_facts(settings: Settings) -> Live | None:
     try:
         daemon = find(settings, patience=_PATIENCE)
     except Unresponsive as silent:
-        return Live(pid=silent.holder.pid, silence=f"{silent.message} {silent.advice}")
+        return Live(pid=silent.holder.pid, silence=silent.message, advice=silent.advice)
     except Problem as odd:
         # Something else answers at its address: then its lock tells whether it runs.
         holder = holder_of(settings.home)
-        return DOWN if holder is None else Live(pid=holder.pid, silence=f"{odd.message} {odd.advice}")
+        if holder is None:
+            return DOWN
+        return Live(pid=holder.pid, silence=odd.message, advice=odd.advice)
     if daemon is None:
         return DOWN
     if Path(daemon.home).resolve() != settings.home.resolve():

@@ -29,6 +29,7 @@ FIRST, LAST = 4, 14
 """Steps shown of a long chain."""
 _WORDS = 12
 """Lines shown of a program's output."""
+_MARGIN = "  | "
 WIDTH = 110
 """Characters of a line where there is no terminal."""
 
@@ -98,7 +99,7 @@ class Explanation(msgspec.Struct, kw_only=True, omit_defaults=True):
         # A single step only repeats the answer.
         if len(self.steps) > 1:
             parts.append("\n".join(["What happened:", *self._told_steps(now, width)]))
-        parts += ["\n".join(_told_words(one)) for one in self.words]
+        parts += ["\n".join(_told_words(one, width)) for one in self.words]
         if self.notices:
             parts.append("\n".join(line for one in self.notices for line in _wrapped(f"Note: {one}", width)))
         if self.remedies:
@@ -118,15 +119,22 @@ class Explanation(msgspec.Struct, kw_only=True, omit_defaults=True):
             yield from (margin + line for line in lines[1:])
 
 
-def _told_words(said: Words) -> Iterator[str]:
+def _told_words(said: Words, width: int) -> Iterator[str]:
     shown = said.lines[-_WORDS:]
     part = f" (the last {len(shown)} of {len(said.lines)} lines)" if len(shown) < len(said.lines) else ""
     yield f"{said.of}{part}:"
-    yield from (f"  | {line}" for line in shown)
+    for line in shown:
+        cut = textwrap.wrap(line, max(20, width - len(_MARGIN)), drop_whitespace=False) or [""]
+        yield from (f"{_MARGIN}{part}" for part in cut)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    """Lines of a sentence, which may be an item of a list."""
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(
+        text, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent
+    )
+    return lines or [""]
 
 
 def tool_output(detail: str) -> tuple[Words, ...]:

@@ -17,6 +17,8 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     silence: str = ""
     """Why it does not answer, as a sentence; empty if it does, or does not run."""
+    advice: str = ""
+    """What to do about its silence."""
     problem: str = ""
     """Why it is not ready, as a sentence."""
     ledger: LedgerReading | None = None

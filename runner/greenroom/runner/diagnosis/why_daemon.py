@@ -76,7 +76,7 @@ def present(history: History, now: float, live: Live | None) -> Explanation:
         found.remedies = (_TO_START, Remedy(aim="To read its log", command="greenroom logs"))
     elif live.silence:
         found.state, found.cause = "silent", "does_not_answer"
-        found.answer = live.silence
+        found.answer, found.also = live.silence, (live.advice,) if live.advice else ()
         found.remedies = (Remedy(aim="To read its log", command="greenroom logs"),)
     else:
         found.state, found.cause = "running", "after_a_kill" if after_a_kill else "started"

@@ -21,7 +21,10 @@ _PS = Remedy(aim="To see engines and queue", command="greenroom ps")
 def why_queue(live: Live | None) -> Explanation:
     """Each request's place, and what it waits for."""
     if live is None or live.ledger is None:
-        return Explanation(state="unknown", cause="not_stored", answer=_unknown("who waits", live))
+        advice = (live.advice,) if live is not None and live.advice else ()
+        return Explanation(
+            state="unknown", cause="not_stored", answer=_unknown("who waits", live), also=advice
+        )
     queue, numbers = live.queue, {"waiting": float(len(live.queue))}
     if not queue:
         return Explanation(

@@ -63,7 +63,7 @@ def why_overview(history: History, now: float, verdicts: Mapping[str, str], live
     if len(troubles) > _SHOWN:
         more = f"And {counted(len(troubles) - _SHOWN, 'more')}, which greenroom log tells."
         troubles = [*troubles[:_SHOWN], Trouble(more)]
-    found.also = tuple(f"- {one.sentence}" for one in troubles)
+    found.also += tuple(f"- {one.sentence}" for one in troubles)
     asked = dict.fromkeys(one.asked for one in troubles if one.asked)
     about = tuple(Remedy(aim=f"About {one}", command=f"greenroom why {one}") for one in asked)
     found.remedies = (*(found.remedies if not is_up else ()), *about)

@@ -67,7 +67,9 @@ def test_a_session_in_a_fresh_clone_prints_what_the_page_shows(block: Block, fre
 def test_commands_to_copy_work(block: Block, machine: Sandbox) -> None:
     if "curl " in block.text and shutil.which("curl") is None:
         pytest.skip("needs curl: apt-get install curl")
-    done = machine.shell(f"set -e\n{block.notes.get('first', '')}\n{block.text}")
+    done = machine.shell(
+        f"set -e\n{block.notes.get('first', '')}\n{block.text}\n{block.notes.get('last', '')}"
+    )
     assert done.returncode == 0, done.stdout
 
 

@@ -4,7 +4,7 @@ A comment directly above a block says what it cannot say itself:
 
     <!-- not run: REASON -->                 no test can run it; its syntax, commands and flags are checked
     <!-- first: COMMANDS -->                 run before it, in the same shell or program
-    <!-- last: STATEMENTS -->                Python run after it
+    <!-- last: COMMANDS -->                  run after it (not in sessions)
     <!-- settings: NAME=VALUE … -->          a session with a daemon of its own that has these settings
     <!-- machine: NAME -->                   `greenroom devices` on a machine of tests/devices/machines
     <!-- clone -->                           a session in a fresh clone, with the real engine and model (slow)

@@ -45,13 +45,23 @@ class Machine:
         self._told = 0
 
     def here(self, text: str) -> str:
-        """A text of a page with the address of this machine's daemon."""
-        return text.replace(f":{PORT}", f":{self.port}")
+        """A text of a page with the address of this machine's daemon, and its folder for temporary files."""
+        here = text.replace(f":{PORT}", f":{self.port}").replace("/tmp/", f"{self.folder}/")
+        return here.replace(f"GREENROOM_PORT={int(PORT) + 1}", "GREENROOM_PORT=0")
 
     def shell(self, script: str) -> subprocess.CompletedProcess[str]:
-        """Run a script."""
+        """Run a script of a page."""
+        return self._run("bash", "-c", self.here(script))
+
+    def python(self, program: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program of a page, which may `await` as if it were inside a function."""
+        file = self.folder / "program.py"
+        file.write_text(self.here(program))
+        return self._run(sys.executable, str(PROGRAMS / "awaiting.py"), str(file))
+
+    def _run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "-c", self.here(script)],
+            argv,
             cwd=self.cwd,
             env=self.env,
             stdin=subprocess.DEVNULL,
@@ -61,38 +71,36 @@ class Machine:
             timeout=600,
         )
 
-    def python(self, program: str) -> subprocess.CompletedProcess[str]:
-        """Run a Python program, which may `await` as if it were inside a function."""
-        file = self.folder / "program.py"
-        file.write_text(self.here(program))
-        words = (sys.executable, str(PROGRAMS / "awaiting.py"), str(file))
-        return self.shell(shlex.join(words))
-
     def session(self, block: Block) -> list[list[str]]:
         """Run the commands of a block in one shell; the lines each prints, the model's answer the last."""
         self._told += 1
         told = self.folder / f"told{self._told}"
-        script = [f"{{ {first}\n}} >/dev/null || exit 1"] if (first := block.notes.get("first")) else []
+        script = (
+            [f"{{ {self.here(first)}\n}} >/dev/null || exit 1"] if (first := block.notes.get("first")) else []
+        )
         asked = commands(block)
         for number, command in enumerate(asked):
             split = f"2>{told}.{number}.err" if command.text.startswith(ANSWERED) else "2>&1"
-            script.append(f"{{ {command.text}\n}} >{told}.{number} {split}")
-        done = self.shell("\n".join(script))
+            script.append(f"{{ {self.here(command.text)}\n}} >{told}.{number} {split}")
+        done = self._run("bash", "-c", "\n".join(script))
         assert Path(f"{told}.{len(asked) - 1}").exists(), f"{block.place}: {done.stdout}"
         return [_printed(command, Path(f"{told}.{number}")) for number, command in enumerate(asked)]
 
 
 def _printed(command: Command, file: Path) -> list[str]:
-    # pip warns of what is special about the machine that it runs on.
-    lines = [
-        line.rstrip() for line in file.read_text("utf-8").splitlines() if not line.startswith("WARNING: ")
-    ]
     if not command.text.startswith(ANSWERED):
-        return lines
-    errors = Path(f"{file}.err").read_text("utf-8")
-    assert lines, f"{command.text}: {errors}"
-    # make announces its steps there too.
-    return [*(line for line in lines[:-1] if line), *errors.splitlines(), lines[-1]]
+        return _lines(file)
+    *steps, answer = _lines(file) or [""]
+    errors = _lines(Path(f"{file}.err"))
+    assert answer, f"{command.text}: {errors}"
+    # make announces its steps where the answer goes.
+    return [*(line for line in steps if line), *errors, answer]
+
+
+def _lines(file: Path) -> list[str]:
+    """But for pip's warnings of what is special about this machine."""
+    lines = (line.rstrip() for line in file.read_text("utf-8").splitlines())
+    return [line for line in lines if not line.startswith("WARNING: ")]
 
 
 class Sandbox(Machine, DaemonProcess):
@@ -106,7 +114,9 @@ class Sandbox(Machine, DaemonProcess):
             f"GREENROOM_{name.upper()}": value
             for name, _, value in (word.partition("=") for word in settings.split())
         }
-        Machine.__init__(self, folder, self.home, PATH=path, GREENROOM_HOME=str(self.home), **chosen)
+        config = folder / "config.toml"
+        chosen |= {"PATH": path, "GREENROOM_HOME": str(self.home), "GREENROOM_CONFIG": str(config)}
+        Machine.__init__(self, folder, self.home, **chosen)
         self.home.mkdir()
         python = sys.executable
         for name, words in (
@@ -117,7 +127,7 @@ class Sandbox(Machine, DaemonProcess):
             program = folder / "bin" / name
             program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             program.chmod(0o755)
-        (self.home / "config.toml").write_text(
+        config.write_text(
             f"models.smollm2 = 'file:{model}'\nbackends.'llama.cpp'.binary = '{folder}/bin/llama-server'\n"
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import urllib.request
 from collections.abc import Iterator
 from difflib import unified_diff
@@ -16,17 +17,27 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from daemon_process import PROGRAMS
 from pages import Block, every_block
+from real_clients import install, node_folder
 from sandbox import Machine, Sandbox, clone, printed_by, renewed_text, sandbox
 
 TRIED = [block for block in every_block() if not block.notes.keys() & {"not run", "from", "of"}]
 
+AWAITING = str(PROGRAMS / "awaiting.py")
+
 
 def of_kind(kind: str, *, in_clone: bool = False) -> pytest.MarkDecorator:
     blocks = [one for one in TRIED if one.kind == kind and ("clone" in one.notes) == in_clone]
+    blocks = [one for one in blocks if "client" not in one.notes]
     slow = {"marks": [pytest.mark.slow]}
     cases = [pytest.param(one, id=one.place, **(slow if "slow" in one.notes else {})) for one in blocks]
     return pytest.mark.parametrize("block", cases)
+
+
+def with_note(word: str) -> pytest.MarkDecorator:
+    blocks = [one for one in TRIED if word in one.notes]
+    return pytest.mark.parametrize("block", blocks, ids=lambda block: block.place)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +86,24 @@ def test_commands_to_copy_work(block: Block, machine: Sandbox) -> None:
 
 @of_kind("python")
 def test_a_program_runs(block: Block, machine: Sandbox) -> None:
-    parts = (block.notes.get("first", ""), block.text, block.notes.get("last", ""))
-    done = machine.python("\n".join(parts))
+    done = machine.program(block, sys.executable, AWAITING)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    "block", [one for one in TRIED if "body" in one.notes], ids=lambda block: block.place
-)
+@pytest.mark.clients
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@with_note("client")
+def test_a_program_of_a_client_runs(block: Block, machine: Sandbox, test_cache: Path) -> None:
+    folder = install(block.notes["client"], test_cache)
+    if block.kind == "js":  # modules are looked for beside the program
+        done = machine.program(block, str(node_folder() / "node"), folder=folder)
+    else:
+        done = machine.program(block, str(folder / "bin" / "python"), AWAITING)
+    assert done.returncode == 0, done.stdout
+
+
+@with_note("body")
 def test_a_body_is_accepted(block: Block, machine: Sandbox) -> None:
     method, path = block.notes["body"].split()
     headers = {"Content-Type": "application/json"}
@@ -91,9 +112,7 @@ def test_a_body_is_accepted(block: Block, machine: Sandbox) -> None:
         assert answer.status < 300
 
 
-@pytest.mark.parametrize(
-    "block", [one for one in TRIED if "answer" in one.notes], ids=lambda block: block.place
-)
+@with_note("answer")
 def test_an_answer_is_as_the_description_says(block: Block, machine: Sandbox) -> None:
     status, method, path = block.notes["answer"].split()
     with urllib.request.urlopen(f"{machine.url}/openapi.json", timeout=60) as answer:

@@ -9,6 +9,7 @@ A comment directly above a block says what it cannot say itself:
     <!-- machine: NAME -->                   `greenroom devices` on a machine of tests/devices/machines
     <!-- clone -->                           a session in a fresh clone, with the real engine and model (slow)
     <!-- slow -->                            it takes seconds of a processor; `make test-slow` runs it
+    <!-- client: GROUP -->                   it needs packages of clients.toml; `make test-clients` runs it
     <!-- in any order -->                    lines of a session that come in no fixed order
     <!-- from: FILE -->                      lines of a file that other tests run
     <!-- of: FILE -->                        a file of another program; it is parsed
@@ -33,6 +34,7 @@ NOTES = frozenset(
         "machine",
         "clone",
         "slow",
+        "client",
         "in any order",
         "from",
         "of",

@@ -53,11 +53,14 @@ class Machine:
         """Run a script of a page."""
         return self._run("bash", "-c", self.here(script))
 
-    def python(self, program: str) -> subprocess.CompletedProcess[str]:
-        """Run a Python program of a page, which may `await` as if it were inside a function."""
-        file = self.folder / "program.py"
-        file.write_text(self.here(program))
-        return self._run(sys.executable, str(PROGRAMS / "awaiting.py"), str(file))
+    def program(
+        self, block: Block, *command: str, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of a page by a command, after a file with it was put into a folder."""
+        parts = (block.notes.get("first", ""), block.text, block.notes.get("last", ""))
+        file = (folder or self.folder) / f"program.{'mjs' if block.kind == 'js' else 'py'}"
+        file.write_text(self.here("\n".join(parts)))
+        return self._run(*command, str(file))
 
     def _run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

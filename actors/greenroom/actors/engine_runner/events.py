@@ -14,7 +14,7 @@ class EngineStartRequested(Event, frozen=True, kw_only=True):
 
 
 class EngineSpawned(Event, frozen=True, kw_only=True):
-    """Its process runs."""
+    """An engine's process runs."""
 
     TAG = "engine_spawned"
     engine_id: str
@@ -24,7 +24,7 @@ class EngineSpawned(Event, frozen=True, kw_only=True):
 
 
 class EngineLoaded(Event, frozen=True, kw_only=True):
-    """It has said how much of its model lies on devices."""
+    """An engine has said how much of its model lies on devices."""
 
     TAG = "engine_loaded"
     engine_id: str
@@ -34,7 +34,7 @@ class EngineLoaded(Event, frozen=True, kw_only=True):
 
 
 class EngineReady(Event, frozen=True, kw_only=True):
-    """It has shown that it can answer."""
+    """An engine has shown that it can answer."""
 
     TAG = "engine_ready"
     engine_id: str
@@ -43,7 +43,7 @@ class EngineReady(Event, frozen=True, kw_only=True):
 
 
 class EngineStopRequested(Event, frozen=True, kw_only=True):
-    """It was asked to end."""
+    """An engine was asked to end."""
 
     TAG = "engine_stop_requested"
     URGENT = True
@@ -60,7 +60,7 @@ class EngineStopRequested(Event, frozen=True, kw_only=True):
 
 
 class EngineExited(Event, frozen=True, kw_only=True):
-    """Its process has ended."""
+    """An engine's process has ended."""
 
     TAG = "engine_exited"
     URGENT = True
@@ -73,7 +73,7 @@ class EngineExited(Event, frozen=True, kw_only=True):
 
 
 class EngineAdopted(Event, frozen=True, kw_only=True):
-    """It outlived the daemon that started it and was re-adopted."""
+    """An engine outlived the daemon that started it and was adopted by this one."""
 
     TAG = "engine_adopted"
     engine_id: str
@@ -85,7 +85,7 @@ class EngineAdopted(Event, frozen=True, kw_only=True):
 
 
 class EngineLost(Event, frozen=True, kw_only=True):
-    """The journal says that it runs or will start, but it does not run and never will again."""
+    """By the journal an engine runs or will start, but it does not run and never will again."""
 
     TAG = "engine_lost"
     PROBLEM = True

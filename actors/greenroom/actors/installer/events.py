@@ -79,6 +79,8 @@ class InstallFailed(Event, frozen=True, kw_only=True):
 
 
 class InstallCancelled(Event, frozen=True, kw_only=True):
+    """The job was ended before it was finished."""
+
     TAG = "install_cancelled"
     URGENT = True
     job: str
@@ -153,7 +155,7 @@ class VariantsRanked(Event, frozen=True, kw_only=True):
 
 
 class InstallationRetiring(Event, frozen=True, kw_only=True):
-    """It will be removed once no engine uses it; no new engine starts from it."""
+    """An installation will be removed once no engine uses it; no new engine starts from it."""
 
     TAG = "installation_retiring"
     backend: str
@@ -171,6 +173,8 @@ class InstallationRetiring(Event, frozen=True, kw_only=True):
 
 
 class InstallationRemoved(Event, frozen=True, kw_only=True):
+    """An installation is no longer on disk, as was intended."""
+
     TAG = "installation_removed"
     URGENT = True
     backend: str

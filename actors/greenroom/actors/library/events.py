@@ -49,6 +49,8 @@ class ModelCommitted(Event, frozen=True, kw_only=True):
 
 
 class PullFailed(Event, frozen=True, kw_only=True):
+    """The pull failed for good. The next request begins another."""
+
     TAG = "pull_failed"
     PROBLEM = True
     job: str
@@ -56,6 +58,8 @@ class PullFailed(Event, frozen=True, kw_only=True):
 
 
 class PullCancelled(Event, frozen=True, kw_only=True):
+    """The pull was ended before it was finished."""
+
     TAG = "pull_cancelled"
     URGENT = True
     job: str
@@ -74,6 +78,8 @@ class ModelPushed(Event, frozen=True, kw_only=True):
 
 
 class PushFailed(Event, frozen=True, kw_only=True):
+    """A model could not be published under this reference."""
+
     TAG = "push_failed"
     PROBLEM = True
     model_id: str

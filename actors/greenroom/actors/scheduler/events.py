@@ -137,7 +137,7 @@ class BreakerOpened(Event, frozen=True, kw_only=True):
 
 
 class BreakerClosed(Event, frozen=True, kw_only=True):
-    """The model has run long enough: its failures no longer count."""
+    """A model has run long enough: its failures no longer count."""
 
     TAG = "breaker_closed"
     model_id: str
@@ -166,7 +166,7 @@ class ModelQuarantined(Event, frozen=True, kw_only=True):
 
 
 class QuarantineLifted(Event, frozen=True, kw_only=True):
-    """The model may be loaded on that installation again; its failures there no longer count."""
+    """A model may be loaded on that installation again; its failures there no longer count."""
 
     TAG = "quarantine_lifted"
     model_id: str

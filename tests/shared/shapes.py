@@ -25,6 +25,7 @@ _OF_THE_MOMENT = (
     (re.compile(r"(?<![\w.])(?:/[\w.+-]+)+(?:/|(?=\W|$))"), "PATH"),
     (re.compile(r"Linux-\S+|macOS-\S+"), "SYSTEM"),
     (re.compile(r"\d[\d.]* (?:[kMGTE]?B|[kMG]iB)(?![\w])"), "SIZE"),
+    (re.compile(r"\bjust now\b"), "1s ago"),
     (re.compile(r"(?:\d[\d.]* ?(?:ms|µs|s|m|h|d)\b)+"), "SPAN"),
     (re.compile(r"\d+(?:\.\d+)*"), "0"),
 )

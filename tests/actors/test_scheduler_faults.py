@@ -15,6 +15,7 @@ from greenroom.actors.library.core import Library
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.events import ConfigChanged, LoadFailed, LoadRefused
 from greenroom.actors.scheduler.ledger import Memory
+from greenroom.actors.scheduler.reconcile import Turn
 from scheduler_stage import FACTS, GIB, Stage, begun, model
 
 STARTED = DaemonStarted(pid=1, version="0", platform="test")
@@ -88,10 +89,14 @@ def test_an_exception_about_one_load_fails_that_load_and_no_other(raises: Any) -
     assert stage.granted("r2").engine_id == good.engine_id
 
 
-def test_a_step_that_raises_is_skipped_and_the_others_run(raises: Any) -> None:
+def test_a_step_that_raises_is_skipped_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = begun(model("good"))
     stage.faults_allowed = True
-    raises("scheduler.reconcile", "outlived", "", lambda *_: "")
+
+    def _lift_quarantines(_: Turn) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Turn, "_lift_quarantines", _lift_quarantines)
     stage.serve("r1", "good")
     spec = stage.spec_of("good")
     stage.engine_is(spec, "starting").engine_is(spec, "ready")
@@ -104,7 +109,7 @@ def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises: Any) 
     stage.loaded("bad")
     stage.loaded("good")
     stage.faults_allowed = True
-    raises("scheduler.eviction", "eviction", "bad", lambda engine, *_: engine.spec.model_ref)
+    raises("scheduler.reconcile", "eviction", "bad", lambda engine, *_: engine.spec.model_ref)
     stage.pass_time(301)
     assert [spec.model_ref for spec in stage.loads] == ["bad"]
     assert {one.doing for one in stage.faults} == {"end an idle engine"}

@@ -1,4 +1,6 @@
-"""Which backend serves a model: a pure function of formats, platform, and what is installed or may be."""
+"""Which backend serves a model, and which installation of it: pure functions of formats, platform, what is
+installed or may be, and what is in quarantine.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ import msgspec
 from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.values import BackendFacts, Installation, InstallPolicy, Mode, Model
+from greenroom.actors.scheduler.state import SchedulerState, breaker_key
+from greenroom.actors.values import BackendFacts, EngineSpec, Installation, InstallPolicy, Mode, Model
+
+Statuses = Mapping[str, BackendStatus]
 
 
 class Use(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +46,7 @@ def choose(
     binding: str,
     policy: InstallPolicy,
     facts: Sequence[BackendFacts],
-    statuses: Mapping[str, BackendStatus],
+    statuses: Statuses,
 ) -> Use | Install | Refusal:
     """Decide on the backend of a load.
 
@@ -130,17 +135,17 @@ def not_installed(
     )
 
 
-def _current(statuses: Mapping[str, BackendStatus], backend: BackendFacts) -> Installation | None:
+def _current(statuses: Statuses, backend: BackendFacts) -> Installation | None:
     status = statuses.get(backend.name)
     return status.current if status is not None else None
 
 
-def _theirs(statuses: Mapping[str, BackendStatus], backend: BackendFacts) -> Installation | None:
+def _theirs(statuses: Statuses, backend: BackendFacts) -> Installation | None:
     status = statuses.get(backend.name)
     return next((one for one in status.installations if not one.managed), None) if status else None
 
 
-def _theirs_is_broken(backend: BackendFacts, statuses: Mapping[str, BackendStatus]) -> Refusal:
+def _theirs_is_broken(backend: BackendFacts, statuses: Statuses) -> Refusal:
     theirs = _theirs(statuses, backend)
     why = (theirs.broken if theirs is not None else "") or "it is not in use"
     return refuse(
@@ -152,9 +157,7 @@ def _theirs_is_broken(backend: BackendFacts, statuses: Mapping[str, BackendStatu
     )
 
 
-def _passed_over(
-    statuses: Mapping[str, BackendStatus], backend: BackendFacts, current: Installation
-) -> tuple[str, ...]:
+def _passed_over(statuses: Statuses, backend: BackendFacts, current: Installation) -> tuple[str, ...]:
     theirs = _theirs(statuses, backend)
     if theirs is None or theirs.id == current.id:
         return ()
@@ -201,3 +204,51 @@ def _unfit(model: Model, mode: Mode, binding: str, facts: Sequence[BackendFacts]
     others = sorted({one for each in facts if mode in each.modes for one in each.formats})
     advice = f"Use one in another format: {', '.join(others)}." if others and not able else ""
     return refuse("unsupported_model", message, advice=advice, kind="invalid", subject=binding)
+
+
+# which installation
+
+
+def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
+    """The same backend, from the installation that serves this model."""
+    seen = {choice.installation_id}
+    while (further := _diverted_once(choice, model_id, state, statuses)).installation_id not in seen:
+        choice = further
+        seen.add(choice.installation_id)
+    return choice
+
+
+def _diverted_once(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
+    one = state.quarantines.get(breaker_key(model_id, choice.backend, choice.installation_id))
+    if one is None or whole(statuses, choice.backend).get(one.back_to) is None:
+        return choice
+    reason = (
+        f"{choice.backend} {one.back_to_version} serves it, since it failed "
+        f"{in_a_row(one.failures)} on {one.version}"
+    )
+    return msgspec.structs.replace(choice, installation_id=one.back_to, reasons=(*choice.reasons, reason))
+
+
+def in_a_row(failures: int) -> str:
+    """For people: `once`, `3 times in a row`."""
+    return "once" if failures == 1 else f"{failures} times in a row"
+
+
+def is_superseded(spec: EngineSpec, state: SchedulerState, statuses: Statuses) -> bool:
+    """Whether another variant of its backend is in use now, and would serve this model."""
+    status = statuses.get(spec.backend)
+    if status is None or status.current is None:
+        return False
+    here = whole(statuses, spec.backend).get(spec.installation_id)
+    if here is None or here.variant == status.current.variant:
+        return False
+    use = Use(backend=spec.backend, installation_id=status.current.id, reasons=())
+    return diverted(use, spec.model_id, state, statuses).installation_id != here.id
+
+
+def whole(statuses: Statuses, backend: str) -> dict[str, Installation]:
+    """Installations that engines could start from."""
+    status = statuses.get(backend)
+    if status is None:
+        return {}
+    return {one.id: one for one in status.installations if not one.broken and one.id not in status.retiring}

@@ -1,9 +1,6 @@
-"""What is evicted: which engines end, and for what.
+"""What is evicted: which engines end for others, or because a command asks for it.
 
-- `Evictions.end_due`, step 4 of a scheduler turn: all engines when the daemon stops, those of an installation
-  that retires, those that have been idle for longer than their keep-alive, and idle ones of a variant that is
-  no longer in use, or of which more would lie on devices now: see `moving`.
-- `Evictions.room_for`: when a load does not fit, the least recently used idle engines, as few as possible.
+- `room_for`: when a load does not fit, the least recently used idle engines, as few as possible.
 - `unloadable` and `idle_only`: what `unload`, the removal of a model and a new configuration end.
 
 Engines in use, pinned engines and those that requests are queued for never make room for another model. An
@@ -13,35 +10,24 @@ evicted engine serves the requests inside it to their end; `reconcile` stops it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import msgspec
 
-from greenroom.actors.bounded_maps import remembered
-from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.scheduler.effects import LoadAgain
 from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.holdings import device_footprint, footprint, holding
 from greenroom.actors.scheduler.messages import Unload
-from greenroom.actors.scheduler.moving import better_place
 from greenroom.actors.scheduler.placement import Need, Placement
-from greenroom.actors.scheduler.quarantine import is_superseded
 from greenroom.actors.scheduler.state import (
-    MOVED,
-    LoadState,
     SchedulerState,
     SchedulerVolatile,
     Waiting,
-    config_key,
     fits,
 )
 from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.values import Engine, EngineSpec
-
-_MOVED_REMEMBERED = 64
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,158 +71,68 @@ def fewest_victims(needed: int, idle: Sequence[Holding]) -> tuple[Holding, ...]:
     return tuple(chosen)
 
 
-class Evictions:
-    def __init__(self, turn: TurnContext) -> None:
-        self._turn = turn
+# room for a load
 
-    # engines whose time is over
 
-    def end_due(self) -> None:
-        turn = self._turn
-        statuses = turn.volatile.statuses or {}
-        retiring = {(name, one) for name, status in statuses.items() for one in status.retiring}
-        for load in turn.state.loads.values():
-            reason = "retiring" if (load.spec.backend, load.spec.installation_id) in retiring else ""
-            if turn.volatile.draining or reason:
-                ended = partial(self._end, load, "shutdown" if turn.volatile.draining else reason)
-                turn.guarded(ended, doing="end an engine", about=load.spec.engine_id)
-        if turn.events:
-            return
-        for engine, reading in turn.empty():
-            rest = partial(self._end_idle, engine, reading)
-            turn.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
-
-    def _end(self, load: LoadState, reason: str) -> None:
-        turn = self._turn
-        engine = turn.volatile.engine(load.spec.engine_id)
-        # Until its runner has listed it, its end would go unnoticed.
-        if engine is not None:
-            turn.record(eviction(engine, turn.volatile, turn.now, reason), cause=load.cause)
-
-    def _end_idle(self, engine: Engine, reading: GateReading) -> None:
-        turn, spec = self._turn, engine.spec
-        keep = turn.keep_alive(spec.model_id, spec.mode)
-        if not reading.open or turn.wanted(spec):
-            return
-        has_devices = len(turn.volatile.memory.devices) > 0
-        if has_devices and (place := better_place(turn, engine, reading)) is not None:
-            self._move(engine, place)
-            return
-        if keep < 0:
-            return
-        if is_superseded(spec, turn.state, turn.volatile.statuses or {}):
-            cause = turn.state.loads[spec.engine_id].cause
-            turn.record(eviction(engine, turn.volatile, turn.now, "superseded"), cause=cause)
-            return
-        ends = reading.idle_since + keep
-        if ends <= turn.now.monotonic:
-            cause = turn.state.loads[spec.engine_id].cause
-            evicted = eviction(engine, turn.volatile, turn.now, "idle")
-            by = turn.volatile.kept_by.get(config_key(spec.model_id, spec.mode), "")
-            turn.record(msgspec.structs.replace(evicted, keep_alive=keep, kept_by=by), cause=cause)
-        else:
-            turn.wakes.append(ends)
-
-    def _move(self, engine: Engine, place: Placement) -> None:
-        turn, spec = self._turn, engine.spec
-        key, load = config_key(spec.model_id, spec.mode), turn.state.loads[spec.engine_id]
-        need = place.needs[0]
+def make_room(turn: TurnContext, room: Room, waiting: Waiting) -> None:
+    for one, need in room.victims:
+        engine = turn.volatile.engine(one)
+        assert engine is not None
         evicted = eviction(
             engine,
             turn.volatile,
             turn.now,
-            MOVED,
+            "room",
+            in_favour_of=waiting.model_ref,
             needed=need.size,
             free=need.account.free,
             device=need.device,
         )
-        evicted = msgspec.structs.replace(
-            evicted,
-            # Of the machine's memory: it may hold none of that device.
-            memory=holding(spec, turn.volatile),
-            on_devices=place.spec.on_devices,
-            layers=place.spec.layers,
+        turn.record(evicted, cause=waiting.request_id)
+
+
+def room_for(turn: TurnContext, places: Sequence[Placement]) -> Room | None:
+    """The place for which the fewest idle engines must end; None when ending all would not suffice."""
+    rooms = [room for place in places if (room := _room(turn, place)) is not None]
+    return min(rooms, key=lambda room: len(room.victims), default=None)
+
+
+def _room(turn: TurnContext, place: Placement) -> Room | None:
+    volatile = turn.volatile
+    victims: dict[str, Need] = {}
+    for need in place.needs:
+        freed = sum(
+            holding(engine.spec, volatile, need.device)
+            for one in victims
+            if (engine := volatile.engine(one)) is not None
         )
-        again = LoadAgain(
-            model_id=spec.model_id,
-            model_ref=spec.model_ref,
-            mode=spec.mode,
-            backend=spec.backend,
-            keep_alive=-1.0 if load.kept else turn.volatile.keep_alive.get(key),
+        lacking = need.size - need.account.free - turn.coming(need.device) - freed
+        if lacking <= 0:
+            continue
+        more = fewest_victims(
+            lacking, [one for one in _idle(turn, need.device) if one.engine_id not in victims]
         )
-        turn.record(evicted, cause=load.cause)
-        if turn.storing:
-            turn.effects.append(again)
-            turn.update(moved=remembered(turn.volatile.moved, key, turn.now.monotonic, _MOVED_REMEMBERED))
+        if not more:
+            return None
+        victims |= dict.fromkeys((one.engine_id for one in more), need)
+    return Room(place=place, victims=tuple(victims.items()))
 
-    # room for a load
 
-    def make_room(self, room: Room, waiting: Waiting) -> None:
-        turn = self._turn
-        for one, need in room.victims:
-            engine = turn.volatile.engine(one)
-            assert engine is not None
-            evicted = eviction(
-                engine,
-                turn.volatile,
-                turn.now,
-                "room",
-                in_favour_of=waiting.model_ref,
-                needed=need.size,
-                free=need.account.free,
-                device=need.device,
-            )
-            turn.record(evicted, cause=waiting.request_id)
+def _idle(turn: TurnContext, device: str) -> list[Holding]:
+    return [
+        Holding(engine_id=one.spec.engine_id, memory=held, idle_since=reading.idle_since)
+        for one, reading, held in turn.evictable(device)
+    ]
 
-    def room_for(self, places: Sequence[Placement]) -> Room | None:
-        """The place for which the fewest idle engines must end; None when ending all would not suffice."""
-        rooms = [room for place in places if (room := self._room(place)) is not None]
-        return min(rooms, key=lambda room: len(room.victims), default=None)
 
-    def _room(self, place: Placement) -> Room | None:
-        volatile = self._turn.volatile
-        victims: dict[str, Need] = {}
-        for need in place.needs:
-            freed = sum(
-                holding(engine.spec, volatile, need.device)
-                for one in victims
-                if (engine := volatile.engine(one)) is not None
-            )
-            lacking = need.size - need.account.free - self._turn.coming(need.device) - freed
-            if lacking <= 0:
-                continue
-            more = fewest_victims(
-                lacking, [one for one in self._idle(need.device) if one.engine_id not in victims]
-            )
-            if not more:
-                return None
-            victims |= dict.fromkeys((one.engine_id for one in more), need)
-        return Room(place=place, victims=tuple(victims.items()))
-
-    def _idle(self, device: str) -> list[Holding]:
-        return [
-            Holding(engine_id=one.spec.engine_id, memory=held, idle_since=reading.idle_since)
-            for one, reading, held in self._turn.evictable(device)
-        ]
-
-    def yielding(self, device: str) -> int:
-        """Bytes that will be free in time: of engines that are ending, and of those that are not pinned."""
-        turn = self._turn
-        leaving = {one.spec.engine_id for one in turn.leaving()}
-        return sum(
-            holding(one.spec, turn.volatile, device)
-            for one in turn.volatile.alive()
-            if one.spec.engine_id in leaving or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
-        )
-
-    def pinned(self, device: str) -> int:
-        """Bytes that no load can get there."""
-        turn = self._turn
-        return sum(
-            holding(load.spec, turn.volatile, device)
-            for load in turn.state.loads.values()
-            if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
-        )
+def yielding(turn: TurnContext, device: str) -> int:
+    """Bytes that will be free in time: of engines that are ending, and of those that are not pinned."""
+    leaving = {one.spec.engine_id for one in turn.leaving()}
+    return sum(
+        holding(one.spec, turn.volatile, device)
+        for one in turn.volatile.alive()
+        if one.spec.engine_id in leaving or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+    )
 
 
 # what commands end

@@ -16,16 +16,20 @@ from __future__ import annotations
 
 import msgspec
 
+from greenroom.actors.bounded_maps import remembered
 from greenroom.actors.gates import GateReading
+from greenroom.actors.scheduler.effects import LoadAgain
+from greenroom.actors.scheduler.eviction import eviction
 from greenroom.actors.scheduler.holdings import devices_of, holding
 from greenroom.actors.scheduler.placement import Placement, Placements
-from greenroom.actors.scheduler.state import Move, config_key
+from greenroom.actors.scheduler.state import MOVED, Move, config_key
 from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.values import Engine, EngineSpec
 
 IDLE = 10.0
 STEADY = 30.0
 PAUSE = 600.0
+_REMEMBERED = 64
 LOOK = 5.0
 """Seconds between two looks at where an engine could lie."""
 
@@ -50,6 +54,40 @@ def better_place(turn: TurnContext, engine: Engine, reading: GateReading) -> Pla
     turn.update(moves={**turn.volatile.moves, spec.engine_id: move})
     turn.wakes.append(now + LOOK)
     return place if place is not None and now - since >= STEADY else None  # 3
+
+
+def move(turn: TurnContext, engine: Engine, place: Placement) -> None:
+    """End an idle engine, and have its model loaded again where it is to lie."""
+    spec = engine.spec
+    key, load = config_key(spec.model_id, spec.mode), turn.state.loads[spec.engine_id]
+    need = place.needs[0]
+    evicted = eviction(
+        engine,
+        turn.volatile,
+        turn.now,
+        MOVED,
+        needed=need.size,
+        free=need.account.free,
+        device=need.device,
+    )
+    evicted = msgspec.structs.replace(
+        evicted,
+        # Of the machine's memory: it may hold none of that device.
+        memory=holding(spec, turn.volatile),
+        on_devices=place.spec.on_devices,
+        layers=place.spec.layers,
+    )
+    again = LoadAgain(
+        model_id=spec.model_id,
+        model_ref=spec.model_ref,
+        mode=spec.mode,
+        backend=spec.backend,
+        keep_alive=-1.0 if load.kept else turn.volatile.keep_alive.get(key),
+    )
+    turn.record(evicted, cause=load.cause)
+    if turn.storing:
+        turn.effects.append(again)
+        turn.update(moved=remembered(turn.volatile.moved, key, turn.now.monotonic, _REMEMBERED))
 
 
 def _is_whole(spec: EngineSpec) -> bool:

@@ -9,7 +9,7 @@ A model is quarantined on an installation that cannot load it, if it has never r
 another of the same backend, which is still installed. The older one then serves it; all other models stay on
 the newer one. One engine that ends by itself before it is ready is enough, and the requests waiting for it
 are served by the older one without an error. Ends with another possible cause (killed, too slow, had been
-ready)
+ready) send it there only once they open the breaker. A quarantine is lifted
 - when either installation is gone,
 - when a newer installation of the backend comes into use: the model is tried there,
 - when a user brings the installation into use again, asks for its version, or reconfigures the model,
@@ -20,13 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import msgspec
-
 from greenroom.actors.bounded_maps import remembered
-from greenroom.actors.installer.messages import BackendStatus
-from greenroom.actors.scheduler.backend_choice import Use
+from greenroom.actors.scheduler.backend_choice import Statuses, in_a_row, whole
 from greenroom.actors.scheduler.events import ModelQuarantined, QuarantineLifted
-from greenroom.actors.scheduler.state import Quarantine, SchedulerState, Setback, breaker_key, proven_key
+from greenroom.actors.scheduler.state import (
+    Quarantine,
+    SchedulerState,
+    Setback,
+    breaker_key,
+    breaker_of,
+    proven_key,
+)
 from greenroom.actors.values import Engine, EngineSpec, Failure, Installation
 
 FAILURES_TO_OPEN = 3
@@ -44,10 +48,6 @@ def cool_down(failures: int) -> float:
     return min(LONGEST_COOL_DOWN, FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
 
 
-def breaker_of(spec: EngineSpec) -> str:
-    return breaker_key(spec.model_id, spec.backend, spec.installation_id)
-
-
 def setbacks_after(
     before: Mapping[str, Setback], spec: EngineSpec, failure: Failure, now: float, *, spared: int = 0
 ) -> dict[str, Setback]:
@@ -59,40 +59,8 @@ def setbacks_after(
     return remembered(before, key, Setback(failure=failure, count=count, pause=pause, at=now), _REMEMBERED)
 
 
-def pause_left(before: Mapping[str, Setback], key: str, now: float) -> float:
-    """Seconds until a load may be tried again; 0.0 when now."""
-    one = before.get(key)
-    return max(0.0, one.at + one.pause - now) if one is not None else 0.0
-
-
-Statuses = Mapping[str, BackendStatus]
 _FROM_OUTSIDE = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})
 """Signals from outside: the kernel short of memory, a user, a shutdown."""
-
-
-def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
-    """The same backend, from the installation that serves this model."""
-    seen = {choice.installation_id}
-    while (further := _diverted_once(choice, model_id, state, statuses)).installation_id not in seen:
-        choice = further
-        seen.add(choice.installation_id)
-    return choice
-
-
-def _diverted_once(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
-    one = state.quarantines.get(breaker_key(model_id, choice.backend, choice.installation_id))
-    if one is None or _whole(statuses, choice.backend).get(one.back_to) is None:
-        return choice
-    reason = (
-        f"{choice.backend} {one.back_to_version} serves it, since it failed "
-        f"{in_a_row(one.failures)} on {one.version}"
-    )
-    return msgspec.structs.replace(choice, installation_id=one.back_to, reasons=(*choice.reasons, reason))
-
-
-def in_a_row(failures: int) -> str:
-    """For people: `once`, `3 times in a row`."""
-    return "once" if failures == 1 else f"{failures} times in a row"
 
 
 def is_telling(engine: Engine | None, failure: Failure) -> bool:
@@ -107,7 +75,7 @@ def broken_by_version(
 ) -> ModelQuarantined | None:
     """The quarantine that sends the model back to the latest whole installation it has run on; None if it has
     run on this one, or on no other."""
-    usable = _whole(statuses, spec.backend)
+    usable = whole(statuses, spec.backend)
     proven = state.proven.get(proven_key(spec.model_id, spec.backend), ())
     if spec.installation_id in proven or spec.installation_id not in usable:
         return None
@@ -131,7 +99,7 @@ def broken_by_variant(
     spec: EngineSpec, failures: int, reason: str, state: SchedulerState, statuses: Statuses
 ) -> ModelQuarantined | None:
     """The quarantine that sends the model on to the next installed variant in the machine's order."""
-    usable = _whole(statuses, spec.backend)
+    usable = whole(statuses, spec.backend)
     here = usable.get(spec.installation_id)
     if here is None:
         return None
@@ -161,18 +129,6 @@ def broken_by_variant(
     )
 
 
-def is_superseded(spec: EngineSpec, state: SchedulerState, statuses: Statuses) -> bool:
-    """Whether another variant of its backend is in use now, and would serve this model."""
-    status = statuses.get(spec.backend)
-    if status is None or status.current is None:
-        return False
-    here = _whole(statuses, spec.backend).get(spec.installation_id)
-    if here is None or here.variant == status.current.variant:
-        return False
-    use = Use(backend=spec.backend, installation_id=status.current.id, reasons=())
-    return diverted(use, spec.model_id, state, statuses).installation_id != here.id
-
-
 def _named(one: Installation) -> str:
     return f"{one.variant} {one.version}".strip()
 
@@ -184,26 +140,25 @@ def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterat
             yield lifted(one, f"it failed {in_a_row(failures)} on {one.back_to_version} too")
 
 
-def outlived(
-    state: SchedulerState, statuses: Statuses, before: Mapping[str, str]
-) -> Iterator[QuarantineLifted]:
-    """The quarantines that have lost their reason. `before`: backend → installation last seen in use."""
-    for one in state.quarantines.values():
-        status = statuses.get(one.backend)
-        if status is None:
-            continue
-        usable = _whole(statuses, one.backend)
-        quarantined, current = usable.get(one.installation_id), status.current
-        if quarantined is None:
-            yield lifted(one, f"{one.backend} {one.version} is no longer installed")
-        elif one.back_to not in usable:
-            yield lifted(one, f"{one.backend} {one.back_to_version}, which served it, is no longer installed")
-        elif (
-            current is not None and current.variant == quarantined.variant and _is_newer(current, quarantined)
-        ):
-            yield lifted(one, f"a newer installation of {one.backend} ({current.version}) is in use")
-        elif current == quarantined and before.get(one.backend, quarantined.id) != quarantined.id:
-            yield lifted(one, f"{one.backend} {one.version} was brought into use again")
+def why_lifted(one: Quarantine, statuses: Statuses, before: Mapping[str, str]) -> str:
+    """Why a quarantine has lost its reason; empty while it has not.
+
+    `before`: backend → installation last seen in use.
+    """
+    status = statuses.get(one.backend)
+    if status is None:
+        return ""
+    usable = whole(statuses, one.backend)
+    quarantined, current = usable.get(one.installation_id), status.current
+    if quarantined is None:
+        return f"{one.backend} {one.version} is no longer installed"
+    if one.back_to not in usable:
+        return f"{one.backend} {one.back_to_version}, which served it, is no longer installed"
+    if current is not None and current.variant == quarantined.variant and _is_newer(current, quarantined):
+        return f"a newer installation of {one.backend} ({current.version}) is in use"
+    if current == quarantined and before.get(one.backend, quarantined.id) != quarantined.id:
+        return f"{one.backend} {one.version} was brought into use again"
+    return ""
 
 
 def lifted(one: Quarantine, reason: str) -> QuarantineLifted:
@@ -229,11 +184,3 @@ def lifted_by_hand(
 
 def _is_newer(current: Installation, quarantined: Installation) -> bool:
     return current.id != quarantined.id and current.built_at > quarantined.built_at
-
-
-def _whole(statuses: Statuses, backend: str) -> dict[str, Installation]:
-    """Installations that engines could start from."""
-    status = statuses.get(backend)
-    if status is None:
-        return {}
-    return {one.id: one for one in status.installations if not one.broken and one.id not in status.retiring}

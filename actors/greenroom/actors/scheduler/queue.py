@@ -14,7 +14,7 @@ from greenroom.actors.installer.messages import Ensure, PendingInstallRequests
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import install_job, load_job
-from greenroom.actors.scheduler.backend_choice import Install, NotInstalled, Use, choose
+from greenroom.actors.scheduler.backend_choice import Install, NotInstalled, Use, choose, diverted
 from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
     breaker_open,
@@ -27,17 +27,14 @@ from greenroom.actors.scheduler.errors import (
     undecided,
 )
 from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted, LoadRefused
-from greenroom.actors.scheduler.eviction import Evictions, eviction
+from greenroom.actors.scheduler.eviction import eviction, make_room, room_for, yielding
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.scheduler.placement import Need, Placement, Placements
 from greenroom.actors.scheduler.quarantine import (
     FAILURES_TO_OPEN,
     LONGEST_COOL_DOWN,
-    breaker_of,
     cool_down,
-    diverted,
-    pause_left,
 )
 from greenroom.actors.scheduler.state import (
     BreakerState,
@@ -45,8 +42,10 @@ from greenroom.actors.scheduler.state import (
     ModelConfigState,
     Waiting,
     Wish,
+    breaker_of,
     config_key,
     fits,
+    pause_left,
 )
 from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.sizes import format_size
@@ -78,7 +77,6 @@ class QueueStep:
         self._place = 0
         """In the queue, of the last request that was left waiting."""
         self._places = Placements(context)
-        self._evictions = Evictions(context)
         self._awaited: set[str] = set()
         """Backends whose installation is waited for."""
         self._behind: dict[str, Waiting] = {}
@@ -367,9 +365,7 @@ class QueueStep:
         """The preferred ones of those that fit, or for which enough engines are idle or ending; else all."""
         ranks = [list(some) for _, some in groupby(places, key=lambda one: one.rank)]
         able = (
-            some
-            for some in ranks
-            if any(one.fits for one in some) or self._evictions.room_for(some) is not None
+            some for some in ranks if any(one.fits for one in some) or room_for(self._turn, some) is not None
         )
         return next(able, places)
 
@@ -383,7 +379,7 @@ class QueueStep:
 
     def _pins_before(self, place: Placement) -> list[tuple[Need, int]]:
         """Pools of a place in which pinned models hold the memory, and how much they hold."""
-        held = [(need, self._evictions.pinned(need.device)) for need in place.needs]
+        held = [(need, self._turn.pinned(need.device)) for need in place.needs]
         return [(need, size) for need, size in held if need.size > need.account.memory.budget - size]
 
     def _cooling(self, key: str, breaker: BreakerState) -> float:
@@ -449,19 +445,18 @@ class QueueStep:
 
     def _make_room(self, waiting: Waiting, places: Sequence[Placement]) -> None:
         turn = self._turn
-        room = self._evictions.room_for(places)
+        room = room_for(turn, places)
         if room is not None and room.victims and not turn.storing:
             self._refuse(waiting, _not_stored())
             return
         if room is not None:
-            self._evictions.make_room(room, waiting)
+            make_room(turn, room, waiting)
         # Memory that is being freed is kept for this request. While it waits for engines in use, models that
         # fit overtake it, but only until it is patient, unless it waits for other programs' memory.
         place = room.place if room is not None else max(places, key=lambda one: one.room)
         lacking = [need for need in place.needs if need.lacking]
         comes = all(
-            need.account.memory.available + self._evictions.yielding(need.device) >= need.size
-            for need in lacking
+            need.account.memory.available + yielding(turn, need.device) >= need.size for need in lacking
         )
         if room is not None or (self._is_patient(waiting) and comes):
             self._behind |= {need.device: waiting for need in lacking}

@@ -4,8 +4,8 @@
 2. Ready engines get an open gate; gates of engines that are gone are removed.
 3. Each queued request gets a ready engine, a load or an installation to wait for, a new load, or a refusal.
    See `queue`.
-4. Engines end when the daemon stops, when their installation retires, and when idle past their keep-alive.
-   See `eviction`.
+4. Engines end when the daemon stops, when their installation retires, when idle past their keep-alive, and
+   idle ones of a variant that is no longer in use, or of which more would lie on devices now (see `moving`).
 5. Ending engines that have drained are stopped.
 6. Breakers of models that have run well for a while are closed.
 7. Owners that have not sent their list in this life are asked for it. Runners learn which of the installer's
@@ -29,29 +29,32 @@ import msgspec
 
 from greenroom.actors.bounded_maps import without
 from greenroom.actors.engine_runner.messages import ForbidStart, StartEngine, StopEngine, runner_address
+from greenroom.actors.gates import GateReading
 from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.library.messages import LIBRARY, NoteDamage
 from greenroom.actors.progress import load_job
+from greenroom.actors.scheduler.backend_choice import is_superseded
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
 from greenroom.actors.scheduler.errors import failure_of, layers_missed, load_failed, never_started, undecided
 from greenroom.actors.scheduler.events import BreakerClosed, BreakerOpened, KeepAliveWished, LoadFailed
-from greenroom.actors.scheduler.eviction import Evictions
+from greenroom.actors.scheduler.eviction import eviction
 from greenroom.actors.scheduler.holdings import device_footprint, footprint
 from greenroom.actors.scheduler.messages import Ready, Unloaded
+from greenroom.actors.scheduler.moving import better_place, move
 from greenroom.actors.scheduler.quarantine import (
     FAILURES_TO_OPEN,
     LONGEST_COOL_DOWN,
     SPARED,
-    breaker_of,
     broken_by_variant,
     broken_by_version,
     cleared_by,
     cool_down,
     is_telling,
-    outlived,
+    lifted,
     setbacks_after,
+    why_lifted,
 )
 from greenroom.actors.scheduler.queue import AGAIN, QueueStep
 from greenroom.actors.scheduler.state import (
@@ -61,12 +64,13 @@ from greenroom.actors.scheduler.state import (
     LoadState,
     SchedulerState,
     SchedulerVolatile,
+    breaker_of,
     config_key,
     counts_against_model,
     failures_with,
 )
 from greenroom.actors.scheduler.turn_context import Limits, TurnContext
-from greenroom.actors.values import BackendFacts, EngineSpec, Failure, RequestSnapshot
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Failure, RequestSnapshot
 
 DRAINED = "drained"
 """Key of the answer to `Drain`."""
@@ -103,7 +107,7 @@ class Turn(TurnContext):
             self._note_ends,
             self._tend_gates,
             QueueStep(self).take,
-            Evictions(self).end_due,
+            self._end_due,
             self._stop_leaving,
             self._close_breakers,
             self._request_snapshots,
@@ -277,6 +281,52 @@ class Turn(TurnContext):
                     )
                 )
 
+    # 4
+
+    def _end_due(self) -> None:
+        statuses = self.volatile.statuses or {}
+        retiring = {(name, one) for name, status in statuses.items() for one in status.retiring}
+        for load in self.state.loads.values():
+            reason = "retiring" if (load.spec.backend, load.spec.installation_id) in retiring else ""
+            if self.volatile.draining or reason:
+                ended = partial(self._end, load, "shutdown" if self.volatile.draining else reason)
+                self.guarded(ended, doing="end an engine", about=load.spec.engine_id)
+        if self.events:
+            return
+        for engine, reading in self.empty():
+            rest = partial(self._end_idle, engine, reading)
+            self.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
+
+    def _end(self, load: LoadState, reason: str) -> None:
+        engine = self.volatile.engine(load.spec.engine_id)
+        # Until its runner has listed it, its end would go unnoticed.
+        if engine is not None:
+            self.record(eviction(engine, self.volatile, self.now, reason), cause=load.cause)
+
+    def _end_idle(self, engine: Engine, reading: GateReading) -> None:
+        spec = engine.spec
+        keep = self.keep_alive(spec.model_id, spec.mode)
+        if not reading.open or self.wanted(spec):
+            return
+        has_devices = len(self.volatile.memory.devices) > 0
+        if has_devices and (place := better_place(self, engine, reading)) is not None:
+            move(self, engine, place)
+            return
+        if keep < 0:
+            return
+        if is_superseded(spec, self.state, self.volatile.statuses or {}):
+            cause = self.state.loads[spec.engine_id].cause
+            self.record(eviction(engine, self.volatile, self.now, "superseded"), cause=cause)
+            return
+        ends = reading.idle_since + keep
+        if ends <= self.now.monotonic:
+            cause = self.state.loads[spec.engine_id].cause
+            evicted = eviction(engine, self.volatile, self.now, "idle")
+            by = self.volatile.kept_by.get(config_key(spec.model_id, spec.mode), "")
+            self.record(msgspec.structs.replace(evicted, keep_alive=keep, kept_by=by), cause=cause)
+        else:
+            self.wakes.append(ends)
+
     # 5
 
     def _stop_leaving(self) -> None:
@@ -377,8 +427,9 @@ class Turn(TurnContext):
         statuses = self.volatile.statuses
         if statuses is None:
             return
-        for one in outlived(self.state, statuses, self.volatile.in_use):
-            self.record(one, cause="")
+        for one in self.state.quarantines.values():
+            if reason := why_lifted(one, statuses, self.volatile.in_use):
+                self.record(lifted(one, reason), cause="")
         if not self.events:
             in_use = {name: one.current.id for name, one in statuses.items() if one.current is not None}
             self.update(in_use={**self.volatile.in_use, **in_use})

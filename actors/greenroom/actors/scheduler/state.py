@@ -326,6 +326,10 @@ def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
     return f"{model_id}|{backend}|{installation_id}"
 
 
+def breaker_of(spec: EngineSpec) -> str:
+    return breaker_key(spec.model_id, spec.backend, spec.installation_id)
+
+
 def proven_key(model_id: str, backend: str) -> str:
     return f"{model_id}|{backend}"
 
@@ -342,6 +346,12 @@ def excess_key(spec: EngineSpec, *, on_device: bool) -> str:
     """For what engines hold beyond their parts, however many of their layers lie where."""
     where = "beyond its parts on a device" if on_device else "beyond its parts beside a device"
     return "|".join((spec.model_id, spec.mode, spec.backend, str(spec.context_size), *spec.flags, where))
+
+
+def pause_left(before: Mapping[str, Setback], key: str, now: float) -> float:
+    """Seconds until a load may be tried again; 0.0 when now."""
+    one = before.get(key)
+    return max(0.0, one.at + one.pause - now) if one is not None else 0.0
 
 
 def counts_against_model(failure: Failure) -> bool:

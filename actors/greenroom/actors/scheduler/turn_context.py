@@ -172,6 +172,14 @@ class TurnContext:
             if held and not pinned and not self.wanted(engine.spec):
                 yield engine, reading, held
 
+    def pinned(self, device: str) -> int:
+        """Bytes that no load can get there."""
+        return sum(
+            holding(load.spec, self.volatile, device)
+            for load in self.state.loads.values()
+            if self.keep_alive(load.spec.model_id, load.spec.mode) < 0
+        )
+
     def leaving(self) -> list[Engine]:
         """Engines that are ending and not gone yet."""
         return [one for one in self.volatile.alive() if one.spec.engine_id not in self.state.loads]

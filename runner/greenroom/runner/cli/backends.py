@@ -414,7 +414,7 @@ def backends_command(ctx: click.Context, as_json: bool) -> int:
         )
     click.echo(table(_HEADINGS, rows, spare=("INSTALLED", "MODES", "FORMATS"), width=terminal_width()))
     for one in (one for backend in known for one in backend.get("quarantines") or ()):
-        from greenroom.actors.scheduler.quarantine import in_a_row
+        from greenroom.actors.scheduler.backend_choice import in_a_row
 
         name = short(one["model_ref"])
         say(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from statistics import median
 
 from greenroom.actors.library.events import ModelCommitted
+from greenroom.actors.scheduler.backend_choice import in_a_row
 from greenroom.actors.scheduler.events import (
     BackendChosen,
     BreakerOpened,
@@ -14,7 +15,6 @@ from greenroom.actors.scheduler.events import (
     LoadRefused,
     ModelQuarantined,
 )
-from greenroom.actors.scheduler.quarantine import in_a_row
 from greenroom.actors.scheduler.state import (
     NOT_THE_MODELS_FAULT,
     OVER_MEMORY,

@@ -42,7 +42,12 @@ class Machine:
         self.folder = folder
         self.cwd = cwd
         self.port = _free_port()
-        self.env = {**without_settings(), "HOME": str(folder), "GREENROOM_PORT": str(self.port), **env}
+        self.env = {
+            **without_settings("MAKE", "MFLAGS"),
+            "HOME": str(folder),
+            "GREENROOM_PORT": str(self.port),
+            **env,
+        }
         self._told = 0
 
     def here(self, text: str) -> str:

@@ -155,7 +155,9 @@ def test_a_daemon_is_asked_with_the_filters(greenroom: Any, our_daemon: Any) -> 
     assert greenroom("requests", *options).err == "No request fits.\n"
 
 
-def test_requests_are_printed_as_they_end(greenroom: Any, our_daemon: Any) -> None:
+def test_requests_are_printed_as_they_end(
+    greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lines(_: object) -> Iterator[str]:
         yield json.dumps(msgspec.to_builtins(WHOLE))
         yield ""
@@ -166,6 +168,10 @@ def test_requests_are_printed_as_they_end(greenroom: Any, our_daemon: Any) -> No
     assert [line.split()[0] == "TIME" for line in shown] == [True, False, False]
     # Each line is printed for itself, and the columns agree.
     assert shown[1].index("whole") == shown[2].index("refused") == shown[0].index("ENDED")
+    monkeypatch.setattr("greenroom.runner.cli.requests.terminal_width", lambda: 80)
+    narrow = greenroom("requests", "-f", "-n", "2").out.splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert "ROUTE" not in narrow[0]
     again = greenroom("requests", "-f", "-n", "2", "--json").out.splitlines()
     assert [json.loads(line)["id"] for line in again] == [WHOLE.id, REFUSED.id]
 

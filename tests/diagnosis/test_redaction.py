@@ -210,3 +210,10 @@ def test_files_that_cannot_be_read_are_no_trouble(tmp_path: Path) -> None:
     (tmp_path / ".netrc").mkdir()
 
     assert known_secrets({"DOCKER_CONFIG": str(tmp_path / ".docker")}, tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    "text", ["basic consistency checks passed", "Bearer authentication failed.", "BASIC Integrity tests"]
+)
+def test_words_after_basic_and_bearer_are_left_alone(text: str) -> None:
+    assert Redactor().text(text) == text

@@ -142,7 +142,8 @@ def _follow(client: Client, query: Mapping[str, str], *, as_json: bool) -> None:
                 click.echo(json.dumps(row, ensure_ascii=False))
             else:
                 lines = [*_padded([_HEADINGS]), *_padded(_cells([row]))]
-                shown = table(lines[0], lines[1:], spare=_SPARE, width=terminal_width())
+                spare = [lines[0][_HEADINGS.index(one)] for one in _SPARE]
+                shown = table(lines[0], lines[1:], spare=spare, width=terminal_width())
                 click.echo(shown if not headed else shown.split("\n", 1)[1])
                 headed = True
             sys.stdout.flush()

@@ -72,7 +72,13 @@ _SHAPES = (
         r"((?:proxy-)?authorization|(?:set-)?cookie|x-api-key|api-key|x-[\w-]{0,20}token)",
         rf"({_QUOTED}\s*[:=,]\s*{_QUOTED})(?!\*\*\*)[^\"'\r\n\\]+",
     ),
-    _shape("bearer tokens", rf"\g<1> {GONE}", r"\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}"),
+    _shape(
+        "bearer tokens",
+        rf"\g<1> {GONE}",
+        # Not "basic consistency checks": a word has neither a digit nor a capital within, nor 20 letters.
+        r"\b((?i:bearer|basic))\s+(?=[\w.~+/=-]{20}|\w[\w.~+/=-]{0,19}?[A-Z0-9_~+/=])[\w.~+/=-]{8,}",
+        flags=re.ASCII,
+    ),
     _shape(
         "values named as secrets",
         rf"\g<1>\g<2>{GONE}",

@@ -111,11 +111,18 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def fake_daemon() -> Iterator[FakeDaemon]:
-    """A web server on a free port; without a `/livez` it is a stranger."""
-    daemon = FakeDaemon()
-    server = QuietServer(("127.0.0.1", 0), type("OneHandler", (Handler,), {"daemon": daemon}))
+def fake_server() -> QuietServer:
+    """The web server of `fake_daemon`, on a free port."""
+    server = QuietServer(("127.0.0.1", 0), type("OneHandler", (Handler,), {"daemon": FakeDaemon()}))
     server.daemon_threads = False
+    return server
+
+
+@pytest.fixture
+def fake_daemon(fake_server: QuietServer) -> Iterator[FakeDaemon]:
+    """A web server that answers; without a `/livez` it is a stranger."""
+    server = fake_server
+    daemon: FakeDaemon = server.RequestHandlerClass.daemon  # type: ignore[attr-defined]
     daemon.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.daemon_log import DevicesChanged
+from greenroom.actors.daemon_log import DaemonStarted, DevicesChanged, SettingInForce
 from greenroom.actors.engine_runner.events import EngineLost, EngineStopRequested
 from greenroom.actors.graphics import GraphicsDevice
 from greenroom.actors.installer.events import InstallationBroken, InstallAttemptFailed
@@ -152,3 +152,16 @@ def test_a_day_without_trouble_says_so(script: Any) -> None:
     assert text.startswith("5 events since 2023-11-13 12:00:07 (1d).\n\nStarted: 1\n")
     assert text.endswith("\n\nNothing failed, and nothing was refused.")
     assert summarize([], 0.0, 1.0) == Summary(since=0.0, until=1.0)
+
+
+def test_settings_that_changed_between_two_daemons_are_told(script: Any) -> None:
+    for pid, value in ((101, "5m"), (102, "30m"), (103, "30m")):
+        script.stopped()
+        setting = SettingInForce(name="keep_alive", value=value, origin="flag --keep-alive")
+        script.add(DaemonStarted(pid=pid, version="1", platform="Linux", settings=(setting,)))
+
+    found = summarize(script.records, 0.0, script.now)
+
+    changed = "keep_alive was 5m (flag --keep-alive), now 30m (flag --keep-alive)."
+    assert [(one.count, one.about, one.text) for one in found.settings] == [(1, "daemon", changed)]
+    assert found.crashes == []

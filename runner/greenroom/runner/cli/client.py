@@ -27,6 +27,10 @@ class NotHttp(Exception):
     """The server does not speak HTTP."""
 
 
+class NotTrusted(Exception):
+    """The server does not speak TLS, or its certificate is not trusted; the text says which."""
+
+
 class BrokenOff(Exception):
     """The connection ended before the answer did."""
 
@@ -59,7 +63,8 @@ class DaemonRequest:
         `timeout` is how many seconds of silence are borne, while connecting too; None bears any.
         With a `secret`, the server must first prove on this connection that it knows it; otherwise nothing of
         the request is sent.
-        Raises NobodyThere, NotHttp, BrokenOff, NotProven, and TimeoutError if the server sends nothing.
+        Raises NobodyThere, NotTrusted, NotHttp, BrokenOff, NotProven, and TimeoutError if the server sends
+        nothing.
         """
         self.status = 0
         self.reason = ""
@@ -212,6 +217,12 @@ def _connect(url: str, timeout: float | None) -> socket.socket:
 
         try:
             return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+        except ssl.SSLCertVerificationError as error:
+            connection.close()
+            raise NotTrusted(f"a server whose certificate is not trusted: {error.verify_message}") from error
+        except ssl.SSLError as error:
+            connection.close()
+            raise NotTrusted("a program that does not speak TLS") from error
         except BaseException:
             connection.close()
             raise
@@ -373,7 +384,7 @@ class Client:
             raise Gone(self.url, "is gone and another program answers there; nothing was sent") from error
         except TimeoutError as error:
             raise Gone(self.url, f"did not answer {method} {path} within {timeout:g}s") from error
-        except (NobodyThere, NotHttp, BrokenOff, OSError) as error:
+        except (NobodyThere, NotTrusted, NotHttp, BrokenOff, OSError) as error:
             raise Gone(self.url, f"does not answer ({error})") from error
         with contextlib.closing(exchange):
             answer = DaemonResponse(self.url, exchange)

@@ -22,6 +22,7 @@ from greenroom.runner.cli.client import (
     Gone,
     NobodyThere,
     NotHttp,
+    NotTrusted,
 )
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.config import Settings
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 _PATIENCE = 3.0
 """Seconds for a probe. A daemon answers `/livez` within milliseconds, whatever its actors do."""
 
+_NOT_TRUSTED = (
+    "Trust its certificate with SSL_CERT_FILE=FILE, or write http:// in GREENROOM_HOST if it has none."
+)
 _LIVEZ_LIMIT = 65_536
 
 _LOOPBACK = ("localhost", "::1")
@@ -63,6 +67,8 @@ class Stranger:
 
     url: str
     description: str
+    advice: str = ""
+    """What to do, where that is known."""
     silent: bool = False
     """True for one that has accepted the connection and says nothing, as a daemon does while it starts."""
 
@@ -142,6 +148,8 @@ def probe(url: str, secret: bytes = b"", *, patience: float = _PATIENCE) -> Daem
         return None
     except TimeoutError:
         return Stranger(url, "a program that accepts connections but sends nothing", silent=True)
+    except NotTrusted as error:
+        return Stranger(url, str(error), advice=_NOT_TRUSTED)
     except NotHttp:
         return Stranger(url, "a program that does not speak HTTP")
     except (BrokenOff, OSError) as error:
@@ -227,6 +235,9 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
             advice,
             code=exit_codes.PORT_TAKEN,
         )
+    if found.advice:
+        said = f"At {found.url} answers {found.description}."
+        return Problem(said, found.advice, code=exit_codes.PORT_TAKEN)
     holder = listener_at(found.url)
     return Problem(
         f"Port in use: {found.description} answers at {where} instead of Greenroom"

@@ -30,9 +30,10 @@ from greenroom.actors.scheduler.events import (
     LoadRefused,
     ModelQuarantined,
 )
-from greenroom.runner.diagnosis.explanation import counted
+from greenroom.runner.diagnosis.explanation import counted, full_stop
 from greenroom.runner.diagnosis.problems import Events
 from greenroom.runner.diagnosis.sentences import Narrator, short
+from greenroom.runner.diagnosis.settings_changed import settings_changed
 from greenroom.runner.diagnosis.times import clock, precise
 from greenroom.runner.record.row import Row
 from greenroom.runner.record.table import Endings, RecordReader
@@ -126,7 +127,7 @@ class Summary(msgspec.Struct, kw_only=True):
     loads: list[Tally] = []
     evictions: list[Tally] = []
     settings: list[Tally] = []
-    """How models are loaded."""
+    """Of models, and of the daemon from one start to the next."""
     devices: list[Tally] = []
     notices: list[str] = []
     """What makes this less than complete."""
@@ -193,8 +194,10 @@ class _Counting:
         self._entries: dict[_Key, Tally] = {}
         self._models: dict[str, str] = {}
         """engine → its model."""
-        self._running = ""
-        """The event of the daemon that has not recorded its stop."""
+        self._running = False
+        """A daemon has not recorded its stop."""
+        self._started: DaemonStarted | None = None
+        """The last daemon."""
 
     def add(self, record: Record) -> None:
         sentence = self._narrator.tell(record)
@@ -203,15 +206,23 @@ class _Counting:
             self._models[spec.engine_id] = short(spec.model_ref)
         in_time = self.summary.since <= record.at <= self.summary.until
         self.summary.events += in_time
-        was_killed = isinstance(event, DaemonStarted) and bool(self._running)
-        if isinstance(event, (DaemonStarted, DaemonStopped)):
-            self._running = record.id if isinstance(event, DaemonStarted) else ""
+        if isinstance(event, DaemonStarted):
+            if in_time:
+                self._count_start(record, event)
+            self._running, self._started = True, event
+        elif isinstance(event, DaemonStopped):
+            self._running = False
         part = _PART.get(type(event), "") if event is not None else ""
         if not part or not in_time or (isinstance(event, ModelCommitted) and not event.fresh):
             return
-        if was_killed:
-            self._count(_Key("crashes", "daemon"), record, "A daemon did not shut down cleanly.")
         self._count(_Key(part, *self._subject(event)), record, sentence, getattr(event, "count", 1))
+
+    def _count_start(self, record: Record, event: DaemonStarted) -> None:
+        """What a start tells of the daemon before it: that it was killed, and which settings it had."""
+        if self._running:
+            self._count(_Key("crashes", "daemon"), record, "A daemon did not shut down cleanly.")
+        if self._started is not None and (changes := settings_changed(self._started, event)):
+            self._count(_Key("settings", "daemon"), record, full_stop("; ".join(changes)))
 
     def _subject(self, event: Event | None) -> tuple[str, str]:
         """What an event is about, and what else must be alike for events to be counted together."""

@@ -126,3 +126,11 @@ def test_an_answer_is_as_the_description_says(block: Block, machine: Sandbox) ->
         content.get("application/json", {}).get("schema") or content["application/x-ndjson"]["x-itemSchema"]
     )
     jsonschema.validate(json.loads(block.text), {**schema, "components": api["components"]})
+
+
+def test_the_list_of_files_has_what_lies_in_a_data_directory(machine: Sandbox) -> None:
+    (block,) = [one for one in every_block() if one.notes.get("of") == "the data directory"]
+    listed = tuple(line.split()[0] for line in block.text.splitlines())
+    found = {f"{path.name}/" if path.is_dir() else path.name for path in machine.home.iterdir()}
+    assert {"journal.db", "daemon.json", "models/"} <= found
+    assert not {name for name in found if not name.startswith(listed)}

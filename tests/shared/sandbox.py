@@ -125,7 +125,8 @@ class Sandbox(Machine, DaemonProcess):
         }
         config = folder / "config.toml"
         chosen |= {"PATH": path, "GREENROOM_HOME": str(self.home), "GREENROOM_CONFIG": str(config)}
-        Machine.__init__(self, folder, self.home, **chosen)
+        Machine.__init__(self, folder, folder / "work", **chosen)
+        self.cwd.mkdir()
         self.home.mkdir()
         python = sys.executable
         for name, words in (

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -139,6 +140,13 @@ class Settings:
     """Where values that are not defaults come from."""
     config_file: Path | None = field(default=None, compare=False)
     """The file that was read, if any."""
+    problems: tuple[str, ...] = field(default=(), compare=False)
+    """What is wrong with the file, as far as that was tolerated: a sentence each."""
+
+    def require(self) -> None:
+        """Raise BadSetting if something is wrong with the file."""
+        if self.problems:
+            raise BadSetting(self.problems[0])
 
     def origin(self, name: str) -> str:
         """`flag --port`, `environment GREENROOM_PORT`, the file's path, or `default`."""
@@ -157,12 +165,18 @@ class Settings:
         return f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
 
 
-def load(flags: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] | None = None) -> Settings:
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    tolerant: bool = False,
+) -> Settings:
     """Collect the settings.
 
     Args:
         flags: Command-line flags by setting; None counts as absent.
         environment: Instead of the process's own.
+        tolerant: Go on without what is wrong in the file; `Settings.problems` says what that is.
 
     Raises:
         BadSetting: A value or a key cannot be used.
@@ -189,13 +203,19 @@ def load(flags: Mapping[str, Any] | None = None, *, environment: Mapping[str, st
         values["home"] = _default_home()
 
     file = _config_file(values["home"], variables)
-    for name, raw, origin in _from_file(file) if file is not None else ():
-        take(name, raw, origin)
+    problems: list[str] = []
+    for read in _in_file(file) if file is not None else ():
+        try:
+            take(*read())
+        except BadSetting as error:
+            if not tolerant:
+                raise
+            problems.append(str(error))
     for name, raw, origin in _from_environment(variables):
         take(name, raw, origin)
     for name, raw in given.items():
         take(name, raw, f"flag --{name.replace('_', '-')}")
-    return Settings(**values, origins=origins, config_file=file)
+    return Settings(**values, origins=origins, config_file=file, problems=tuple(problems))
 
 
 def _default_home() -> Path:
@@ -227,11 +247,38 @@ def _config_file(home: Path, variables: Mapping[str, str]) -> Path | None:
         raise HomeUnusable(error, home) from error
 
 
-def _from_file(file: Path) -> list[tuple[str, Any, str]]:
+_Setting = tuple[str, Any, str]
+
+
+def _in_file(file: Path) -> list[Callable[[], _Setting]]:
+    """One function for each setting in the file, or one for all if it cannot be read; raises BadSetting."""
+    try:
+        content = _content(file)
+    except BadSetting as error:
+        return [partial(_refuse, error)]
+    return [partial(_setting, file, key, value) for key, value in content.items()]
+
+
+def _refuse(error: BadSetting) -> _Setting:
+    raise error
+
+
+def _setting(file: Path, key: str, value: Any) -> _Setting:
+    known = [name for name in _READERS if name != "home"]
+    if key == "home":
+        raise BadSetting(
+            f"{file}: home cannot be set in the data directory itself; set GREENROOM_HOME or use --home."
+        )
+    if key not in known:
+        raise BadSetting(f"{file}: there is no setting {key!r}. {_suggestion(key, known)}")
+    return key, value, str(file)
+
+
+def _content(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"{file} cannot be read: {error}.") from error
     except RecursionError as error:
@@ -239,15 +286,6 @@ def _from_file(file: Path) -> list[tuple[str, Any, str]]:
     except ValueError as error:
         # `TOMLDecodeError`, or a number that is too long to be read.
         raise BadSetting(f"{file} is not valid TOML: {_bounded(str(error))}.") from error
-    known = [name for name in _READERS if name != "home"]
-    for key in content:
-        if key == "home":
-            raise BadSetting(
-                f"{file}: home cannot be set in the data directory itself; set GREENROOM_HOME or use --home."
-            )
-        if key not in known:
-            raise BadSetting(f"{file}: there is no setting {key!r}. {_suggestion(key, known)}")
-    return [(key, value, str(file)) for key, value in content.items()]
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -48,6 +48,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "memory": ("memory", "Show which model holds how much memory, and for what."),
     "queue": ("memory", "List the requests that wait for an engine."),
     "bench": ("bench", "Measure how fast a model answers."),
+    "launch": ("launch", "Start an agent or another client, set up to use a model here."),
     "status": ("daemon", "Show whether the daemon is running, and its backends."),
     "devices": ("devices", "Show the graphics devices, and what is wrong with them."),
     "unload": ("engines", "Unload models."),
@@ -79,6 +80,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 
 _ALIASES = {"ls": "list", "show": "inspect", "cp": "tag", "remove": "rm", "ledger": "memory"}
 """What other runners call some of them."""
+_WARNED = "greenroom.warned"
 _ERROR_LOG_LIMIT = 1_000_000
 _HANGING_THREADS = 5.0
 """Seconds that threads may outlive the command."""
@@ -137,10 +139,19 @@ def greenroom(ctx: click.Context, /, **flags: Any) -> None:
     ctx.obj = flags
 
 
-def settings_of(ctx: click.Context, **flags: Any) -> Settings:
-    """The settings, with the flags of the group and of the command."""
-    given = {name: value for name, value in ctx.obj.items() if value is not None}
-    return load(given | {name: value for name, value in flags.items() if value is not None})
+def settings_of(ctx: click.Context, *, strict: bool = False, **flags: Any) -> Settings:
+    """The settings, with the flags of the group and of the command.
+
+    A mistake in the config file is a warning, since a running daemon can be used all the same; what starts one
+    is `strict`. Raises BadSetting.
+    """
+    given = {name: value for name, value in (ctx.obj | flags).items() if value is not None}
+    settings = load(given, tolerant=not strict)
+    if settings.problems and not ctx.meta.get(_WARNED):
+        ctx.meta[_WARNED] = True  # of the group too: a command may ask twice
+        for problem in settings.problems:
+            announce(f"Warning: {problem}")
+    return settings
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -49,7 +49,7 @@ def serve_command(ctx: click.Context, /, detached: bool, **flags: str | None) ->
 
     A second Ctrl-C stops it at once.
     """
-    settings = settings_of(ctx, **flags)
+    settings = settings_of(ctx, strict=True, **flags)
     as_first_process()
     os.umask(0o077)  # whatever the daemon, its engines and its builds write is its owner's
     if detached:

@@ -1,0 +1,149 @@
+"""`greenroom launch`: starts another program, such as an agent, set up to use our models."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.client import Client, DaemonRefused, path_of
+from greenroom.runner.cli.clients import CLIENTS, LaunchedClient, filled, find
+from greenroom.runner.cli.completion import ModelName, OneOf
+from greenroom.runner.cli.connect import ensure_daemon
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.output import announce, table, terminal_width
+
+_ROOMY = 16_384
+"""Tokens of context with which an agent's instructions leave room for work."""
+
+
+def _names() -> list[str]:
+    return [one.name for one in CLIENTS]
+
+
+@click.command("launch", context_settings={"ignore_unknown_options": True})
+@click.option("--model", type=ModelName(catalogue=True), metavar="MODEL", help="The model it is to use.")
+@click.option(
+    "--print", "--config-only", "only_print", is_flag=True, help="Print what would be set; start nothing."
+)
+@click.argument("client", required=False, type=OneOf(_names))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def launch_command(
+    ctx: click.Context,
+    model: str | None,
+    only_print: bool,
+    client: str | None,
+    arguments: tuple[str, ...],
+) -> None:
+    """Start CLIENT, such as codex, claude or opencode, set up to use a model here.
+
+    Its settings are given as environment variables and flags, for this start only; no file is changed.
+    ARGUMENTS go to the client; those after -- even if they look like flags of this command. Without a CLIENT,
+    they are listed.
+    """
+    if client is None:
+        _list()
+        return
+    known = find(client)
+    if known is None:
+        raise Problem(
+            f"Greenroom does not know how to set up {client}.",
+            f"It knows {', '.join(_names())}. For others, see docs/clients.md.",
+            code=exit_codes.USAGE,
+        )
+    found = shutil.which(known.program)
+    if found is None and not only_print:
+        raise Problem(f"{known.title} is not installed.", f"Install it: {known.install}")
+    daemon = ensure_daemon(settings_of(ctx), announce)
+    name, context = _model(daemon, model)
+    environment, words = setup(known, daemon.url, name, arguments)
+    if only_print:
+        click.echo(as_shell(environment, words))
+        return
+    if known.agent and 0 < context < _ROOMY:
+        announce(
+            f"The context of {name} has {context} tokens, of which {known.title} needs thousands for its own "
+            f"instructions. For more: greenroom configure {name} --context max"
+        )
+    assert found is not None, "it was looked for"
+    _start(known, found, environment, words)
+
+
+def setup(
+    client: LaunchedClient, url: str, model: str, arguments: Sequence[str] = ()
+) -> tuple[Mapping[str, str], list[str]]:
+    """The variables that are set, and the command line."""
+    environment = {name: filled(value, url, model) for name, value in client.environment.items()}
+    return environment, [client.program, *(filled(one, url, model) for one in client.arguments), *arguments]
+
+
+def as_shell(environment: Mapping[str, str], words: Sequence[str]) -> str:
+    """What a shell runs to the same effect."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    return "\n".join([*lines, shlex.join(words)])
+
+
+def _start(
+    client: LaunchedClient, program: str, environment: Mapping[str, str], words: Sequence[str]
+) -> NoReturn:
+    """Become the client: the terminal is its own from now on."""
+    announce(f"Starting {client.title}, with these settings for this start only:")
+    for line in as_shell(environment, words).splitlines():
+        announce(f"  {line}")
+    if client.serves:
+        announce(f"Open it at {client.serves} once it runs. Ctrl-C ends it.")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execve(program, list(words), {**os.environ, **environment})  # noqa: S606 - what was asked for
+    except OSError as error:
+        raise Problem(f"{client.title} could not be started: {error.strerror}.") from error
+
+
+def _model(client: Client, wanted: str | None) -> tuple[str, int]:
+    """The name of the model that the client gets, and the tokens of its context, 0 if unknown."""
+    from greenroom.runner.models.references import familiar
+
+    if wanted is not None:
+        try:
+            found = client.get(path_of("models", wanted))
+        except DaemonRefused as refused:
+            if refused.status != 404:
+                raise
+            raise Problem(
+                f"There is no model {wanted} here.", f"Pull it: greenroom pull {wanted}"
+            ) from refused
+        return wanted, _context(found)
+    models = client.get("/models") or []
+    names = sorted(familiar(min(one["tags"], key=len)) for one in models if one.get("tags"))
+    if len(names) != 1:
+        raise Problem(
+            "Say which model it is to use." if names else "There is no model here yet.",
+            f"Add --model with one of: {', '.join(names[:12])}"
+            if names
+            else "Pull one: greenroom pull smollm2",
+            code=exit_codes.USAGE,
+        )
+    return names[0], _context(next(one for one in models if one.get("tags")))
+
+
+def _context(model: Mapping[str, Any]) -> int:
+    config = model.get("config") or {}
+    size = config.get("context_size") or (config.get("gguf") or {}).get("llama.context_length") or 0
+    return int(size) if str(size).isdecimal() else 0
+
+
+def _list() -> None:
+    rows = [
+        (one.name, one.title, "yes" if shutil.which(one.program) else "no", one.install) for one in CLIENTS
+    ]
+    click.echo(table(("CLIENT", "PROGRAM", "INSTALLED", "TO INSTALL"), rows, width=terminal_width()))
+    announce("\nStart one: greenroom launch CLIENT --model MODEL")

@@ -40,8 +40,9 @@ class Seen:
 class FakeDaemon:
     """Answers routes with what a test says, and remembers what it was asked.
 
-    A route's answer is a value (sent as JSON), a text, a `(status, value)`, a list of lines, or a function of
-    the request that gives one of these, or an iterator of lines that are sent as they come.
+    A route's answer is a value (sent as JSON), a text, a `(status, value)` or `(status, value, headers)`, a
+    list of lines, or a function of the request that gives one of these, or an iterator of lines that are
+    sent as they come.
     """
 
     url: str = ""
@@ -84,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(answer, Iterator):
             self._stream(answer)
             return
-        status, value = answer if isinstance(answer, tuple) else (200, answer)
+        status, value, *more = answer if isinstance(answer, tuple) else (200, answer)
         if isinstance(value, dict) and value.get("instance_id") == INSTANCE:
             challenge, here = self.headers.get(CHALLENGE, ""), self.connection.getsockname()
             value = {**value, "proof": prove(SECRET, challenge, address_of(here))}
@@ -94,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
             content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
+        for name, text in more[0].items() if more else ():
+            self.send_header(name, text)
         self.end_headers()
         self.wfile.write(content)
 

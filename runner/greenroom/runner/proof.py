@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 import os
-import secrets
 from pathlib import Path
 
 CHALLENGE = "Greenroom-Challenge"
@@ -21,7 +20,7 @@ _LONGEST = 128
 
 
 def make_challenge() -> str:
-    return secrets.token_hex(_BYTES)
+    return os.urandom(_BYTES).hex()
 
 
 def prove(secret: bytes, challenge: str, address: str) -> str:
@@ -58,7 +57,7 @@ def keep_secret(home: Path) -> bytes:
             return secret
     except FileNotFoundError:
         pass
-    secret = secrets.token_hex(_BYTES).encode()
+    secret = os.urandom(_BYTES).hex().encode()
     write_privately(file, secret + b"\n")
     return secret
 

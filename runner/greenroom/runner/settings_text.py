@@ -75,14 +75,14 @@ def rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
         return [(name, f"{settings.url} (this data directory's daemon)", origin)]
     if name == "instance" and not value:
         return [(name, "(this data directory's)", origin)]
-    return [(name, _readable(name, value), origin)]
+    return [(name, readable(name, value), origin)]
 
 
 def _source(entry: Any) -> str:
     return str(entry.get("source", "")) if isinstance(entry, dict) else str(entry)
 
 
-def _readable(name: str, value: Any) -> str:
+def readable(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "(none)"
     if value is None:

@@ -125,6 +125,9 @@ def anchored(model: str) -> str:
     from greenroom.runner.cli.exit_codes import Problem
     from greenroom.runner.models.references import BadReference, Reference
 
+    if model.lower().endswith(".gguf") and "://" not in model and Path(model).is_file():
+        # A name that looks like a file of the folder one is in means that file.
+        model = f"./{model}" if not model.startswith((".", "/", "~", "file:")) else model
     try:
         reference = Reference.parse(model)
     except BadReference as error:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import is_dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
+from greenroom.runner.cli.connect import note
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
-from greenroom.runner.config import NAMES
-from greenroom.runner.installations.sources import redact
-from greenroom.runner.settings_text import rows
+from greenroom.runner.config import NAMES, Settings
+from greenroom.runner.plain_settings import plain, values_of
+from greenroom.runner.settings_text import readable, rows
 
 
 @click.command("config")
@@ -21,36 +22,45 @@ from greenroom.runner.settings_text import rows
 def config_command(ctx: click.Context, as_json: bool) -> None:
     """Show every setting and the source of its value.
 
-    A running daemon keeps the settings it was started with.
+    A running daemon keeps the settings it was started with: those that differ are marked.
     """
     settings = settings_of(ctx)
+    kept = _kept_by_daemon(settings)
     if as_json:
         values = {
-            name: {"value": _plain(getattr(settings, name)), "origin": settings.origin(name)}
+            name: {"value": plain(getattr(settings, name)), "origin": settings.origin(name)}
+            | ({"in_force": kept[name]} if name in kept else {})
             for name in NAMES
         }
         click.echo(json.dumps(values, indent=4, ensure_ascii=False))
         return
-    click.echo(
-        table(
-            ("SETTING", "VALUE", "FROM"),
-            [row for name in NAMES for row in rows(settings, name)],
-            width=terminal_width(),
-        )
-    )
+    shown = [
+        (f"{setting}{' *' if name in kept else ''}", value, origin)
+        for name in NAMES
+        for setting, value, origin in rows(settings, name) or [(name, "(none)", "")] * (name in kept)
+    ]
+    click.echo(table(("SETTING", "VALUE", "FROM"), shown, width=terminal_width()))
+    if kept:
+        told = ", ".join(f"{name} = {_as_kept(name, value)}" for name, value in kept.items())
+        announce(f"\n* Not in force: the running daemon still has {told}. To use it: greenroom restart")
     if settings.config_file is None:
         announce(f"\nThere is no config file. Its place is {settings.home / 'config.toml'}.")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, (int, float)) or value is None:
-        return value
-    if hasattr(value, "items"):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]
-    if is_dataclass(value):
-        return {kind: _plain(inner) for kind, inner in vars(value).items() if inner}
-    return str(value)
+def _kept_by_daemon(settings: Settings) -> Mapping[str, Any]:
+    """The settings that the running daemon has other values of, with its values."""
+    from greenroom.runner.daemon_lock import holder_of
+
+    if settings.host or holder_of(settings.home) is None:
+        return {}
+    kept = note(settings.home).get("settings")
+    if not isinstance(kept, dict):
+        return {}
+    wanted = values_of(settings)
+    return {name: kept[name] for name in wanted if name in kept and kept[name] != wanted[name]}
+
+
+def _as_kept(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
+    return readable(name, tuple(value) if isinstance(value, list) else value)

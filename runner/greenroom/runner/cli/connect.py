@@ -364,9 +364,7 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
         say(f"Waiting for the Greenroom daemon (process {silent.holder.pid}), which is not answering yet…")
         daemon = await_answer(settings)
     if daemon is None:
-        if settings.host and (
-            not is_on_this_machine(settings.host) or settings.host.startswith("https:")
-        ):
+        if settings.host and (not is_on_this_machine(settings.host) or settings.host.startswith("https:")):
             raise not_running(settings)
         settings.require()
         say("Starting the Greenroom daemon…")

@@ -216,7 +216,7 @@ def restart_command(ctx: click.Context, keep_engines: str | None) -> None:
 
     If it is not running, it is started.
     """
-    settings = settings_of(ctx)
+    settings = settings_of(ctx, strict=True)  # before it stops what it could not start again
     if settings.host and not is_on_this_machine(settings.host):
         raise Problem(
             f"The daemon at {settings.host} runs on another machine.",

@@ -142,8 +142,8 @@ def greenroom(ctx: click.Context, /, **flags: Any) -> None:
 def settings_of(ctx: click.Context, *, strict: bool = False, **flags: Any) -> Settings:
     """The settings, with the flags of the group and of the command.
 
-    A mistake in the config file is a warning, since a running daemon can be used all the same; what starts one
-    is `strict`. Raises BadSetting.
+    A mistake in the config file is a warning, since a running daemon can be used all the same; what starts
+    one is `strict`. Raises BadSetting.
     """
     given = {name: value for name, value in (ctx.obj | flags).items() if value is not None}
     settings = load(given, tolerant=not strict)

@@ -338,8 +338,11 @@ def rm_command(ctx: click.Context, models: tuple[str, ...], force: bool, everyth
 
 
 def _remove(client: Client, model: str, query: str) -> bool:
+    path = path_of("models", model) + query
     try:
-        gone = client.delete(path_of("models", model) + query, timeout=None) or []
+        with client.open("DELETE", path) as answer:
+            gone = json.loads(answer.read() or b"[]")
+            freed, kept = (int(answer.headers.get(name) or 0) for name in ("x-freed-bytes", "x-kept-bytes"))
     except DaemonRefused as refused:
         sentence = f"There is no model {model} here." if refused.status == 404 else str(refused)
         click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
@@ -347,6 +350,11 @@ def _remove(client: Client, model: str, query: str) -> bool:
     for step in gone:
         for what, name in step.items():
             click.echo(f"{what}: {name}")
+    if any("Deleted" in step for step in gone) and freed + kept:
+        stay = f"; {format_size(kept)} stay, which other models or programs share" if kept else ""
+        announce(f"Freed {format_size(freed)}{stay}.")
+    elif gone and "Deleted" not in gone[-1]:
+        announce("Nothing was freed: the model has other names.")
     return True
 
 

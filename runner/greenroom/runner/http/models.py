@@ -68,6 +68,11 @@ class RepackageBody(msgspec.Struct):
     context_size: Annotated[int, Meta(ge=1, le=CONTEXT)] | None = None
 
 
+FREED = "X-Freed-Bytes"
+KEPT = "X-Kept-Bytes"
+"""Bytes of a removed model that stay, since other models or programs share them."""
+
+
 class Models:
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -171,7 +176,10 @@ class Models:
         if not isinstance(removed, Removed):
             return json_response([{"Untagged": remove.tag}])
         gone = [{"Untagged": tag} for tag in removed.untagged]
-        return json_response(gone + [{"Deleted": model_id} for model_id in removed.deleted])
+        gone += [{"Deleted": model_id} for model_id in removed.deleted]
+        # The rows are Docker's, which have no place for it.
+        kept = max(0, model.size - removed.freed)
+        return json_response(gone, headers={FREED: str(removed.freed), KEPT: str(kept)})
 
     async def purge(self, request: Request) -> Response:
         """Remove all models, and what no model needs. Those in use stay, unless it is forced."""

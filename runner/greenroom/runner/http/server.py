@@ -30,6 +30,7 @@ from greenroom.runner.descriptors import connections_within, open_now, raise_sof
 from greenroom.runner.http.accepting import Connections
 from greenroom.runner.http.aiohttp_adapter import ServerRunner, watch
 from greenroom.runner.http.app import context_of, front_door
+from greenroom.runner.plain_settings import values_of
 from greenroom.runner.proof import write_privately
 from greenroom.runner.shutdown import LastResort
 from greenroom.runner.systems import here
@@ -141,7 +142,7 @@ class _Serving:
         note = greenroom.home / NOTE
         url = _url(self.listener)
         try:
-            await asyncio.to_thread(_write_note, note, url, greenroom.instance_id)
+            await asyncio.to_thread(_write_note, note, url, greenroom)
             connections.start(server, lambda: server.connections)
             _log.info("listening on %s, for %d clients at a time", url, most)
             if self.opened is not None:
@@ -225,13 +226,14 @@ def _url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _write_note(note: Path, url: str, instance_id: str) -> None:
+def _write_note(note: Path, url: str, greenroom: Greenroom) -> None:
     fields: dict[str, Any] = {
         "pid": os.getpid(),
         "url": url,
-        "instance_id": instance_id,
+        "instance_id": greenroom.instance_id,
         "version": __version__,
         "started_at": time.time(),
+        "settings": values_of(greenroom.settings),
     }
     write_privately(note, (json.dumps(fields) + "\n").encode())
 

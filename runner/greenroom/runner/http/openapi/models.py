@@ -9,7 +9,7 @@ import msgspec
 
 from greenroom.actors.values import Mode
 from greenroom.runner.http.effective import EffectiveRow
-from greenroom.runner.http.models import PruneBody, RepackageBody
+from greenroom.runner.http.models import FREED, KEPT, PruneBody, RepackageBody
 from greenroom.runner.http.openapi.backends import EndedAnswer
 from greenroom.runner.http.openapi.operation import (
     COMMAND,
@@ -257,7 +257,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "DELETE /models/{reference}": Operation(
         summary="Remove a model's name; with its last name, the model",
         query={"force": FORCE},
-        answers={200: Returns("What was removed.", list[RemovedRow])},
+        answers={200: Returns("What was removed.", list[RemovedRow], headers=(FREED, KEPT))},
         errors=COMMAND,
     ),
     "DELETE /models/purge": Operation(

@@ -44,7 +44,7 @@ def test_an_unknown_command_is_a_usage_error_with_a_suggestion(greenroom: Any) -
 def test_a_bad_setting_is_a_usage_error_that_names_it(greenroom: Any, home: Path) -> None:
     (home / "config.toml").write_text("prot = 1")
 
-    outcome = greenroom("ps")
+    outcome = greenroom("serve")
 
     assert outcome.code == 2
     assert f"{home}/config.toml: there is no setting 'prot'" in outcome.err

@@ -11,7 +11,7 @@ import pytest
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.environment import Environments
-from greenroom.runner.installations.maker import RESERVE, need_space
+from greenroom.runner.installations.installed import RESERVE, need_space
 from package_index import Index, Misbehaviour
 from toys import Toy
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations.lock_file import LockedFile
-from greenroom.runner.installations.maker import FileStore
+from greenroom.runner.installations.lock_file import FileStore, LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.verified_download import Fetcher
 from package_index import Index, Misbehaviour

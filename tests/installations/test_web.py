@@ -14,8 +14,7 @@ import pytest
 
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import web as webs
-from greenroom.runner.installations.lock_file import LockedFile
-from greenroom.runner.installations.maker import FileStore
+from greenroom.runner.installations.lock_file import FileStore, LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.verified_download import Fetcher, PackageOrigin
 from greenroom.runner.installations.web import Web

@@ -1,7 +1,6 @@
 """Installations on disk: building, verifying, sweeping.
 
 - `builder`: performs the installer's effects: builds, inspects and removes
-- `maker`: what environments and images share: kept downloads, free space, removal
 - `environment`: builds Python environments: plan, fetch, unpack, probe, commit
 - `image`: installs from container images
 - `image_resolution`: from an image's name to its layers
@@ -11,7 +10,7 @@
 - `toolchain`: looks for compilers, headers, cmake and ninja
 - `external`: installations of the user's own
 - `archive`: exports an installation to a file, and imports it
-- `lock_file`: the shipped locks: which wheels an installation is made of, with their hashes
+- `lock_file`: the shipped locks: which wheels an installation is made of, with their hashes; kept downloads
 - `resolution`: resolves a version into a lock
 - `sources`: package indexes, proxies and credentials, from the settings of pip and uv
 - `uv`: runs uv, and says what its failures mean
@@ -20,6 +19,6 @@
 - `tar_stream`: reads archives from others
 - `verification`: an installation's mark, and whether the disk still agrees with it
 - `compute_check`: proves that an installation computes on this machine
-- `installed`: finds, checks, sweeps and removes installations
+- `installed`: finds, checks, sweeps and removes installations; space on their disk; what all kinds share
 - `errors`: what the system refuses, as a failure
 """

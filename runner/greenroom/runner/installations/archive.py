@@ -24,9 +24,8 @@ import msgspec
 from greenroom.actors.journal.fsync import force
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.installed import LOCK, InstallationStore, segment
-from greenroom.runner.installations.lock_file import Lock, LockedFile
-from greenroom.runner.installations.maker import FileStore, need_space
+from greenroom.runner.installations.installed import LOCK, InstallationStore, need_space, segment
+from greenroom.runner.installations.lock_file import FileStore, Lock, LockedFile
 from greenroom.runner.installations.tar_stream import BadTar, TarEntry, TarStream
 from greenroom.runner.installations.verification import InstallationRecord, Wheel
 

@@ -6,8 +6,11 @@ Each attempt builds in its own final folder, which is never moved and does not c
 
 from __future__ import annotations
 
+import io
+import struct
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,20 +31,15 @@ from greenroom.runner.installations.installed import (
     LOCK,
     BuildAttempt,
     InstallationStore,
-    need_exec,
-    usage,
-    write_attempt,
-)
-from greenroom.runner.installations.lock_file import Lock, LockedFile, shipped
-from greenroom.runner.installations.maker import (
-    FileStore,
     Maker,
     is_ample,
     keep_reserve,
+    need_exec,
     need_space,
-    unpacked,
-    unpacked_wheel,
+    usage,
+    write_attempt,
 )
+from greenroom.runner.installations.lock_file import FileStore, Lock, LockedFile, shipped
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import Uv
 from greenroom.runner.installations.verification import (
@@ -58,7 +56,7 @@ from greenroom.runner.installations.verification import (
     write_record,
 )
 from greenroom.runner.systems.processes import ProcessIdentity
-from greenroom.runner.threads import Beside, start_thread, stop_if
+from greenroom.runner.threads import Beside, TookTooLong, start_thread, stop_if
 
 Contents = tuple[dict[str, int], dict[str, str], dict[str, str]]
 """Sizes of files, targets of links, and the sums of files that no `RECORD` lists."""
@@ -484,3 +482,64 @@ def _unpacking_last(file: LockedFile) -> tuple[bool, int, str]:
     by size.
     """
     return not file.name.endswith("-none-any.whl"), -file.size, file.name
+
+
+# how large it becomes
+
+_ASK_SECONDS = 30.0
+_TAIL = 64 * 1024
+_TAIL_MOST = 16 * 2**20
+_END = struct.Struct("<4s8xII2x")
+"""A zip's last record: its mark, and size and offset of the directory."""
+
+Tail = Callable[[LockedFile, int], bytes | None]
+"""Returns the last bytes of a remote file; None if its server does not support that."""
+
+
+def unpacked(
+    files: Sequence[LockedFile], here: Callable[[LockedFile], Path | None], tail: Tail, cancel: Event
+) -> int:
+    """Bytes that wheels unpack to; for unreadable ones, their own size.
+
+    Args:
+        here: The path of an already fetched file.
+        tail: Asks the server; called on several threads.
+        cancel: Stops asking, with JobCancelled.
+    """
+    asked = [(file, Beside(lambda file=file: _unpacked(file, here, tail), "wheel-size")) for file in files]  # type: ignore[misc]
+    total = 0
+    for file, ask in asked:
+        try:
+            total += max(file.size, ask.result(cancel=cancel, seconds=_ASK_SECONDS))
+        except (TookTooLong, JobFailed):
+            total += file.size
+    return total
+
+
+def _unpacked(file: LockedFile, here: Callable[[LockedFile], Path | None], tail: Tail) -> int:
+    if (path := here(file)) is not None:
+        return unpacked_wheel(path, file.size)
+    size = _TAIL
+    for _ in range(2):
+        end = tail(file, size)
+        if end is None:
+            return file.size
+        place = end.rfind(b"PK\5\6")
+        if place < 0 or place + _END.size > len(end):
+            return file.size
+        directory = _END.unpack_from(end, place)[1]
+        if directory <= place:
+            return unpacked_wheel(io.BytesIO(end), file.size)
+        size = directory + _TAIL
+        if size > _TAIL_MOST:
+            break
+    return file.size
+
+
+def unpacked_wheel(wheel: Path | io.BytesIO, otherwise: int) -> int:
+    """Unpacked bytes according to a wheel's directory."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError):
+        return otherwise  # uv will report what is wrong with it

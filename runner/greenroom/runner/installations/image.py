@@ -33,11 +33,15 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     InstallationStore,
+    Maker,
     folder_of,
+    is_ample,
+    keep_reserve,
     need_exec,
+    need_space,
     usage,
 )
-from greenroom.runner.installations.maker import FileStore, Maker, is_ample, keep_reserve, need_space
+from greenroom.runner.installations.lock_file import FileStore
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import (
     ENVIRONMENT,

@@ -23,8 +23,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image_layers import GZIP
 from greenroom.runner.installations.installed import InstallationStore
-from greenroom.runner.installations.lock_file import LockedFile
-from greenroom.runner.installations.maker import FileStore, file_sha256
+from greenroom.runner.installations.lock_file import FileStore, LockedFile, file_sha256
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.web import Web
 from greenroom.runner.models.references import BadReference, Reference

@@ -1,4 +1,5 @@
-"""Installations on the disk: finds, checks, sweeps and removes them. Needs no network.
+"""Installations on the disk: finds, checks, sweeps and removes them; what all kinds of them share. Needs no
+network. The total need of space is checked before the first byte is fetched.
 
 <home>/backends/<backend>/[<variant>-]<version>-<digest8>.<n>/
     attempt.json         during a build: which process builds it
@@ -10,12 +11,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,9 +29,12 @@ from uuid import uuid4
 import msgspec
 
 from greenroom.actors.journal.fsync import write_atomically
-from greenroom.actors.values import Installation
+from greenroom.actors.values import Installation, Plan
+from greenroom.runner.backends.base import Platform
 from greenroom.runner.errors import JobCancelled, JobFailed, blamed
 from greenroom.runner.installations.errors import os_failure
+from greenroom.runner.installations.lock_file import FileStore, LockedFile
+from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import (
     MARK,
     InstallationRecord,
@@ -54,6 +60,12 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<build>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _LOOK_SECONDS = 60.0
 UNREADABLE = "Check the disk and the owner of the data directory. Greenroom keeps checking."
+RESERVE = 64 * 2**20
+"""Bytes of the disk left free for the journal, logs and other programs."""
+_AMPLE = 8
+"""Packages unpack to three times their size; with room for this many times, sizes are not asked."""
+_KEPT_SECONDS = 7 * 86400.0
+"""How long the downloads of an unfinished installation are kept."""
 
 
 class BuildAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,6 +284,107 @@ class InstallationStore:
             return []
 
 
+class Maker:
+    """Builds and removes one kind of installation in one data directory; thread-safe."""
+
+    def __init__(
+        self,
+        installed: InstallationStore,
+        store: FileStore,
+        sources: PackageSources,
+        platform: Platform | None,
+    ) -> None:
+        """`installed` is shared by all makers of this data directory."""
+        self.installed = installed
+        self.store = store
+        self._sources = sources
+        self._platform = platform or Platform.here()
+
+    def use(self, sources: PackageSources) -> None:
+        """Use these package sources (or their transport) from now on."""
+        self._sources = sources
+
+    @contextmanager
+    def _attempt(self, backend: str, version: str, digest: str, job: str, variant: str) -> Iterator[Path]:
+        """A new folder to build in. It is gone unless the block ends well.
+
+        Raises:
+            JobFailed: It cannot be written.
+        """
+        folder = self.installed.new_folder(backend, version, digest, job, variant=variant)
+        try:
+            yield folder
+        except BaseException as error:
+            discard(folder)
+            if isinstance(error, OSError):
+                raise os_failure(error, "The installation could not be written") from error
+            raise
+        finally:
+            self.installed.settled(folder)
+
+    def _plan_for(
+        self, backend: str, version: str, packages: Iterable[str], files: Sequence[LockedFile]
+    ) -> Plan:
+        return Plan(
+            backend=backend,
+            version=version,
+            packages=tuple(packages),
+            download_bytes=sum(file.size - self.store.arrived(file) for file in files),
+            total_bytes=sum(file.size for file in files),
+        )
+
+    def remove(self, installation: Installation) -> int:
+        """Remove an installation and what only it needs; returns the bytes freed, as measured.
+
+        Raises:
+            JobFailed: Its files cannot be removed.
+        """
+        folder = folder_of(self.installed.home, installation)
+        before = blocks([folder, *self._caches()])
+        try:
+            record = read_record(folder)
+        except (ValueError, Unclear):
+            record = None
+        elsewhere = self._withdraw(folder, record)
+        try:
+            discard(folder)
+        except OSError as error:
+            raise os_failure(error, f"{installation.backend} could not be removed") from error
+        with kept_if_unclear():
+            fetched = [file.locked() for file in record.wheels] if record is not None else []
+            self._forget(self.store.release(fetched, self._needed()))
+        return freed(before, blocks([folder, *self._caches()])) + elsewhere
+
+    def sweep(self, older_than: float | None = None) -> None:
+        """Remove what abandoned attempts downloaded, if last used before `older_than` (wall time; a week ago
+        by default). Files of running builds are kept.
+        """
+        before = time.time() - _KEPT_SECONDS if older_than is None else older_than
+        with kept_if_unclear():
+            self._forget(self.store.sweep(self._needed(), before))
+
+    def drop_fetched(self) -> int:
+        """Remove all of it now; returns the bytes freed."""
+        before = blocks(self._caches())
+        self.sweep(math.inf)
+        return freed(before, blocks(self._caches()))
+
+    def _needed(self) -> set[str]:
+        """Hashes of all files that some installation was made from."""
+        records = self.installed.records(all_of_them=True)
+        return {file.sha256 for record in records for file in record.wheels}
+
+    def _caches(self) -> list[Path]:
+        return [self.store.root]
+
+    def _withdraw(self, folder: Path, record: InstallationRecord | None) -> int:  # noqa: ARG002 - images have some
+        """Remove an installation's files outside of its folder; returns the bytes freed."""
+        return 0
+
+    def _forget(self, projects: Iterable[str]) -> None:
+        """Clear other caches of projects whose files were dropped."""
+
+
 def _unreadable(installation: Installation, error: Unclear) -> JobFailed:
     message = f"{installation.id} of {installation.backend} cannot be read now: {error}."
     return JobFailed.transient("unreadable", message, advice=UNREADABLE)
@@ -417,3 +530,51 @@ def _end_builder(folder: Path) -> None:
 def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int]) -> int:
     """Bytes of the files whose last name is gone."""
     return sum(size for key, size in before.items() if key not in after)
+
+
+# space on their disk
+
+
+def free(home: Path) -> int:
+    """Bytes that can be written to the data directory's disk."""
+    return shutil.disk_usage(existing(home)).free
+
+
+def need_space(home: Path, needed: int) -> None:
+    """Raise if the data directory's disk lacks room for `needed` bytes besides the reserve.
+
+    Raises:
+        JobFailed: Permanent, `no_space`, with what is needed and what is there.
+    """
+    there = free(home)
+    if needed and there < needed + RESERVE:
+        raise _no_space(
+            f"Installing needs {(needed + RESERVE) / 1e6:.0f} MB, including {RESERVE / 1e6:.0f} MB kept free "
+            f"for the journal and the logs; the disk of {existing(home)} has {there / 1e6:.0f} MB left."
+        )
+
+
+def keep_reserve(home: Path) -> None:
+    """Raise if the disk is down to the reserve; for use while writing.
+
+    Raises:
+        JobFailed: Permanent, `no_space`.
+    """
+    there = free(home)
+    if there < RESERVE:
+        raise _no_space(
+            f"The disk of {existing(home)} has {there / 1e6:.0f} MB left; {RESERVE / 1e6:.0f} MB of it must "
+            "stay free for the journal and the logs."
+        )
+
+
+def is_ample(home: Path, download: int, total: int) -> bool:
+    """Whether there is room however much these packages unpack to."""
+    return free(home) >= download + _AMPLE * total + RESERVE
+
+
+def _no_space(message: str) -> JobFailed:
+    failed = JobFailed.permanent(
+        "no_space", message, advice="Free some space, or set GREENROOM_HOME to a folder on another disk."
+    )
+    return JobFailed(blamed(failed.failure))

@@ -1,4 +1,4 @@
-"""Locks: the files an environment is made of, to the byte, without their source.
+"""Locks: the files an environment is made of, to the byte, without their source. And where they are kept.
 
 A lock is a requirements file with hashes, which uv and pip can read. It names no index: the user's own are
 used. Comment lines that begin with `# file` add the name and size of each wheel, so that the whole plan is
@@ -10,22 +10,33 @@ known without a network, before anything is fetched:
 
 `python -m greenroom.runner.installations.lock_file mlx` regenerates a backend's lock; where it is not one for
 all platforms, the one for machines like this.
+
+What is fetched is kept in a store:
+
+<store>/<sha256>/<file name>      a whole file: a wheel or an image layer
+<store>/<sha256>.part             what has arrived so far
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.errors import JobFailed
+from greenroom.runner.threads import stop_if
 
 if TYPE_CHECKING:
     from packaging.tags import Tag
@@ -44,6 +55,7 @@ _REQUIREMENT = re.compile(
 )
 _FILE = re.compile(r"^# file sha256:(?P<sha256>[0-9a-f]{64}) (?P<size>\d+) (?P<name>\S+\.whl)$")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -220,6 +232,120 @@ def _parse(text: str) -> Iterator[LockedPackage]:
             if sha in sizes
         )
         yield LockedPackage(match["name"], match["version"], (match["marker"] or "").strip(), files)
+
+
+# where they are kept
+
+
+class FileStore:
+    """The downloads of one data directory: whole ones by hash, and partial ones."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._guard = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+        self._wanted: list[frozenset[str]] = []
+        """The files of running builds."""
+
+    def path(self, file: LockedFile) -> Path:
+        return self.root / file.sha256 / file.name
+
+    def part(self, file: LockedFile) -> Path:
+        return self.root / f"{file.sha256}.part"
+
+    def has(self, file: LockedFile) -> bool:
+        """Judged by its size."""
+        try:
+            size = self.path(file).stat().st_size
+        except OSError:
+            return False
+        return size == file.size or not file.size
+
+    def arrived(self, file: LockedFile) -> int:
+        """Bytes of the file that need not be fetched any more."""
+        if self.has(file):
+            return file.size
+        try:
+            return min(self.part(file).stat().st_size, file.size)
+        except OSError:
+            return 0
+
+    def missing(self, files: Iterable[LockedFile]) -> list[LockedFile]:
+        return [file for file in files if not self.has(file)]
+
+    def check(self, files: Iterable[LockedFile], cancel: Event | None = None) -> list[LockedFile]:
+        """Read every stored file and drop the damaged ones; returns these."""
+        dropped = []
+        for file in files:
+            stop_if(cancel)
+            if self.has(file) and file_sha256(self.path(file)).hexdigest() != file.sha256:
+                self.drop(file)
+                dropped.append(file)
+        return dropped
+
+    @contextmanager
+    def using(self, files: Sequence[LockedFile]) -> Iterator[None]:
+        """Meanwhile `release` and `sweep` keep these files."""
+        mine = frozenset(file.sha256 for file in files)
+        with self._guard:
+            self._wanted.append(mine)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._wanted.remove(mine)
+
+    def release(self, files: Iterable[LockedFile], needed: Container[str]) -> list[str]:
+        """Drop the files that neither `needed` nor a running build names; returns their projects."""
+        with self._guard:
+            gone = [file for file in files if file.sha256 not in needed and not self._in_use(file.sha256)]
+            for file in gone:
+                self.drop(file)
+        return [file.project for file in gone]
+
+    def drop(self, file: LockedFile) -> None:
+        shutil.rmtree(self.root / file.sha256, ignore_errors=True)
+        self.part(file).unlink(missing_ok=True)
+
+    def sweep(self, needed: Container[str], older_than: float) -> list[str]:
+        """Remove files last modified before a wall time, except those in `needed` or in use.
+
+        Returns the projects of the whole ones.
+        """
+        projects: list[str] = []
+        with self._guard, suppress(FileNotFoundError):
+            for entry in list(os.scandir(self.root)):
+                sha256 = entry.name.removesuffix(".part")
+                with suppress(FileNotFoundError):
+                    if (
+                        sha256 in needed
+                        or self._in_use(sha256)
+                        or entry.stat(follow_symlinks=False).st_mtime >= older_than
+                    ):
+                        continue
+                    if entry.is_dir():
+                        projects += [LockedFile(one, sha256, 0).project for one in os.listdir(entry.path)]
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        Path(entry.path).unlink(missing_ok=True)
+        return projects
+
+    def _in_use(self, sha256: str) -> bool:
+        return any(sha256 in files for files in self._wanted)
+
+    def only_one(self, file: LockedFile) -> threading.Lock:
+        """Held while fetching the file: two backends may share one."""
+        with self._guard:
+            return self._busy.setdefault(file.sha256, threading.Lock())
+
+
+def file_sha256(path: Path) -> hashlib._Hash:
+    """The running SHA-256 over all of a file, for continuing."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,12 +41,14 @@ from greenroom.runner.installations.installed import (
     ATTEMPT,
     BuildAttempt,
     InstallationStore,
+    Maker,
+    keep_reserve,
     need_exec,
+    need_space,
     usage,
     write_attempt,
 )
-from greenroom.runner.installations.lock_file import LOCKS, Lock, LockedFile, normalized
-from greenroom.runner.installations.maker import FileStore, Maker, keep_reserve, need_space
+from greenroom.runner.installations.lock_file import LOCKS, FileStore, Lock, LockedFile, normalized
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.toolchain import look
 from greenroom.runner.installations.verification import (

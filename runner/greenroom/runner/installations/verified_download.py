@@ -32,8 +32,7 @@ from urllib3.response import BaseHTTPResponse
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.errors import os_failure
-from greenroom.runner.installations.lock_file import LockedFile
-from greenroom.runner.installations.maker import FileStore, file_sha256
+from greenroom.runner.installations.lock_file import FileStore, LockedFile, file_sha256
 from greenroom.runner.installations.sources import (
     PackageSources,
     Setting,

@@ -79,7 +79,7 @@ class PypiSource(Source):
         )
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
-        from greenroom.runner.installations.maker import FileStore
+        from greenroom.runner.installations.lock_file import FileStore
         from greenroom.runner.installations.verified_download import Fetcher
 
         wheel = self._wheel

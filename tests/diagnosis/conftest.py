@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from advice import problem_with
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.engine_runner.events import (
@@ -276,8 +277,11 @@ class Script:
     # asking
 
     def why(self, name: str, **more: Any) -> Explanation:
-        """The answer, as of the second the script has come to."""
-        return explain(self.records, name, self.now, **more)
+        """The answer, as of the second the script has come to; every command in it is one that there is."""
+        found = explain(self.records, name, self.now, **more)
+        problems = [one for remedy in found.remedies if (one := problem_with(remedy.command))]
+        assert not problems, problems
+        return found
 
     def _stream(self, event: Event) -> str:
         kind = type(event)

@@ -284,6 +284,8 @@ class History:
         """Finds what is recorded of a request."""
         words = tuple(asked.split())
         self._asked = (*words, *(f"r-{one}" for one in words))
+        # Names of events and jobs; what has neither is spared the search.
+        self._asks_by_id = any("/" in one or "." in one for one in words)
         self._replay = Replay()
         self._is_sound = True
 
@@ -399,7 +401,7 @@ class History:
         record, event, about = happening
         stream, cause, engine = record.stream, record.cause, about.engine
         self.versions[stream] = record.version
-        if self._asked:
+        if self._asks_by_id:
             self._note_asked(happening)
         for model in about.models:
             _shelf(self.models, model).append(happening)

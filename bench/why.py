@@ -44,7 +44,7 @@ def model(number: int) -> Model:
 
 
 def happenings(models: int) -> Iterator[tuple[str, Event]]:
-    """Stream and event: models arrive, then each is loaded and unloaded in turn, for ever."""
+    """Stream and event: models arrive, then each is loaded and unloaded in turn, without end."""
     for number in range(models):
         yield "library", ModelCommitted(job="", model=model(number), seconds=2.0)
     load = 0

@@ -27,6 +27,7 @@ KINDS = {
     "yaml": "a file of another program",
     "text": "a drawing or a list, which nothing can try",
 }
+MODULES = ("actors", "runner", "tests", "bench", "examples")
 MOST = {"not run": 4, "text": 2}
 """Blocks that no test tries. Raise a number only for what really cannot be run."""
 
@@ -104,6 +105,14 @@ def test_what_is_from_a_file_is_in_it(block: Block) -> None:
 
 def _bare(line: str) -> str:
     return line.partition("  # ")[0].strip()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_modules_that_a_page_names_exist(name: str) -> None:
+    named = re.findall(r"`[\w/]*?(\w+\.py)`", Page(name).prose)
+    modules = {path.name for folder in MODULES for path in (ROOT / folder).rglob("*.py")}
+    examples = {"launch_NAME.py", "NAME.py", "TOPIC.py", "FAMILY.py", "__init__.py"}
+    assert set(named) <= modules | examples
 
 
 @pytest.mark.parametrize("name", PAGES)

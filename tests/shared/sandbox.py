@@ -192,6 +192,7 @@ def clone() -> Iterator[Machine]:
         made = Machine(folder, folder / "clone", GREENROOM_HOME=str(folder / "home"))
         # Packages come from where this user's come from.
         made.env["HOME"] = os.environ["HOME"]
+        made.env["PATH"] = f"{made.cwd}/.venv/bin:{os.environ['PATH']}"
         try:
             yield made
         finally:
@@ -247,14 +248,16 @@ def main(arguments: Sequence[str]) -> None:
     model = Path(os.environ.get("GREENROOM_TEST_CACHE") or ROOT / ".venv" / "test-cache")
     (model,) = model.glob("smollm2/*.gguf")
     in_clone = "--clone" in arguments
-    for page in map(Page, [name for name in arguments if name != "--clone"] or PAGES):
-        sessions = [
-            one for one in page.blocks if one.kind == "console" and ("clone" in one.notes) == in_clone
-        ]
-        sessions = [one for one in sessions if "not run" not in one.notes]
-        if sessions:
-            with clone() if in_clone else sandbox(model) as shared:
-                texts = {one: renewed_text(one, printed_by(one, model, shared)) for one in sessions}
+    names = [name for name in arguments if name != "--clone"] or PAGES
+    # The README's sessions set the clone up for those of the other pages.
+    pages = [Page(name) for name in PAGES if name in names or (in_clone and name == "README.md")]
+    with clone() if in_clone else sandbox(model) as shared:
+        for page in pages:
+            texts = {
+                one: renewed_text(one, printed_by(one, model, shared))
+                for one in page.blocks
+                if one.kind == "console" and "not run" not in one.notes and ("clone" in one.notes) == in_clone
+            }
             changed = {one: text for one, text in texts.items() if text != one.text}
             page.replace(changed)
             for one in changed:

@@ -75,6 +75,16 @@ def test_a_time_is_that_of_this_machine(greenroom: Any, far_daemon: Any) -> None
     assert asked == ["/log?problems=True&since=1795338000.0&last=2", "/replay?at=1795338000.000"]
 
 
+def test_the_end_of_a_daemon_that_is_followed_is_told(greenroom: Any, far_daemon: Any) -> None:
+    far_daemon.routes["GET /log?follow=true"] = [json.dumps(EVENT), "", json.dumps(EVENT)]
+
+    done = greenroom("log", "-f")
+
+    assert done.code == 3
+    assert done.out.count("  Hi.\n") == 2
+    assert f"{far_daemon.url} has ended the connection" in done.err
+
+
 def test_what_is_no_archive_is_not_kept(greenroom: Any, far_daemon: Any, tmp_path: Path) -> None:
     far_daemon.routes["GET /bundle"] = "Hello"
 

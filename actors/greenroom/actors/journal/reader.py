@@ -233,7 +233,7 @@ class JournalReader:
         if self._is_lone and tail is None and self._is_strict:
             raise JournalDamaged(
                 f"{self._name} was in use when it was copied, but {self.files.wal.name} was not copied: "
-                f"the events after {last} are missing. Copy both, or copy after the daemon has stopped",
+                f"the events after {last} may be missing. Copy both, or copy after the daemon has stopped",
                 last + 1,
             )
 

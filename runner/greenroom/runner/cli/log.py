@@ -87,7 +87,9 @@ def log_command(
     elsewhere = journal_elsewhere(ctx, journal)
     if elsewhere is not None:
         found = _print(elsewhere.log(chosen, last=last, follow=follow), show, flush=follow)
-        if not found and not follow:
+        if follow:
+            raise elsewhere.has_ended()
+        if not found:
             announce("No event matches.")
         return
     path = journal_path(ctx, journal)

@@ -19,6 +19,7 @@ _WORDS = {
     "download": "pull",
     "du": "df",
     "eject": "stop",
+    "errors": "log --problems",
     "events": "log",
     "explain": "why",
     "fetch": "pull",
@@ -33,6 +34,7 @@ _WORDS = {
     "install": "install-runner",
     "kill": "stop",
     "mem": "memory",
+    "problems": "log --problems",
     "reload": "restart",
     "restart-runner": "restart",
     "rollback": "rollback-runner",
@@ -41,11 +43,13 @@ _WORDS = {
     "settings": "config",
     "start": "serve",
     "stop-runner": "stop",
+    "summary": "log --summary",
     "top": "ps --watch",
     "uninstall": "uninstall-runner",
     "up": "serve",
     "update": "upgrade-runner",
     "upgrade": "upgrade-runner",
+    "what": "log --summary",
 }
 _PROGRAMS = ("docker", "model", "ollama", "lms", "greenroom")
 """Words before a command, as in `docker model run`."""

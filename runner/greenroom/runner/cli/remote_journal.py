@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from greenroom.actors.journal.port import Record
+from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused, DaemonResponse
 from greenroom.runner.cli.connect import Daemon, find, not_running
 from greenroom.runner.cli.exit_codes import Problem
@@ -68,6 +69,14 @@ class RemoteJournal:
         with self._open("/log", query, _NDJSON, timeout=None if follow else _PATIENCE) as answer:
             for fields in answer.objects():
                 yield msgspec.convert(fields, Line)
+
+    def has_ended(self) -> Problem:
+        """Why there is no more news."""
+        return Problem(
+            f"The Greenroom daemon at {self._daemon.url} has ended the connection: it was stopped.",
+            "Once it is running again: greenroom log -f",
+            code=exit_codes.NOT_RUNNING,
+        )
 
     def read(self) -> Iterator[Record]:
         """All events as they were stored when this was first called."""

@@ -84,6 +84,16 @@ _TITLES = {
 }
 
 
+_ENDED = {
+    "whole": "answered",
+    "refused": "refused",
+    "left": "left by the client",
+    "died": "lost with the engine",
+    "cut": "cut off",
+    "cancelled": "cancelled",
+}
+
+
 class Tally(msgspec.Struct, kw_only=True):
     """What happened alike, so many times."""
 
@@ -106,6 +116,8 @@ class Summary(msgspec.Struct, kw_only=True):
     events: int = 0
     requests: int | None = None
     """Requests in the record; null where there is none."""
+    outcomes: dict[str, int] = {}
+    """How many of them ended how: `whole`, `refused`, `left`, `died`, `cut`, `cancelled`."""
     starts: list[Tally] = []
     """Of the daemon."""
     crashes: list[Tally] = []
@@ -137,7 +149,8 @@ class Summary(msgspec.Struct, kw_only=True):
         lasted = format_duration(max(0.0, round(self.until - self.since)))
         what = counted(self.events, "event")
         if self.requests is not None:
-            what += f" and {counted(self.requests, 'request')}"
+            ended = ", ".join(f"{number:,} {_ENDED[how]}" for how, number in self.outcomes.items())
+            what += f" and {counted(self.requests, 'request')}{f' ({ended})' if ended else ''}"
         parts = [f"{what} since {precise(self.since)[:-4]} ({lasted})."]
         for name, title in _TITLES.items():
             entries: list[Tally] = getattr(self, name)
@@ -179,6 +192,8 @@ def summarize(
         found.notices.append(f"The journal is damaged from event {damage.seq} on: {damage}")
     if record is not None:
         endings = record.endings(since, until)
+        for one in endings:
+            found.outcomes[one.outcome] = found.outcomes.get(one.outcome, 0) + one.count
         found.requests = sum(one.count for one in endings)
         found.refusals = [_refused(one) for one in endings if one.outcome == "refused"][:_REFUSALS]
         slowest, found.slow_requests = record.slowest(since, until, SLOW, _SLOWEST)

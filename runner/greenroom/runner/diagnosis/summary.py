@@ -192,8 +192,8 @@ def summarize(
         found.notices.append(f"The journal is damaged from event {damage.seq} on: {damage}")
     if record is not None:
         endings = record.endings(since, until)
-        for one in endings:
-            found.outcomes[one.outcome] = found.outcomes.get(one.outcome, 0) + one.count
+        for ending in endings:
+            found.outcomes[ending.outcome] = found.outcomes.get(ending.outcome, 0) + ending.count
         found.requests = sum(one.count for one in endings)
         found.refusals = [_refused(one) for one in endings if one.outcome == "refused"][:_REFUSALS]
         slowest, found.slow_requests = record.slowest(since, until, SLOW, _SLOWEST)

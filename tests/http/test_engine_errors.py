@@ -22,10 +22,25 @@ VLLM_LONG = (
     '{"object":"error","message":"This model\'s maximum context length is 8192 tokens. However, you requested'
     ' 9031 tokens in the messages. SECRET","type":"BadRequestError","param":null,"code":400}'
 )
+VLLM_NEWER = (
+    '{"error":{"message":"You passed 9031 input tokens and requested 0 output tokens. However, the model\'s'
+    " context length is only 8192 tokens, resulting in a maximum input length of 8192 tokens. Please reduce"
+    ' the length of the input prompt. (parameter=input_tokens, value=9031)","type":"BadRequestError",'
+    '"param":"input_tokens","code":400}}'
+)
+VLLM_ANSWER = VLLM_NEWER.replace("9031", "31").replace(" 0 ", " 8192 ")
+VLLM_ANSWER_OLDER = (
+    "{\"error\":{\"message\":\"'max_tokens' or 'max_completion_tokens' is too large: 8192. This model's"
+    ' maximum context length is 8192 tokens and your request has 31 input tokens (8192 > 8192 - 31).",'
+    '"code":400}}'
+)
 SHARED = '{"error":{"code":500,"message":"Context size has been exceeded.","type":"server_error"}}'
 CASES: list[tuple[int, str, int, str, str | None]] = [
     (400, LLAMA_LONG, 400, "context_length_exceeded", "messages"),
     (400, VLLM_LONG, 400, "context_length_exceeded", "messages"),
+    (400, VLLM_NEWER, 400, "context_length_exceeded", "messages"),
+    (400, VLLM_ANSWER, 400, "context_length_exceeded", "max_tokens"),
+    (400, VLLM_ANSWER_OLDER, 400, "context_length_exceeded", "max_tokens"),
     (500, SHARED, 400, "context_length_exceeded", "messages"),
     (400, '{"error":{"code":400,"message":"Prompt contains invalid tokens"}}',
      400, "invalid_value", "messages"),
@@ -74,7 +89,12 @@ def test_one_mistake_has_one_code_and_our_sentence(
 
 
 def test_the_numbers_of_a_prompt_that_is_too_long_are_kept() -> None:
-    for body in (LLAMA_LONG, VLLM_LONG):
+    answer = engine_error(400, VLLM_ANSWER.encode(), ASKED).refusal
+    assert answer.message.startswith(
+        "The prompt has 31 tokens and max_tokens is 8192: together more than the 8192"
+    )
+    assert engine_error(400, VLLM_ANSWER_OLDER.encode(), ASKED).refusal == answer
+    for body in (LLAMA_LONG, VLLM_LONG, VLLM_NEWER):
         refusal = engine_error(400, body.encode(), ASKED).refusal
         assert refusal.numbers == {"n_prompt_tokens": 9031.0, "n_ctx": 8192.0}
         assert "9031" in refusal.message

@@ -86,6 +86,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--hold-after-tokens", type=int, default=0, metavar="N", help="of one answer")
     parser.add_argument("--until", default="", metavar="FILE", help="as long as this file is not there")
     parser.add_argument("--context", type=int, default=0, help="tokens of an input: its words + 2")
+    parser.add_argument(
+        "--like-vllm", action="store_true", help="say so, and count tokens, as vLLM 0.32 does"
+    )
     parser.add_argument("--echo", action="store_true", help="answer with the words of the last message")
     parser.add_argument("--echo-fields", action="store_true", help="answer with the request's fields too")
     parser.add_argument("--say", action="append", default=[], help="a line for standard error at the start")
@@ -238,7 +241,8 @@ class Engine:
                 await stream(writer, self.options.stream.replace("\\n", "\n"))
                 return
             if self.options.context and path in ("/v1/embeddings", "/tokenize"):
-                await answer(writer, *embedded(path, request, self.options.context))
+                like_vllm = self.options.like_vllm
+                await answer(writer, *embedded(path, request, self.options.context, like_vllm=like_vllm))
                 return
             if path == "/v1/embeddings":
                 vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2, 0.3]}
@@ -341,17 +345,27 @@ class Engine:
         return [f"{word} " for word in text.split()]
 
 
-def embedded(path: str, request: dict[str, Any], context: int) -> tuple[int, Any]:
-    """llama-server's answers about texts whose words are tokens, between 101 and 102."""
+def embedded(path: str, request: dict[str, Any], context: int, *, like_vllm: bool) -> tuple[int, Any]:
+    """llama-server's answers, or vLLM's, about texts whose words are tokens, between 101 and 102."""
 
     def tokens(text: Any) -> list[int]:
         return text if isinstance(text, list) else [101, *(1000 + len(word) for word in text.split()), 102]
 
     if path == "/tokenize":
-        return 200, {"tokens": tokens(request["content"])}
+        if not like_vllm:
+            return 200, {"tokens": tokens(request["content"])}
+        found = tokens(request["prompt"]) if request["add_special_tokens"] else []
+        return 200, {"count": len(found), "max_model_len": context, "tokens": found, "token_strs": None}
     given = request["input"]
     counts = [len(tokens(one)) for one in (given if isinstance(given, list) else [given])]
     if max(counts) > context:
+        if like_vllm:
+            said = (
+                f"You passed {max(counts)} input tokens and requested 0 output tokens. However, the model's "
+                f"context length is only {context} tokens, resulting in a maximum input length of {context} "
+                f"tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=1)"
+            )
+            return 400, {"error": {"code": 400, "message": said, "type": "BadRequestError", "param": "x"}}
         said = f"input ({max(counts)} tokens) is too large to process. (current batch size: {context})"
         return 400, {"error": {"code": 400, "message": said, "type": "server_error"}}
     rows = [{"object": "embedding", "index": at, "embedding": [0.1]} for at in range(len(counts))]

@@ -20,7 +20,7 @@ from greenroom.actors.scheduler.state import OVER_MEMORY
 from greenroom.actors.values import EngineExit
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
-from greenroom.runner.http.engine_requests import RequestTarget, too_long
+from greenroom.runner.http.engine_requests import TOO_LONG, RequestTarget, too_long
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Connection, Lost
@@ -150,9 +150,13 @@ _LENGTHS = re.compile(
     re.IGNORECASE,
 )
 _PROMPT_TOKENS = re.compile(
-    r"(?:request|prompt|input|has|requested) \(?(\d{1,9})[ a-z]* tokens", re.IGNORECASE
+    r"(?:request|prompt|input|has|passed|requested) \(?(\d{1,9})[ a-z]* tokens", re.IGNORECASE
 )
-_CONTEXT = re.compile(r"(?:context (?:size|length)(?: is)?|current batch size:?) \(?(\d{1,9})", re.IGNORECASE)
+_CONTEXT = re.compile(
+    r"(?:context (?:size|length)(?: is)?(?: only)?|current batch size:?) \(?(\d{1,9})", re.IGNORECASE
+)
+_ANSWER_TOKENS = re.compile(r"requested (\d{1,9}) output tokens|is too large: (\d{1,9})\.", re.IGNORECASE)
+"""As vLLM tells of `max_tokens`: what it has room for is the prompt and the answer together."""
 _FIELD = re.compile(
     r"(?:field )?'?\b(temperature|top_p|top_k|min_p|n|max_tokens|max_completion_tokens|n_predict|stop|seed"
     r"|presence_penalty|frequency_penalty|repeat_penalty|logit_bias|logprobs|top_logprobs|stream"
@@ -206,7 +210,19 @@ def _too_long(error: Any, words: str, asked: RequestTarget) -> HttpRefusal:
         found = pattern.search(words)
         return int(found[1]) if found else 0
 
-    return too_long(asked, number("n_prompt_tokens", _PROMPT_TOKENS), number("n_ctx", _CONTEXT))
+    prompt, context = number("n_prompt_tokens", _PROMPT_TOKENS), number("n_ctx", _CONTEXT)
+    if (found := _ANSWER_TOKENS.search(words)) and 0 < prompt < context:
+        answer = int(found[1] or found[2])
+        return HttpRefusal(
+            400,
+            TOO_LONG,
+            f"The prompt has {prompt} tokens and max_tokens is {answer}: together more than the {context} "
+            f'that "{asked.model}" has room for here.',
+            advice=f"Ask for less, or allow more: greenroom configure {asked.model} --context N",
+            numbers={"n_prompt_tokens": float(prompt), "n_ctx": float(context)},
+            param="max_tokens",
+        )
+    return too_long(asked, prompt, context)
 
 
 def _by_status(status: int, words: str, asked: RequestTarget) -> HttpRefusal:

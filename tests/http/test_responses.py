@@ -296,7 +296,7 @@ async def test_a_deleted_response_is_gone_and_nothing_goes_on_from_it(open_serve
     for known in (first, second):
         body = {**HELLO, "previous_response_id": known["id"]}
         status, error = await server.error(server.post("/v1/responses", body))
-        assert (status, error["code"]) == (404, "previous_response_not_found")
+        assert (status, error["code"]) == (400, "previous_response_not_found")
         assert error["param"] == "previous_response_id"
     database = (server.greenroom.home / "responses.db").read_bytes()
     log = server.greenroom.home / "responses.db-wal"

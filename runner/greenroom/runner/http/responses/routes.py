@@ -242,8 +242,9 @@ class Responses:
         try:
             return await self._answered(self._store.conversation(response_id, owner))
         except Unlinked as missing:
+            # 400 as at OpenAI: clients send the whole conversation then.
             code = "previous_response_not_found"
-            raise _not_found(str(missing), code, "previous_response_id") from None
+            raise _not_found(str(missing), code, "previous_response_id", status=400) from None
         except NotYetEnded as running:
             raise HttpRefusal(
                 400,
@@ -307,9 +308,11 @@ def _resolved(items: list[Item], found: Mapping[str, Item]) -> list[Item]:
     return [found[item["id"]] if item["type"] == "item_reference" else item for item in items]
 
 
-def _not_found(name: str, code: str, param: str | None, what: str = "response") -> HttpRefusal:
+def _not_found(
+    name: str, code: str, param: str | None, what: str = "response", *, status: int = 404
+) -> HttpRefusal:
     return HttpRefusal(
-        404,
+        status,
         code,
         f"There is no {what} {escaped(name, 80)} here: it was not stored, was deleted, or has expired.",
         param=param,

@@ -152,6 +152,8 @@ def test_documents_are_ranked_by_a_model_that_is_made_for_it(
     jina = ask("/v1/rerank", query=QUERY, documents=list(SCORES), top_n=2, return_documents=True).json
     assert [one["relevance_score"] for one in jina["results"]] == pytest.approx(best, abs=0.01)
     assert jina["results"][0]["document"] == {"text": max(SCORES, key=lambda one: SCORES[one])}
+    cohere = ask("/v2/rerank", query=QUERY, documents=list(SCORES), top_n=1).json
+    assert cohere["results"] == [{"index": 0, "relevance_score": pytest.approx(best[0], abs=0.01)}]
     scores = ask("/score", text_1=QUERY, text_2=list(SCORES)).json["data"]
     assert [one["score"] for one in scores] == pytest.approx(list(SCORES.values()), abs=0.01)
 
@@ -159,6 +161,7 @@ def test_documents_are_ranked_by_a_model_that_is_made_for_it(
     assert long.status == 200, long.body
     too_long = ask("/rerank", query="cat", documents=["cat " * 600, "dog"])
     assert (too_long.status, too_long.json["error"]["code"]) == (400, "context_length_exceeded")
+    assert too_long.json["error"]["param"] == "documents"
     assert ask("/v1/embeddings", input="x").json["error"]["code"] == "not_an_embedding_model"
     other = daemon.post("/rerank", {"model": str(smollm2_gguf), "query": "x", "documents": ["y"]})
     assert (other.status, other.json["error"]["code"]) == (422, "not_a_reranking_model")

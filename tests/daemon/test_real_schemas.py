@@ -1,4 +1,5 @@
-"""Answers that follow JSON schemas on mlx, in every family, whatever the temperature, and several at once."""
+"""Answers that follow JSON schemas on mlx, in every family, whatever the temperature, and several at once.
+Schemas that are made to harm."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import importlib
 import json
 import shutil
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,10 @@ from typing import Any
 import anthropic
 import ollama
 import openai
+import psutil
 import pytest
+
+from waiting import until
 
 jsonschema_rs: Any = importlib.import_module("jsonschema_rs")
 
@@ -178,3 +184,96 @@ def test_a_template_with_tools_is_kept_to_the_choice_that_was_made(
     none = daemon.post(CHAT, {**cold, "tool_choice": "none"}).json["choices"][0]["message"]
     assert none["content"]
     assert not none.get("tool_calls")
+
+
+def nested(begin: str, end: str, depth: int) -> str:
+    return begin * depth + '{"type": "string"}' + end * depth
+
+
+def of_names(size: int) -> Any:
+    return {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(size)}}
+
+
+REFERENCES = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 3} for n in range(30)}
+HOSTILE: dict[str, Any] = {
+    "lists, ten thousand deep": nested('{"type": "array", "items": ', "}", 10_000),
+    "alternatives, ten thousand deep": nested('{"anyOf": [', "]}", 10_000),
+    "100,000 properties": of_names(100_000),
+    "10,000 properties": of_names(10_000),
+    "100,000 words": {"enum": [f"word {n}" for n in range(100_000)]},
+    "references without an end": {"$ref": "#/$defs/a0", "$defs": {**REFERENCES, "a30": {"type": "null"}}},
+    "more than the most": {"type": "array", "items": {}, "minItems": 5, "maxItems": 4},
+    "a number of 40 digits": {"type": "string", "maxLength": 10**40},
+}
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "mlx"])
+def test_a_hostile_schema_is_refused_soon_in_every_family_and_others_are_answered(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path, engine: str
+) -> None:
+    daemon = make_daemon(furnished).start()
+    daemon.bound = 300.0
+    model = str(smollm2_gguf if engine == "llama.cpp" else smollm2_mlx)
+    assert daemon.chat(model, max_tokens=1).status == 200
+    (row,) = daemon.engines()
+    asked = {"messages": ASK, "max_tokens": 4}
+    families: dict[str, Callable[[Any], Any]] = {
+        CHAT: lambda schema: {**asked, "response_format": by_schema(schema)},
+        "/v1/responses": lambda schema: {
+            "input": "x",
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": schema}},
+        },
+        "/v1/messages": lambda schema: {
+            **asked,
+            "output_config": {"format": {"type": "json_schema", "schema": schema}},
+        },
+        "/api/chat": lambda schema: {"messages": ASK, "format": schema, "options": {"num_predict": 4}},
+    }
+    families[f"{CHAT}?tools"] = lambda schema: {
+        **asked,
+        "tools": [{"type": "function", "function": {"name": "w", "parameters": schema}}],
+        "tool_choice": "required",
+    }
+    for name, schema in HOSTILE.items():
+        for path, fields in families.items():
+            body = json.dumps({"model": model, **fields("SCHEMA")})
+            text = schema if isinstance(schema, str) else json.dumps(schema)
+            status, said = post_text(daemon, path.partition("?")[0], body.replace('"SCHEMA"', text))
+            assert status == 400, (name, path, said[:300])
+            assert "schema" in said or "JSON" in said, (name, path, said[:300])
+        # The engine has not been kept at work, and takes the next request.
+        assert daemon.chat(model, max_tokens=1).status == 200
+    assert [one["pid"] for one in daemon.engines()] == [row["pid"]]
+    assert psutil.Process(row["pid"]).memory_info().rss < 2 * 2**30
+
+
+def post_text(daemon: Any, path: str, body: str) -> tuple[int, str]:
+    request = urllib.request.Request(daemon.url + path, data=body.encode(), method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=daemon.bound) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_an_engine_that_works_on_a_grammar_for_nobody_is_ended_and_the_next_request_is_served(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    daemon.bound = 300.0
+    model = str(smollm2_gguf)
+    assert daemon.chat(model, max_tokens=1).status == 200
+    words = " | ".join(f'"a{n}"' for n in range(20_000))
+    body = json.dumps({"model": model, "messages": ASK, "max_tokens": 50, "grammar": f"root ::= ({words})+"})
+    daemon.bound = 5.0
+    with pytest.raises(TimeoutError):
+        post_text(daemon, CHAT, body)
+    daemon.bound = 300.0
+    until(lambda: daemon.events("engine_stop_requested"), 300)
+    (_, stopped), *_ = daemon.events("engine_stop_requested")
+    assert stopped["fault"]["code"] == "engine_abandoned"
+    assert "for a client that had left" in stopped["fault"]["message"]
+    assert daemon.chat(model, max_tokens=1).status == 200
+    why = daemon.run("why", model).stdout
+    assert "for a client that had left" in " ".join(why.split())

@@ -19,7 +19,7 @@ import pytest
 
 from engine_stage import Stage
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
-from greenroom.runner.backends.base import CommandLine
+from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines import liveness, reachability
 from greenroom.runner.engines.handle import PreparedEngine, batch_of
 from greenroom.runner.engines.liveness import LIMIT, EngineObservations
@@ -141,6 +141,39 @@ def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes(
     assert life.patience(LIMIT) >= 600.0
 
 
+def test_an_engine_at_work_for_nobody_is_counted_from_when_its_last_client_left() -> None:
+    life, cpu, second = EngineObservations(0.0), 0.0, 0
+
+    def after(seconds: int, share: float, told: GateReading) -> float:
+        nonlocal cpu, second
+        found = 0.0
+        for _ in range(seconds):
+            cpu, second = cpu + share, second + 1
+            life.use(cpu, float(second))
+            found = life.at_work_for_nobody(told, float(second))
+        return found
+
+    assert after(10, 1.0, reading(0)) == 0.0, "no client has been there"
+    assert after(10, 0.01, reading(0, left_at=5.0)) == 0.0
+    assert after(50, 1.0, reading(1)) == 0.0, "it has a request"
+    assert after(20, 1.0, reading(0, left_at=70.0)) == 20.0
+    assert life.patience_for_nobody(reading(0), LIMIT) > 20.0
+    assert after(1, 0.01, reading(0, left_at=70.0)) == 0.0, "it has noticed"
+    assert after(5, 1.0, reading(0, left_at=70.0)) == 5.0, "it began again"
+    new = reading(1, left_at=70.0, unanswered_since=95.0)
+    assert after(5, 1.0, new) == 0.0, "it may compute for the new request"
+    blocked = reading(1, left_at=70.0, unanswered_since=60.0)
+    assert after(5, 1.0, blocked) == 15.0, "no one has had a byte since before that client left"
+    life.prove(float(second))
+    assert after(5, 1.0, blocked) == 5.0, "it computes for the new request too"
+    life.excuse(float(second))
+    assert life.at_work_for_nobody(reading(0, left_at=70.0), float(second)) == 0.0
+    slow = EngineObservations(0.0, batch=2048)
+    slow.count(COUNTED, 1.0, since=0.0)
+    assert slow.patience_for_nobody(reading(0), LIMIT) == pytest.approx(40.96), "it notices after a batch"
+    assert slow.patience_for_nobody(reading(1), LIMIT) == pytest.approx(81.92)
+
+
 def test_time_in_which_nothing_was_observed_does_not_count() -> None:
     life = EngineObservations(0.0)
     life.excuse(5000.0)
@@ -219,6 +252,7 @@ class Odd:
 
     def __init__(self, stage: Stage, folder: Path, limit: float) -> None:
         self.stage = stage
+        stage.readiness = Readiness(rests=True)
         self.file = folder / "wish"
         self.gates = GateBoard()
         self.spec = stage.spec()
@@ -390,6 +424,39 @@ def test_an_engine_that_computes_is_left_alone_for_long(odd: Odd) -> None:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
         odd.is_left_alone_for(5.0)
     odd.goes("well")
+
+
+def test_an_engine_that_computes_on_when_its_clients_have_left_is_given_up_soon(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that makes a grammar of a schema without end, however well it answers others."""
+    monkeypatch.setattr(liveness, "AT_WORK_FOR_NOBODY", 3.0)
+    odd.enter()
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(odd.endpoint)
+        client.sendall(b"POST /long HTTP/1.1\r\n\r\n")
+        odd.is_left_alone_for(4.0)
+        odd.gates.leave("r")
+        failure = odd.found_out()
+    assert (failure.code, failure.blame) == ("engine_abandoned", "client")
+    assert "for a client that had left" in failure.message
+
+
+def test_an_engine_that_is_kept_at_work_by_a_client_that_left_is_given_up_though_others_wait(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "AT_WORK_FOR_NOBODY", 3.0)
+    odd.goes("spin")
+    odd.enter("first")
+    odd.enter("second")
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(odd.endpoint)
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
+        odd.is_left_alone_for(4.0)
+        odd.gates.leave("first")
+        assert odd.found_out().code == "engine_abandoned"
 
 
 def test_an_engine_that_computes_a_long_answer_and_answers_others_is_left_alone(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from greenroom.runner.backends.discovery import BACKENDS
 
 VLLM = {"dialect": BACKENDS["vllm"].dialect}
@@ -33,23 +31,18 @@ async def test_an_input_that_is_too_long_is_cut_by_vllms_own_count_or_refused(op
     assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "input")
 
 
-@pytest.mark.parametrize(
-    ("path", "fields", "param"),
-    [
+async def test_what_vllm_would_ignore_is_refused_by_name_before_anything_is_loaded(open_server: Any) -> None:
+    server = await open_server(backend=VLLM)
+    for path, fields, param in (
         ("/v1/completions", {"prompt": "a", "best_of": 2}, "best_of"),
         ("/v1/completions", {"prompt": "a", "best_of": 2, "n": 2, "stream": True}, "best_of"),
         ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
         ("/v1/completions", {"prompt": "a", "grammar": "root ::= [a]"}, "grammar"),
         ("/v1/chat/completions", {**HELLO, "json_schema": {"type": "object"}}, "json_schema"),
-    ],
-)
-async def test_what_vllm_would_ignore_is_refused_by_name_before_anything_is_loaded(
-    open_server: Any, path: str, fields: dict[str, Any], param: str
-) -> None:
-    server = await open_server(backend=VLLM)
-    status, error = await server.error(server.post(path, {"model": "tiny", **fields}))
-    assert (status, error["param"]) == (400, param), error
-    assert error["message"].startswith(f"{param}: fake cannot do this.")
+    ):
+        status, error = await server.error(server.post(path, {"model": "tiny", **fields}))
+        assert (status, error["param"]) == (400, param), error
+        assert error["message"].startswith(f"{param}: fake cannot do this.")
     assert not server.engines()
 
 

@@ -60,7 +60,7 @@ class LastByte:
         self.asked_since = at
         """When the first request entered after the last byte."""
         self.left_at = 0.0
-        """When the last request left the engine empty."""
+        """When a request last left the engine empty, or while no byte had come out since it entered."""
         self.doubted_at = 0.0
         """When the front door last received an invalid answer from it."""
 
@@ -105,7 +105,7 @@ class GateReading(NamedTuple):
     doubted_at: float = 0.0
     """Monotonic second of its last invalid answer; 0 if there was none."""
     left_at: float = 0.0
-    """Monotonic second at which the last request left, by the same clock as these two."""
+    """Monotonic second at which a request last left it empty or without any answer, by the same clock."""
     slots: int = 0
     """Requests it takes at once; 0 means no limit."""
     used: int = 0
@@ -306,6 +306,7 @@ class GateBoard:
             empty, held = not gate.inside, gate.held
             if empty:
                 gate.idle_since = self._monotonic()
+            if empty or gate.last_byte.unanswered_since:
                 gate.last_byte.left_at = self._bytes_clock()
         if held and self.on_freed is not None:
             self.on_freed(engine_id)

@@ -40,7 +40,10 @@ _REFUSALS_REMEMBERED = 256
 FORGIVEN_AFTER = 1800.0
 """Seconds after which an earlier failure no longer counts for a new load."""
 NOT_THE_MODELS_FAULT = frozenset(
-    {"engine_lost", "engine_ended", "daemon_restarted", "engine_halted", "engine_unreachable"}
+    {
+        *("engine_lost", "engine_ended", "daemon_restarted", "engine_halted", "engine_unreachable"),
+        "engine_abandoned",
+    }
 )
 """Failure codes that say nothing about the model: requests that waited for the load get another engine."""
 OVER_MEMORY = "engine_over_memory"

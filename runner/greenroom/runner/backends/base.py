@@ -144,6 +144,8 @@ class Readiness:
     """A status of 200 does not prove readiness: a one-token completion must succeed too."""
     counters: tuple[str, ...] = ()
     """Paths of the engine's own counters, which change with every batch and are constant while it is idle."""
+    rests: bool = False
+    """It uses no processor while it is idle. Some poll: they are not noticed when they compute for nobody."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.values import Loaded
@@ -21,15 +22,35 @@ from greenroom.runner.backends.base import (
 )
 from greenroom.runner.backends.flags import LLAMA_CPP, without, without_sizes
 from greenroom.runner.backends.llama_cpp_builds import LLAMA_CPP_BUILDS
+from greenroom.runner.backends.schema_width import NEXT, PROPERTIES, is_too_wide
 from greenroom.runner.backends.variants import LLAMA_CPP as VARIANTS
 
+_TOO_WIDE = (
+    f"A JSON schema may allow at most {NEXT} things in one place there (values of an enum, alternatives of "
+    "anyOf, optional properties of an object, repetitions in a pattern), and an object at most "
+    f"{PROPERTIES:,} properties."
+)
+
+
+def _schema_of(fields: Mapping[str, Any]) -> Any:
+    form = fields.get("response_format") or {}
+    return (form.get("json_schema") or form).get("schema")
+
+
+def _has_wide_tool(fields: Mapping[str, Any]) -> bool:
+    return any(is_too_wide(tool["function"].get("parameters")) for tool in fields.get("tools") or ())
+
+
 _CANNOT = (
+    Cannot("response_format", lambda fields: is_too_wide(_schema_of(fields)), _TOO_WIDE, "invalid_schema"),
+    Cannot("json_schema", lambda fields: is_too_wide(fields.get("json_schema")), _TOO_WIDE, "invalid_schema"),
+    Cannot("tools", _has_wide_tool, _TOO_WIDE, "invalid_schema"),
     Cannot("id_slot", lambda fields: "id_slot" in fields, "Leave it out: Greenroom chooses the slot."),
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
     Cannot("echo", lambda fields: fields.get("echo")),
     Cannot("suffix", lambda fields: fields.get("suffix")),
 )
-"""What llama.cpp's server ignores."""
+"""What llama.cpp's server ignores, or would not be done with."""
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 """Otherwise a failed assertion prints the stack in a debugger, including clients' text."""
 _BATCH_SECONDS = 2.0
@@ -71,7 +92,9 @@ class LlamaCpp(Backend):
     )
     variants = VARIANTS
     builds = LLAMA_CPP_BUILDS
-    readiness = Readiness(path="/health", loading=frozenset({503}), counters=("/slots", "/metrics"))
+    readiness = Readiness(
+        path="/health", loading=frozenset({503}), counters=("/slots", "/metrics"), rests=True
+    )
     dialect = Dialect(
         cannot=_CANNOT,
         completion_schema="json_schema",

@@ -85,6 +85,7 @@ class Mlx(Backend):
     variants = MLX
     # Its server responds 200 while the model loads, 503 once the load has died, and never exits.
     readiness = Readiness(
+        rests=True,
         path="/health",
         loading=frozenset(),
         dead=frozenset({503}),

@@ -24,7 +24,10 @@ from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.units import format_duration, format_size
 
 _GIVEN_UP = frozenset(
-    {"engine_stalled", "engine_halted", "engine_unreachable", "engine_closed", "engine_garbled"}
+    {
+        *("engine_stalled", "engine_halted", "engine_unreachable", "engine_closed", "engine_garbled"),
+        "engine_abandoned",
+    }
 )
 
 

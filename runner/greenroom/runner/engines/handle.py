@@ -158,6 +158,7 @@ class Handle:
                 "dead": sorted(prepared.readiness.dead),
                 "proof": prepared.readiness.proof,
                 "counters": list(prepared.readiness.counters),
+                "rests": prepared.readiness.rests,
             },
             "batch": batch_of(prepared.command.argv),
             "model_name": prepared.model_name,
@@ -173,6 +174,7 @@ class Handle:
             dead=frozenset(int(status) for status in readiness["dead"]),
             proof=bool(readiness["proof"]),
             counters=tuple(str(path) for path in readiness.get("counters", ())),
+            rests=bool(readiness.get("rests")),
         )
         self.batch = int(about.get("batch", 0))
         self.model_name = str(about["model_name"])

@@ -8,7 +8,10 @@ It must be replaced when
    request, and it used neither processor nor graphics time;
 3. the same, but it used the processor: after several times its longest possible batch. Processor time alone
    does not prove work, and where a graphics processor cannot be measured, missing processor time does not
-   prove idleness.
+   prove idleness;
+4. its last client has left, and it has used a processor without a pause since, for longer than the batch
+   takes after which it should have noticed; no other request is inside, or none has had an answer. Some
+   schemas keep llama.cpp at work for hours.
 
 A batch of minutes is work, an engine under a debugger is left alone, and time without monitoring does not
 count.
@@ -33,6 +36,10 @@ UNKNOWN_BATCH = 120.0
 """Seconds a batch may take while the engine's speed is unknown."""
 DARK_BATCH = 24.0
 """The same for an engine that may compute where it cannot be measured: such processors are fast."""
+AT_WORK_FOR_NOBODY = 30.0
+"""Seconds for which an engine whose speed is unknown may go on computing after its last client has left."""
+_BUSY = 0.1
+"""Of one core; an engine that rests when it is idle uses less, also while it is asked for its health."""
 DEFAULT_BATCH = 2048
 """Tokens llama.cpp computes at once unless its command line says otherwise."""
 
@@ -62,6 +69,8 @@ class EngineObservations:
         self._counters = b""
         self._counted_at = -1.0
         self._quiet_since = 0.0
+        self._busy_since = 0.0
+        """Since when it has used a processor whenever it was looked at; 0 if it did not, the last time."""
         self.due = False
         """It must prove that it works, even without requests."""
 
@@ -69,6 +78,7 @@ class EngineObservations:
         """There was no monitoring for a while: restart all times."""
         self.worked_at = self.proved_at = self.looked_at = now
         self.cpu = -1.0
+        self._busy_since = 0.0
 
     def use(self, cpu: float, now: float) -> None:
         """Record its total processor time. When a process of its group ends, the total falls: that counts
@@ -77,6 +87,10 @@ class EngineObservations:
         used, elapsed = cpu - self.cpu, now - self.looked_at
         if self.cpu < 0 or used < 0 or used > CPU_SHARE * elapsed:
             self.worked_at = now
+        if self.cpu < 0 or used < _BUSY * elapsed:
+            self._busy_since = 0.0
+        elif not self._busy_since:
+            self._busy_since = self.looked_at
         self.cpu, self.looked_at = cpu, now
 
     def read(self, reading: GateReading) -> None:
@@ -125,6 +139,21 @@ class EngineObservations:
         """Seconds without output or activity although there is work."""
         return min(self.quiet_for(reading, now), now - self.worked_at)
 
+    def at_work_for_nobody(self, reading: GateReading, now: float) -> float:
+        """Seconds for which it has computed for a client that has left, without a pause."""
+        if not reading.left_at or not self._busy_since:
+            return 0.0
+        since = max(reading.left_at, self._busy_since)
+        if reading.inside:
+            if not 0 < reading.unanswered_since < reading.left_at:
+                return 0.0
+            since = max(since, self.proved_at)
+        return now - since
+
+    def patience_for_nobody(self, reading: GateReading, limit: float) -> float:
+        """Seconds for which it may do so; twice as long with others inside, for whom it may be computing."""
+        return max(limit, 2 * self._longest_batch(AT_WORK_FOR_NOBODY / 2)) * (2 if reading.inside else 1)
+
     def patience(self, limit: float) -> float:
         """Seconds for which it may be silent while it is at work."""
         return max(limit, BATCHES * self._longest_batch(UNKNOWN_BATCH))
@@ -168,6 +197,16 @@ SOCKET_TAKEN = _failure(
     "transient", "engine_unreachable", "another process listened on its socket", "machine"
 )
 GARBLED = _failure("permanent", "engine_garbled", "its answers were not HTTP", "engine")
+
+
+def abandoned(seconds: float) -> Failure:
+    return _failure(
+        "transient",
+        "engine_abandoned",
+        f"it went on computing for {seconds:.0f}s for a client that had left",
+        "client",
+        advice="Some JSON schemas and grammars keep an engine at work for hours: use simpler ones.",
+    )
 
 
 def stalled(reason: str) -> Failure:

@@ -1,0 +1,89 @@
+"""How many things may come next in an answer that follows a JSON schema.
+
+llama.cpp compares them pair by pair, for each token: with ten thousand it answers no one for minutes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+NEXT = 500
+"""As many may come next: they take llama.cpp about half a second a token."""
+PROPERTIES = 10_000
+"""Properties of one object: with ten times as many, making a grammar takes it minutes."""
+_LEVELS = 50
+"""Of alternatives within alternatives that are added up; each level is looked at by itself too."""
+_ALTERNATIVES = ("anyOf", "oneOf", "allOf")
+_MAYBE = re.compile(r"[?*|{]")
+"""In a pattern: what follows, or comes instead, may come next too."""
+
+
+def is_too_wide(schema: Any) -> bool:
+    """Whether more than `NEXT` things may come next anywhere, or an object has too many properties."""
+    objects = list(_objects_in(schema))
+    if any(len(_mapping(one.get("properties"))) > PROPERTIES for one in objects):
+        return True
+    # Without references a place has no more than there are in all: most schemas are done with here.
+    if sum(map(_named_in, objects)) <= NEXT and not any("$ref" in one for one in objects):
+        return False
+    known: dict[int, int] = {}
+    return any(_width(one, schema, known, _LEVELS) > NEXT for one in objects)
+
+
+def _width(schema: Any, root: Any, known: dict[int, int], levels: int) -> int:
+    """How many things may come next at the beginning of this schema."""
+    if not isinstance(schema, dict) or not levels:
+        return 1
+    if (found := known.get(id(schema))) is not None:
+        return found
+    known[id(schema)] = 1  # references may come back to it
+    alternatives = [one for word in _ALTERNATIVES for one in _list(schema.get(word))]
+    if isinstance(reference := schema.get("$ref"), str):
+        alternatives.append(_referred(reference, root))
+    width = sum(_width(one, root, known, levels - 1) for one in alternatives)
+    properties = _mapping(schema.get("properties"))
+    needed = {one for one in _list(schema.get("required")) if isinstance(one, str) and one in properties}
+    # Properties that are required have one order. After them any of the others may come.
+    width += len(_list(schema.get("enum"))) + len(properties) - len(needed) + _maybe_in(schema)
+    known[id(schema)] = max(1, width)
+    return known[id(schema)]
+
+
+def _maybe_in(schema: Mapping[str, Any]) -> int:
+    pattern = schema.get("pattern")
+    return len(_MAYBE.findall(pattern)) if isinstance(pattern, str) else 0
+
+
+def _named_in(schema: Mapping[str, Any]) -> int:
+    lists = (_list(schema.get(word)) for word in (*_ALTERNATIVES, "enum"))
+    return sum(map(len, lists)) + len(_mapping(schema.get("properties"))) + _maybe_in(schema)
+
+
+def _referred(reference: str, root: Any) -> Any:
+    """What a reference within a schema leads to; None for others."""
+    where, _, path = reference.partition("#")
+    found = None if where else root
+    for name in path.split("/")[1:]:
+        found = _mapping(found).get(name.replace("~1", "/").replace("~0", "~"))
+    return found
+
+
+def _objects_in(schema: Any) -> Iterator[Mapping[str, Any]]:
+    left = [schema]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            left += one.values()
+            yield one
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

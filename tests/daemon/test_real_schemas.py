@@ -240,7 +240,7 @@ def test_a_hostile_schema_is_refused_soon_in_every_family_and_others_are_answere
             text = schema if isinstance(schema, str) else json.dumps(schema)
             status, said = post_text(daemon, path.partition("?")[0], body.replace('"SCHEMA"', text))
             assert status == 400, (name, path, said[:300])
-            assert "schema" in said or "JSON" in said, (name, path, said[:300])
+            assert any(word in said for word in ("schema", "JSON", "format")), (name, path, said[:300])
         # The engine has not been kept at work, and takes the next request.
         assert daemon.chat(model, max_tokens=1).status == 200
     assert [one["pid"] for one in daemon.engines()] == [row["pid"]]
@@ -264,7 +264,7 @@ def test_an_engine_that_works_on_a_grammar_for_nobody_is_ended_and_the_next_requ
     daemon.bound = 300.0
     model = str(smollm2_gguf)
     assert daemon.chat(model, max_tokens=1).status == 200
-    words = " | ".join(f'"a{n}"' for n in range(20_000))
+    words = " | ".join(f'"a{n}"' for n in range(200_000))
     body = json.dumps({"model": model, "messages": ASK, "max_tokens": 50, "grammar": f"root ::= ({words})+"})
     daemon.bound = 5.0
     with pytest.raises(TimeoutError):
@@ -272,8 +272,8 @@ def test_an_engine_that_works_on_a_grammar_for_nobody_is_ended_and_the_next_requ
     daemon.bound = 300.0
     until(lambda: daemon.events("engine_stop_requested"), 300)
     (_, stopped), *_ = daemon.events("engine_stop_requested")
-    assert stopped["fault"]["code"] == "engine_abandoned"
-    assert "for a client that had left" in stopped["fault"]["message"]
+    assert stopped["failure"]["code"] == "engine_abandoned"
+    assert "for a client that had left" in stopped["failure"]["message"]
     assert daemon.chat(model, max_tokens=1).status == 200
     why = daemon.run("why", model).stdout
     assert "for a client that had left" in " ".join(why.split())

@@ -38,7 +38,7 @@ DARK_BATCH = 24.0
 """The same for an engine that may compute where it cannot be measured: such processors are fast."""
 AT_WORK_FOR_NOBODY = 30.0
 """Seconds for which an engine whose speed is unknown may go on computing after its last client has left."""
-_BUSY = 0.1
+_BUSY = 0.05
 """Of one core; an engine that rests when it is idle uses less, also while it is asked for its health."""
 DEFAULT_BATCH = 2048
 """Tokens llama.cpp computes at once unless its command line says otherwise."""

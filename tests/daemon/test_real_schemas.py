@@ -257,7 +257,7 @@ def post_text(daemon: Any, path: str, body: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_an_engine_that_works_on_a_grammar_for_nobody_is_ended_and_the_next_request_is_served(
+def test_an_engine_that_works_on_a_grammar_in_vain_is_ended_and_the_next_request_is_served(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
     daemon = make_daemon(furnished).start()

@@ -141,7 +141,7 @@ def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes(
     assert life.patience(LIMIT) >= 600.0
 
 
-def test_an_engine_at_work_for_nobody_is_counted_from_when_its_last_client_left() -> None:
+def test_an_engine_at_work_in_vain_is_counted_from_when_its_last_client_left() -> None:
     life, cpu, second = EngineObservations(0.0), 0.0, 0
 
     def after(seconds: int, share: float, told: GateReading) -> float:
@@ -150,14 +150,14 @@ def test_an_engine_at_work_for_nobody_is_counted_from_when_its_last_client_left(
         for _ in range(seconds):
             cpu, second = cpu + share, second + 1
             life.use(cpu, float(second))
-            found = life.at_work_for_nobody(told, float(second))
+            found = life.at_work_in_vain(told, float(second))
         return found
 
     assert after(10, 1.0, reading(0)) == 0.0, "no client has been there"
     assert after(10, 0.01, reading(0, left_at=5.0)) == 0.0
     assert after(50, 1.0, reading(1)) == 0.0, "it has a request"
     assert after(20, 1.0, reading(0, left_at=70.0)) == 20.0
-    assert life.patience_for_nobody(reading(0), LIMIT) > 20.0
+    assert life.patience_in_vain(reading(0), LIMIT) > 20.0
     assert after(1, 0.01, reading(0, left_at=70.0)) == 0.0, "it has noticed"
     assert after(5, 1.0, reading(0, left_at=70.0)) == 5.0, "it began again"
     new = reading(1, left_at=70.0, unanswered_since=95.0)
@@ -167,11 +167,11 @@ def test_an_engine_at_work_for_nobody_is_counted_from_when_its_last_client_left(
     life.prove(float(second))
     assert after(5, 1.0, blocked) == 5.0, "it computes for the new request too"
     life.excuse(float(second))
-    assert life.at_work_for_nobody(reading(0, left_at=70.0), float(second)) == 0.0
+    assert life.at_work_in_vain(reading(0, left_at=70.0), float(second)) == 0.0
     slow = EngineObservations(0.0, batch=2048)
     slow.count(COUNTED, 1.0, since=0.0)
-    assert slow.patience_for_nobody(reading(0), LIMIT) == pytest.approx(40.96), "it notices after a batch"
-    assert slow.patience_for_nobody(reading(1), LIMIT) == pytest.approx(81.92)
+    assert slow.patience_in_vain(reading(0), LIMIT) == pytest.approx(40.96), "it notices after a batch"
+    assert slow.patience_in_vain(reading(1), LIMIT) == pytest.approx(81.92)
 
 
 def test_time_in_which_nothing_was_observed_does_not_count() -> None:
@@ -430,7 +430,7 @@ def test_an_engine_that_computes_on_when_its_clients_have_left_is_given_up_soon(
     odd: Odd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one does that makes a grammar of a schema without end, however well it answers others."""
-    monkeypatch.setattr(liveness, "AT_WORK_FOR_NOBODY", 3.0)
+    monkeypatch.setattr(liveness, "AT_WORK_IN_VAIN", 3.0)
     odd.enter()
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -446,7 +446,7 @@ def test_an_engine_that_computes_on_when_its_clients_have_left_is_given_up_soon(
 def test_an_engine_that_is_kept_at_work_by_a_client_that_left_is_given_up_though_others_wait(
     odd: Odd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness, "AT_WORK_FOR_NOBODY", 3.0)
+    monkeypatch.setattr(liveness, "AT_WORK_IN_VAIN", 3.0)
     odd.goes("spin")
     odd.enter("first")
     odd.enter("second")

@@ -145,7 +145,7 @@ class Readiness:
     counters: tuple[str, ...] = ()
     """Paths of the engine's own counters, which change with every batch and are constant while it is idle."""
     rests: bool = False
-    """It uses no processor while it is idle. Some poll: they are not noticed when they compute for nobody."""
+    """It uses no processor while it is idle: one that does although its client has left is replaced."""
 
 
 @dataclass(frozen=True)

@@ -265,8 +265,8 @@ class HealthMonitor:
         self, handle: Handle, watched: Watched, reading: GateReading, pids: Sequence[int], now: float
     ) -> None:
         life = watched.life
-        in_vain = life.at_work_for_nobody(reading, now) if handle.readiness.rests else 0.0
-        if in_vain > life.patience_for_nobody(reading, self._limit) and not processes.traced(pids):
+        in_vain = life.at_work_in_vain(reading, now) if handle.readiness.rests else 0.0
+        if in_vain > life.patience_in_vain(reading, self._limit) and not processes.traced(pids):
             self._give_up(handle, liveness.abandoned(in_vain), HURRY)
             return
         quiet = life.quiet_for(reading, now)

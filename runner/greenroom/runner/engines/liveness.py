@@ -36,7 +36,7 @@ UNKNOWN_BATCH = 120.0
 """Seconds a batch may take while the engine's speed is unknown."""
 DARK_BATCH = 24.0
 """The same for an engine that may compute where it cannot be measured: such processors are fast."""
-AT_WORK_FOR_NOBODY = 30.0
+AT_WORK_IN_VAIN = 30.0
 """Seconds for which an engine whose speed is unknown may go on computing after its last client has left."""
 _BUSY = 0.05
 """Of one core; an engine that rests when it is idle uses less, also while it is asked for its health."""
@@ -139,7 +139,7 @@ class EngineObservations:
         """Seconds without output or activity although there is work."""
         return min(self.quiet_for(reading, now), now - self.worked_at)
 
-    def at_work_for_nobody(self, reading: GateReading, now: float) -> float:
+    def at_work_in_vain(self, reading: GateReading, now: float) -> float:
         """Seconds for which it has computed for a client that has left, without a pause."""
         if not reading.left_at or not self._busy_since:
             return 0.0
@@ -150,9 +150,9 @@ class EngineObservations:
             since = max(since, self.proved_at)
         return now - since
 
-    def patience_for_nobody(self, reading: GateReading, limit: float) -> float:
-        """Seconds for which it may do so; twice as long with others inside, for whom it may be computing."""
-        return max(limit, 2 * self._longest_batch(AT_WORK_FOR_NOBODY / 2)) * (2 if reading.inside else 1)
+    def patience_in_vain(self, reading: GateReading, limit: float) -> float:
+        """Seconds for which it may do so; twice as long with others inside: it may compute for them."""
+        return max(limit, 2 * self._longest_batch(AT_WORK_IN_VAIN / 2)) * (2 if reading.inside else 1)
 
     def patience(self, limit: float) -> float:
         """Seconds for which it may be silent while it is at work."""

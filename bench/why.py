@@ -8,6 +8,7 @@ The journal holds loads and unloads of some models. Seconds are of the processor
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -126,8 +127,10 @@ def main() -> None:
                     pass
 
         def why(name: str) -> None:
+            gc.disable()  # as the command does
             with JournalReader(path) as reader:
                 explain(reader.read(), name, BEGAN + options.events)
+            gc.enable()
 
         bare = median(options.repeat, read)
         found = {

@@ -158,11 +158,14 @@ def test_what_a_model_recovered_from_is_no_trouble(script: Any) -> None:
 
 def test_the_queue_is_told_in_order(script: Any) -> None:
     second = entry(request_id="r-0a1b2c3d-8", place=2, message="waiting for memory, behind smollm2")
-    found = script.why("queue", live=live(queue=(entry(), second)))
+    script.model("poet")
+    poet = script.load("poet")
+    found = script.why("queue", live=live(account(poet), queue=(entry(), second)))
 
     assert (found.state, found.cause) == ("waiting", "waiting_for_memory")
     assert found.answer.startswith("2 requests wait. Request r-0a1b2c3d-7 to smollm2")
-    assert "is number 2 in the queue after 7s: waiting for memory, behind smollm2." in found.also[0]
+    assert "is number 2 in the queue after 7s: waiting for memory, behind smollm2." in found.also[1]
+    assert found.also[0] == "poet holds 444 MB."
     assert script.why("queue", live=live()).answer == "No request waits."
 
 
@@ -213,12 +216,14 @@ def test_requests_are_counted_by_their_end_and_their_reason(script: Any) -> None
 # what only a running daemon knows
 
 
-def test_a_model_that_waits_is_queued_whatever_happened_before(script: Any) -> None:
+@pytest.mark.parametrize("name", ["docker.io/ai/smollm2:latest", "smollm2", "ai/smollm2"])
+def test_a_model_that_waits_is_queued_whatever_happened_before(script: Any, name: str) -> None:
     script.refuse("smollm2", "does_not_fit", "smollm2 needs 9 GB.")
     script.model("poet")
     poet = script.load("poet")
 
-    found = script.why("smollm2", live=live(account(poet), queue=(entry(),), requests=(inside(poet, 3),)))
+    now = live(account(poet), queue=(entry(model_ref=name),), requests=(inside(poet, 3),))
+    found = script.why("smollm2", live=now)
 
     assert (found.state, found.cause) == ("queued", "waiting_for_memory")
     assert found.answer == (

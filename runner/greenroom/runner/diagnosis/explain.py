@@ -92,7 +92,7 @@ def answer(
         case "requests" | "client":
             found = why_requests(rows(), now, meaning.id)
         case "queue":
-            found = why_queue(live)
+            found = why_queue(history, live)
         case "memory":
             found = why_memory(history, live)
         case "event":

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from greenroom.actors.progress import install_job, pull_job
+from greenroom.actors.scheduler.messages import QueueEntry
 from greenroom.runner.diagnosis.explanation import Explanation, counted, full_stop
 from greenroom.runner.diagnosis.history import History
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.names import Meaning, shown_model
-from greenroom.runner.diagnosis.why_memory import place_of
+from greenroom.runner.diagnosis.why_memory import holders, place_of
+from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.record.row import Row
-from greenroom.runner.units import format_duration, format_size
+from greenroom.runner.units import format_duration
 
 _NAMED = 4
 """Requests inside an engine that are named."""
@@ -51,7 +53,7 @@ def add_live(found: Explanation, meaning: Meaning, history: History, live: Live)
         case "request":
             entry = next((one for one in live.queue if one.request_id == meaning.id), None)
             if entry is not None:
-                told = [place_of(entry, live), *_holders(history, live)]
+                told = [place_of(entry, live), *holders(history, live)]
                 found.numbers["place"] = float(entry.place)
             row = next((one for one in live.requests if one.id == meaning.id), None)
             if row is not None and row.engine:
@@ -70,9 +72,7 @@ def _tell_waiting(
 ) -> None:
     """A model that requests wait for, while it is not loaded: that is its state, whatever happened before."""
     waiting = [
-        one
-        for one in live.queue
-        if one.model_ref in references or history.subjects.names.get(one.model_ref) == model_id
+        one for one in live.queue if one.model_ref in references or _asked_for(one, history) == model_id
     ]
     if not waiting:
         return
@@ -85,17 +85,16 @@ def _tell_waiting(
     before = full_stop(found.answer)
     found.state, found.cause = "queued", first.phase or "waiting"
     found.answer = f"{shown_model(model_id, history)} is not loaded yet. {place_of(first, live)}"
-    found.also = (*_holders(history, live), f"Before that: {before}", *found.also)
+    found.also = (*holders(history, live), f"Before that: {before}", *found.also)
 
 
-def _holders(history: History, live: Live) -> Iterator[str]:
-    """Who holds the memory meanwhile."""
-    ledger = live.ledger
-    for one in ledger.engines if ledger is not None else ():
-        name = shown_model(history.subjects.engine(one.engine_id)[0], history) or f"Engine {one.engine_id}"
-        inside = [row.id for row in live.inside(one.engine_id)]
-        busy = f" and answers {', '.join(inside[:_NAMED])}" if inside else ""
-        yield f"{name} holds {format_size(one.reserved)}{busy}."
+def _asked_for(entry: QueueEntry, history: History) -> str:
+    """The id of the model that a waiting request named, however it did."""
+    try:
+        model = find_model(entry.model_ref, history.library.models.values())
+    except (BadReference, AmbiguousName):
+        model = None
+    return model.id if model is not None else history.subjects.names.get(entry.model_ref, "")
 
 
 def _inside(found: Explanation, engine_id: str, live: Live, asking: str = "") -> Iterator[str]:

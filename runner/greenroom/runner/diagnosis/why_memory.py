@@ -15,10 +15,12 @@ from greenroom.runner.units import format_duration, format_size
 
 _SHOWN = 8
 """Requests of the queue."""
+_NAMED = 4
+"""Requests inside an engine that are named."""
 _PS = Remedy(aim="To see engines and queue", command="greenroom ps")
 
 
-def why_queue(live: Live | None) -> Explanation:
+def why_queue(history: History, live: Live | None) -> Explanation:
     """Each request's place, and what it waits for."""
     if live is None or live.ledger is None:
         advice = (live.advice,) if live is not None and live.advice else ()
@@ -37,7 +39,7 @@ def why_queue(live: Live | None) -> Explanation:
         cause=first.phase or "waiting",
         answer=f"{len(queue)} {verb}. {place_of(first, live)}",
         numbers=numbers | {"waited": round(first.waited, 3), "left": round(first.left, 3)},
-        also=tuple(place_of(one, live) for one in queue[1:_SHOWN]),
+        also=(*holders(history, live), *(place_of(one, live) for one in queue[1:_SHOWN])),
         remedies=(Remedy(aim="About the first", command=f"greenroom why {first.request_id}"), _PS),
     )
 
@@ -53,6 +55,18 @@ def place_of(entry: QueueEntry, live: Live) -> str:
         f"Request {entry.request_id} to {short(entry.model_ref)}{caller} is {nth} after "
         f"{format_duration(round(entry.waited))}: {waits}{after}"
     )
+
+
+def holders(history: History, live: Live) -> Iterator[str]:
+    """Who holds the memory for which requests wait."""
+    ledger = live.ledger
+    if ledger is None or not any(one.phase == "waiting_for_memory" for one in live.queue):
+        return
+    for one in ledger.engines:
+        name = shown_model(history.subjects.engine(one.engine_id)[0], history) or f"Engine {one.engine_id}"
+        inside = [row.id for row in live.inside(one.engine_id)]
+        busy = f" and answers {', '.join(inside[:_NAMED])}" if inside else ""
+        yield f"{name} holds {format_size(one.reserved)}{busy}."
 
 
 def why_memory(history: History, live: Live | None) -> Explanation:

@@ -102,7 +102,8 @@ async def walk(journey: str, trace: Trace, home: Path) -> None:
     from greenroom.runner.http.app import front_door
     from greenroom.runner.testing import tiny_gguf
 
-    settings = Settings(home=home, install_policy="auto")
+    # What a client receives while it waits is not on the way, and only a slow machine sends it.
+    settings = Settings(home=home, install_policy="auto", progress_after=600.0)
     greenroom = Greenroom(settings, backends={"toy": toy.toy_backend(home.parent)})
     await asyncio.to_thread(greenroom.start)
     runner = ServerRunner(front_door(greenroom), access_log=None)

@@ -188,7 +188,7 @@ async def test_a_configuration_that_is_invalid_is_refused_with_a_sentence(open_s
         status, text = await configured(server, **body)
         assert status == 400, body
         assert said in text
-    assert not server.context.configs()
+    assert not server.greenroom.configs()
 
 
 @pytest.mark.parametrize(
@@ -272,12 +272,12 @@ async def test_a_context_that_never_fits_is_refused_with_the_largest_that_does(
     server = await open_server(memory_budget=100 * 2**20)
     (model,) = server.greenroom.models()
     hungry = msgspec.structs.replace(model, kv_bytes_per_token=2**20)
-    monkeypatch.setattr(server.greenroom, "find_model", lambda _: hungry)
+    monkeypatch.setattr(server.greenroom, "model", lambda _: hungry)
     body = {"model": "tiny", "context-size": 10_000}
     status, error = await server.error(server.post("/engines/_configure", body, headers=JSON))
     assert (status, error["code"], error["param"]) == (507, "does_not_fit", "context-size")
     assert "The largest that fits is" in error["message"]
-    assert not server.context.configs()
+    assert not server.greenroom.configs()
 
 
 async def test_a_configuration_is_shown_where_models_are_listed(open_server: Any) -> None:
@@ -304,4 +304,4 @@ async def test_a_removed_model_takes_its_configuration_along(open_server: Any, s
     (model,) = server.greenroom.models()
     async with server.session.delete(f"{server.base}/models/{model.id}?force=true") as response:
         assert response.status == 200
-    await until_async(lambda: not server.context.configs())
+    await until_async(lambda: not server.greenroom.configs())

@@ -51,7 +51,7 @@ async def shown(server: Any, model: str) -> Any:
 
 
 def named(server: Any, name: str) -> Any:
-    return server.context.model(name)
+    return server.greenroom.model(name)
 
 
 async def layers_of(server: Any, model: Any) -> Any:

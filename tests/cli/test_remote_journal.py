@@ -9,7 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+
+from greenroom.actors.daemon_log import DaemonStarted
+from greenroom.actors.journal.port import Entry
+from greenroom.actors.journal.sqlite import SqliteJournal
 
 COMMANDS = (
     ["log"],
@@ -83,6 +88,37 @@ def test_the_end_of_a_daemon_that_is_followed_is_told(greenroom: Any, far_daemon
     assert done.code == 3
     assert done.out.count("  Hi.\n") == 2
     assert f"{far_daemon.url} has ended the connection" in done.err
+
+
+def test_the_journal_of_our_own_daemon_is_read_as_a_file_whether_or_not_it_runs(
+    greenroom: Any, our_daemon: Any, home: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = SqliteJournal(home / "journal.db")
+    address = f"http://127.0.0.1:{unused_port}"
+    started = DaemonStarted(pid=1, version="1", platform="Linux", address=address)
+    data, tag = msgspec.json.encode(started).decode(), DaemonStarted.TAG
+    journal.append([Entry(stream="daemon", version=1, type=tag, schema=1, cause="", data=data, at=1.0)])
+    journal.close()
+
+    # It proves that it is ours; then nothing answers where our last daemon listened.
+    for url in (our_daemon.url, address, f"http://localhost:{unused_port}/"):
+        monkeypatch.setenv("GREENROOM_HOST", url)
+        done = greenroom("log", "--json")
+        assert (done.code, json.loads(done.out)["id"]) == (0, "daemon/1"), url
+    assert {one.path for one in our_daemon.seen} == {"/livez"}
+    monkeypatch.setenv("GREENROOM_HOST", "http://127.0.0.1:1")
+    assert greenroom("log").code == 3
+
+
+def test_logs_are_those_of_the_daemon_that_is_named(greenroom: Any, far_daemon: Any, home: Path) -> None:
+    (home / "daemon.log").write_text("of this machine\n")
+    far_daemon.routes["GET /logs?no-engines=true&tail=2"] = ["one", "two"]
+    far_daemon.routes["GET /logs?no-engines=true&tail=all&follow=true"] = ["one", "two", "three"]
+
+    assert greenroom("logs", "-n", "2").out == "one\ntwo\n"
+    assert greenroom("logs", "-f").out == "one\ntwo\nthree\n"
+    done = greenroom("logs", "1a22c2dbc49-1")
+    assert (done.code, "On the daemon's machine: greenroom logs 1a22c2dbc49-1" in done.err) == (1, True)
 
 
 def test_what_is_no_archive_is_not_kept(greenroom: Any, far_daemon: Any, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Conforming(DaemonProcess):
         # These would end the daemon, and remove what is asked for.
         argv += ["--exclude-path", "/daemon/stop", "--exclude-path", "/models/purge"]
         # What is followed has no end.
-        for followed in ("/logs", "/requests", "/engines/requests"):
+        for followed in ("/logs", "/log", "/requests", "/engines/requests"):
             argv += ["--exclude-path", followed]
         argv += ["--suppress-health-check", "all", "--max-failures", "5", *options]
         env = os.environ | {

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import click
 
@@ -337,11 +337,36 @@ def logs_command(ctx: click.Context, engine: str | None, follow: bool, lines: in
     If several engines match, the latest is shown. For events as sentences, see: greenroom log.
     """
     settings = settings_of(ctx)
+    if settings.host and (elsewhere := _daemon_elsewhere(settings)) is not None:
+        _print_logs_of(elsewhere.client(), engine, lines, follow=follow)
+        return
     files = _engine_files(settings, engine) if engine else _daemon_files(settings)
     _print("".join(file.read_text("utf-8", "replace") for file in files if file.exists()), lines)
     if follow:
         for text in _follow(files[-1] if not engine else _growing(files)):
             sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def _daemon_elsewhere(settings: Settings) -> Daemon | None:
+    from greenroom.runner.cli.remote_journal import daemon_elsewhere
+
+    return daemon_elsewhere(settings)
+
+
+def _print_logs_of(client: Client, engine: str | None, lines: int | None, *, follow: bool) -> None:
+    """The log of the daemon that GREENROOM_HOST names."""
+    if engine:
+        raise Problem(
+            "The logs of engines are not sent over the network: they may quote clients.",
+            f"On the daemon's machine: greenroom logs {engine}",
+        )
+    query = {"no-engines": "true", "tail": "all" if lines is None else lines}
+    query |= {"follow": "true"} if follow else {}
+    path = f"/logs?{urlencode(query)}"
+    with client.open("GET", path, accept="text/plain, application/json") as answer:
+        for line in answer.lines():
+            click.echo(line)
             sys.stdout.flush()
 
 

@@ -8,17 +8,18 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import click
 import msgspec
 
-from greenroom.actors.journal.port import Record
+from greenroom.actors.journal.port import JournalError, Record
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused, DaemonResponse
-from greenroom.runner.cli.connect import Daemon, find, not_running
+from greenroom.runner.cli.connect import Daemon, find, is_on_this_machine, not_running
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.config import Settings
 
 if TYPE_CHECKING:
     from greenroom.runner.diagnosis.event_log import EventQuery, Line
@@ -39,14 +40,51 @@ _GZIP = "application/gzip"
 
 
 def journal_elsewhere(ctx: click.Context, journal: Path | None) -> RemoteJournal | None:
-    """The journal of the daemon that the settings name; None where a file is meant. Raises Problem."""
+    """The journal of the daemon that GREENROOM_HOST names.
+
+    None where a file is meant, or where that daemon's journal is the one in this data directory. Raises
+    Problem when no daemon answers.
+    """
     settings = settings_of(ctx)
     if journal is not None or not settings.host:
         return None
-    daemon = find(settings)
+    daemon = daemon_elsewhere(settings)
+    return RemoteJournal(daemon) if daemon is not None else None
+
+
+def daemon_elsewhere(settings: Settings) -> Daemon | None:
+    """The daemon at `host`; None if it is that of this data directory, whether or not it runs."""
+    try:
+        daemon = find(settings)
+    except Problem:
+        if _listened_there(settings):
+            return None
+        raise
     if daemon is None:
+        if _listened_there(settings):
+            return None
         raise not_running(settings)
-    return RemoteJournal(daemon)
+    return None if daemon.secret else daemon
+
+
+def _listened_there(settings: Settings) -> bool:
+    """Whether the last daemon of this data directory listened at `host`, as its journal says."""
+    from greenroom.actors.daemon_log import DAEMON, DaemonStarted
+    from greenroom.actors.journal.reader import JournalReader
+
+    if not is_on_this_machine(settings.host):
+        return False
+    try:
+        with JournalReader(settings.home / "journal.db", strict=False) as reader:
+            starts = [
+                json.loads(record.data)
+                for record in reader.read_stream(str(DAEMON), head=0)
+                if record.type == DaemonStarted.TAG
+            ]
+    except (OSError, ValueError, JournalError):
+        return False
+    address = str(starts[-1].get("address", "")) if starts else ""
+    return is_on_this_machine(address) and urlsplit(address).port == urlsplit(settings.host).port
 
 
 class RemoteJournal:

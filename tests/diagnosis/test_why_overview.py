@@ -274,7 +274,7 @@ def test_bytes_so_far_are_told_of_pulls_and_installations(script: Any) -> None:
 def test_a_request_tells_its_place(script: Any) -> None:
     row = inside("", 7, seconds=7.0)
     found = script.why(REQUEST, recorded={REQUEST: row}.get, live=live(queue=(entry(),), requests=(row,)))
-    assert found.also[0].startswith(
+    assert found.answer.startswith(
         f"Request {REQUEST} to smollm2 from curl (process 4711) is number 1 in the queue"
     )
     assert found.numbers["place"] == 1.0

@@ -41,9 +41,9 @@ def test_why_says_that_pinned_models_leave_no_room_for_a_model(script: Any) -> N
 
     assert (found.state, found.cause) == ("refused", "no_room")
     assert found.numbers == {"needed": 3.0, "budget": 8.0, "pinned": 6.0}
-    assert found.also == ("gemma3 holds 6.00 GB and is pinned: a request asked for it.",)
+    assert found.also == ("gemma3 holds 6.00 GB and is pinned: request r-0a1b2c3d-1 asked for it.",)
     assert commands(found)[0] == "greenroom ps"
-    assert "It is pinned: a request asked for it." in script.why("gemma3").also
+    assert "It is pinned: request r-0a1b2c3d-1 asked for it." in script.why("gemma3").also
 
 
 ABSENT = 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'

@@ -123,7 +123,7 @@ def test_a_command_tells_what_it_changed_and_the_model_tells_the_command(script:
     found = why(script, one)
     assert (found.state, found.cause) == ("served", "whole")
     assert "POST /engines/unload, from curl (process 4711)) was carried out at" in found.answer
-    assert found.answer.endswith(f" It unloaded smollm2 (engine {engine}).")
+    assert found.answer.endswith(" It unloaded smollm2.")
     told = why(script, one, "smollm2").answer
     assert told.endswith(f"by request {NAME} (POST /engines/unload, from curl (process 4711)).")
     assert script.why("smollm2").answer.endswith(f"by request {NAME}."), "without the record of requests"

@@ -11,6 +11,7 @@ Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_
 `GREENROOM_TEST_VARIANTS` the backend of `--toy` is installed without being asked for, and has a variant for
 NVIDIA's cards.
 
+With `GREENROOM_TEST_BESIDE` the backend of `--toy` can be installed beside the other one.
 `GREENROOM_TEST_COOL_DOWN=SECONDS` is how long a breaker stays open first.
 `GREENROOM_TEST_STEADY=SECONDS` is how long a device must have had room before a model is moved there.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
@@ -133,6 +134,8 @@ def main() -> None:
         backends = {"toy": toy}
     else:
         settings = settings.changed("test", backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+    if "GREENROOM_TEST_BESIDE" in os.environ:
+        backends["toy"] = toy_backend(given.home.parent, *flags)
     journal: Journal | None = None
     if kill := os.environ.get("GREENROOM_TEST_KILL"):
         given.home.mkdir(exist_ok=True)

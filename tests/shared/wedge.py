@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,10 +139,10 @@ class Daemon(DaemonProcess):
                 pass
             yield answer
 
-    async def add(self, *names: str, **config: Any) -> None:
-        """Have models here, configured so; `flags` are the fake engine's."""
+    async def add(self, *names: str, numbers: Mapping[str, int] | None = None, **config: Any) -> None:
+        """Have models here, configured so; `flags` are the fake engine's, `numbers` stand in their files."""
         for name in names:
-            file = tiny_gguf(self.home.parent / f"{name}.gguf", name)
+            file = tiny_gguf(self.home.parent / f"{name}.gguf", name, numbers)
             pulled = await self.post("/models/create", {"from": f"file:{file}"})
             assert pulled.status == 200, pulled.body
             tagged = await self.post(f"/models/file:{file}/tag?repo={name}&tag=latest", {})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from greenroom.actors.values import Mode, ModelFormat
@@ -78,15 +78,19 @@ def fake_backend(
     return FakeBackend()
 
 
-def tiny_gguf(path: Path, name: str = "tiny") -> Path:
-    """Write a complete GGUF file with one tensor of four numbers, and return its path."""
+def tiny_gguf(path: Path, name: str = "tiny", numbers: Mapping[str, int] | None = None) -> Path:
+    """Write a complete GGUF file with one tensor of four numbers, and return its path.
+
+    `numbers`: further keys of its head, such as `llama.context_length`.
+    """
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
 
     keys = text("general.architecture") + struct.pack("<I", 8) + text("llama")
     keys += text("general.name") + struct.pack("<I", 8) + text(name)
+    keys += b"".join(text(key) + struct.pack("<II", 4, number) for key, number in (numbers or {}).items())
     tensor = text("weights") + struct.pack("<IQIQ", 1, 4, 0, 0)
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + tensor
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2 + len(numbers or {})) + keys + tensor
     path.write_bytes(head + b"\0" * (-len(head) % 32) + struct.pack("<4f", 1, 2, 3, 4) + b"\0" * 16)
     return path

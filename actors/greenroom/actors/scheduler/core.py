@@ -197,12 +197,13 @@ class Scheduler(SingleStream[SchedulerState]):
             policy=ask.policy or self._policy,
             since=now.monotonic,
             caller=ask.caller,
+            on_behalf=ask.on_behalf,
             slots=ask.slots,
             context_size=ask.context_size,
         )
         if ask.keep_alive is not None:
             key = config_key(ask.model_id, ask.mode)
-            volatile = _kept(volatile, key, ask.keep_alive, ask.request_id)
+            volatile = _kept(volatile, key, ask.keep_alive, ask.on_behalf or ask.request_id)
         volatile = msgspec.structs.replace(volatile, queue=(*volatile.queue, waiting))
         return Decision(reply=Later(ask.request_id), volatile=volatile)
 

@@ -88,7 +88,7 @@ def make_room(turn: TurnContext, room: Room, waiting: Waiting) -> None:
             free=need.account.free,
             device=need.device,
         )
-        turn.record(evicted, cause=waiting.request_id)
+        turn.record(evicted, cause=waiting.asked_by)
 
 
 def room_for(turn: TurnContext, places: Sequence[Placement]) -> Room | None:

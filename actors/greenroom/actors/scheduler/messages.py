@@ -56,6 +56,8 @@ class Serve(SchedulerCommand[Granted], frozen=True, kw_only=True):
     """Tokens that it may fill at least, whatever is configured; 0 leaves that to the configuration."""
     held: bool = False
     """The caller leaves the gate itself, so the slot does not end with its `Granted`."""
+    on_behalf: Id = ""
+    """The client's request, if this is a further attempt at it under an id of its own."""
 
     def withdrawn(self) -> Abandon:
         return Abandon(request_id=self.request_id)

@@ -172,7 +172,7 @@ class QueueStep:
                 return
             for engine in serving:
                 ended = eviction(engine, volatile, turn.now, "larger_context")
-                turn.record(ended, cause=waiting.request_id)
+                turn.record(ended, cause=waiting.asked_by)
             return
         load = next((one for one in turn.state.loads.values() if fits(one.spec, waiting)), None)  # c
         if load is not None:
@@ -290,7 +290,7 @@ class QueueStep:
                     token=token,
                     caller=waiting.caller,
                 )
-                turn.effects.append(Tell(command=ensure, cause=waiting.request_id))
+                turn.effects.append(Tell(command=ensure, cause=waiting.asked_by))
                 wish = Wish(token=token, sent_at=now)
                 turn.update(wishes={**turn.volatile.wishes, backend: wish})
             if waiting.token != wish.token:
@@ -437,7 +437,7 @@ class QueueStep:
             caller=waiting.caller,
             placed=place.reason,
         )
-        turn.record(chosen, admitted, cause=waiting.request_id)
+        turn.record(chosen, admitted, cause=waiting.asked_by)
         turn.update(
             begun={**turn.volatile.begun, spec.engine_id: turn.now.monotonic},
             refused={k: v for k, v in turn.volatile.refused.items() if k != key},
@@ -531,7 +531,7 @@ class QueueStep:
                 caller=waiting.caller,
                 binding=waiting.backend,
             )
-            turn.record(refused, cause=waiting.request_id)
+            turn.record(refused, cause=waiting.asked_by)
 
 
 def _context_of(spec: EngineSpec, model: Model | None) -> int:

@@ -154,6 +154,8 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     """Monotonic."""
     caller: Caller = Caller()
+    on_behalf: str = ""
+    """The client's request, if this is a further attempt at it."""
     slots: int = 1
     """Slots it needs."""
     context_size: int = 0
@@ -181,6 +183,11 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     def is_preload(self) -> bool:
         """No client waits for it: Greenroom itself has the model loaded."""
         return self.caller.kind == "greenroom"
+
+    @property
+    def asked_by(self) -> str:
+        """The request that what is done for it is caused by."""
+        return self.on_behalf or self.request_id
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,9 +58,9 @@ def told_under(tag: str, history: History, now: float) -> str:
         return f"{name} has been no name of a model {taken}; what it meant is still here as {still}."
     if not before.model_id or before.model_id == last.model_id:
         return ""
-    by = f" ({who})" if who else ""
+    moved = f", when {who} moved the name," if who else ""
     return (
-        f"Since {at} {name} has meant model {_short(last.model_id)}{by}; before, it meant "
+        f"Since {at}{moved} {name} has meant model {_short(last.model_id)}; before, it meant "
         f"{_short(before.model_id)}."
     )
 

@@ -53,7 +53,8 @@ def add_live(found: Explanation, meaning: Meaning, history: History, live: Live)
         case "request":
             entry = next((one for one in live.queue if one.request_id == meaning.id), None)
             if entry is not None:
-                told = [place_of(entry, live), *holders(history, live)]
+                found.answer = place_of(entry, live)
+                told = list(holders(history, live))
                 found.numbers["place"] = float(entry.place)
             row = next((one for one in live.requests if one.id == meaning.id), None)
             if row is not None and row.engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
+from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadAdmitted
 from greenroom.actors.scheduler.state import BreakerState, LoadState, Quarantine, breaker_key, config_key
 from greenroom.runner.diagnosis.engine_history import EngineHistory, engines_in
 from greenroom.runner.diagnosis.explanation import Explanation
@@ -70,7 +70,13 @@ class ModelHistory:
         """Why a load is pinned; empty when it is not."""
         config = self.history.scheduler.configs.get(config_key(load.spec.model_id, load.spec.mode))
         if load.kept:
-            return "a request asked for it"
+            wishes = [
+                one
+                for one, wish in of_type(self.history.events_of(load.spec.model_id), KeepAliveWished)
+                if wish.engine_id == load.spec.engine_id and wish.keep_alive < 0
+            ]
+            who = self.history.who(wishes[-1].record.cause) if wishes else ""
+            return f"{who or 'a request'} asked for it"
         pinned = config is not None and config.keep_alive is not None and config.keep_alive < 0
         return "its keep-alive is forever" if pinned else ""
 

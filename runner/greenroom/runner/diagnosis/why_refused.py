@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from greenroom.actors.scheduler.events import LoadRefused
+from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.diagnosis import stop_reasons
 from greenroom.runner.diagnosis.configured import last_change
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, full_stop, tool_output
@@ -56,7 +57,7 @@ def _tell_size(found: Explanation, model: ModelHistory, refused: LoadRefused, ha
         return
     needed, budget, context = (found.numbers.get(one, 0) for one in ("needed", "budget", "context_size"))
     stored = model.history.library.models.get(model.id)
-    own = (stored.context_size or stored.context_length) if stored is not None else 0
+    own = context_reckoned(stored.context_size, stored.context_length) if stored is not None else 0
     if now_set is None or now_set.event.context_size is None or context != now_set.event.context_size:
         return
     is_own = f" Its own context is {own} tokens." if own and own < context else ""

@@ -29,7 +29,14 @@ from greenroom.runner.diagnosis import stop_reasons
 from greenroom.runner.diagnosis.aliases import tag_change
 from greenroom.runner.diagnosis.configured import changes
 from greenroom.runner.diagnosis.engine_history import EngineHistory, engines_in
-from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop, tool_output
+from greenroom.runner.diagnosis.explanation import (
+    Explanation,
+    Remedy,
+    counted,
+    full_stop,
+    listed,
+    tool_output,
+)
 from greenroom.runner.diagnosis.history import Happening, History, latest, of_type
 from greenroom.runner.diagnosis.names import UnknownName, shown_model
 from greenroom.runner.diagnosis.recorded_request import of_row
@@ -43,6 +50,8 @@ _TOLD_ELSEWHERE = (
     *(PullRequested, InstallRequested, BackendChosen, LoadAdmitted, LoadRefused),
     EvictionDecided,
 )
+_BY_COMMAND = frozenset({"unload", "larger_context", "reconfigured", "removed"})
+"""Why engines end for a request itself, and not to make room for it."""
 _TOLD = 3
 """Changes that the answer tells; all are among the steps."""
 
@@ -93,7 +102,14 @@ def why_request(request: str, history: History, now: float, row: Row | None = No
 
 def _tell_changes(found: Explanation, caused: list[Happening], history: History) -> None:
     """What it changed at once: models unloaded, named, removed or configured."""
-    told = [sentence for one in caused if (sentence := _changed(one, history))]
+    ended = [
+        one.event
+        for one in caused
+        if isinstance(one.event, EvictionDecided) and one.event.reason in _BY_COMMAND
+    ]
+    names = listed(dict.fromkeys(short(one.model_ref) for one in ended)) if ended else ""
+    told = [f"It unloaded {names}."] if ended else []
+    told += [sentence for one in caused if (sentence := _changed(one, history))]
     if told:
         more = f" And {counted(len(told) - _TOLD, 'more event')}." if len(told) > _TOLD else ""
         found.answer += f" {' '.join(told[:_TOLD])}{more}"
@@ -102,8 +118,6 @@ def _tell_changes(found: Explanation, caused: list[Happening], history: History)
 def _changed(one: Happening, history: History) -> str:
     """What it did, in a sentence; empty for what stands elsewhere or only follows from it."""
     match one.event:
-        case EvictionDecided(reason="unload" | "larger_context" | "reconfigured" | "removed") as e:
-            return f"It unloaded {short(e.model_ref)} (engine {e.engine_id})."
         case KeepAliveWished() as e if e.keep_alive < 0:
             return f"It pinned {short(e.model_ref)}."
         case KeepAliveWished() as e:
@@ -209,9 +223,12 @@ def _tell_load(found: Explanation, admitted: LoadAdmitted, history: History, now
         found.answer += f", which took {format_duration(engine.ready.seconds)}."
     elif engine.failed is not None:
         failure = stop_reasons.of_failure(engine, name, now, daemons=history.daemons)
-        found.state, found.cause, found.words = "failed", failure.cause, failure.words
+        found.cause, found.words = failure.cause, failure.words
         found.numbers |= failure.numbers
-        found.answer += f", which failed: {engine.failed.failure.message}"
+        # What it was refused says why.
+        why = "" if found.state == "refused" else f": {engine.failed.failure.message}"
+        found.state = "failed"
+        found.answer += full_stop(f", which failed{why}")
     else:
         found.state, found.cause = "waiting", "loading"
         found.answer += ", which is not ready yet."

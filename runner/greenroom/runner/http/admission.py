@@ -201,6 +201,8 @@ class Admission:
     """For the record of requests: gets the phases of a wait."""
     request_id: str = ""
     """The id under which the slot is held or awaited; else empty."""
+    _original: str = ""
+    """The id of the client's request, which further attempts are made for."""
     _sent_to: str = ""
     """The engine that has the request; empty while none has."""
     _asked: bool = False
@@ -214,6 +216,7 @@ class Admission:
         """
         assert not self.request_id
         self.request_id, self.first_id = self.first_id or self.ids.next(), ""
+        self._original = self._original or self.request_id
         if not skip_gate and not self._wants_more():
             place = self.greenroom.gates.enter(
                 self.model.id, self.mode, self.backend, self.request_id, self.caller, self.slots
@@ -230,7 +233,7 @@ class Admission:
                     raise
             self.leave()
             await asyncio.sleep(0.05 * (rebuilds + 1))
-            self.request_id = self.ids.next()
+            self.request_id = self.ids.next()  # the old one may still hold a slot
         raise AssertionError("the last round returns or raises")
 
     def send_to(self, engine_id: str) -> None:
@@ -273,6 +276,7 @@ class Admission:
     async def _ask(self) -> Place:
         serve = Serve(
             request_id=self.request_id,
+            on_behalf=self._original if self._original != self.request_id else "",
             model_id=self.model.id,
             model_ref=self.asked_as,
             mode=self.mode,
@@ -358,7 +362,7 @@ class Admission:
             model_id=self.model.id,
             mode=self.mode,
             keep_alive=self.keep_alive,
-            request_id=self.request_id,
+            request_id=self._original,
         )
         # It is about the time after this request: not worth an error.
         with contextlib.suppress(KernelError):

@@ -94,9 +94,9 @@ async def test_it_was_refused_for_what_it_sent(daemon: Told) -> None:
 async def test_its_model_was_not_there(daemon: Told) -> None:
     await check(
         daemon,
-        await daemon.chat("nobody"),
-        chat("nobody"),
-        'was refused with 404 at {at}: model "nobody" is not in the store; run: greenroom pull nobody.',
+        await daemon.chat("absent"),
+        chat("absent"),
+        'was refused with 404 at {at}: model "absent" is not in the store; run: greenroom pull absent.',
     )
 
 

@@ -171,8 +171,8 @@ def _shortened(name: str, history: History) -> Meaning | None:
 def shown_model(model_id: str, history: History, asked: str = "") -> str:
     """How people call a model, now or as they last did; or as `asked`, if that is one of its names."""
     model = history.library.models.get(model_id)
-    if model is not None and (tag := asked_tag(asked, history)) in model.tags:
-        return familiar(tag)
+    if (tag := asked_tag(asked, history)) and (model is None or tag in model.tags):
+        return shown(asked)
     if model is not None and model.tags:
         tags = [one for one in model.tags if not one.startswith(("file:", "pypi:"))] or list(model.tags)
         return familiar(tags[0])

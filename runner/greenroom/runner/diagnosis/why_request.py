@@ -168,7 +168,8 @@ def _tell_jobs(found: Explanation, caused: list[Happening], history: History) ->
 
 
 def _tell_job(found: Explanation, about: list[Happening], doing: str, name: str) -> None:
-    """The state of a job that the request started."""
+    """The state of a job that the request started; what it was refused for is not repeated."""
+    refused = found.state == "refused"
     found.steps += tuple(one.step for one in about)
     found.remedies = (Remedy(aim="To see its state", command=f"greenroom why {name}"),)
     match about[-1].event if about else None:
@@ -176,8 +177,8 @@ def _tell_job(found: Explanation, about: list[Happening], doing: str, name: str)
             found.state, found.cause = "served", doing
             found.answer += ", which succeeded."
         case InstallFailed(failure=failure) | PullFailed(failure=failure):
+            found.answer += ", which failed." if refused else f", which failed: {failure.sentence()}"
             found.state, found.cause, found.words = "failed", failure.code, tool_output(failure.detail)
-            found.answer += f", which failed: {failure.sentence()}"
         case InstallCancelled(reason=reason) | PullCancelled(reason=reason):
             found.state, found.cause = "failed", "cancelled"
             found.answer += f", which was cancelled: {full_stop(reason)}"

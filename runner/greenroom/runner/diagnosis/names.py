@@ -172,7 +172,7 @@ def shown_model(model_id: str, history: History, asked: str = "") -> str:
     """How people call a model, now or as they last did; or as `asked`, if that is one of its names."""
     model = history.library.models.get(model_id)
     if (tag := asked_tag(asked, history)) and (model is None or tag in model.tags):
-        return shown(asked)
+        return shown(asked) if asked.lower().startswith("hf.co/") else familiar(tag)
     if model is not None and model.tags:
         tags = [one for one in model.tags if not one.startswith(("file:", "pypi:"))] or list(model.tags)
         return familiar(tags[0])

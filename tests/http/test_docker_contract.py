@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from greenroom.runner.http.engine_errors import engine_error
+from greenroom.runner.http.engine_requests import RequestTarget
+
 AGENT = {"User-Agent": "docker-model-cli/v1.2.3"}
 HELLO = [{"role": "user", "content": "hi"}]
 CHAT = {"model": "tiny", "messages": HELLO}
@@ -113,7 +116,7 @@ async def test_models_and_inference_answer_as_the_contract_has_it(open_server: A
             ("POST", path, {}, 400, "model is required"),
             ("POST", path, {"model": ""}, 400, "model is required"),
             ("POST", path, {**CHAT, "model": "nope"}, 404, error_is("model_not_found")),
-            ("POST", path, {**CHAT, "model": "nope"}, 404, "greenroom pull nope"),
+            ("POST", path, {**CHAT, "model": "nope"}, 404, "model not found"),
             ("POST", path, LARGE, 413, error_is("request_too_large")),
             ("POST", path, CHAT, 200, lambda said: said["usage"]["completion_tokens"] > 0),
             ("POST", path, CHAT, 200, lambda said: said["choices"][0]["message"]["role"] == "assistant"),
@@ -228,7 +231,7 @@ async def test_the_store_answers_as_dockers_command_line_reads_it(open_server: A
         ("GET", "/models/ai/tiny:latest", None, 200, is_model),
         ("GET", f"/models/{short}", None, 200, is_model),
         ("GET", f"/models/{model.id}", None, 200, is_model),
-        ("GET", "/models/nope", None, 404, "is not in the store"),
+        ("GET", "/models/nope", None, 404, "model not found"),
         (
             "POST",
             "/models/tiny/tag?repo=docker.io/ai/second&tag=v1",
@@ -237,14 +240,14 @@ async def test_the_store_answers_as_dockers_command_line_reads_it(open_server: A
             lambda said: said["target"] == "docker.io/ai/second:v1",
         ),
         ("POST", "/models/tiny/tag?repo=x", None, 400, "missing repo or tag"),
-        ("POST", "/models/nope/tag?repo=x&tag=y", None, 404, "is not in the store"),
+        ("POST", "/models/nope/tag?repo=x&tag=y", None, 404, "model not found"),
         ("POST", "/models/tiny/dance", None, 404, "dance"),
         ("POST", "/models/tiny/repackage", {"target": "larger", "context_size": 64}, 201, '"source": "tiny"'),
         ("POST", "/models/tiny/repackage", {}, 400, "target is required"),
         ("POST", "/models/create", {"from": "!!"}, 400, "!!"),
         ("POST", "/models/create", b"{", 400, "invalid request"),
-        ("POST", "/models/nope/push", None, 404, "is not in the store"),
-        ("DELETE", "/models/nope?force=false", None, 404, "is not in the store"),
+        ("POST", "/models/nope/push", None, 404, "model not found"),
+        ("DELETE", "/models/nope?force=false", None, 404, "model not found"),
         ("DELETE", f"/models/{model.id}", None, 409, "must be forced"),
         ("DELETE", "/models/second:v1?force=true", None, 200, lambda said: [*said[0]] == ["Untagged"]),
         ("DELETE", "/models/tiny", None, 200, lambda said: [[*one] for one in said] == [["Untagged"]]),
@@ -336,3 +339,9 @@ async def test_other_families_refuse_in_their_own_words(open_server: Any) -> Non
         ("GET", "/api/tags", None, 200, lambda said: "ai/tiny" not in said["models"][0]["name"]),
     ]
     assert await differences(server, rows) == []
+
+
+def test_an_error_of_a_template_says_so_as_its_command_line_then_leaves_tools_out() -> None:
+    said = b'{"error": "Conversation roles must alternate"}'
+    refused = engine_error(500, said, RequestTarget("llama.cpp", "tiny")).refusal
+    assert "template" in refused.message

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import gzip
 import importlib
+import io
 import json
 import logging
 import pkgutil
@@ -388,3 +389,46 @@ async def test_a_body_that_only_names_things_has_a_megabyte_at_most(open_server:
         answer = await ask(server, "POST", "/engines/verify-backend", body, header)
         assert answer.status == 413
         assert "1.00 MB" in answer.text
+
+
+def nested(levels: int) -> str:
+    """A schema with a reference at so many levels' end."""
+    begin, end = '{"$defs": {"a": {"type": "null"}}, "properties": {"a": ', "}}"
+    return begin * levels + '{"$ref": "#/$defs/a"}' + end * levels
+
+
+async def test_schemas_of_any_depth_are_served_or_refused_in_every_family(open_server: Any) -> None:
+    server = await open_server()
+    hello = {"messages": [{"role": "user", "content": "hi"}]}
+    form = {"type": "json_schema", "name": "n", "schema": "SCHEMA"}
+    function = {"name": "w", "parameters": "SCHEMA"}
+    tools = [{"type": "function", "function": function}]
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("chat/completions", {**hello, "response_format": {"type": "json_schema", "json_schema": form}}),
+        ("chat/completions", {**hello, "json_schema": "SCHEMA"}),
+        ("chat/completions", {**hello, "tools": tools, "tool_choice": "required"}),
+        ("responses", {"input": "hi", "text": {"format": form}}),
+        (
+            "responses",
+            {"input": "hi", "tools": [{"type": "function", **function}], "tool_choice": "required"},
+        ),
+        ("messages", {**hello, "max_tokens": 9, "output_config": {"format": form}}),
+        (
+            "messages",
+            {
+                **hello,
+                "max_tokens": 9,
+                "tools": [{"name": "w", "input_schema": "SCHEMA"}],
+                "tool_choice": {"type": "any"},
+            },
+        ),
+        ("/api/chat", {**hello, "format": "SCHEMA", "stream": False}),
+    ]
+    for levels, served in ((100, True), (130, False), (480, False), (20_000, False)):
+        for name, body in bodies:
+            text = json.dumps({"model": "tiny", **body}).replace('"SCHEMA"', nested(levels))
+            path = name if name.startswith("/") else f"/v1/{name}"
+            async with server.session.post(server.base + path, data=io.BytesIO(text.encode())) as response:
+                said = await response.text()
+                assert response.status == (200 if served else 400), (levels, path, said)
+            assert served or "deep" in said

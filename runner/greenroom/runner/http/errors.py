@@ -196,12 +196,19 @@ def status_for(request: Request, refusal: Refusal) -> int:
     Docker's CLI takes every 503 for "the runner is not running" and drops the sentence.
     """
     status = status_of(refusal)
-    return 500 if status == 503 and DOCKER_CLI in request.headers.get("User-Agent", "") else status
+    return 500 if status == 503 and _is_docker(request) else status
+
+
+def _is_docker(request: Request) -> bool:
+    return DOCKER_CLI in request.headers.get("User-Agent", "")
 
 
 def answer(request: Request, refusal: Refusal, family: Family, param: str | None = None) -> Response:
     """The refusal as a response of its own."""
     request.refused = refusal
+    if refusal.code == "model_not_found" and _is_docker(request):
+        # It, and scripts around it, look for these words of Docker's own.
+        refusal = msgspec.structs.replace(refusal, message=f"model not found: {refusal.message}")
     headers = {"X-Content-Type-Options": "nosniff"}
     if refusal.retry_after > 0:
         headers["Retry-After"] = str(max(1, round(refusal.retry_after)))

@@ -172,7 +172,7 @@ described(any_object, type="object")
 
 def json_schema(value: Any, where: str) -> Any:
     if fault := schema_checks.fault_of_schema(any_object(value, where)):
-        raise Wrong(where, f"{where} allows no answer: {fault}.", "invalid_schema")
+        raise Wrong(where, f"{where} {fault}.", "invalid_schema")
     return value
 
 

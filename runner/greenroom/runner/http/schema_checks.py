@@ -7,11 +7,14 @@ the memory of the machine on its way.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 _BOUNDS = (("minItems", "maxItems"), ("minLength", "maxLength"), ("minProperties", "maxProperties"))
 _INT32 = 2**31 - 1
 """Engines keep a bound in so many bits, and cut off what is more."""
+_LEVELS = 256
+"""Of nested lists and objects; what works through them calls itself for each."""
 _TIMES = re.compile(r"\{\s*0*(\d+)\s*,\s*0*(\d+)\s*\}")
 _IN_PATTERN = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]", re.DOTALL)
 _IN_GRAMMAR = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
@@ -19,28 +22,36 @@ _IN_GRAMMAR = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.D
 
 
 def fault_of_schema(schema: Any) -> str:
-    """What is wrong with the bounds in a JSON schema, wherever in it; empty if nothing is."""
-    left = [schema]
+    """What is wrong with a JSON schema, wherever in it: what to say after its name. Empty if nothing is."""
+    left = [(1, schema)]
     while left:
-        one = left.pop()
+        level, one = left.pop()
+        if level > _LEVELS:
+            return f"is nested more than {_LEVELS} levels deep"
         if isinstance(one, list):
-            left += one
+            left += [(level + 1, inner) for inner in one]
         elif isinstance(one, dict):
-            left += one.values()
-            for least, most in _BOUNDS:
-                low, high = _number(one.get(least), 0), _number(one.get(most), _INT32)
-                if max(low, high) > _INT32:
-                    return f"{least} and {most} can be at most {_INT32}"
-                if low > high:
-                    return f"{least} is above {most}"
-            pattern = one.get("pattern")
-            if isinstance(pattern, str) and (fault := _fault_of_times(_IN_PATTERN.sub(".", pattern))):
-                return f"a repetition in a pattern {fault}"
+            left += [(level + 1, inner) for inner in one.values()]
+            if fault := _fault_of_bounds(one):
+                return f"allows no answer: {fault}"
+    return ""
+
+
+def _fault_of_bounds(schema: Mapping[str, Any]) -> str:
+    for least, most in _BOUNDS:
+        low, high = _number(schema.get(least), 0), _number(schema.get(most), _INT32)
+        if max(low, high) > _INT32:
+            return f"{least} and {most} can be at most {_INT32}"
+        if low > high:
+            return f"{least} is above {most}"
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str) and (fault := _fault_of_times(_IN_PATTERN.sub(".", pattern))):
+        return f"a repetition in a pattern {fault}"
     return ""
 
 
 def fault_of_grammar(grammar: str) -> str:
-    """The same for a grammar."""
+    """What is wrong with the repetitions in a grammar; empty if nothing is."""
     fault = _fault_of_times(_IN_GRAMMAR.sub(" ", grammar))
     return f"a repetition {fault}" if fault else ""
 

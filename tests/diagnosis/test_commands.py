@@ -497,3 +497,27 @@ def test_replay_takes_the_id_of_an_event(greenroom: Any, journal: Path) -> None:
     assert (fields["seq"], fields["event"]) == (8, "runner/llama.cpp/1")
     outcome = greenroom("replay", "--at", "runner/llama.cpp/99")
     assert (outcome.code, "There is no event runner/llama.cpp/99" in outcome.err) == (1, True)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_what_has_happened_fits_the_terminal(
+    greenroom: Any, script: Any, home: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.evict(script.load(), "room", in_favour_of="docker.io/ai/poet:latest", needed=350 * 10**6, free=1)
+    script.die(script.load(), "It was killed by SIGKILL.", was_ready=True)
+    script.write(home / "journal.db")
+    for module in ("log", "history", "output"):
+        monkeypatch.setattr(f"greenroom.runner.cli.{module}.terminal_width", lambda *_: width)
+
+    day = ("--since", "2023-11-14", "--until", "2023-11-15")
+    for command in (
+        ["log"],
+        ["log", "--problems"],
+        ["log", "--summary", *day],
+        ["replay"],
+        ["replay", "--step"],
+    ):
+        lines = greenroom(*command).out.splitlines()
+        long = [line for line in lines if len(line) > width and len(max(line.split(), key=len)) < width // 2]
+        assert lines, command
+        assert not long, command

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import tarfile
+import threading
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,23 @@ async def test_only_so_many_clients_follow(open_server: Any, monkeypatch: pytest
         async with server.get("/log?follow=true") as second:
             assert second.status == 503
             assert "1 clients follow the journal already" in await second.text()
+
+
+async def test_a_client_that_leaves_keeps_its_turn_until_its_reading_is_done() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read() -> None:
+        begun.set()
+        assert go_on.wait(BOUND)
+
+    reading = asyncio.create_task(routes.to_its_end(read))
+    await asyncio.to_thread(begun.wait, BOUND)
+    reading.cancel()
+    await asyncio.sleep(0)
+    assert not (await asyncio.wait([reading], timeout=0.05))[0]
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
 
 
 async def test_the_state_at_an_event_is_told_as_json_and_as_text(open_server: Any) -> None:

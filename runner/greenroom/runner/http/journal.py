@@ -12,7 +12,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -36,6 +36,7 @@ _PIECE = 500
 _FOLLOWERS = 32
 _HEARTBEAT = 15.0
 _NAMES = ("about", "model", "backend", "engine", "stream", "cause")
+T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -65,7 +66,7 @@ class JournalRoutes:
                 events = await _about(query, journal.read)
                 lines = _lines(events, journal.read(), after)
                 if last is not None:
-                    lines = iter(await asyncio.to_thread(deque, lines, last))
+                    lines = iter(await to_its_end(lambda: deque(lines, last)))
                 piece = await _next(lines)
                 if not piece and not follow and events.seq and (unknown := events.unknown()):
                     raise HttpRefusal(404, "unknown_name", " ".join(unknown))
@@ -113,7 +114,7 @@ class JournalRoutes:
 
         await record.written()
         async with self._turns.turn():
-            return encoded(await asyncio.to_thread(read))
+            return encoded(await to_its_end(read))
 
     async def replay(self, request: Request) -> Response:
         """The state of every actor after an event, as JSON, or as text for a client that asks for that."""
@@ -132,7 +133,7 @@ class JournalRoutes:
 
         try:
             async with self._turns.turn():
-                return await asyncio.to_thread(read)
+                return await to_its_end(read)
         except NoSuchEvent as error:
             raise HttpRefusal(404, "no_such_event", str(error), param="at") from None
         except ValueError as error:
@@ -157,7 +158,7 @@ class JournalRoutes:
             return Response(content_type=GZIP, headers=headers)
         await self._context.record.written()
         async with self._turns.turn():
-            return Response(await asyncio.to_thread(collect), content_type=GZIP, headers=headers)
+            return Response(await to_its_end(collect), content_type=GZIP, headers=headers)
 
     @contextlib.contextmanager
     def _news(self) -> Iterator[asyncio.Event]:
@@ -181,11 +182,21 @@ class JournalRoutes:
                 loop.call_soon_threadsafe(news.set)
 
 
+async def to_its_end(work: Callable[[], T]) -> T:
+    """Run in a thread. A client that leaves keeps its turn until the thread is done, so that few are busy."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
 async def _about(query: EventQuery, read: Callable[[], Iterator[Record]]) -> ToldEvents:
     from greenroom.runner.diagnosis.event_log import ToldEvents
 
     try:
-        return await asyncio.to_thread(ToldEvents, query, read)
+        return await to_its_end(lambda: ToldEvents(query, read))
     except LookupError as error:
         raise HttpRefusal(404, "unknown_name", str(error.args[0]), param="about") from None
 
@@ -197,7 +208,7 @@ def _lines(events: ToldEvents, records: Iterator[Record], after: int) -> Iterato
 
 
 async def _next(lines: Iterator[Line]) -> list[Line]:
-    return await asyncio.to_thread(lambda: list(itertools.islice(lines, _PIECE)))
+    return await to_its_end(lambda: list(itertools.islice(lines, _PIECE)))
 
 
 def _worded(request: Request, line: Line) -> bytes:

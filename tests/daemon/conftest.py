@@ -47,6 +47,9 @@ class Daemon(DaemonProcess):
 
     env: dict[str, str]
     wrapper: tuple[str, ...] = ()
+    """Words before its command line, which make it a process of its own instead of a fork."""
+    program: str = "serve_cli"
+    """What the fork runs."""
     commands: list[subprocess.Popen[str]] = field(default_factory=list)
     bound: float = BOUND
     """Seconds one request or command may take."""
@@ -55,9 +58,12 @@ class Daemon(DaemonProcess):
 
     def start(self, **env: str) -> Daemon:
         """Start it and wait until it is ready."""
-        argv = [*self.wrapper, sys.executable, "-m", "greenroom.runner.cli", "serve", "--port", "0"]
-        self.launch(argv, {**self.env, **env})
-        until(lambda: self.listens() and (self.wrapper != () or self.get("/readyz").status == 200))
+        if self.wrapper:
+            argv = [*self.wrapper, sys.executable, "-m", "greenroom.runner.cli", "serve", "--port", "0"]
+            self.launch(argv, {**self.env, **env})
+        else:
+            self.fork(self.program, "--port", "0", env={**self.env, **env})
+        until(lambda: self.listens() and (self.wrapper or self.get("/readyz").status == 200))
         return self
 
     def stop(self) -> None:
@@ -193,13 +199,15 @@ def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Daemons on fresh data directories, or on a copy of one; they and their engines end with the test."""
     made: list[Daemon] = []
 
-    def make(like: Path | None = None, wrapper: tuple[str, ...] = (), **env: str) -> Daemon:
+    def make(
+        like: Path | None = None, wrapper: tuple[str, ...] = (), program: str = "serve_cli", **env: str
+    ) -> Daemon:
         home = tmp_path / f"home{len(made)}"
         if like is None:
             home.mkdir()
         else:
             copy_home(like, home)
-        made.append(Daemon(home, _environment(home, **env), wrapper))
+        made.append(Daemon(home, _environment(home, **env), wrapper, program))
         if like is not None:
             made[-1].copied = max(record.seq for record in read_journal(home / "journal.db"))
         return made[-1]

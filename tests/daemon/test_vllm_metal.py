@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,27 +90,14 @@ def mac(
     make_daemon: Callable[..., Any],
     docker_registry: RealRegistry,
     make_doorway: Callable[[], Doorway],
-    programs: Path,
     tmp_path: Path,
-) -> Iterator[Mac]:
+) -> Mac:
     user_home = tmp_path / "user"
     user_home.mkdir()
-    daemon = make_daemon(
-        wrapper=(sys.executable, str(programs / "serve_as_mac.py")),
-        HOME=str(user_home),
-        DOCKER_CONFIG=str(user_home / "docker"),
-    )
-    mac = Mac(daemon, docker_registry, make_doorway(), user_home)
-    started = daemon.start
-
-    def start(**env: str) -> Any:
-        started(**env)
-        until(lambda: daemon.get("/readyz").status == 200)
-        return daemon
-
-    daemon.start = start
+    daemon = make_daemon(program="serve_as_mac", HOME=str(user_home), DOCKER_CONFIG=str(user_home / "docker"))
+    mac = Mac(daemon, docker_registry, make_doorway(), user_home)  # whose configuration it reads
     daemon.start()
-    return mac  # type: ignore[return-value]
+    return mac
 
 
 def test_vllm_metal_is_installed_serves_survives_and_goes(mac: Mac, tree_layer: Layer, model: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -131,6 +130,8 @@ def hold_device_memory(size: int) -> None:
 
 
 def is_installed(requirement: str) -> bool:
+    import importlib.metadata  # as long to import as all the rest, for one test
+
     package, _, version = requirement.partition("==")
     return importlib.metadata.version(package) == version
 

@@ -1,7 +1,4 @@
-"""The daemon on a Mac, as far as its verdicts go: `serve_as_mac.py …` listens on a free port.
-
-Whatever follows on the command line is left aside: it stands before a command that would serve.
-"""
+"""The daemon on a Mac, as far as its verdicts go: it listens on a free port."""
 
 from __future__ import annotations
 
@@ -13,8 +10,10 @@ from greenroom.runner.config import load
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
 
-logging.basicConfig(level=logging.INFO)
-mac = Platform(system="darwin", machine="arm64", macos=(15, 1), python=(3, 12))
-# llama.cpp is installed from the start, and a Mac's wheels do not run here.
-backends = {name: backend for name, backend in BACKENDS.items() if backend.deferred}
-run(Greenroom(load({"port": "0"}), here=mac, backends=backends))
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO)
+    mac = Platform(system="darwin", machine="arm64", macos=(15, 1), python=(3, 12))
+    # llama.cpp is installed from the start, and a Mac's wheels do not run here.
+    backends = {name: backend for name, backend in BACKENDS.items() if backend.deferred}
+    run(Greenroom(load({"port": "0"}), here=mac, backends=backends))

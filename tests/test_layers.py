@@ -442,3 +442,11 @@ def test_a_package_that_lists_its_modules_lists_them_all() -> None:
             assert modules <= named <= modules | packages, f"{path}: {modules ^ named}"
             listed[path.parent.name] = named
     assert len(listed) >= 12
+
+
+def test_tests_import_clients_libraries_only_where_they_use_them() -> None:
+    """Each process of a test run collects every file, and these take seconds to import."""
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path.parents[1].name != "programs"]
+    early = re.compile(r"^(?:import|from) (anthropic|ollama|openai|schemathesis)\b", re.MULTILINE)
+    assert not {path.name: found for path in files if (found := early.findall(path.read_text()))}
+    assert early.findall("import openai\nfrom openai_types import events_of") == ["openai"]

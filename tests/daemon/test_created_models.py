@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ollama
 import pytest
 
 from greenroom.runner.testing import tiny_gguf
@@ -22,6 +21,7 @@ def test_a_created_model_answers_otherwise_than_its_base_and_outlives_it(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
     import anthropic
+    import ollama
     import openai
 
     daemon = make_daemon(furnished).start()

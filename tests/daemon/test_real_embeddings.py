@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ollama
-import openai
 import pytest
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -32,6 +30,8 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def refused(call: Callable[[], Any]) -> tuple[int, str | None, str | None]:
+    import openai
+
     with pytest.raises(openai.APIStatusError) as caught:
         call()
     return caught.value.status_code, caught.value.code, caught.value.param
@@ -40,6 +40,8 @@ def refused(call: Callable[[], Any]) -> tuple[int, str | None, str | None]:
 def test_an_engine_that_makes_no_embeddings_is_never_loaded_for_them(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path
 ) -> None:
+    import openai
+
     daemon = make_daemon(furnished).start()
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
     for model, status, code, advice in (
@@ -55,6 +57,9 @@ def test_an_engine_that_makes_no_embeddings_is_never_loaded_for_them(
 def test_embeddings_are_those_of_the_model_in_every_form(
     furnished: Path, make_daemon: Callable[..., Any], minilm_gguf: Path
 ) -> None:
+    import ollama
+    import openai
+
     daemon = make_daemon(furnished).start()
     daemon.pull(str(minilm_gguf))
     model = str(minilm_gguf)

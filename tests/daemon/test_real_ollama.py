@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ollama
 import pytest
 from pydantic import BaseModel
 
@@ -36,6 +35,8 @@ def weather(city: str) -> str:
 def test_ollamas_client_uses_a_real_model(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
+    import ollama
+
     daemon = make_daemon(furnished).start()
     client = ollama.Client(daemon.url)
 
@@ -136,6 +137,8 @@ def test_ollamas_client_uses_a_real_model(
 
 @pytest.mark.slow
 def test_ollamas_client_uses_mlx(furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path) -> None:
+    import ollama
+
     daemon = make_daemon(furnished).start()
     client = ollama.Client(daemon.url)
     short = {**EXACT, "num_predict": 4}
@@ -155,6 +158,8 @@ def test_ollamas_client_uses_mlx(furnished: Path, make_daemon: Callable[..., Any
 def test_a_larger_context_loads_again_and_a_smaller_one_does_not(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
 ) -> None:
+    import ollama
+
     daemon = make_daemon(furnished).start()
     client = ollama.Client(daemon.url)
     made = client.create("shorter", from_=str(smollm2_gguf), parameters={"num_ctx": 512})

@@ -13,9 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anthropic
-import ollama
-import openai
 import psutil
 import pytest
 
@@ -56,6 +53,10 @@ def weather(city: Any) -> Any:
 def test_an_answer_follows_its_schema_in_every_family(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path
 ) -> None:
+    import anthropic
+    import ollama
+    import openai
+
     daemon = make_daemon(furnished).start()
     daemon.bound = 500.0
     model = str(smollm2_mlx)
@@ -141,6 +142,8 @@ def test_clients_with_different_schemas_and_without_any_are_answered_together(
 def test_a_template_with_tools_is_kept_to_the_choice_that_was_made(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path, tmp_path: Path
 ) -> None:
+    import openai
+
     daemon = make_daemon(furnished).start()
     daemon.bound = 500.0
     model = str(tmp_path / "with-tools")

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anthropic
-import ollama
-import openai
 import pytest
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -30,6 +27,8 @@ ASKED: Any = {"messages": ASK, "tools": [{"type": "function", "function": TOOL}]
 
 
 def takes_results(chats: Any, url: str, model: str) -> None:
+    import ollama
+
     """Its answers after a call was made and returned something, and where it may call or not."""
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     history: Any = [*ASK, {"role": "assistant", "tool_calls": [call]}]
@@ -47,6 +46,9 @@ ON_MLX = pytest.param("smollm2_mlx", marks=[pytest.mark.slow, pytest.mark.timeou
 def test_tools_are_called_in_every_family(
     furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest
 ) -> None:
+    import anthropic
+    import openai
+
     daemon = make_daemon(furnished).start()
     model = str(request.getfixturevalue(file))
     chats: Any = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
@@ -81,6 +83,8 @@ def test_tools_are_called_in_every_family(
 def test_anthropics_clients_are_told_which_sequence_ended_an_answer(
     furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest
 ) -> None:
+    import anthropic
+
     daemon = make_daemon(furnished).start()
     messages: Any = anthropic.Anthropic(base_url=daemon.url, api_key="none", max_retries=0).messages
     count: Any = [{"role": "user", "content": "Count from one to ten, in words."}]

@@ -242,3 +242,22 @@ def test_a_name_that_nothing_has_is_told_with_what_to_do(
     with pytest.raises(UnknownName) as raised:
         script.why(name, backends={"mlx": ""})
     assert (str(raised.value), raised.value.advice) == (sentence, advice)
+
+
+def test_a_word_behind_the_name_asks_for_the_last_time_of_that(script: Any) -> None:
+    script.refuse("smollm2", "does_not_fit", "smollm2 needs 9 GB.")
+    script.evict(script.load(), "idle", idle_seconds=300.0)
+    script.die(script.load(), "It was killed by SIGSEGV.", was_ready=True, signal="SIGSEGV")
+    script.load()
+
+    plain = script.why("smollm2")
+    unloaded = script.why("why was smollm2 evicted")
+    assert (unloaded.state, unloaded.answer) == ("loaded", plain.answer), "what holds now comes first"
+    assert "It was killed by SIGSEGV" in unloaded.also[0]
+    assert "smollm2 needs 9 GB." in script.why("smollm2 refused").also[0]
+    assert script.why("smollm2 removed").also[0] == "As far as the journal goes, it has never been removed."
+
+
+def test_a_word_behind_the_name_adds_nothing_to_an_answer_about_just_that(script: Any) -> None:
+    script.evict(script.load(), "idle", idle_seconds=300.0)
+    assert script.why("smollm2 unloaded").also == script.why("smollm2").also

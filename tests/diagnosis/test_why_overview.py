@@ -146,6 +146,13 @@ def test_a_daemon_that_does_not_answer_says_so_in_its_place(script: Any) -> None
     assert "it is not known who waits" in script.why("queue", live=silent).answer
 
 
+def test_what_keeps_a_daemon_from_starting_stands_behind_how_the_last_one_ended(script: Any) -> None:
+    script.stopped()
+    found = script.why("daemon", live=Live(running=False, silence="Port in use.", advice="Use another."))
+    assert found.cause == "stopped"
+    assert found.also[0] == "It cannot be started as it is. Port in use. Use another."
+
+
 def test_what_a_model_recovered_from_is_no_trouble(script: Any) -> None:
     script.refuse("smollm2", "does_not_fit", "smollm2 needs 9 GB.")
     script.evict(script.load(), "idle", idle_seconds=300.0)
@@ -248,6 +255,15 @@ def test_who_is_inside_and_how_fast_is_told(script: Any, kind: str) -> None:
     assert found.also[1].startswith("Inside: r-0a1b2c3d-1 from curl (process 4711) for 12s, 96 tokens; ")
     assert found.also[1].endswith(", and 2 more.")
     assert found.numbers["tokens_per_second"] == 8.0
+
+
+def test_a_backend_says_which_models_are_answering(script: Any) -> None:
+    engine = script.load()
+    found = script.why("llama.cpp", live=live(account(engine, inside=1), requests=(inside(engine, 3),)))
+    assert found.also[:2] == (
+        "smollm2 is answering 1 request in 4 slots, 8.0 tokens a second.",
+        f"It serves smollm2 (engine {engine}).",
+    )
 
 
 def test_an_idle_engine_says_when_it_will_be_unloaded(script: Any) -> None:

@@ -33,9 +33,8 @@ def live_facts(settings: Settings) -> Live | None:
     except Problem as odd:
         # Something else answers at its address: then its lock tells whether it runs.
         holder = holder_of(settings.home)
-        if holder is None:
-            return DOWN
-        return Live(pid=holder.pid, silence=odd.message, advice=odd.advice)
+        pid = holder.pid if holder is not None else 0
+        return Live(running=holder is not None, pid=pid, silence=odd.message, advice=odd.advice)
     if daemon is None:
         return DOWN
     if Path(daemon.home).resolve() != settings.home.resolve():

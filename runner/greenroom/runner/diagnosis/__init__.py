@@ -7,6 +7,7 @@
 - `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject
 - `why_clients`: requests; `why_event`: events and jobs; `why_memory`: memory and queue
 - `why_overview`: all that is not well
+- `last_time`: when something last happened to a model, if the question says what
 - `settings_changed`: settings of a daemon that are not those of the one before
 - `live`, `live_facts`: what only a running daemon knows, and where it stands in an answer
 - `recorded_request`: what became of a request, from the record of requests

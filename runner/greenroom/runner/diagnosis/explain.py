@@ -10,6 +10,7 @@ from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.aliases import told_under
 from greenroom.runner.diagnosis.explanation import FIRST, LAST, Explanation, Step
 from greenroom.runner.diagnosis.history import Happening, History
+from greenroom.runner.diagnosis.last_time import add_last_time
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.live_facts import add_live
 from greenroom.runner.diagnosis.model_history import ModelHistory
@@ -100,7 +101,7 @@ def answer(
         case "overview":
             found = why_overview(history, now, backends, live)
         case _:
-            found = _find(meaning, history, now, backends, live)
+            found = _find(meaning, name, history, now, backends, live)
             found.also += _behind(found, history, recorded, now)
     if live is not None and live.running:
         add_live(found, meaning, history, live)
@@ -117,11 +118,18 @@ def answer(
 
 
 def _find(
-    meaning: Meaning, history: History, now: float, backends: Mapping[str, str], live: Live | None
+    meaning: Meaning,
+    question: str,
+    history: History,
+    now: float,
+    backends: Mapping[str, str],
+    live: Live | None,
 ) -> Explanation:
     match meaning.kind:
         case "model":
-            found = why_model(ModelHistory(meaning.id, history, now, backends, meaning.asked))
+            model = ModelHistory(meaning.id, history, now, backends, meaning.asked)
+            found = why_model(model)
+            add_last_time(found, question, model)
             if told := told_under(asked_tag(meaning.asked, history), history, now):
                 found.answer = f"{told} {found.answer}"
             return found

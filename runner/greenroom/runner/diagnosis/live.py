@@ -16,7 +16,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     running: bool = True
     pid: int = 0
     silence: str = ""
-    """Why it does not answer, as a sentence; empty if it does, or does not run."""
+    """Why it does not answer, or could not be started, as a sentence."""
     advice: str = ""
     """What to do about its silence."""
     problem: str = ""

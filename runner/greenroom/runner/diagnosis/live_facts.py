@@ -45,11 +45,8 @@ def add_live(found: Explanation, meaning: Meaning, history: History, live: Live)
                     f"{counted(len(waiting), 'request')} waiting for it. {place_of(waiting[0], live)}"
                 )
             mine = (one.spec for one in loads if one.spec.backend == meaning.id)
-            told += [
-                f"{shown_model(spec.model_id, history)}: {sentence}"
-                for spec in mine
-                for sentence in _inside(found, spec.engine_id, live)
-            ]
+            for spec in mine:
+                told += list(_inside(found, spec.engine_id, live, shown_model(spec.model_id, history)))[:1]
         case "request":
             entry = next((one for one in live.queue if one.request_id == meaning.id), None)
             if entry is not None:
@@ -58,7 +55,7 @@ def add_live(found: Explanation, meaning: Meaning, history: History, live: Live)
                 found.numbers["place"] = float(entry.place)
             row = next((one for one in live.requests if one.id == meaning.id), None)
             if row is not None and row.engine:
-                told += list(_inside(found, row.engine, live, asking=meaning.id))
+                told += list(_inside(found, row.engine, live, "Its engine", asking=meaning.id))
         case "job":
             keys = (install_job(name) for name in history.jobs[meaning.id][-1].about.backends)
             pulls = (pull_job(name) for name in history.jobs[meaning.id][-1].about.references)
@@ -98,7 +95,9 @@ def _asked_for(entry: QueueEntry, history: History) -> str:
     return model.id if model is not None else history.subjects.names.get(entry.model_ref, "")
 
 
-def _inside(found: Explanation, engine_id: str, live: Live, asking: str = "") -> Iterator[str]:
+def _inside(
+    found: Explanation, engine_id: str, live: Live, subject: str = "It", asking: str = ""
+) -> Iterator[str]:
     """How many requests an engine answers, how fast, and how many wait for it."""
     account, rows = live.account(engine_id), live.inside(engine_id)
     if account is None:
@@ -108,8 +107,7 @@ def _inside(found: Explanation, engine_id: str, live: Live, asking: str = "") ->
     found.numbers |= {"inside": float(number), "slots": float(account.slots), "queued": float(account.queue)}
     if number:
         waits = f", {counted(account.queue, 'request')} queued for it" if account.queue else ""
-        subject = "Its engine is answering" if asking else "It is answering"
-        yield f"{subject} {counted(number, 'request')}{slots}{waits}{_speeds(found, rows)}."
+        yield f"{subject} is answering {counted(number, 'request')}{slots}{waits}{_speeds(found, rows)}."
         others = [_row(one) for one in rows if one.id != asking]
         if others:
             more = f", and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
@@ -119,7 +117,7 @@ def _inside(found: Explanation, engine_id: str, live: Live, asking: str = "") ->
         if account.expires_in is not None:
             left = format_duration(max(1, round(account.expires_in)))
             until = f" and will be unloaded in {left} without a request"
-        yield f"It has been idle for {format_duration(round(account.idle_seconds))}{until}."
+        yield f"{subject} has been idle for {format_duration(round(account.idle_seconds))}{until}."
 
 
 def _speeds(found: Explanation, rows: tuple[Row, ...]) -> str:

@@ -88,6 +88,8 @@ def present(history: History, now: float, live: Live | None) -> Explanation:
             found.state, found.cause = "not_ready", "not_ready"
             found.answer += f" It is not ready: {full_stop(live.problem)}"
         found.remedies = (Remedy(aim="To see its jobs and backends", command="greenroom status"),)
+    if live is not None and not live.running and live.silence:
+        found.also = (f"It cannot be started as it is. {live.silence} {live.advice}".strip(),)
     return found
 
 

@@ -156,6 +156,14 @@ async def test_managing_backends_and_engines_answers_as_the_contract_has_it(open
     configured = {"Backend", "Model", "ModelID", "Mode", "Config"}
     rows: list[Row] = [
         ("GET", "/", None, 200, " is running"),
+        ("HEAD", "/models", None, 200, ""),
+        ("HEAD", "/engines/status", None, 200, ""),
+        ("GET", "/engines//status", None, 200, "fake"),
+        ("GET", "//engines/v1//models", None, 200, "data"),
+        ("GET", "/nothing", None, 404, "nothing at"),
+        ("POST", "/engines/nothing", {}, 404, "nothing at"),
+        ("GET", "/metrics", None, 200, 'model="tiny"'),
+        ("GET", "/logs?follow=x", None, 400, "follow"),
         ("GET", "/version", None, 200, lambda said: isinstance(said["version"], str)),
         ("GET", "/engines/status", None, 200, lambda said: all(map(STATUS.fullmatch, said.values()))),
         ("GET", "/engines/status", None, 200, lambda said: said["fake"].startswith("Running")),

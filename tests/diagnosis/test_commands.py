@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -302,6 +303,18 @@ class Terminal:
         os.write(self.fd, f"{text}\n".encode())
 
 
+def test_ctrl_c_ends_a_log_that_is_followed(journal: Path) -> None:
+    terminal = Terminal("log", "-f", "-n", "1")
+    try:
+        terminal.until("stopped as requested")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.process.wait(20) == 130
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.fd)
+
+
 def test_a_walk_on_a_terminal_goes_on_and_back(journal: Path) -> None:
     terminal = Terminal("replay", "--step", "--at", "9")
     try:
@@ -321,7 +334,11 @@ def test_a_walk_on_a_terminal_goes_on_and_back(journal: Path) -> None:
         terminal.say("s")
         assert "After event 13, " in terminal.until("[13]")
         terminal.say("what")
-        assert "NUMBER: go to event" in terminal.until("[13]")
+        assert "NUMBER or ID: go to event" in terminal.until("[13]")
+        terminal.say("runner/llama.cpp/1")
+        assert "Starting engine" in terminal.until("[8]")
+        terminal.say("99")
+        assert "There is no event 99" in terminal.until("[8]")
         terminal.say("q")
         assert terminal.process.wait(20) == 0
     finally:

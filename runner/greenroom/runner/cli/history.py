@@ -142,7 +142,7 @@ def _backends() -> Mapping[str, str]:
     return {name: one.on(here).verdict(here) for name, one in BACKENDS.items()}
 
 
-_KEYS = "n: next, p: back, NUMBER: go to event, s: whole state, q: quit"
+_KEYS = "n: next, p: back, NUMBER or ID: go to event, s: whole state, q: quit"
 
 
 @click.command("replay")
@@ -158,7 +158,7 @@ def replay_command(
 
     Needs no daemon and changes nothing. An event's id is the one that greenroom log shows, its number the
     `seq` of --json; a TIME is 10m (ago), 14:03 or 2026-11-22T10:00. Keys with
-    --step on a terminal: n or Enter, p, a number, s, q.
+    --step on a terminal: n or Enter, p, an id or a number, s, q.
     """
     elsewhere = journal_elsewhere(ctx, journal)
     if elsewhere is not None and not step:
@@ -224,7 +224,7 @@ def _list_steps(reader: JournalReader | RemoteJournal, seq: int, as_json: bool) 
 def _walk(reader: JournalReader | RemoteJournal, seq: int | None) -> None:
     """Interactively. A walk begins with the event that was named, else with the first."""
     from greenroom.runner.diagnosis.overview import overview
-    from greenroom.runner.diagnosis.replay import Walk
+    from greenroom.runner.diagnosis.replay import NoSuchEvent, Walk, event_at
 
     told = _Told(reader)
     walk = Walk(told.read, seq or 1)
@@ -243,11 +243,15 @@ def _walk(reader: JournalReader | RemoteJournal, seq: int | None) -> None:
             moved = walk.forwards()
         elif answer in ("p", "back"):
             moved = walk.back() if walk.here.seq > 1 else None
-        elif answer.isdigit() and 1 <= int(answer) <= reader.last_seq():
-            moved = walk.go_to(int(answer))
         else:
-            click.echo(f"{_KEYS}.")
-            continue
+            try:
+                moved = walk.go_to(event_at(answer, told.read, time.time()))
+            except NoSuchEvent as error:
+                say(str(error))
+                continue
+            except ValueError:
+                click.echo(f"{_KEYS}.")
+                continue
         if moved is None:
             click.echo(
                 "This is the last event." if answer in ("n", "next", "") else "This is the first event."

@@ -161,7 +161,7 @@ async def test_managing_backends_and_engines_answers_as_the_contract_has_it(open
         ("GET", "/engines//status", None, 200, "fake"),
         ("GET", "//engines/v1//models", None, 200, "data"),
         ("GET", "/nothing", None, 404, "nothing at"),
-        ("POST", "/engines/nothing", {}, 404, "nothing at"),
+        ("POST", "/engines/nothing", {}, 405, "only DELETE, GET, HEAD"),
         ("GET", "/metrics", None, 200, 'model="tiny"'),
         ("GET", "/logs?follow=x", None, 400, "follow"),
         ("GET", "/version", None, 200, lambda said: isinstance(said["version"], str)),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.backends.schema_width import NEXT, PROPERTIES, is_too_wide
+from greenroom.runner.backends.schema_width import NEXT, OBJECTS, PROPERTIES, is_too_wide
 
 TEXT = {"type": "string"}
 THREE_WAYS = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 3} for n in range(30)}
@@ -35,6 +35,7 @@ def properties(size: int, required: int = 0) -> dict[str, Any]:
         {"type": "array", "items": {"properties": {"a": {"oneOf": [enum(300), enum(300)]}}}},
         {"anyOf": [{"$ref": "#/$defs/~0a~1b"}] * 2, "$defs": {"~a/b": enum(300)}},
         {"$ref": "#/$defs/a0", "$defs": {**THREE_WAYS, "a30": TEXT}},
+        {"default": [{}] * OBJECTS},
     ],
 )
 def test_a_schema_that_allows_too_much_in_one_place_is_too_wide(schema: Any) -> None:

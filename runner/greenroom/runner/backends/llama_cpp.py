@@ -22,13 +22,13 @@ from greenroom.runner.backends.base import (
 )
 from greenroom.runner.backends.flags import LLAMA_CPP, without, without_sizes
 from greenroom.runner.backends.llama_cpp_builds import LLAMA_CPP_BUILDS
-from greenroom.runner.backends.schema_width import NEXT, PROPERTIES, is_too_wide
+from greenroom.runner.backends.schema_width import NEXT, OBJECTS, PROPERTIES, is_too_wide
 from greenroom.runner.backends.variants import LLAMA_CPP as VARIANTS
 
 _TOO_WIDE = (
     f"A JSON schema may allow at most {NEXT} things in one place there (values of an enum, alternatives of "
-    "anyOf, optional properties of an object, repetitions in a pattern), and an object at most "
-    f"{PROPERTIES:,} properties."
+    f"anyOf, optional properties of an object, repetitions in a pattern), and have at most {PROPERTIES:,} "
+    f"properties in one object and {OBJECTS:,} objects in all."
 )
 
 

@@ -217,3 +217,13 @@ def test_files_that_cannot_be_read_are_no_trouble(tmp_path: Path) -> None:
 )
 def test_words_after_basic_and_bearer_are_left_alone(text: str) -> None:
     assert Redactor().text(text) == text
+
+
+def test_a_number_is_no_prompt() -> None:
+    redactor = Redactor()
+
+    assert redactor.value({"input": 28_311_552, "prompt": [1, 2]}) == {
+        "input": 28_311_552,
+        "prompt": NO_PROMPT,
+    }
+    assert redactor.taken == {"possible prompts": 1}

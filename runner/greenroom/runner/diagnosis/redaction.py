@@ -138,7 +138,8 @@ class Redactor:
         """Something JSON has, of any depth, that stands under `name`."""
         if isinstance(value, Mapping):
             return {self.text(str(key)): self.value(inner, str(key)) for key, inner in value.items()}
-        if name in _PROMPT_NAMES and value:
+        if name in _PROMPT_NAMES and value and not isinstance(value, (int, float)):
+            # A number of that name is a size.
             self.taken["possible prompts"] += 1
             return NO_PROMPT
         if isinstance(value, (list, tuple)):

@@ -7,7 +7,7 @@ backend are kept, and all events of what the question names.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -49,11 +49,12 @@ _ENGINES_AND_JOBS = 20_000
 _BACKEND_STREAMS = ("install/", "runner/")
 
 _UNKNOWN = ("", "")
+_WITH_PIDS = (EngineSpawned, EngineAdopted, DaemonStarted)
 
 _decode = msgspec.json.Decoder().decode
 
 
-class About(NamedTuple):
+class About(msgspec.Struct, frozen=True, gc=False):
     """What one event concerns. Models by id, and by reference where there is no id yet."""
 
     models: tuple[str, ...] = ()
@@ -80,8 +81,10 @@ class _Fields(NamedTuple):
     in_favour_of: bool
 
     @classmethod
-    def of(cls, kind: type[Event]) -> _Fields:
-        return cls(*(name in kind.__struct_fields__ for name in cls._fields))
+    def of(cls, kind: type[Event]) -> _Fields | None:
+        """None for an event that names only its engine, as most do."""
+        has = cls(*(name in kind.__struct_fields__ for name in cls._fields))
+        return None if has.engine_id and sum(has) == 1 else has
 
 
 class Subjects:
@@ -94,7 +97,7 @@ class Subjects:
         """engine → model, backend."""
         self._pulls: OrderedDict[str, str] = OrderedDict()
         """pull → reference."""
-        self._fields: dict[type[Event], _Fields] = {}
+        self._fields: dict[type[Event], _Fields | None] = {}
 
     def of(self, record: Record, event: Event | None = None) -> About:
         """What the next record is about; `event`, where known, saves decoding it again."""
@@ -116,9 +119,15 @@ class Subjects:
     def _of_event(self, event: Any, backend: str) -> About:
         """From an event that is decoded already."""
         kind = type(event)
-        has = self._fields.get(kind)
-        if has is None:
+        try:
+            has = self._fields[kind]
+        except KeyError:
             has = self._fields[kind] = _Fields.of(kind)
+        if has is None:
+            engine = event.engine_id
+            model_id, known = self._engines.get(engine, _UNKNOWN)
+            backend = backend or known
+            return About((model_id,) if model_id else (), (), (backend,) if backend else (), engine)
         engine = model_id = reference = job = favoured = ""
         references: tuple[str, ...] = ()
         if has.spec:
@@ -225,7 +234,7 @@ def _remember(into: OrderedDict[K, V], key: K, value: V) -> None:
     into[key] = value
 
 
-class Happening(NamedTuple):
+class Happening(msgspec.Struct, frozen=True, gc=False):
     record: Record
     event: Event | None
     """None for what this version does not know."""
@@ -248,11 +257,11 @@ class History:
     def __init__(self, asked: str) -> None:
         """`asked` is the question: all events are kept of the engines, requests and jobs that it names."""
         self.subjects = Subjects()
-        self.models: dict[str, deque[Happening]] = {}
+        self.models: defaultdict[str, deque[Happening]] = defaultdict(_shelf)
         """By id."""
-        self.pulls: dict[str, deque[Happening]] = {}
+        self.pulls: defaultdict[str, deque[Happening]] = defaultdict(_shelf)
         """By canonical reference: what led to a model, or did not."""
-        self.backends: dict[str, deque[Happening]] = {}
+        self.backends: defaultdict[str, deque[Happening]] = defaultdict(_shelf)
         self.engines: OrderedDict[str, None] = OrderedDict()
         """Ids of the latest engines."""
         self.named: dict[str, list[Happening]] = {}
@@ -398,18 +407,18 @@ class History:
         return stored.event if stored is not None else None
 
     def _file(self, happening: Happening) -> None:
-        record, event, about = happening
+        record, event, about = happening.record, happening.event, happening.about
         stream, cause, engine = record.stream, record.cause, about.engine
         self.versions[stream] = record.version
         if self._asks_by_id:
             self._note_asked(happening)
         for model in about.models:
-            _shelf(self.models, model).append(happening)
+            self.models[model].append(happening)
         for backend in about.backends:
-            _shelf(self.backends, backend).append(happening)
+            self.backends[backend].append(happening)
         if stream == _LIBRARY:
             for reference in about.references:
-                _shelf(self.pulls, reference).append(happening)
+                self.pulls[reference].append(happening)
         elif stream == _DAEMON:
             self.daemons.append(happening)
         elif isinstance(event, CommandParked):
@@ -418,7 +427,7 @@ class History:
             self._note_engine(engine, happening)
         if cause and "/" not in cause:
             self._note_request(cause, happening)
-        if isinstance(event, EngineSpawned | EngineAdopted | DaemonStarted):
+        if isinstance(event, _WITH_PIDS):
             _remember(self.pids, event.pid, engine)
 
     def _note_asked(self, happening: Happening) -> None:
@@ -452,11 +461,8 @@ class History:
         return otherwise if state is None else state
 
 
-def _shelf(shelves: dict[str, deque[Happening]], name: str) -> deque[Happening]:
-    shelf = shelves.get(name)
-    if shelf is None:
-        shelf = shelves[name] = deque(maxlen=_KEPT)
-    return shelf
+def _shelf() -> deque[Happening]:
+    return deque(maxlen=_KEPT)
 
 
 def of_type(happenings: Iterable[Happening], kind: type[E]) -> Iterator[tuple[Happening, E]]:

@@ -207,13 +207,15 @@ def test_requests_are_counted_by_their_end_and_their_reason(script: Any) -> None
         inside("e", 1, at=now - 60, outcome="whole"),
         inside("e", 2, at=now - 50, outcome="refused", status=404, code="model_not_found", sentence="None."),
         inside("e", 3, at=now - 40, outcome="left"),
+        inside("e", 5, at=now - 30, outcome="refused", status=200, code="unreachable", sentence="None."),
         inside("e", 4, at=now - 200_000, outcome="died", caller="judge"),
     ]
     found = script.why("requests", rows=lambda: rows)
 
-    assert "Of 3 requests since" in found.answer
-    assert found.answer.endswith("1 was answered, 1 was refused and 1 lost its client.")
-    assert found.also[0].startswith("404 model_not_found 1 time, last at")
+    assert "Of 4 requests since" in found.answer
+    assert found.answer.endswith("1 was answered, 2 were refused and 1 lost its client.")
+    assert found.also[0].startswith("model_not_found (404): 1 time, last at")
+    assert found.also[1].startswith("unreachable: 1 time, last at")
     one = script.why("judge", rows=lambda: rows)
     assert (one.kind, one.id) == ("client", "judge")
     assert one.answer.startswith("No request of judge has come since")

@@ -71,9 +71,10 @@ def _reasons(rows: Sequence[Row], now: float) -> Iterator[str]:
     failed = [one for one in rows if one.outcome not in ("", "whole", "left")]
     for (status, code), number in Counter((one.status, one.code) for one in failed).most_common(_CAUSES):
         last = next(one for one in reversed(failed) if (one.status, one.code) == (status, code))
-        what = " ".join(part for part in (str(status or ""), code) if part) or last.outcome
+        # A stream that has begun ends with its error, and has the status of its beginning.
+        what = f"{code} ({status})" if code and status >= 400 else code or last.outcome
         yield (
-            f"{what} {counted(number, 'time')}, last at {clock(last.at, now)} ({last.id}, {route_of(last)}): "
+            f"{what}: {counted(number, 'time')}, last at {clock(last.at, now)} ({last.id}, {route_of(last)}): "
             f"{full_stop(last.sentence or 'without a reason')}"
         )
     whole = [one for one in rows if one.outcome == "whole" and one.family != "management"]

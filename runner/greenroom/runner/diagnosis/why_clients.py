@@ -73,10 +73,9 @@ def _reasons(rows: Sequence[Row], now: float) -> Iterator[str]:
         last = next(one for one in reversed(failed) if (one.status, one.code) == (status, code))
         # A stream that has begun ends with its error, and has the status of its beginning.
         what = f"{code} ({status})" if code and status >= 400 else code or last.outcome
-        yield (
-            f"{what}: {counted(number, 'time')}, last at {clock(last.at, now)} ({last.id}, {route_of(last)}): "
-            f"{full_stop(last.sentence or 'without a reason')}"
-        )
+        which = f"{last.id}, {route_of(last)}"
+        reason = full_stop(last.sentence or "without a reason")
+        yield f"{what}: {counted(number, 'time')}, last at {clock(last.at, now)} ({which}): {reason}"
     whole = [one for one in rows if one.outcome == "whole" and one.family != "management"]
     if whole:
         slow = max(whole, key=lambda one: one.seconds)

@@ -6,22 +6,22 @@ code in their `__init__`. A keeper needs few of our modules, and none of them ne
 
 from __future__ import annotations
 
+import os
 import sys
 import types
-from pathlib import Path
 
-ENGINES = Path(__file__).resolve().parent
+ENGINES = os.path.dirname(os.path.realpath(__file__))
 
 
 def find_packages() -> None:
     """Make the keeper's modules importable under their own names."""
     for name, folder in (
         ("greenroom", None),
-        ("greenroom.runner", ENGINES.parent),
+        ("greenroom.runner", os.path.dirname(ENGINES)),
         ("greenroom.runner.engines", ENGINES),
     ):
         package = types.ModuleType(name)
-        package.__path__ = [] if folder is None else [str(folder)]
+        package.__path__ = [] if folder is None else [folder]
         sys.modules[name] = package
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from greenroom.runner.systems import macos
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class System(Protocol):
@@ -137,9 +137,10 @@ class System(Protocol):
         ...
 
 
-_MACOS: System = macos  # type-checked on every system, and importable for its tests
 here: System
 if sys.platform == "darwin":
+    from greenroom.runner.systems import macos
+
     here = macos
 else:
     from greenroom.runner.systems import linux

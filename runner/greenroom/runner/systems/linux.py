@@ -15,13 +15,15 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path  # a keeper has no other use for it, and takes a fifth longer to start
 
 assert sys.platform != "darwin"
 
-PROC = Path("/proc")
-CGROUPS = Path("/sys/fs/cgroup")
+PROC = "/proc"
+CGROUPS = "/sys/fs/cgroup"
 KERNEL_LOG = "/dev/kmsg"
 
 _FICLONE = 0x40049409
@@ -39,14 +41,14 @@ FIRST_PID_NAMESPACE = "pid:[4026531836]"
 @functools.cache
 def boot_id() -> str:
     with contextlib.suppress(OSError):
-        return (PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
+        return _read(f"{PROC}/sys/kernel/random/boot_id").decode("ascii").strip()
     return ""
 
 
 def start_time(pid: int) -> float:
     """Clock ticks since boot, which do not change when the wall clock is set."""
     try:
-        stat = (PROC / str(pid) / "stat").read_bytes()
+        stat = _read(f"{PROC}/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return start_of(stat)
@@ -62,10 +64,10 @@ def bytes_read(pid: int) -> int:
     """Through calls (`rchar`), from the disk (`read_bytes`: mapped files too), and pages waited for."""
     read = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b") ")[2].split()
+        fields = _read(f"{PROC}/{pid}/stat").rpartition(b") ")[2].split()
         read += int(fields[9]) * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):
-        for line in (PROC / str(pid) / "io").read_bytes().splitlines():
+        for line in _read(f"{PROC}/{pid}/io").splitlines():
             name, _, value = line.partition(b": ")
             if name in (b"rchar", b"read_bytes"):
                 read += int(value)
@@ -74,7 +76,7 @@ def bytes_read(pid: int) -> int:
 
 def resident(pid: int) -> int:
     with contextlib.suppress(OSError, IndexError, ValueError):
-        pages = (PROC / str(pid) / "statm").read_bytes().split()[1]
+        pages = _read(f"{PROC}/{pid}/statm").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
@@ -82,7 +84,7 @@ def resident(pid: int) -> int:
 def own_memory(pid: int) -> int | None:
     """Anonymous pages, and those that were swapped out."""
     with contextlib.suppress(OSError):
-        return own_of((PROC / str(pid) / "status").read_bytes())
+        return own_of(_read(f"{PROC}/{pid}/status"))
     return 0
 
 
@@ -92,27 +94,33 @@ def own_of(status: bytes) -> int:
 
 
 def is_traced(pid: int) -> bool:
-    with contextlib.suppress(OSError), (PROC / str(pid) / "status").open("rb") as file:
+    with contextlib.suppress(OSError), open(f"{PROC}/{pid}/status", "rb") as file:
         return any(line.startswith(b"TracerPid:") and line.split()[1] != b"0" for line in file)
     return False
 
 
 def is_stopped(pid: int) -> bool:
     """State T, not t, which is a debugger's."""
-    return _state(PROC / str(pid) / "stat") == b"T"
+    return _state(f"{PROC}/{pid}") == b"T"
 
 
 def wants_to_work(pid: int) -> bool:
     """States R (running or ready) and D (waiting for a disk)."""
+    tasks = f"{PROC}/{pid}/task"
     with contextlib.suppress(OSError):
-        return any(_state(task / "stat") in (b"R", b"D") for task in (PROC / str(pid) / "task").iterdir())
+        return any(_state(f"{tasks}/{task}") in (b"R", b"D") for task in os.listdir(tasks))
     return False
 
 
-def _state(path: Path) -> bytes:
+def _state(folder: str) -> bytes:
     with contextlib.suppress(OSError, IndexError):
-        return path.read_bytes().rpartition(b") ")[2].split()[0]
+        return _read(f"{folder}/stat").rpartition(b") ")[2].split()[0]
     return b""
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def peer_pid(sock: socket.socket) -> int:
@@ -195,9 +203,10 @@ def die_with_parent() -> None:
 def die_first() -> None:
     """Raising this needs no privilege."""
     with contextlib.suppress(OSError, ValueError):
-        file = PROC / "self/oom_score_adj"
-        if int(file.read_text()) < _VICTIM:
-            file.write_text(str(_VICTIM))
+        path = f"{PROC}/self/oom_score_adj"
+        if int(_read(path)) < _VICTIM:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(_VICTIM))
 
 
 def limit_data(size: int) -> None:
@@ -239,8 +248,7 @@ def reap_others(pid: int) -> None:
 
 def children() -> Sequence[int]:
     with contextlib.suppress(OSError, ValueError):
-        path = PROC / "self/task" / str(os.getpid()) / "children"
-        return [int(word) for word in path.read_text("ascii").split()]
+        return [int(word) for word in _read(f"{PROC}/self/task/{os.getpid()}/children").split()]
     return []
 
 
@@ -252,16 +260,16 @@ def peak_bytes(max_rss: int) -> int:
 def memory_kills() -> int:
     """Kills in our own control group, whether for the group's limit or the whole machine's."""
     with contextlib.suppress(OSError, ValueError):
-        for line in (PROC / "self/cgroup").read_text("utf-8", "surrogateescape").splitlines():
+        for line in os.fsdecode(_read(f"{PROC}/self/cgroup")).splitlines():
             _, controllers, place = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
                 continue
-            top = CGROUPS / "memory" if controllers else CGROUPS
+            top = f"{CGROUPS}/memory" if controllers else CGROUPS
             # In a container the path may be the machine's, and ours the top of the visible tree.
-            for folder in (top / place.lstrip("/"), top):
+            for folder in (f"{top}/{place.lstrip('/')}", top):
                 for file in ("memory.events.local", "memory.events", "memory.oom_control"):
                     with contextlib.suppress(OSError):
-                        return kills_in((folder / file).read_text("ascii"))
+                        return kills_in(_read(f"{folder}/{file}").decode("ascii"))
     return 0
 
 
@@ -275,7 +283,7 @@ def was_killed_for_memory(pid: int, kills_before: int) -> bool:
     counts.
     """
     with contextlib.suppress(OSError):
-        if os.readlink(PROC / "self/ns/pid") == FIRST_PID_NAMESPACE:
+        if os.readlink(f"{PROC}/self/ns/pid") == FIRST_PID_NAMESPACE:
             return names_victim(_kernel_log(), pid, time.clock_gettime(time.CLOCK_BOOTTIME))
     return memory_kills() > kills_before
 

@@ -212,7 +212,7 @@ def test_a_rebuilt_installation_is_distinguished_from_the_one_it_replaces(script
     script.add(InstallationActivated(backend="llama.cpp", installation_id="1.1-ab12cd34.1"))
 
     found = script.why("llama.cpp")
-    assert "It was installed in 5s because a rebuild was requested." in found.answer
+    assert "It was installed in 5s because the user asked for a rebuild." in found.answer
     assert f"Version 1.0 is also installed (installation {old}, complete)." in found.also
 
     script.add(InstallationRetiring(backend="llama.cpp", installation_id=old, reason="rebuilt"))

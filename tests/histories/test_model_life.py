@@ -314,7 +314,7 @@ async def test_a_request_removed_it(daemon: Told) -> None:
     removed = await daemon.ask("DELETE", "/models/doomed")
     reads(
         await daemon.first_line("doomed"),
-        "doomed was removed at {at} by {removed}. That freed {size}.",
+        "doomed was here until {at}, when {removed} removed it. That freed {size}.",
         removed=sent(removed, "DELETE /models/doomed"),
     )
 

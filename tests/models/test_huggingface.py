@@ -336,7 +336,7 @@ def test_a_token_opens_a_private_repository_and_does_not_go_to_another_host(
     [
         ({"gated": True}, "permanent", "unauthorized"),
         ({"status": 429}, "transient", "rate_limited"),
-        ({"status": 503}, "transient", "unreachable"),
+        ({"status": 503}, "transient", "server_error"),
         ({"status": 403}, "permanent", "unauthorized"),
         ({"repositories": {}}, "permanent", "not_found"),
     ],

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
+import msgspec
+
+from greenroom.actors.journal.reader import read_journal
+from greenroom.runner.diagnosis.explain import explain
+from greenroom.runner.diagnosis.live import DOWN
+from greenroom.runner.record.table import recorded_in
 from waiting import until_async
 from wedge import Answer, Daemon
 
@@ -16,6 +23,9 @@ _PATTERNS = {
     "breaker": r"(?:will be retried on request|will not be retried before \d\d:\d\d:\d\d \([^()]+\))",
     "engine": r"[0-9a-f]+-\d+",
     "size": r"[\d.]+ [kMG]?B",
+    "installation": r"[\d.]+-[0-9a-f]{8}\.\d+",
+    "version": r"\d+(?:\.\w+)+",
+    "path": r"[\w./-]+",
     "model": r"[0-9a-f]{12}",
     "tokens": r"(?: The answer has about [\d,]+ tokens?, [\d.]+ a second\.)?",
     "number": r"[\d.,]*\d",
@@ -27,6 +37,12 @@ class Told(Daemon):
     """A daemon that tells the answer to `why NAME`."""
 
     async def why(self, name: str) -> Any:
+        """What it says; where it does not run, what its data directory says."""
+        if self.running.poll() is not None:
+            with recorded_in(self.home) as recorded:
+                events = read_journal(self.home / "journal.db")
+                found = explain(events, name, time.time(), recorded=recorded, live=DOWN)
+            return msgspec.to_builtins(found)
         answer = await self.get(f"/why/{name}")
         assert answer.status == 200, answer.body
         return answer.json

@@ -103,3 +103,5 @@ class ModelRemoved(Event, frozen=True, kw_only=True):
     model_id: str
     reason: str
     freed: int = 0
+    damaged: bool = False
+    """It was found damaged, as the reason says: its next pull repairs it."""

@@ -231,7 +231,7 @@ def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibraryVola
     if report.model_id not in state.models:
         return Decision(reply=report.replied(ModelNoted()))
     return Decision(
-        events=(ModelRemoved(model_id=report.model_id, reason=report.reason),),
+        events=(ModelRemoved(model_id=report.model_id, reason=report.reason, damaged=True),),
         reply=report.replied(ModelNoted()),
     )
 

@@ -20,7 +20,7 @@ from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import clock
 from greenroom.runner.diagnosis.why_backend import WhyBackend
 from greenroom.runner.diagnosis.why_clients import names_of_clients, why_requests
-from greenroom.runner.diagnosis.why_daemon import why_daemon
+from greenroom.runner.diagnosis.why_daemon import present, why_daemon
 from greenroom.runner.diagnosis.why_engine import why_engine
 from greenroom.runner.diagnosis.why_event import why_event, why_job
 from greenroom.runner.diagnosis.why_memory import why_memory, why_queue
@@ -33,6 +33,8 @@ from greenroom.runner.units import format_duration
 __all__ = ["Explanation", "UnknownName", "explain"]
 
 _NONE: Mapping[str, str] = {}
+_LIVES = frozenset("loaded loading installing waiting_to_retry pulling retiring ready starting".split())
+"""States that no daemon keeps up once it is gone."""
 Rows = Callable[[], Sequence[Row]]
 """The latest rows of the record of requests."""
 
@@ -103,6 +105,9 @@ def answer(
         case _:
             found = _find(meaning, name, history, now, backends, live)
             found.also += _behind(found, history, recorded, now)
+    if live is not None and not live.running and found.state in _LIVES and history.daemon.running_pid:
+        # It was killed: nothing has stored what became of this.
+        found.answer = f"{present(history, now, live).answer} Until then: {found.answer}"
     if live is not None and live.running:
         add_live(found, meaning, history, live)
     found.name = shown_model(meaning.id, history, meaning.asked) if meaning.kind == "model" else meaning.id

@@ -347,7 +347,8 @@ class Narrator:
     def _model_removed(self, fields: Fields) -> str:
         freed = int(fields.get("freed") or 0)
         space = f" That freed {format_size(freed)}." if freed else ""
-        return f"Removed {self._model(fields)}: {full_stop(fields['reason'])}{space}"
+        damaged = "it was found damaged: " if fields.get("damaged") else ""
+        return f"Removed {self._model(fields)}: {damaged}{full_stop(fields['reason'])}{space}"
 
     # idempotency
 

@@ -141,10 +141,12 @@ def of_failure(
         cause = failure.code.removeprefix("engine_")
         answer = f"{its_engine} failed at {when}{after} and was stopped. {summary}"
     elif not counts_against_model(failure) and failure.blame:
-        ended = f"{its_engine} ended" if failed.was_ready else f"{subject} could not be loaded"
+        # The daemon that notes the end of an engine it has not seen ready was started after that.
+        was_ready = failed.was_ready or engine.ready is not None
+        ended = f"{its_engine} ended" if was_ready else f"{subject} could not be loaded"
         cause, answer = failure.code, f"{ended} at {when}{after}. {summary}"
-    elif failed.was_ready:
-        how = "was killed" if end.signal == "SIGKILL" else "crashed"
+    elif failed.was_ready or engine.ready is not None:
+        how = "ended" if end.expected else "was killed" if end.signal == "SIGKILL" else "crashed"
         cause, answer = "crashed", f"{its_engine} {how} at {when}{after}. {summary}"
     else:
         cause, answer = "load_failed", f"{subject} could not be loaded at {when}. {summary}"

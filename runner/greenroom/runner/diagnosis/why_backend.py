@@ -21,6 +21,7 @@ from greenroom.actors.installer.events import (
 )
 from greenroom.actors.installer.reconcile import passed_over
 from greenroom.actors.installer.state import JobState
+from greenroom.actors.scheduler.backend_choice import in_a_row
 from greenroom.actors.scheduler.events import BackendChosen, LoadRefused
 from greenroom.actors.values import Failure, Installation
 from greenroom.runner.backends.discovery import BACKENDS
@@ -41,12 +42,13 @@ from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.units import format_duration, format_size
 
 _WANTED_BY = {
-    "default": ("it is a default backend", "it is a default backend"),
-    "explicit": ("it was requested", "it was requested"),
-    "request": ("a request needs it", "a request needed it"),
-    "repair": ("a rebuild was requested", "a rebuild was requested"),
+    "default": "it is a default backend",
+    "explicit": "{who} asked for it",
+    "request": "{who} needed it",
+    "repair": "{who} asked for a rebuild",
 }
-"""Why a job is running, and why one ran."""
+"""Why a job was begun."""
+_MADE_OR_BROKEN = (InstallationCommitted, InstallationFound, InstallationBroken)
 _GONE = (InstallationRemoved, InstallationMissing, InstallCancelled)
 
 
@@ -119,12 +121,13 @@ class WhyBackend:
             found.cause = asked[1].wanted_by if asked is not None else "explicit"
             found.numbers["seconds"] = born.event.seconds
             took = f" in {format_duration(born.event.seconds)}" if born.event.seconds else ""
-            found.answer += f" It was installed{took} because {_WANTED_BY[found.cause][1]}."
+            found.answer += f" It was installed{took} because {self._wanted(episode, found.cause)}."
             found.steps = _steps(episode)
         else:
             found.answer += " It was found on disk, complete and verified."
         if usable.built_with:
             found.answer += f" It was compiled on this machine with {usable.built_with}."
+        found.answer += "".join(self._quarantined(usable))
         self._tell_chosen(found, usable, born)
         if (passed := passed_over(self._state)) is not None:
             found.cause = passed.code
@@ -195,6 +198,13 @@ class WhyBackend:
         found.words = tool_output(failure.detail)
         found.steps += _steps(episode)
 
+    def _quarantined(self, usable: Installation) -> Iterator[str]:
+        """A sentence, after a space, about each model that does not run on it."""
+        for one in self._history.scheduler.quarantines.values():
+            if (one.backend, one.installation_id) == (self._name, usable.id):
+                name, failed = shown_model(one.model_id, self._history), in_a_row(one.failures)
+                yield f" {name} failed {failed} on it and is served by {one.backend} {one.back_to_version}."
+
     def _birth(self, usable: Installation) -> Happening | None:
         for one in reversed(self._events):
             event = one.event
@@ -253,7 +263,7 @@ class WhyBackend:
             cause=job.wanted_by,
             answer=(
                 f"Greenroom has been installing {name} since {moment(job.requested_at, now)} because "
-                f"{_WANTED_BY[job.wanted_by][0]}."
+                f"{self._wanted(episode, job.wanted_by)}."
             ),
             numbers={
                 "attempt": float(job.attempt),
@@ -367,13 +377,18 @@ class WhyBackend:
         )
         match last.event:
             case InstallationRemoved() as e:
+                made = latest(self._events, InstallationCommitted)
                 retired = [
-                    one
-                    for _, one in of_type(self._events, InstallationRetiring)
-                    if one.installation_id == e.installation_id
+                    (one, event)
+                    for one, event in of_type(self._events, InstallationRetiring)
+                    if event.installation_id == e.installation_id
+                    or (event.unwanted and made is not None and one.record.seq > made[0].record.seq)
                 ]
-                reason = retired[-1].reason if retired else "it was no longer needed"
-                found.cause = "uninstalled" if retired and retired[-1].unwanted else "removed"
+                retired.sort(key=lambda one: one[1].unwanted)
+                reason = retired[-1][1].reason if retired else "it was no longer needed"
+                if retired and (who := self._history.who(retired[-1][0].record.cause)):
+                    reason = f"{who} uninstalled it" if retired[-1][1].unwanted else f"{reason} ({who})"
+                found.cause = "uninstalled" if retired and retired[-1][1].unwanted else "removed"
                 found.numbers["freed"] = float(e.freed)
                 freed = f" That freed {format_size(e.freed)}." if e.freed else ""
                 found.answer = f"{name} was removed at {at}: {full_stop(reason)}{freed}"
@@ -381,9 +396,8 @@ class WhyBackend:
                     found.answer += " It stays uninstalled until it is requested."
             case InstallCancelled() as e:
                 found.cause = "cancelled"
-                found.answer = (
-                    f"{name} is not installed. Its installation was cancelled at {at}: {full_stop(e.reason)}"
-                )
+                how = self._by(last) or f": {e.reason.rstrip('.')}"
+                found.answer = f"{name} is not installed. Its installation was cancelled at {at}{how}."
             case InstallationMissing() as e:
                 found.cause = "missing"
                 found.answer = f"{name} was found to be missing at {at}: {full_stop(e.reason)}"
@@ -411,6 +425,25 @@ class WhyBackend:
         return found
 
     # around it
+
+    def _wanted(self, episode: Sequence[Happening], wanted_by: str) -> str:
+        """Why a job was begun: the request behind it, and the damage that it repairs."""
+        asked = latest(episode, InstallRequested)
+        who = self._history.who(asked[0].record.cause, asked[1].caller) if asked is not None else ""
+        why = _WANTED_BY[wanted_by].format(who=who or ("a request" if wanted_by == "request" else "the user"))
+        if asked is None:
+            return why
+        before = [one for one in self._events if one.record.seq < asked[0].record.seq]
+        last = next((one for one in reversed(before) if isinstance(one.event, _MADE_OR_BROKEN)), None)
+        if last is None or not isinstance(last.event, InstallationBroken):
+            return why
+        damage = f"{last.event.installation_id} was found damaged at {clock(last.at, self._now)}"
+        return f"{why} and installation {damage} ({last.event.reason.rstrip('.')})"
+
+    def _by(self, happening: Happening) -> str:
+        """The request behind an event, as ` by …`; empty without one."""
+        who = self._history.who(happening.record.cause)
+        return f" by {who}" if who else ""
 
     def _episode(self, job: str) -> list[Happening]:
         """The events of one job, with those of the models it was started for."""

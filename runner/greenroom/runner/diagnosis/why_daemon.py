@@ -16,6 +16,12 @@ from greenroom.runner.diagnosis.times import moment
 
 _TO_START = Remedy(aim="To start it", command="greenroom serve")
 _REPORT = "Please report it and attach the file that greenroom bundle writes."
+_SIGNALS = {
+    "SIGHUP": "its terminal was closed (SIGHUP)",
+    "SIGINT": "it was interrupted with Ctrl-C (SIGINT)",
+    "SIGTERM": "it was asked to end (SIGTERM)",
+}
+"""Reasons for a stop that are signals, for people."""
 
 
 def why_daemon(history: History, now: float, live: Live | None) -> Explanation:
@@ -57,7 +63,8 @@ def present(history: History, now: float, live: Live | None) -> Explanation:
     began, pid = moment(started[0].at, now), started[1].pid
     found = Explanation(state="stopped", cause="stopped", remedies=(_TO_START,))
     if stopped is not None and stopped[0].record.seq > started[0].record.seq:
-        at, reason = moment(stopped[0].at, now), full_stop(stopped[1].reason)
+        told = _SIGNALS.get(stopped[1].reason, stopped[1].reason)
+        at, reason = moment(stopped[0].at, now), full_stop(told)
         found.answer = f"Greenroom is not running: it shut down cleanly at {at}: {reason}"
     elif live is None:
         found.state, found.cause = "running", "after_a_kill" if after_a_kill else "started"

@@ -50,7 +50,7 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="not_here",
                 cause="removed",
-                answer=f"{name} was removed at {at}{_by(last, model)}.{_freed(e)}",
+                answer=f"{name} was here until {at}, {_how(last, model)}.{_freed(e)}",
                 numbers={"freed": float(e.freed)},
                 steps=tuple(one.step for one in (*before, last)),
                 remedies=(Remedy(aim="To pull it again", command=pull),),
@@ -120,11 +120,14 @@ def _retrying(failed: PullAttemptFailed, model: ModelHistory, pull: str) -> Expl
     )
 
 
-def _by(removed: Happening, model: ModelHistory) -> str:
-    """Which request removed it, or why it is gone all the same."""
-    assert isinstance(removed.event, ModelRemoved)
-    who = model.history.who(removed.record.cause)
-    return f" by {who}" if who else f": {removed.event.reason.rstrip('.')}"
+def _how(removed: Happening, model: ModelHistory) -> str:
+    """How it went: by which request, by damage, or by itself."""
+    event = removed.event
+    assert isinstance(event, ModelRemoved)
+    who, reason = model.history.who(removed.record.cause), event.reason.rstrip(".")
+    if event.damaged:
+        return f"when {who} found it damaged: {reason}" if who else f"when it was found damaged: {reason}"
+    return f"when {who} removed it" if who else f"when it was removed: {reason}"
 
 
 def _freed(removed: ModelRemoved) -> str:
@@ -158,11 +161,7 @@ def _before(last: Happening, model: ModelHistory) -> str:
     ]
     if not removed:
         return ""
-    at, event = moment(removed[-1].at, model.now), removed[-1].event
-    assert isinstance(event, ModelRemoved)
-    who = model.history.who(removed[-1].record.cause)
-    why = f"when {who} removed it" if who else event.reason.rstrip(".")
-    return f" It was here until {at}{', ' if who else ': '}{why}."
+    return f" It was here until {moment(removed[-1].at, model.now)}, {_how(removed[-1], model)}."
 
 
 def _pulled_as(events: Sequence[Happening]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.installer.events import (
     InstallationCommitted,
+    InstallationRetiring,
     InstallCancelled,
     InstallFailed,
     InstallNotNeeded,
@@ -73,6 +75,9 @@ def why_request(request: str, history: History, now: float, row: Row | None = No
     ended, words = (found.state, found.cause), found.remedies
     if caused and row is None:
         found.answer = f"Request {request} first took effect at {moment(caused[0].at, now)}."
+        later = next((one for one in history.daemons if one.record.seq > caused[0].record.seq), None)
+        if later is not None and isinstance(later.event, DaemonStarted):
+            found.answer += " Its end is not recorded: the daemon that it was sent to was killed or crashed."
     found.steps = tuple(one.step for one in caused)
     _tell_changes(found, caused, history)
     _tell_jobs(found, caused, history)
@@ -109,7 +114,7 @@ def _tell_changes(found: Explanation, caused: list[Happening], history: History)
     ]
     names = listed(dict.fromkeys(short(one.model_ref) for one in ended)) if ended else ""
     told = [f"It unloaded {names}."] if ended else []
-    told += [sentence for one in caused if (sentence := _changed(one, history))]
+    told += dict.fromkeys(sentence for one in caused if (sentence := _changed(one, history)))
     if told:
         more = f" And {counted(len(told) - _TOLD, 'more event')}." if len(told) > _TOLD else ""
         found.answer += f" {' '.join(told[:_TOLD])}{more}"
@@ -134,6 +139,8 @@ def _changed(one: Happening, history: History) -> str:
         case PullCancelled():
             references = one.about.references
             return f"It cancelled the pull of {short(references[-1]) if references else 'a model'}."
+        case InstallationRetiring(unwanted=True) as e:
+            return f"It uninstalled {e.backend}."
         case InstallCancelled() as e:
             return f"It cancelled the installation of {e.backend}."
         case _ if isinstance(one.event, _TOLD_ELSEWHERE):

@@ -282,7 +282,7 @@ class Models:
         if not problems:
             return f"{familiar(shown_name(model))} is whole: every byte is what it was when it arrived"
         reason = " ".join(problems)
-        damage = NoteDamage(model_id=model.id, reason=f"it is damaged: {reason}")
+        damage = NoteDamage(model_id=model.id, reason=reason)
         await greenroom.system.ask(damage, cause=request.id)
         name = familiar(shown_name(model))
         raise Refused(

@@ -85,6 +85,8 @@ def failure(error: Exception) -> dict[str, str]:
         kind = "rate_limited"
     elif status and status < 500:
         kind = "refused"
+    elif status:
+        return {"error": "in_trouble", "status": str(status), "detail": str(error)[:2_000]}
     elif isinstance(error, ValueError):  # huggingface_hub's validation errors, before it sends a request
         kind = "bad_name"
     else:

@@ -228,6 +228,13 @@ def _failure(reference: Reference, answer: dict[str, str]) -> JobFailed:
             "Hugging Face limits our requests for now.",
             advice="Set HF_TOKEN for a higher limit.",
         )
+    if kind == "in_trouble":
+        return JobFailed.transient(
+            "server_error",
+            f"Hugging Face has a problem (HTTP status {answer['status']}).",
+            advice="Try again later.",
+            detail=detail,
+        )
     if kind == "offline":
         return JobFailed.transient(
             "offline", "HF_HUB_OFFLINE is set, so Hugging Face is not asked.", advice="Unset it to pull."

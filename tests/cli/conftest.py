@@ -6,11 +6,12 @@ import io
 import json
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -133,6 +134,28 @@ def fake_daemon(fake_server: QuietServer) -> Iterator[FakeDaemon]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@contextmanager
+def _listening(daemon: FakeDaemon, path: Path) -> Iterator[None]:
+    class Server(socketserver.ThreadingUnixStreamServer):
+        def get_request(self) -> Any:
+            connection, _ = super().get_request()
+            return connection, ("socket", 0)
+
+    handler = type("SocketHandler", (Handler,), {"daemon": daemon})
+    with Server(str(path), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def listening() -> Callable[[FakeDaemon, Path], Any]:
+    """Have a fake daemon answer at a socket file while a `with` block runs."""
+    return _listening
 
 
 @pytest.fixture

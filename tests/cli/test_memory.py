@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,14 +117,48 @@ def test_bench_asks_so_many_at_once_and_never_the_same(greenroom: Any, our_daemo
         return [f"data: {json.dumps(delta)}", "", f"data: {json.dumps(usage)}", "", "data: [DONE]", ""]
 
     our_daemon.routes["POST /v1/chat/completions"] = answer
+    flags = ["--streams", "1,2", "--tokens", "8", "--json", "--no-bare"]
 
-    shown = json.loads(greenroom("bench", "smollm2", "--streams", "1,2", "--tokens", "8", "--json").out)
+    shown = json.loads(greenroom("bench", "smollm2", *flags).out)
 
     assert [(one["streams"], one["answer_tokens"]) for one in shown["levels"]] == [(1, 8), (2, 16)]
     assert all(one["tokens_per_second"] > 0 and one["prompt_tokens"] == 40 for one in shown["levels"])
     prompts = [body["messages"][0]["content"] for body in asked]
     assert len(set(prompts)) == len(asked) == 4
     assert [body["max_tokens"] for body in asked] == [2, 8, 8, 8]
+
+
+def test_bench_asks_the_engine_itself_too_and_tells_the_ratio(
+    greenroom: Any, our_daemon: Any, listening: Any, home: Path, short_path: Path
+) -> None:
+    def answer(seen: Any) -> Any:
+        usage = {"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 8}}
+        delta = {"choices": [{"delta": {"content": "word"}}]}
+        return [f"data: {json.dumps(delta)}", "", f"data: {json.dumps(usage)}", "", "data: [DONE]", ""]
+
+    our_daemon.routes |= {
+        "POST /v1/chat/completions": answer,
+        "GET /models/smollm2": {"id": "sha256:1"},
+        "GET /engines/ps": [{"engine_id": "e1"}, {"engine_id": "gone"}],
+    }
+    engine = type(our_daemon)(routes={"POST /v1/chat/completions": answer})
+    socket = short_path / "engine.sock"
+    about = {"spec": {"model_id": "sha256:1", "backend": "llama.cpp"}, "model_name": "as-loaded"}
+    claim = home / "engines" / "e1" / "claim"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps({"engine_socket": str(socket), "about": about}))
+    with listening(engine, socket):
+        shown = greenroom("bench", "smollm2", "--streams", "1", "--tokens", "8", "--json")
+        table = greenroom("bench", "smollm2", "--streams", "1", "--tokens", "8")
+    (level,) = json.loads(shown.out)["levels"]
+    assert level["bare"]["answer_tokens"] == level["answer_tokens"] == 8
+    assert level["throughput_ratio"] > 0
+    assert level["first_token_added"] == round(level["first_token"] - level["bare"]["first_token"], 4)
+    assert {one.body["model"] for one in engine.seen} == {"as-loaded"}
+    assert table.out.splitlines()[0].split()[:5] == ["STREAMS", "TOKENS/S", "ENGINE", "ALONE", "RATIO"]
+    claim.unlink()
+    alone = greenroom("bench", "smollm2", "--streams", "1", "--tokens", "8")
+    assert (alone.code, "The engine itself is not measured" in alone.err) == (0, True)
 
 
 @pytest.mark.parametrize("streams", ["0", "1,x", "", "1000"])

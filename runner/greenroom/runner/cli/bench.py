@@ -8,17 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import click
 
-from greenroom.runner.cli.client import Client
+from greenroom.runner.cli.client import SOCKET, Client, path_of
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
-from greenroom.runner.cli.connect import ensure_daemon
+from greenroom.runner.cli.connect import ensure_daemon, is_on_this_machine
 from greenroom.runner.cli.conversation import AnswerSoFar, Conversation, Options
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.config import Settings
 
 _WORDS = "the river runs past old stone houses where people sit and talk about weather and bread".split()
 _MOST = 256
@@ -41,6 +43,27 @@ class Level:
     """Of one prompt."""
     answer_tokens: int
     """Of all answers."""
+    bare: Level | None = None
+    """The same asked of the engine itself, without Greenroom in between."""
+
+    def as_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        if self.bare is not None:
+            del fields["bare"]["bare"]
+            fields |= {"throughput_ratio": self.throughput_ratio, "first_token_added": self.first_token_added}
+        return fields
+
+    @property
+    def throughput_ratio(self) -> float:
+        """Tokens per second through Greenroom, of the engine's own."""
+        assert self.bare is not None, "it was measured"
+        return round(self.tokens_per_second / max(self.bare.tokens_per_second, 1e-6), 3)
+
+    @property
+    def first_token_added(self) -> float:
+        """Seconds that Greenroom adds to the median first token."""
+        assert self.bare is not None, "it was measured"
+        return round(self.first_token - self.bare.first_token, 4)
 
 
 @click.command("bench")
@@ -59,6 +82,7 @@ class Level:
 @click.option(
     "--backend", default="", type=OneOf(backend_names), metavar="NAME", help="Use only this backend."
 )
+@click.option("--bare/--no-bare", default=True, help="Also ask the engine itself, to compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def bench_command(
@@ -68,12 +92,14 @@ def bench_command(
     tokens: int,
     prompt_words: int,
     backend: str,
+    bare: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast MODEL answers, with one request and with several at once.
 
     Every prompt is another one, so that nothing of it is in a cache. One answer comes before, so that loading
-    is not measured. What other clients do at the same time is in the figures.
+    is not measured. What other clients do at the same time is in the figures. The same is asked of the
+    engine's own socket, by turns, so that the figures show what Greenroom costs.
     """
     counts = _counts(streams)
     settings = settings_of(ctx)
@@ -84,32 +110,68 @@ def bench_command(
     conversation.prepare()
     bench = Bench(client, model, backend=backend, tokens=tokens, words=prompt_words)
     bench.level(1, tokens=2)
+    alone = None
+    if bare:
+        engine = _engine_of(settings, client, model, backend)
+        if engine is None:
+            announce("The engine itself is not measured: there is not exactly one engine of the model here.")
+        else:
+            alone = Bench(engine[0], engine[1], tokens=tokens, words=prompt_words)
+            alone.level(1, tokens=2)
     levels = []
     for count in counts:
         if sys.stderr.isatty():
             announce(f"Measuring with {count} at once…")
-        levels.append(bench.level(count))
+        own = alone.level(count) if alone is not None else None
+        levels.append(replace(bench.level(count), bare=own))
     if as_json:
-        click.echo(json.dumps({"model": model, "levels": [asdict(one) for one in levels]}, indent=4))
+        click.echo(json.dumps({"model": model, "levels": [one.as_json() for one in levels]}, indent=4))
         return
-    headings = ("STREAMS", "TOKENS/S", "EACH", "FIRST TOKEN", "SLOWEST", "PROMPT", "ANSWERS")
-    rows = [
-        (
-            str(one.streams),
-            f"{one.tokens_per_second:.1f}",
-            f"{one.tokens_per_second_each:.1f}",
-            _time(one.first_token),
-            _time(one.first_token_slowest),
-            f"{one.prompt_tokens} tokens",
-            f"{one.answer_tokens} tokens",
-        )
-        for one in levels
+    headings = ["STREAMS", "TOKENS/S", "EACH", "FIRST TOKEN", "SLOWEST", "PROMPT", "ANSWERS"]
+    if alone is not None:
+        headings[2:2] = ["ENGINE ALONE", "RATIO"]
+        headings.insert(headings.index("SLOWEST"), "ADDED")
+    rows = [_row(one) for one in levels]
+    spare = ("SLOWEST", "EACH", "PROMPT", "ANSWERS", "ENGINE ALONE")
+    click.echo(table(headings, rows, spare=spare, width=terminal_width()))
+
+
+def _row(one: Level) -> list[str]:
+    own = one.bare
+    return [
+        str(one.streams),
+        f"{one.tokens_per_second:.1f}",
+        *((f"{own.tokens_per_second:.1f}", f"{one.throughput_ratio:.1%}") if own is not None else ()),
+        f"{one.tokens_per_second_each:.1f}",
+        _time(one.first_token),
+        *((_time(one.first_token_added),) if own is not None else ()),
+        _time(one.first_token_slowest),
+        f"{one.prompt_tokens} tokens",
+        f"{one.answer_tokens} tokens",
     ]
-    click.echo(table(headings, rows, spare=("SLOWEST", "EACH", "PROMPT"), width=terminal_width()))
+
+
+def _engine_of(settings: Settings, client: Client, model: str, backend: str) -> tuple[Client, str] | None:
+    """The socket of the one engine that serves the model on this machine, and the model's name there."""
+    if settings.host and not is_on_this_machine(settings.host):
+        return None
+    model_id = client.get(path_of("models", model)).get("id")
+    found = []
+    for row in client.get("/engines/ps") or ():
+        claim = settings.home / "engines" / str(row.get("engine_id")) / "claim"
+        try:
+            fields = json.loads(claim.read_bytes())
+            about = fields["about"]
+            if about["spec"]["model_id"] == model_id and backend in ("", about["spec"]["backend"]):
+                engine = Client(f"{SOCKET}{fields['engine_socket']}")
+                found.append((engine, str(about["model_name"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it ends just now, or another user runs it
+    return found[0] if len(found) == 1 else None
 
 
 class Bench:
-    def __init__(self, client: Client, model: str, *, backend: str, tokens: int, words: int) -> None:
+    def __init__(self, client: Client, model: str, *, backend: str = "", tokens: int, words: int) -> None:
         self._client = client
         self._model = model
         self._backend = backend

@@ -13,6 +13,8 @@ from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.proof import CHALLENGE, address_of, is_proof, make_challenge
 
+SOCKET = "unix:"
+"""Before the path of a socket, as the address of a server that listens there."""
 _LINE_LIMIT = 65_536
 _HEADER_LIMIT = 100
 _PROOF_WITHIN = 10.0
@@ -205,6 +207,8 @@ class DaemonRequest:
 
 
 def _connect(url: str, timeout: float | None) -> socket.socket:
+    if url.startswith(SOCKET):
+        return _connect_locally(url.removeprefix(SOCKET), timeout)
     parts = urlsplit(url)
     host, secure = parts.hostname or "", parts.scheme == "https"
     # As bytes, or the codec for international names is imported for 127.0.0.1.
@@ -230,9 +234,21 @@ def _connect(url: str, timeout: float | None) -> socket.socket:
         raise NobodyThere(_reason(error)) from error
 
 
+def _connect_locally(path: str, timeout: float | None) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise NobodyThere(_reason(error)) from error
+    return connection
+
+
 def _request(url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
     parts = urlsplit(url)
-    lines = [f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1", f"Host: {parts.netloc}"]
+    below, host = ("", "localhost") if url.startswith(SOCKET) else (parts.path.rstrip("/"), parts.netloc)
+    lines = [f"{method} {below}{path} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")

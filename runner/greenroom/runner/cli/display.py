@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -44,6 +45,9 @@ _PHASES = {
     "queued": "Waiting for its turn",
     "waiting_to_retry": "Waiting to try again",
 }
+
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 
 
 class Display(Protocol):
@@ -263,9 +267,16 @@ def _columns(stream: TextIO) -> int:
 
 
 def _part_title(part: Mapping[str, Any], longest: int) -> str:
-    """`model-00001-of-00004.safetensors`; of a long name the end, which tells it from the others."""
+    """`model-00001-of-00004.safetensors`; of a long name what tells it from the others: its end, or its
+    number.
+    """
     name = str(part.get("name") or part["id"][7:19]).rpartition("/")[2]
-    return name if len(name) <= longest else f"…{name[1 - longest :]}"
+    if len(name) <= longest:
+        return name
+    shard = _SHARD.search(name)
+    if shard is not None and len(shard[0]) >= longest:
+        return f"part {int(shard[1])} of {int(shard[2])}"
+    return f"…{name[1 - longest :]}"
 
 
 def _progress(stream: TextIO, columns: int) -> Progress:

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from daemon_process import DaemonProcess, ForkedDaemon
 from greenroom.actors.journal.reader import read_journal
 from waiting import until
 
@@ -70,6 +71,19 @@ def serving(home: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def running(home: Path, *flags: str) -> Iterator[ForkedDaemon]:
+    """The same as a fork, which is there sooner, for tests of what others do with it."""
+    daemon = DaemonProcess(home)
+    process = daemon.fork("serve_cli", *flags, env=dict(os.environ))
+    try:
+        until(daemon.listens, what="the daemon's note")
+        yield process
+    finally:
+        process.kill()
+        process.wait(BOUND)
 
 
 def test_a_daemon_says_where_it_listens_stops_on_ctrl_c_and_exits_zero(place: Path) -> None:
@@ -128,7 +142,7 @@ def test_what_a_daemon_writes_is_its_owners_whatever_the_umask(place: Path) -> N
 def test_a_second_daemon_on_the_same_data_directory_names_the_first(
     place: Path, greenroom_process: Any, unused_port: int
 ) -> None:
-    with serving(place) as first:
+    with running(place) as first:
         same_port = greenroom_process("serve")
         other_port = greenroom_process("serve", "--port", "0")
 
@@ -141,7 +155,7 @@ def test_a_second_daemon_on_the_same_data_directory_names_the_first(
 def test_a_daemon_that_was_killed_leaves_nothing_in_the_way_of_the_next(
     place: Path, greenroom_process: Any
 ) -> None:
-    with serving(place) as first:
+    with running(place) as first:
         first.kill()
         first.wait(BOUND)
     assert (place / "daemon.json").exists()
@@ -253,11 +267,11 @@ def test_a_data_directory_that_cannot_be_written_is_reported(
 
 
 def test_stop_ends_the_daemon_and_restarting_it_replays_the_log(place: Path, greenroom_process: Any) -> None:
-    with serving(place) as first:
+    with running(place) as first:
         stopped = greenroom_process("stop")
         assert stopped.stdout == f"Stopped the Greenroom daemon (process {first.pid}).\n"
         assert first.wait(BOUND) == 0
-    with serving(place, "--log-level", "debug"):
+    with running(place, "--log-level", "debug"):
         pass
 
     lines = greenroom_process("log", "--stream", "daemon").stdout.splitlines()
@@ -267,7 +281,7 @@ def test_stop_ends_the_daemon_and_restarting_it_replays_the_log(place: Path, gre
 
 
 def test_the_log_can_be_followed(place: Path) -> None:
-    with serving(place) as first:
+    with running(place) as first:
         follower = subprocess.Popen([*GREENROOM, "log", "-f", "--json"], stdout=subprocess.PIPE, text=True)
         with follower:
             try:
@@ -281,7 +295,7 @@ def test_the_log_can_be_followed(place: Path) -> None:
 
 
 def test_a_daemon_on_a_free_port_is_found_by_its_data_directory(place: Path, greenroom_process: Any) -> None:
-    with serving(place, "--port", "0"):
+    with running(place, "--port", "0"):
         outcome = greenroom_process("status")
 
     assert outcome.returncode == 0
@@ -289,7 +303,7 @@ def test_a_daemon_on_a_free_port_is_found_by_its_data_directory(place: Path, gre
 
 
 def test_restart_brings_up_another_daemon_at_the_same_port(place: Path, greenroom_process: Any) -> None:
-    with serving(place, "--port", "0") as first:
+    with running(place, "--port", "0") as first:
         url = note(place)["url"]
         outcome = greenroom_process("restart")
         assert first.wait(BOUND) == 0
@@ -364,7 +378,7 @@ def test_ctrl_c_ends_a_job_unless_another_client_waits_for_it(
 
 
 def test_a_reader_who_leaves_early_is_no_error(place: Path) -> None:
-    with serving(place):
+    with running(place):
         pass
     process = subprocess.Popen([*GREENROOM, "log"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
@@ -430,7 +444,7 @@ def test_a_daemon_whose_data_directory_was_deleted_is_named_is_not_ready_and_can
 @pytest.mark.slow
 def test_a_command_against_a_live_daemon_is_quick(place: Path, greenroom_process: Any) -> None:
     """The budget is 150 ms. Processor time is measured: what else the machine does is not ours to count."""
-    with serving(place):
+    with running(place):
         greenroom_process("ps")
         times = []
         for _ in range(9):

@@ -75,3 +75,16 @@ def test_packages_of_the_system_are_listed_in_one_place() -> None:
     scripts = [ROOT / ".ci/run", *(ROOT / ".github/workflows").iterdir()]
     assert not [script.name for script in scripts if "apt-get install " in script.read_text("utf-8")]
     assert all(os.access(script, os.X_OK) for script in (ROOT / ".ci").iterdir())
+
+
+def test_packages_that_tests_skip_without_are_among_those_that_are_installed() -> None:
+    packages = re.compile(r"apt-get install (?:-\S+ )*((?:[a-z][a-z0-9.+-]*[a-z0-9+] ?)+)")
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    named = {one for found in packages.findall(tests) for one in found.split()}
+    lists = re.findall(r"packages\+?=\((.*)\)", (ROOT / ".ci/install-packages").read_text("utf-8"))
+    assert len(lists) == 2
+    # make runs the tests, and Ubuntu has chromium as a snap only.
+    assert named - {"make", "chromium"} <= {*" ".join(lists).split()}
+    assert {"g++", "spirv-headers", "docker-registry", "tmux"} <= named
+    (container,) = packages.findall((ROOT / "Dockerfile.test").read_text("utf-8"))
+    assert {*container.split()} - {"make"} <= {*lists[0].split()}

@@ -24,6 +24,7 @@ _PATTERNS = {
     "engine": r"[0-9a-f]+-\d+",
     "size": r"[\d.]+ [kMG]?B",
     "installation": r"[\d.]+-[0-9a-f]{8}\.\d+",
+    "sender": r"(?: \([^()]+(?:\([^()]+\))?\))?",
     "version": r"\d+(?:\.\w+)+",
     "path": r"[\w./-]+",
     "model": r"[0-9a-f]{12}",

@@ -119,6 +119,7 @@ async def test_its_terminal_is_closed(daemon: Told) -> None:
     await daemon.start()
 
 
+@pytest.mark.slow
 async def test_no_daemon_comes_back_in_time(daemon: Told) -> None:
     await daemon.add("orphan")
     await daemon.chat("orphan")

@@ -83,6 +83,7 @@ async def test_a_request_s_keep_alive_ended_it(daemon: Told) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_its_configured_keep_alive_ended_it(daemon: Told) -> None:
     await daemon.add("brief")
     asked = await daemon.post("/engines/_configure", {"model": "brief", "keep_alive": "0.1s"})
@@ -225,6 +226,7 @@ async def test_it_was_killed_and_loaded_again(daemon: Told) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_it_stalled_and_was_replaced(daemon: Told) -> None:
     await daemon.add("frozen")
     await daemon.chat("frozen")
@@ -240,6 +242,7 @@ async def test_it_stalled_and_was_replaced(daemon: Told) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_it_was_stopped_by_a_signal_and_replaced(daemon: Told) -> None:
     await daemon.add("halted")
     await daemon.chat("halted")
@@ -255,6 +258,7 @@ async def test_it_was_stopped_by_a_signal_and_replaced(daemon: Told) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_it_fails_to_load_again_and_again(daemon: Told) -> None:
     await daemon.add("broken")
     await daemon.chat("broken")
@@ -275,6 +279,7 @@ async def test_it_fails_to_load_again_and_again(daemon: Told) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_a_new_failure_after_an_open_breaker_is_the_one_it_names(daemon: Told) -> None:
     await daemon.add("failing")
     for _ in range(3):
@@ -292,6 +297,7 @@ async def test_a_new_failure_after_an_open_breaker_is_the_one_it_names(daemon: T
     )
 
 
+@pytest.mark.slow
 async def test_a_load_does_not_end(daemon: Told) -> None:
     await daemon.add("hanging")
     asking = asyncio.create_task(daemon.chat("hanging"))

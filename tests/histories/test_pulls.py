@@ -96,6 +96,7 @@ async def test_it_was_fetched_removed_and_could_not_be_fetched_again(place: tupl
     )
 
 
+@pytest.mark.slow
 async def test_it_was_found_damaged_and_could_not_be_fetched_again(place: tuple[Told, LocalHub]) -> None:
     daemon, hub = place
     publish(daemon, hub, "frail")
@@ -118,6 +119,7 @@ async def test_it_was_found_damaged_and_could_not_be_fetched_again(place: tuple[
     )
 
 
+@pytest.mark.slow
 async def test_its_terms_were_not_accepted(place: tuple[Told, LocalHub]) -> None:
     daemon, hub = place
     publish(daemon, hub, "gated")
@@ -133,6 +135,7 @@ async def test_its_terms_were_not_accepted(place: tuple[Told, LocalHub]) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "said"),
     [

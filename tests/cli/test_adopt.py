@@ -96,7 +96,7 @@ def test_one_of_them_is_adopted_by_name_and_under_another(
     ("arguments", "code", "said"),
     [
         (["nope"], 1, "No program here has a model nope."),
-        (["--as", "x"], 2, "--as is for one model that can be adopted: name it."),
+        (["--as", "x"], 2, "--as takes one model at a time: name the one to adopt."),
         (["--from", "/nonexistent"], 2, "There is no folder /nonexistent."),
         (["broken"], 1, "broken.gguf"),
     ],
@@ -111,4 +111,4 @@ def test_what_cannot_be_adopted_is_said(
 def test_a_machine_without_other_programs_has_nothing_to_adopt(greenroom: Any, machine: Path) -> None:
     done = greenroom("adopt")
     assert done.code == 0
-    assert "Neither Ollama, LM Studio, llama.cpp nor Hugging Face's cache has models here." in done.err
+    assert "Found no models of Ollama, LM Studio, llama.cpp or Hugging Face on this machine." in done.err

@@ -62,7 +62,7 @@ def test_memory_says_who_holds_how_much_of_it_and_for_what(greenroom: Any, our_d
         "UNTIL": "3m40s",
     }
     assert "RTX" in lines[5]
-    assert lines[6] == "1 request waits. See: greenroom queue"
+    assert lines[6] == "1 request is queued. See: greenroom queue"
     shown = json.loads(greenroom("memory", "--json").out)
     assert shown["engines"][0]["model"] == "docker.io/ai/smollm2:latest"
     assert shown["engines"][0]["parts"] == ENGINE["promises"]
@@ -99,7 +99,7 @@ def test_the_queue_says_what_each_request_waits_for(greenroom: Any, our_daemon: 
     assert row.endswith("smollm2     3s      4m57s  process 7  r-1      waiting for memory")
     assert json.loads(greenroom("queue", "--json").out) == [entry]
     our_daemon.routes["GET /engines/queue"] = []
-    assert greenroom("queue").out == "No request waits.\n"
+    assert greenroom("queue").out == "No request is queued.\n"
 
 
 def test_bench_asks_so_many_at_once_and_never_the_same(greenroom: Any, our_daemon: Any) -> None:

@@ -54,7 +54,7 @@ def test_an_older_daemon_is_named_with_what_to_do(greenroom: Any, command: list[
     done = greenroom(*command)
 
     assert (done.code, done.out) == (1, "")
-    assert "is version 0.0.9, which does not tell this over the network" in done.err
+    assert "is version 0.0.9, which does not serve this over the network" in done.err
     assert "Upgrade it there, or copy its journal and read that with --journal FILE." in done.err
     assert not (tmp_path / "bundle.tar.gz").exists()
 

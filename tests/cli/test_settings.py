@@ -74,7 +74,7 @@ def test_config_marks_what_the_running_daemon_has_other_values_of(greenroom: Any
     ("freed", "kept", "said"),
     [
         (98_400_000, 0, "Freed 98.4 MB.\n"),
-        (1_000, 98_400_000, "Freed 1.00 kB; 98.4 MB stay, which other models or programs share.\n"),
+        (1_000, 98_400_000, "Freed 1.00 kB; 98.4 MB stay in use by other models or programs.\n"),
     ],
 )
 def test_rm_says_what_was_freed_and_what_others_share(

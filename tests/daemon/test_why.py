@@ -61,8 +61,8 @@ def test_why_alone_says_whether_the_daemon_runs(make_daemon: Callable[..., Any])
 
     assert "has been running since" in why(daemon)
     assert "keep_alive 7m (environment GREENROOM_KEEP_ALIVE)" in " ".join(asked(daemon, "daemon")["also"])
-    assert asked(daemon, "queue")["answer"] == "No request waits."
-    assert "are reserved for no engine, and" in asked(daemon, "memory")["answer"]
+    assert asked(daemon, "queue")["answer"] == "No request is queued."
+    assert "is reserved for no engine, and" in asked(daemon, "memory")["answer"]
     assert asked(daemon, str(pid))["kind"] == "daemon"
 
     os.kill(pid, signal.SIGSTOP)

@@ -38,7 +38,7 @@ def test_settings_that_changed_between_two_lives_are_told_with_their_origins(emp
     )
     assert found.also == (
         f"Since the start at 12:02:00 (just now): {changes}.",
-        f"Settings that are no defaults: memory_budget {now}.",
+        f"Non-default settings: memory_budget {now}.",
     )
 
 
@@ -59,9 +59,7 @@ def test_a_daemon_of_an_earlier_version_has_noted_no_settings(script: Any) -> No
     after = start(script, 101, ("keep_alive", "30m", "flag --keep-alive"))
     before = DaemonStarted(pid=100, version="0.1.0", platform="Linux")
     assert settings_changed(before, after) == settings_changed(after, before) == ()
-    assert script.why("daemon").also == (
-        "Settings that are no defaults: keep_alive 30m (flag --keep-alive).",
-    )
+    assert script.why("daemon").also == ("Non-default settings: keep_alive 30m (flag --keep-alive).",)
 
 
 def test_a_start_notes_what_matters_most_and_all_that_is_no_default(tmp_path: Any) -> None:

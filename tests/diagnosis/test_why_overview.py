@@ -92,7 +92,7 @@ def test_without_a_name_all_is_well_in_two_sentences(script: Any) -> None:
     found = script.why("", live=live())
 
     assert (found.kind, found.state, found.cause) == ("overview", "well", "none")
-    assert found.answer.endswith("All is well: smollm2 is loaded (444 MB reserved), and nothing waits.")
+    assert found.answer.endswith("All is well: smollm2 is loaded (444 MB reserved), and nothing is queued.")
     assert not found.also
 
 
@@ -109,10 +109,10 @@ def test_without_a_name_everything_that_is_not_well_is_told_with_the_name_to_ask
     found = script.why("", live=live(queue=(entry(model_ref="docker.io/ai/poet:latest"),)))
 
     assert (found.state, found.numbers["troubles"]) == ("unwell", 4.0)
-    assert "4 things are not well:" in found.answer
+    assert "4 problems:" in found.answer
     told = "\n".join(found.also)
     for part in (
-        f"- 1 request waits. Request {REQUEST} to poet from curl (process 4711) is number 1 in the queue",
+        f"- 1 request is queued. Request {REQUEST} to poet from curl (process 4711) is number 1 in the queue",
         "- mlx is not installed yet: retrying at ",
         "- smollm2 was refused at 12:00:07: smollm2 needs 9 GB.",
         "- The pull of gemma3 failed at 12:00:07: The index cannot be reached.",
@@ -170,10 +170,10 @@ def test_the_queue_is_told_in_order(script: Any) -> None:
     found = script.why("queue", live=live(account(poet), queue=(entry(), second)))
 
     assert (found.state, found.cause) == ("waiting", "waiting_for_memory")
-    assert found.answer.startswith("2 requests wait. Request r-0a1b2c3d-7 to smollm2")
+    assert found.answer.startswith("2 requests are queued. Request r-0a1b2c3d-7 to smollm2")
     assert "is number 2 in the queue after 7s: waiting for memory, behind smollm2." in found.also[1]
     assert found.also[0] == "poet holds 444 MB."
-    assert script.why("queue", live=live()).answer == "No request waits."
+    assert script.why("queue", live=live()).answer == "No request is queued."
 
 
 def test_a_copied_journal_says_what_it_cannot_know(script: Any) -> None:
@@ -195,9 +195,9 @@ def test_memory_names_who_holds_it_and_who_takes_more(script: Any) -> None:
 
     found = script.why("memory", live=live(over))
 
-    assert found.answer.startswith("444 MB of 8.00 GB are reserved for 1 engine, and 7.56 GB are free")
+    assert found.answer.startswith("444 MB of 8.00 GB is reserved for 1 engine, and 7.56 GB is free")
     holds = f"smollm2 holds 444 MB, uses 500 MB, pinned, 2 requests inside (engine {engine})."
-    assert found.also == (f"{holds} More than is reserved.",)
+    assert found.also == (f"{holds} It uses more than is reserved.",)
     assert "smollm2 uses 500 MB and has only 444 MB reserved." in script.why("", live=live(over)).also[0]
 
 
@@ -218,7 +218,7 @@ def test_requests_are_counted_by_their_end_and_their_reason(script: Any) -> None
     assert found.also[1].startswith("unreachable: 1 time, last at")
     one = script.why("judge", rows=lambda: rows)
     assert (one.kind, one.id) == ("client", "judge")
-    assert one.answer.startswith("No request of judge has come since")
+    assert one.answer.startswith("No request from judge has arrived since")
     assert script.why("curl", rows=lambda: rows).kind == "client"
 
 

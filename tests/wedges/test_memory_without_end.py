@@ -40,7 +40,8 @@ async def test_an_engine_without_bounds_ends_alone_and_its_model_loads_again(mak
     assert first["pid"] not in daemon.engine_pids()
 
     why = (await daemon.get("/why/tiny")).json
-    assert "its engine was ended for its memory at" in why["answer"]
+    assert "its engine was stopped at" in why["answer"]
+    assert "it used too much memory" in why["answer"]
     assert "its limit was" in why["answer"]
     assert why["cause"] == "engine_over_memory"
 

@@ -14,7 +14,7 @@ class EngineStartRequested(Event, frozen=True, kw_only=True):
 
 
 class EngineSpawned(Event, frozen=True, kw_only=True):
-    """An engine's process runs."""
+    """An engine's process has started."""
 
     TAG = "engine_spawned"
     engine_id: str
@@ -24,7 +24,7 @@ class EngineSpawned(Event, frozen=True, kw_only=True):
 
 
 class EngineLoaded(Event, frozen=True, kw_only=True):
-    """An engine has said how much of its model lies on devices."""
+    """An engine has reported how much of its model is on devices."""
 
     TAG = "engine_loaded"
     engine_id: str
@@ -85,7 +85,7 @@ class EngineAdopted(Event, frozen=True, kw_only=True):
 
 
 class EngineLost(Event, frozen=True, kw_only=True):
-    """By the journal an engine runs or will start, but it does not run and never will again."""
+    """The journal says that an engine runs or will start, but it does not run and never will."""
 
     TAG = "engine_lost"
     PROBLEM = True

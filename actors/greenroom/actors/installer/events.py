@@ -79,7 +79,7 @@ class InstallFailed(Event, frozen=True, kw_only=True):
 
 
 class InstallCancelled(Event, frozen=True, kw_only=True):
-    """The job was ended before it was finished."""
+    """The job was cancelled before it finished."""
 
     TAG = "install_cancelled"
     URGENT = True
@@ -145,7 +145,7 @@ class InstallationActivated(Event, frozen=True, kw_only=True):
 
 
 class VariantsRanked(Event, frozen=True, kw_only=True):
-    """The machine's devices, or what is known of them, have changed: this is the order from now on."""
+    """The machine's devices, or what is known of them, have changed: this is the new order of variants."""
 
     TAG = "variants_ranked"
     backend: str

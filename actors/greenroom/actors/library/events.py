@@ -7,7 +7,7 @@ from greenroom.actors.values import Caller, Failure, Model, WantedBy
 
 
 class PullRequested(Event, frozen=True, kw_only=True):
-    """A model was requested that is not in the store. Repeated for a stronger reason."""
+    """A model was requested that is not in the store. Stored again if a stronger reason follows."""
 
     TAG = "pull_requested"
     job: str
@@ -58,7 +58,7 @@ class PullFailed(Event, frozen=True, kw_only=True):
 
 
 class PullCancelled(Event, frozen=True, kw_only=True):
-    """The pull was ended before it was finished."""
+    """The pull was cancelled before it finished."""
 
     TAG = "pull_cancelled"
     URGENT = True

@@ -81,7 +81,7 @@ class LoadFailed(Event, frozen=True, kw_only=True):
 
 
 class EvictionDecided(Event, frozen=True, kw_only=True):
-    """An engine is to end; its memory is free once it has."""
+    """An engine will be stopped; its memory is free once it has ended."""
 
     TAG = "eviction_decided"
     URGENT = True

@@ -26,9 +26,9 @@ from greenroom.runner.backends.schema_width import NEXT, OBJECTS, PROPERTIES, is
 from greenroom.runner.backends.variants import LLAMA_CPP as VARIANTS
 
 _TOO_WIDE = (
-    f"A JSON schema may allow at most {NEXT} things in one place there (values of an enum, alternatives of "
-    f"anyOf, optional properties of an object, repetitions in a pattern), and have at most {PROPERTIES:,} "
-    f"properties in one object and {OBJECTS:,} objects in all."
+    f"In a JSON schema it accepts at most {NEXT} choices at one point (values of an enum, alternatives of "
+    f"anyOf, optional properties of an object, repetitions in a pattern), {PROPERTIES:,} properties in one "
+    f"object and {OBJECTS:,} objects in all."
 )
 
 

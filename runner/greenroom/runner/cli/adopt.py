@@ -46,11 +46,11 @@ class Candidate:
 
 @click.command("adopt")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("-n", "--dry-run", is_flag=True, help="Only list what there is.")
+@click.option("-n", "--dry-run", is_flag=True, help="List the models without adopting them.")
 @click.option("--from", "folder", type=click.Path(path_type=Path, file_okay=False), help="Look only there.")
-@click.option("--as", "called", metavar="NAME", help="Another name, for the one model that is adopted.")
-@click.option("--copy", is_flag=True, help="Copy files that cannot be shared, such as from another disk.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found, and what became of it, as JSON.")
+@click.option("--as", "called", metavar="NAME", help="Name to adopt the model under (one model only).")
+@click.option("--copy", is_flag=True, help="Copy files that cannot be shared, such as those on another disk.")
+@click.option("--json", "as_json", is_flag=True, help="Print the models and what became of each as JSON.")
 @click.pass_context
 def adopt_command(
     ctx: click.Context,
@@ -70,7 +70,7 @@ def adopt_command(
     settings = settings_of(ctx)
     if settings.host and not is_on_this_machine(settings.host):
         raise Problem(
-            f"The daemon at {settings.host} runs on another machine, which has other files.",
+            f"The daemon at {settings.host} runs on another machine and cannot read the files of this one.",
             "Run this command there.",
             code=exit_codes.USAGE,
         )
@@ -100,7 +100,7 @@ def _adopt(settings: Any, chosen: Sequence[Candidate], *, copy: bool, as_json: b
         outcomes.append(outcome)
         if one.state != "new":
             if one.problem and not as_json:
-                announce(f"Left out {one.name}: {one.problem}")
+                announce(f"Skipped {one.name}: {one.problem}")
             continue
         try:
             adopt(client, one.name, str(one.path), copy=copy)
@@ -157,7 +157,7 @@ def _candidates(root: Path, folder: Path | None) -> list[Candidate]:
 def _looked_at(models: Iterable[FoundModel], store: ModelStore) -> Iterator[Candidate]:
     for count, one in enumerate(models, 1):
         if sys.stderr.isatty() and count % 50 == 0:
-            announce(f"Looked at {count} models…")
+            announce(f"Checked {count} models…")
         yield _look_at(one, store)
 
 
@@ -223,7 +223,7 @@ def _chosen(found: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]
         fitting = [one for one in found if wanted in (one.name, one.name.partition(":")[0])]
         if not fitting:
             raise Problem(
-                f"No program here has a model {name}.", "See what there is: greenroom adopt --dry-run"
+                f"No other program here has a model {name}.", "To list them: greenroom adopt --dry-run"
             )
         chosen += [one for one in fitting if one not in chosen]
     return chosen
@@ -236,7 +236,7 @@ def _renamed(chosen: Sequence[Candidate], name: str, root: Path) -> Candidate:
 
     usable = [one for one in chosen if one.state in ("new", "taken")]
     if len(usable) != 1:
-        raise click.UsageError("--as is for one model that can be adopted: name it.")
+        raise click.UsageError("--as takes one model at a time: name the one to adopt.")
     repository, tag = split(name)
     name = familiar(f"{repository}:{tag}")
     taken = _taken(name, ModelStore(root))
@@ -247,6 +247,6 @@ def _nothing(folder: Path | None) -> str:
     if folder is not None:
         return f"There are no models in {folder}."
     return (
-        "Neither Ollama, LM Studio, llama.cpp nor Hugging Face's cache has models here. "
+        "Found no models of Ollama, LM Studio, llama.cpp or Hugging Face on this machine. "
         "To look in another folder: greenroom adopt --from DIR"
     )

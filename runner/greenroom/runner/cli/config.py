@@ -42,7 +42,7 @@ def config_command(ctx: click.Context, as_json: bool) -> None:
     click.echo(table(("SETTING", "VALUE", "FROM"), shown, width=terminal_width()))
     if kept:
         told = ", ".join(f"{name} = {_as_kept(name, value)}" for name, value in kept.items())
-        announce(f"\n* Not in force: the running daemon still has {told}. To use it: greenroom restart")
+        announce(f"\n* Not in effect: the running daemon still has {told}. To apply: greenroom restart")
     if settings.config_file is None:
         announce(f"\nThere is no config file. Its place is {settings.home / 'config.toml'}.")
 

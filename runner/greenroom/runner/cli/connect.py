@@ -236,7 +236,7 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
             code=exit_codes.PORT_TAKEN,
         )
     if found.advice:
-        said = f"At {found.url} answers {found.description}."
+        said = f"{found.url} is answered by {found.description}."
         return Problem(said, found.advice, code=exit_codes.PORT_TAKEN)
     holder = listener_at(found.url)
     return Problem(

@@ -358,7 +358,7 @@ def _print_logs_of(client: Client, engine: str | None, lines: int | None, *, fol
     """The log of the daemon that GREENROOM_HOST names."""
     if engine:
         raise Problem(
-            "The logs of engines are not sent over the network: they may quote clients.",
+            "Engine logs are not sent over the network: they may quote prompts.",
             f"On the daemon's machine: greenroom logs {engine}",
         )
     query = {"no-engines": "true", "tail": "all" if lines is None else lines}

@@ -50,7 +50,7 @@ _GOES_ON = "The next daemon resumes what was requested by a command."
 @journal_option
 @click.pass_context
 def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journal: Path | None) -> int:
-    """Explain the state of NAME; without one, all that is not well.
+    """Explain the state of NAME; without one, list current problems.
 
     NAME is a model, a backend, an engine or its process, a request (`r-…`), an event (`scheduler/8`), a job,
     a client, or one of `daemon`, `queue`, `memory` and `requests`.

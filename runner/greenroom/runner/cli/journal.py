@@ -60,7 +60,7 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
         if earlier := JournalFiles(path).put_aside():
             raise Problem(
                 f"There is no journal at {path} yet: the last one was set aside as {earlier[-1]}.",
-                f"To read that: greenroom log --journal {earlier[-1]}",
+                f"To read it: greenroom log --journal {earlier[-1]}",
             ) from error
         raise Problem(
             f"There is no journal at {path}: no daemon has used this data directory yet.",

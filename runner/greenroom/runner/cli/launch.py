@@ -29,9 +29,9 @@ def _names() -> list[str]:
 
 
 @click.command("launch", context_settings={"ignore_unknown_options": True})
-@click.option("--model", type=ModelName(catalogue=True), metavar="MODEL", help="The model it is to use.")
+@click.option("--model", type=ModelName(catalogue=True), metavar="MODEL", help="The model to use.")
 @click.option(
-    "--print", "--config-only", "only_print", is_flag=True, help="Print what would be set; start nothing."
+    "--print", "--config-only", "only_print", is_flag=True, help="Print the settings; start nothing."
 )
 @click.argument("client", required=False, type=OneOf(_names))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -43,7 +43,7 @@ def launch_command(
     client: str | None,
     arguments: tuple[str, ...],
 ) -> None:
-    """Start CLIENT, such as codex, claude or opencode, set up to use a model here.
+    """Start CLIENT, such as codex, claude or opencode, set up to use a local model.
 
     Its settings are given as environment variables and flags, for this start only; no file is changed.
     ARGUMENTS go to the client; those after -- even if they look like flags of this command. Without a CLIENT,
@@ -99,7 +99,7 @@ def _start(
     for line in as_shell(environment, words).splitlines():
         announce(f"  {line}")
     if client.serves:
-        announce(f"Open it at {client.serves} once it runs. Ctrl-C ends it.")
+        announce(f"Open it at {client.serves} once it runs. Ctrl-C stops it.")
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -118,15 +118,13 @@ def _model(client: Client, wanted: str | None) -> tuple[str, int]:
         except DaemonRefused as refused:
             if refused.status != 404:
                 raise
-            raise Problem(
-                f"There is no model {wanted} here.", f"Pull it: greenroom pull {wanted}"
-            ) from refused
+            raise Problem(f"{wanted} is not in the store.", f"Pull it: greenroom pull {wanted}") from refused
         return wanted, _context(found)
     models = client.get("/models") or []
     names = sorted(familiar(min(one["tags"], key=len)) for one in models if one.get("tags"))
     if len(names) != 1:
         raise Problem(
-            "Say which model it is to use." if names else "There is no model here yet.",
+            "Name the model to use." if names else "The store has no models yet.",
             f"Add --model with one of: {', '.join(names[:12])}"
             if names
             else "Pull one: greenroom pull smollm2",

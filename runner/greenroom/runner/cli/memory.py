@@ -51,7 +51,7 @@ def memory_command(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"\n{table(_DEVICES, lines, width=terminal_width())}")
     waiting = int(ledger.get("waiting") or 0)
     if waiting:
-        say(f"{waiting} request{'s wait' if waiting > 1 else ' waits'}. See: greenroom queue")
+        say(f"{waiting} request{'s are' if waiting > 1 else ' is'} queued. See: greenroom queue")
 
 
 def _held(engine: Mapping[str, Any]) -> tuple[str, ...]:
@@ -88,12 +88,12 @@ def _size(value: Any) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.pass_context
 def queue_command(ctx: click.Context, as_json: bool) -> None:
-    """List the requests that wait for an engine: for what, since when, and until when they would."""
+    """List queued requests: what each waits for, since when, and when it gives up."""
     waiting = client_for(settings_of(ctx)).get("/engines/queue") or []
     if as_json:
         click.echo(json.dumps(waiting, indent=4, ensure_ascii=False))
     elif not waiting:
-        click.echo("No request waits.")
+        click.echo("No request is queued.")
     else:
         rows = [
             (

@@ -351,7 +351,7 @@ def _remove(client: Client, model: str, query: str) -> bool:
         for what, name in step.items():
             click.echo(f"{what}: {name}")
     if any("Deleted" in step for step in gone) and freed + kept:
-        stay = f"; {format_size(kept)} stay, which other models or programs share" if kept else ""
+        stay = f"; {format_size(kept)} stay in use by other models or programs" if kept else ""
         announce(f"Freed {format_size(freed)}{stay}.")
     elif gone and "Deleted" not in gone[-1]:
         announce("Nothing was freed: the model has other names.")

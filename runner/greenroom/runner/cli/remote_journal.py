@@ -111,7 +111,7 @@ class RemoteJournal:
     def has_ended(self) -> Problem:
         """Why there is no more news."""
         return Problem(
-            f"The Greenroom daemon at {self._daemon.url} has ended the connection: it was stopped.",
+            f"The Greenroom daemon at {self._daemon.url} closed the connection: it was stopped.",
             "Once it is running again: greenroom log -f",
             code=exit_codes.NOT_RUNNING,
         )
@@ -172,8 +172,8 @@ class RemoteJournal:
 
     def _no_bundle(self, why: str) -> Problem:
         return Problem(
-            f"What the daemon at {self._daemon.url} has sent is no archive: {why}.",
-            "Make it there: greenroom bundle",
+            f"What the daemon at {self._daemon.url} sent is not a valid archive: {why}.",
+            "To make one there: greenroom bundle",
         )
 
     def _json(self, path: str, query: Mapping[str, Any]) -> Any:

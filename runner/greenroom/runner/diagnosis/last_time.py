@@ -33,7 +33,7 @@ def add_last_time(found: Explanation, question: str, model: ModelHistory) -> Non
     kinds = _MEANT[word]
     happening = next((one for one in reversed(model.own) if isinstance(one.event, kinds)), None)
     if happening is None:
-        found.also = (f"As far as the journal goes, it has never been {word}.", *found.also)
+        found.also = (f"According to the journal, it has never been {word}.", *found.also)
         return
     is_told = found.state in _OVER and any(one.seq == happening.record.seq for one in found.steps)
     if is_told:

@@ -205,16 +205,14 @@ def _unknown(name: str, history: History, backends: Collection[str]) -> UnknownN
             name, (), f"There is no event {shown(name)}: the last of {stream} is {stream}/{last}."
         )
     if name.isdecimal():
-        return UnknownName(
-            name, (), f"Neither an engine nor a daemon in this journal was process {shown(name)}."
-        )
+        return UnknownName(name, (), f"No engine or daemon in this journal was process {shown(name)}.")
     if _JOB.fullmatch(name) and name.rpartition(".")[0] in (*backends, *history.backends, "pull"):
-        return UnknownName(name, (), f"Nothing is known of job {shown(name)}.")
+        return UnknownName(name, (), f"The journal has no job {shown(name)}.")
     if near := _near(name, history, backends):
         return UnknownName(name, near)
     if _ENGINE.fullmatch(name):
         return UnknownName(
-            name, (), f"Nothing is known of engine {shown(name)}.", "To see the latest: greenroom ps --all"
+            name, (), f"The journal has no engine {shown(name)}.", "To see the latest: greenroom ps --all"
         )
     try:
         called = familiar(str(Reference.parse(name)))
@@ -223,8 +221,8 @@ def _unknown(name: str, history: History, backends: Collection[str]) -> UnknownN
     return UnknownName(
         name,
         (),
-        f"{called} is not in the store, and was never fetched.",
-        f"To fetch it: greenroom pull {called}",
+        f"{called} is not in the store, and was never pulled.",
+        f"To pull it: greenroom pull {called}",
     )
 
 

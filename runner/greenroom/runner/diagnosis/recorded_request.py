@@ -47,11 +47,11 @@ def _ended(row: Row, now: float) -> tuple[str, str]:
         case "" if not row.engine:
             return "waiting", f"{who} has waited for {after}."
         case "":
-            return "answering", f"{who} is being answered by engine {row.engine}, since {after}."
+            return "answering", f"{who} is being answered by engine {row.engine}; it arrived {after} ago."
         case "whole" if row.family == "management":
             return "served", f"{who} was carried out at {at}, in {after}."
         case "whole":
-            return "served", f"{who} got its whole answer at {at}, {after} after it came."
+            return "served", f"{who} got its whole answer at {at}, {after} after it arrived."
         case "left":
             return "left", f"{who} lost its client at {at}, after {after}: it disconnected before the end."
         case "died":

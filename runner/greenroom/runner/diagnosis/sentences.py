@@ -419,14 +419,14 @@ def config_parts(fields: Fields, before: Fields) -> list[str]:
 _BEFORE: Mapping[str, Callable[[Any], str]] = {
     "context_size": str,
     "slots": lambda slots: str(slots or "as many as fit"),
-    "keep_alive": lambda seconds: format_duration(seconds) if seconds >= 0 else "one without end",
+    "keep_alive": lambda seconds: format_duration(seconds) if seconds >= 0 else "an unlimited one",
 }
 """How these are called behind a new value."""
 _SETTINGS: Mapping[str, Callable[[Any], str]] = {
     "context_size": lambda tokens: f"a context of {tokens} tokens",
     "flags": lambda flags: f"the flags {' '.join(flags)}" if flags else "no flags",
     "keep_alive": lambda seconds: (
-        "a keep-alive without end" if seconds < 0 else f"a keep-alive of {format_duration(float(seconds))}"
+        "an unlimited keep-alive" if seconds < 0 else f"a keep-alive of {format_duration(float(seconds))}"
     ),
     "slots": lambda slots: counted(int(slots), "slot") if slots else "as many slots as fit",
     "prompt_cache": lambda size: (

@@ -136,7 +136,7 @@ def of_failure(
         cause, answer = "out_of_memory", f"{its_engine} stopped at {when}. {summary}"
     elif failure.code == OVER_MEMORY:
         cause = failure.code
-        answer = f"{its_engine} was ended for its memory at {when}{after}. {summary}"
+        answer = f"{its_engine} was stopped at {when}{after}: it used too much memory. {summary}"
     elif failure.code in _GIVEN_UP:
         cause = failure.code.removeprefix("engine_")
         answer = f"{its_engine} failed at {when}{after} and was stopped. {summary}"

@@ -24,7 +24,7 @@ _ENDS: Mapping[Ending, tuple[str, str]] = {
     "": ("is under way", "are under way"),
 }
 _TO_SEE = Remedy(aim="To see them", command="greenroom requests")
-_NO_ROWS = "The record of requests has none: it is empty, switched off, or not beside this journal."
+_NO_ROWS = "The record of requests has none: it is empty, turned off, or not beside this journal."
 
 
 def is_of(row: Row, client: str) -> bool:
@@ -40,12 +40,12 @@ def why_requests(rows: Sequence[Row], now: float, client: str = "") -> Explanati
     """How many ended how in the last day, and why they were refused; of one client if one is given."""
     mine = [one for one in rows if now - one.at <= _DAY and (not client or is_of(one, client))]
     mine.sort(key=lambda one: one.at)
-    of = f" of {client}" if client else ""
+    of = f" from {client}" if client else ""
     if not mine:
         older = [one for one in rows if not client or is_of(one, client)]
-        answer = f"No request{of} has come in the last day." if rows else _NO_ROWS
+        answer = f"No request{of} arrived in the last day." if rows else _NO_ROWS
         if older:
-            answer = f"No request{of} has come since {moment(max(one.at for one in older), now)}."
+            answer = f"No request{of} has arrived since {moment(max(one.at for one in older), now)}."
         return Explanation(state="none", cause="none", answer=answer, remedies=(_TO_SEE,))
     ends = Counter(one.outcome for one in mine)
     told = [f"{ends[end]:,} {words[ends[end] != 1]}" for end, words in _ENDS.items() if ends[end]]
@@ -61,7 +61,7 @@ def why_requests(rows: Sequence[Row], now: float, client: str = "") -> Explanati
     )
     last = next((one for one in reversed(mine) if one.outcome not in ("", "whole")), None)
     if last is not None:
-        aim = "About the last that failed"
+        aim = "The last that failed"
         found.remedies += (Remedy(aim=aim, command=f"greenroom why {last.id}"),)
     return found
 

@@ -40,7 +40,7 @@ def why_daemon(history: History, now: float, live: Live | None) -> Explanation:
         found.also += (f"{counted(ours, 'command')} failed because of a bug in Greenroom. {_REPORT}",)
     found.also += (*devices(history), *changes_between_lives(history, now))
     if started is not None and (settings := chosen(started[1].settings)):
-        found.also += (f"Settings that are no defaults: {settings}.",)
+        found.also += (f"Non-default settings: {settings}.",)
     return found
 
 

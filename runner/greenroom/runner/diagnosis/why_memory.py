@@ -30,10 +30,10 @@ def why_queue(history: History, live: Live | None) -> Explanation:
     queue, numbers = live.queue, {"waiting": float(len(live.queue))}
     if not queue:
         return Explanation(
-            state="empty", cause="none", answer="No request waits.", numbers=numbers, remedies=(_PS,)
+            state="empty", cause="none", answer="No request is queued.", numbers=numbers, remedies=(_PS,)
         )
     first = queue[0]
-    verb = "request waits" if len(queue) == 1 else "requests wait"
+    verb = "request is queued" if len(queue) == 1 else "requests are queued"
     return Explanation(
         state="waiting",
         cause=first.phase or "waiting",
@@ -46,7 +46,7 @@ def why_queue(history: History, live: Live | None) -> Explanation:
 
 def place_of(entry: QueueEntry, live: Live) -> str:
     """`Request r-… to poet from curl is number 1 in the queue after 7s: waiting for memory: …`"""
-    waits = entry.message or "it has just come"
+    waits = entry.message or "it has just arrived"
     progress = live.progress(entry.follows) if entry.follows else ""
     after = f": {progress}" if progress and progress not in waits else ""
     caller = f" from {entry.caller}" if entry.caller else ""
@@ -80,9 +80,8 @@ def why_memory(history: History, live: Live | None) -> Explanation:
             state="known",
             cause="reserved",
             answer=(
-                f"{format_size(ledger.reserved)} of {format_size(ledger.budget)} are reserved for "
-                f"{holders}, and {format_size(ledger.free)} are free for "
-                f"another.{_short_of(ledger)}"
+                f"{format_size(ledger.reserved)} of {format_size(ledger.budget)} is reserved for "
+                f"{holders}, and {format_size(ledger.free)} is free.{_short_of(ledger)}"
             ),
             numbers={
                 "reserved": float(ledger.reserved),
@@ -111,7 +110,7 @@ def why_memory(history: History, live: Live | None) -> Explanation:
         state="unknown",
         cause="not_stored",
         answer=(
-            f"{format_size(reserved)}{of} were reserved for {counted(len(loads), 'engine')} when the last "
+            f"{format_size(reserved)}{of} was reserved for {counted(len(loads), 'engine')} when the last "
             f"event was stored. {_unknown('what is free', live)}"
         ),
         numbers={"reserved": float(reserved)} | ({"budget": float(last[1].budget)} if last else {}),
@@ -125,20 +124,20 @@ def _short_of(ledger: LedgerReading) -> str:
     """Why less is free than is not reserved."""
     if ledger.budget - ledger.reserved <= ledger.free:
         return ""
-    return f" Other programs use the rest: {format_size(ledger.available)} are free on this machine."
+    return f" Other programs use the rest: {format_size(ledger.available)} is free on this machine."
 
 
 def _held(history: History, ledger: LedgerReading) -> Iterator[str]:
     for one in ledger.engines:
         name = shown_model(history.subjects.engine(one.engine_id)[0], history) or "a model"
         used = f", uses {format_size(one.measured)}" if one.measured is not None else ""
-        over = " More than is reserved." if one.measured is not None and one.measured > one.reserved else ""
+        over = " It uses more than is reserved." if (one.measured or 0) > one.reserved else ""
         pinned = ", pinned" if one.keep_alive < 0 else ""
         busy = f", {counted(one.inside, 'request')} inside" if one.inside else ""
         yield f"{name} holds {format_size(one.reserved)}{used}{pinned}{busy} (engine {one.engine_id}).{over}"
     for device in ledger.devices:
         yield (
-            f"{device.name}: {format_size(device.reserved)} of {format_size(device.budget)} are reserved, "
+            f"{device.name}: {format_size(device.reserved)} of {format_size(device.budget)} is reserved, "
             f"{format_size(device.free)} free."
         )
 
@@ -148,5 +147,5 @@ def _unknown(what: str, live: Live | None) -> str:
     if live is None:
         return f"The journal does not say {what}: only its running daemon knows."
     if not live.running:
-        return "Greenroom is not running, so nothing waits."
-    return f"{live.silence or 'Its scheduler does not answer now.'} So it is not known {what}."
+        return "Greenroom is not running, so nothing is queued."
+    return f"{live.silence or 'Its scheduler does not answer.'} So Greenroom cannot say {what}."

@@ -154,7 +154,7 @@ def _lost_device(model: ModelHistory, engine: EngineHistory) -> str:
 
 
 def _over_memory(model: ModelHistory, engine: EngineHistory) -> str:
-    """The sentence when the engine before this one was ended for its memory."""
+    """The sentence when the engine before this one was stopped for using too much memory."""
     before = _before(model, engine)
     if before is None or before.failed is None or before.failed.failure.code != OVER_MEMORY:
         return ""

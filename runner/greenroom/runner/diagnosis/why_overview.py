@@ -52,16 +52,14 @@ def why_overview(history: History, now: float, verdicts: Mapping[str, str], live
     found.numbers = {"troubles": float(len(troubles))}
     is_up = found.state == "running"
     if troubles:
-        found.answer += (
-            f" {counted(len(troubles), 'thing')} {'is' if len(troubles) == 1 else 'are'} not well:"
-        )
+        found.answer += f" {counted(len(troubles), 'problem')}:"
         found.state = "unwell" if is_up else found.state
         found.cause = troubles[0].kind if is_up else found.cause
     elif is_up:
         found.state, found.cause = "well", "none"
         found.answer += f" All is well: {_loaded(history)}."
     if len(troubles) > _SHOWN:
-        more = f"And {counted(len(troubles) - _SHOWN, 'more')}, which greenroom log tells."
+        more = f"And {counted(len(troubles) - _SHOWN, 'more')}: see greenroom log --problems."
         troubles = [*troubles[:_SHOWN], Trouble(more)]
     found.also += tuple(f"- {one.sentence}" for one in troubles)
     asked = dict.fromkeys(one.asked for one in troubles if one.asked)
@@ -73,11 +71,11 @@ def why_overview(history: History, now: float, verdicts: Mapping[str, str], live
 def _loaded(history: History) -> str:
     loads = history.scheduler.loads.values()
     if not loads:
-        return "no model is loaded, and nothing waits"
+        return "no model is loaded, and nothing is queued"
     names = dict.fromkeys(shown_model(one.spec.model_id, history) for one in loads)
     reserved = format_size(sum(one.spec.memory for one in loads))
     which = ", ".join(names) if len(names) < 4 else counted(len(names), "model")
-    return f"{which} {'is' if len(names) == 1 else 'are'} loaded ({reserved} reserved), and nothing waits"
+    return f"{which} {'is' if len(names) == 1 else 'are'} loaded ({reserved} reserved), and nothing is queued"
 
 
 def _damage(history: History) -> Iterator[Trouble]:
@@ -87,7 +85,7 @@ def _damage(history: History) -> Iterator[Trouble]:
 def _queue(live: Live | None) -> Iterator[Trouble]:
     queue = live.queue if live is not None else ()
     if live is not None and queue:
-        verb = "request waits" if len(queue) == 1 else "requests wait"
+        verb = "request is queued" if len(queue) == 1 else "requests are queued"
         yield Trouble(f"{len(queue)} {verb}. {place_of(queue[0], live)}", "queue", "queue")
 
 
@@ -111,7 +109,7 @@ def _backends(history: History, now: float) -> Iterator[Trouble]:
         elif state.usable is None and broken is not None:
             yield Trouble(f"{name} {broken.version} is damaged: {full_stop(broken.broken)}", name, "broken")
         elif state.usable is not None and failure is not None and job is None:
-            at = f"{name} {state.usable.version} works, but the last attempt at another failed: "
+            at = f"{name} {state.usable.version} works, but the last attempt to install another one failed: "
             yield Trouble(f"{at}{failure.sentence()}", name, failure.code)
 
 
@@ -151,7 +149,7 @@ def _last_trouble(model: ModelHistory, last: Happening, now: float) -> Iterator[
         case LoadRefused() as e:
             yield Trouble(f"{model.name} was refused at {at}: {full_stop(e.message)}", model.name, e.code)
         case LoadFailed(failure=failure, was_ready=True):
-            how = "was ended for its memory" if failure.code == OVER_MEMORY else "stopped working"
+            how = "exceeded its memory limit" if failure.code == OVER_MEMORY else "stopped working"
             yield Trouble(
                 f"The engine of {model.name} {how} at {at}: {full_stop(failure.message)}",
                 model.name,

@@ -161,7 +161,7 @@ def _before(last: Happening, model: ModelHistory) -> str:
     ]
     if not removed:
         return ""
-    return f" It was here until {moment(removed[-1].at, model.now)}, {_how(removed[-1], model)}."
+    return f" It was in the store until {moment(removed[-1].at, model.now)}, {_how(removed[-1], model)}."
 
 
 def _pulled_as(events: Sequence[Happening]) -> str:

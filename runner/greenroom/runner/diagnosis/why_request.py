@@ -127,7 +127,7 @@ def _changed(one: Happening, history: History) -> str:
             return f"It pinned {short(e.model_ref)}."
         case KeepAliveWished() as e:
             kept = format_duration(e.keep_alive)
-            return f"It took the pin of {short(e.model_ref)} away: its keep-alive is {kept}."
+            return f"It unpinned {short(e.model_ref)}: its keep-alive is now {kept}."
         case ConfigChanged() as e:
             mine = [it for it in changes(history, e.model_id, e.mode) if it.happening is one]
             return f"It configured {short(e.model_ref)}{f' with {mine[0].told()}' if mine else ''}."

@@ -205,7 +205,7 @@ def abandoned(seconds: float) -> Failure:
         "engine_abandoned",
         f"it went on computing for {seconds:.0f}s for a client that had left",
         "client",
-        advice="Some JSON schemas and grammars keep an engine at work for hours: use simpler ones.",
+        advice="Some JSON schemas and grammars keep an engine busy for hours: use simpler ones.",
     )
 
 

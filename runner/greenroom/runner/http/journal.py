@@ -43,7 +43,7 @@ _encode = msgspec.json.Encoder().encode
 class JournalRoutes:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._turns = Turns("The journal is being read for others.")
+        self._turns = Turns("Too many clients are reading the journal.")
         self._followers: set[asyncio.Event] = set()
         """Set when there is news."""
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -80,7 +80,7 @@ def name_taken(reference: str) -> JobFailed:
     return JobFailed.permanent(
         "name_taken",
         f"Another model in the store is named {name}.",
-        advice=f"Adopt this one under another name (--as NAME), or remove that one: greenroom rm {name}",
+        advice=f"Adopt this one under another name (--as NAME), or remove the other: greenroom rm {name}",
     )
 
 
@@ -113,16 +113,15 @@ def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
 def needs_copy(name: str, status: os.stat_result, store: Path) -> JobFailed:
     """The file and the store can share no bytes."""
     if status.st_dev != store.stat().st_dev:
-        why = f"it is on another file system than the store ({shown(str(store))})"
+        why = f"it is not on the file system of the store ({shown(str(store))})"
     elif status.st_uid != os.getuid():
         why = "it belongs to another user"
     else:
-        why = "the file system has no links"
+        why = "the file system does not support links"
     return JobFailed.permanent(
         "needs_copy",
         f"{shown(name)} cannot be shared with the store: {why}.",
-        advice=f"Copy the model, which takes its size on the disk ({format_size(status.st_size)} for this "
-        "file): add --copy.",
+        advice=f"To copy it, which takes {format_size(status.st_size)} for this file: add --copy.",
     )
 
 

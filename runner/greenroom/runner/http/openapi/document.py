@@ -82,7 +82,7 @@ _HEADERS = {
     "Location": ("Where to follow the progress.", str),
     "X-Model-Id": ("The id of the model.", str),
     "X-Freed-Bytes": ("Bytes that were freed on the disk, if the model was removed.", int),
-    "X-Kept-Bytes": ("Bytes of the removed model that stay, since others share them.", int),
+    "X-Kept-Bytes": ("Bytes of the removed model that stay in use by other models or programs.", int),
     "Content-Disposition": ("A suggested file name.", str),
 }
 _ALWAYS = (REQUEST_ID, IGNORED_HEADER)

@@ -47,13 +47,13 @@ _EXPLAIN = Operation(
 OPERATIONS = {
     "GET /why/{name}": _EXPLAIN,
     "GET /why": replace(
-        _EXPLAIN, path=None, query={"name": Parameter(f"{_NAME} Without one, all that is not well.")}
+        _EXPLAIN, path=None, query={"name": Parameter(f"{_NAME} Without one, all current problems.")}
     ),
     "GET /log": Operation(
         summary="Read the journal: what has happened, oldest first",
         detail=(
             "One event a line, or with `Accept: text/event-stream` one in each event of the stream, whose "
-            "`id` is the event's number. What is empty does not matter; filters must hold together."
+            "`id` is the event's number. Empty parameters are ignored; an event must match all filters."
         ),
         query={
             "about": Parameter(
@@ -62,14 +62,14 @@ OPERATIONS = {
             ),
             "model": Parameter("Only events about this model."),
             "backend": Parameter("Only events about this backend."),
-            "engine": Parameter("Only events about the engine whose id begins so."),
+            "engine": Parameter("Only events about the engine whose id begins with this."),
             "stream": Parameter("Only this stream, such as `install/mlx`."),
             "cause": Parameter("Only this event or request, and what it led to."),
             "kind": Parameter("Only events of these types, such as `load_*`, separated by commas."),
             "problems": Parameter("Only what went wrong.", bool),
             "since": Parameter(_TIME),
             "until": Parameter(_TIME),
-            "last": Parameter("Only the last so many, at most 10,000.", int),
+            "last": Parameter("Only the last of them, 10,000 at most.", int),
             "after": Parameter("Only events with a higher number; `Last-Event-ID` does the same.", int),
             "follow": Parameter("Keep the connection open and send new events.", bool),
         },
@@ -82,7 +82,7 @@ OPERATIONS = {
             "since": Parameter(f"{_TIME} 24 hours before `until`, unless given."),
             "until": Parameter(_TIME),
         },
-        answers={200: Returns("What has happened; what happened alike is one entry.", Summary)},
+        answers={200: Returns("The counts; similar events are one entry.", Summary)},
     ),
     "GET /replay": Operation(
         summary="Get the state of every actor at any time, rebuilt from the journal",
@@ -92,7 +92,7 @@ OPERATIONS = {
         errors=frozenset({404}),
     ),
     "GET /bundle": Operation(
-        summary="Get an archive for a bug report, without secrets and prompts",
+        summary="Get an archive for a bug report, without secrets or prompts",
         detail="Callers on other machines get it without the record of requests.",
         answers={200: Returns("A compressed tar archive.", bytes, content=GZIP)},
     ),

@@ -127,7 +127,7 @@ def _files(name: str, kinds: list[tuple[str, str]]) -> Iterator[tuple[str, str]]
     """File name → blob."""
     weights = [digest for kind, digest in kinds if kind == "model"]
     if any(kind == "adapter" for kind, _ in kinds):
-        raise not_a_model("It is a model with an adapter, which Greenroom does not apply. Merge it first.")
+        raise not_a_model("Greenroom cannot apply its adapter. Merge the adapter into the model first.")
     if len(weights) != 1:
         raise not_a_model("Its weights are not in one GGUF file, so only Ollama can read them.")
     yield f"{name}.gguf", _blob(weights[0])
@@ -144,7 +144,7 @@ def _read(held: HeldFile, limit: int) -> bytes:
     except OSError as error:
         raise from_os_error(error, f"reading {held.name}") from error
     if len(data) > limit:
-        raise not_a_model(f"{held.name} is longer than a manifest or a text of a model can be.")
+        raise not_a_model(f"{held.name} is larger than a manifest or a text of a model may be.")
     return data
 
 

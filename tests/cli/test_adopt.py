@@ -68,7 +68,7 @@ def test_all_that_can_be_adopted_is_and_a_failure_does_not_keep_the_rest_out(
     done = greenroom("adopt")
     assert done.code == 1
     assert done.out == "Adopted smollm2:135m: its files (98.4 MB) are shared with Ollama.\n"
-    assert "Left out broken: " in done.err
+    assert "Skipped broken: " in done.err
     assert "Error: No." in done.err
     manifest = others / ".ollama" / "models" / "manifests/registry.ollama.ai/library/smollm2/135m"
     assert our_daemon.bodies("/models/adopt")[-1] == {
@@ -95,7 +95,7 @@ def test_one_of_them_is_adopted_by_name_and_under_another(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nope"], 1, "No program here has a model nope."),
+        (["nope"], 1, "No other program here has a model nope."),
         (["--as", "x"], 2, "--as takes one model at a time: name the one to adopt."),
         (["--from", "/nonexistent"], 2, "There is no folder /nonexistent."),
         (["broken"], 1, "broken.gguf"),

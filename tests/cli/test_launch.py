@@ -97,7 +97,7 @@ def test_what_cannot_be_started_is_said(
     unknown = greenroom("launch", "nope")
     assert (unknown.code, "It knows codex, claude" in unknown.err) == (2, True)
     absent = greenroom("launch", "codex", "--print", "--model", "none")
-    assert (absent.code, "There is no model none here. Pull it:" in absent.err) == (1, True)
+    assert (absent.code, "There is no model none in the store. Pull it:" in absent.err) == (1, True)
     stored.routes["GET /models"] = [MODEL, {**MODEL, "tags": ["docker.io/ai/other:latest"]}]
     which = greenroom("launch", "codex", "--print")
     assert (which.code, "Add --model with one of: other, smollm2" in which.err) == (2, True)

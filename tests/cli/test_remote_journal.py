@@ -87,7 +87,7 @@ def test_the_end_of_a_daemon_that_is_followed_is_told(greenroom: Any, far_daemon
 
     assert done.code == 3
     assert done.out.count("  Hi.\n") == 2
-    assert f"{far_daemon.url} has ended the connection" in done.err
+    assert f"{far_daemon.url} closed the connection" in done.err
 
 
 def test_the_journal_of_our_own_daemon_is_read_as_a_file_whether_or_not_it_runs(
@@ -127,7 +127,7 @@ def test_what_is_no_archive_is_not_kept(greenroom: Any, far_daemon: Any, tmp_pat
     done = greenroom("bundle", "-o", "bundle.tar.gz")
 
     assert done.code == 1
-    assert "is no archive" in done.err
+    assert "is not a valid archive" in done.err
     assert not (tmp_path / "bundle.tar.gz").exists()
 
 

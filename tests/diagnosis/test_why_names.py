@@ -231,8 +231,8 @@ def test_what_there_is_one_of_has_a_name(script: Any, name: str, kind: str) -> N
             "To pull it: greenroom pull gemma3",
         ),
         ("scheduler/99", "There is no event scheduler/99: the last of scheduler is scheduler/3.", ""),
-        ("00aabbccdd-7", "Nothing is known of engine 00aabbccdd-7.", "To see the latest: greenroom ps --all"),
-        ("mlx.7", "Nothing is known of job mlx.7.", ""),
+        ("00aabbccdd-7", "The journal has no engine 00aabbccdd-7.", "To see the latest: greenroom ps --all"),
+        ("mlx.7", "The journal has no job mlx.7.", ""),
     ],
 )
 def test_a_name_that_nothing_has_is_told_with_what_to_do(

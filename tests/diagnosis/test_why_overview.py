@@ -143,7 +143,7 @@ def test_a_daemon_that_does_not_answer_says_so_in_its_place(script: Any) -> None
     found = script.why("daemon", live=silent)
     assert (found.state, found.answer, found.also[0]) == ("silent", silence, advice)
     assert script.why("", live=silent).also == (advice,)
-    assert "it is not known who waits" in script.why("queue", live=silent).answer
+    assert "Greenroom cannot say who waits" in script.why("queue", live=silent).answer
 
 
 def test_what_keeps_a_daemon_from_starting_stands_behind_how_the_last_one_ended(script: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_copied_journal_says_what_it_cannot_know(script: Any) -> None:
     )
     memory = script.why("memory")
     assert memory.answer.startswith(
-        "444 MB of 8.00 GB were reserved for 1 engine when the last event was stored."
+        "444 MB of 8.00 GB was reserved for 1 engine when the last event was stored."
     )
     assert memory.answer.endswith("The journal does not say what is free: only its running daemon knows.")
 

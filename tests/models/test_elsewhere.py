@@ -148,7 +148,7 @@ def test_the_whole_snapshot_of_a_hub_s_cache_is_one_model(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"adapter": b"GGUF"}, "adapter, which Greenroom does not apply"),
+        ({"adapter": b"GGUF"}, "Greenroom cannot apply its adapter"),
         ({"params": "[1"}, "cannot be read"),
         ({"messages": [{"role": "robot"}]}, "Its messages in Ollama's store cannot be read"),
     ],
@@ -198,7 +198,7 @@ def test_files_on_another_disk_are_copied_only_when_that_is_allowed(
         file.write_bytes(gguf())
         what, failure = adopt(new_puller, recorder, file)
         assert (what, failure.code) == ("failed", "needs_copy")
-        assert "is on another file system than the store" in failure.message
+        assert "is on a different file system from the store" in failure.message
         assert "--copy" in failure.advice
         what, model = adopt(new_puller, recorder, file, copy=True)
         assert what == "committed", model

@@ -118,7 +118,9 @@ def _model(client: Client, wanted: str | None) -> tuple[str, int]:
         except DaemonRefused as refused:
             if refused.status != 404:
                 raise
-            raise Problem(f"{wanted} is not in the store.", f"Pull it: greenroom pull {wanted}") from refused
+            raise Problem(
+                f"There is no model {wanted} in the store.", f"Pull it: greenroom pull {wanted}"
+            ) from refused
         return wanted, _context(found)
     models = client.get("/models") or []
     names = sorted(familiar(min(one["tags"], key=len)) for one in models if one.get("tags"))

@@ -196,7 +196,7 @@ class RemoteJournal:
     def _too_old(self) -> Problem:
         return Problem(
             f"The Greenroom daemon at {self._daemon.url} is version {self._daemon.version}, which does not "
-            "tell this over the network.",
+            "serve this over the network.",
             "Upgrade it there, or copy its journal and read that with --journal FILE.",
         )
 

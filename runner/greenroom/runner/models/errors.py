@@ -113,7 +113,7 @@ def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
 def needs_copy(name: str, status: os.stat_result, store: Path) -> JobFailed:
     """The file and the store can share no bytes."""
     if status.st_dev != store.stat().st_dev:
-        why = f"it is not on the file system of the store ({shown(str(store))})"
+        why = f"it is on a different file system from the store ({shown(str(store))})"
     elif status.st_uid != os.getuid():
         why = "it belongs to another user"
     else:

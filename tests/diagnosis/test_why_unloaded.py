@@ -291,7 +291,7 @@ def test_a_model_that_was_removed_goes_by_the_name_it_had_then_and_not_by_one_gi
     script.add(ModelTagged(model_id=model.id, tags=(kept,)))
     script.add(ModelRemoved(model_id=model.id, reason="requested by the user", freed=192))
 
-    assert script.why("mine").answer.startswith("mine was here until ")
+    assert script.why("mine").answer.startswith("mine was in the store until ")
 
 
 def test_a_model_that_was_removed_is_fetched_again_by_what_it_was_fetched_as(script: Any) -> None:

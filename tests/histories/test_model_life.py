@@ -320,7 +320,7 @@ async def test_a_request_removed_it(daemon: Told) -> None:
     removed = await daemon.ask("DELETE", "/models/doomed")
     reads(
         await daemon.first_line("doomed"),
-        "doomed was here until {at}, when {removed} removed it. That freed {size}.",
+        "doomed was in the store until {at}, when {removed} removed it. That freed {size}.",
         removed=sent(removed, "DELETE /models/doomed"),
     )
 
@@ -331,9 +331,9 @@ async def test_a_request_took_its_name_away(daemon: Told) -> None:
     taken = await daemon.ask("DELETE", "/models/alias")
     reads(
         await daemon.first_line("alias"),
-        "alias has been no name of a model since {taken} took it away at {at}; what it meant is still "
-        "here as named. named is not loaded: it has been in the store since {at} (192 B, gguf), but was "
-        "never requested.",
+        "alias has named no model since {taken} took it away at {at}; its model is still "
+        "in the store as named. named is not loaded: it has been in the store since {at} (192 B, gguf), "
+        "but was never requested.",
         taken=sent(taken, "DELETE /models/alias"),
     )
 

@@ -64,7 +64,7 @@ async def test_it_was_never_fetched(place: tuple[Told, LocalHub]) -> None:
     assert answer.status == 404
     reads(
         answer.body.decode().strip(),
-        "huggingface.co/org/unheard is not in the store, and was never fetched. To fetch it: greenroom "
+        "huggingface.co/org/unheard is not in the store, and was never pulled. To pull it: greenroom "
         "pull huggingface.co/org/unheard",
     )
 
@@ -90,7 +90,8 @@ async def test_it_was_fetched_removed_and_could_not_be_fetched_again(place: tupl
     reads(
         await daemon.first_line("hf.co/org/kept"),
         "hf.co/org/kept is not in the store: its last pull, for {failed}, failed at {at}. "
-        f"{PRIVATE.format(name='hf.co/org/kept')} It was here until {{at}}, when {{removed}} removed it.",
+        f"{PRIVATE.format(name='hf.co/org/kept')} "
+        "It was in the store until {at}, when {removed} removed it.",
         failed=sent(failed, CREATE),
         removed=sent(removed, "DELETE /models/hf.co/org/kept"),
     )
@@ -112,8 +113,9 @@ async def test_it_was_found_damaged_and_could_not_be_fetched_again(place: tuple[
     reads(
         await daemon.first_line("hf.co/org/frail"),
         "hf.co/org/frail is not in the store: its last pull, for {failed}, failed at {at}. "
-        f"{PRIVATE.format(name='hf.co/org/frail')} It was here until {{at}}, when {{verified}} found it "
-        "damaged: frail-Q4_1.gguf has changed since it arrived.",
+        f"{PRIVATE.format(name='hf.co/org/frail')} "
+        "It was in the store until {at}, when {verified} found it damaged: "
+        "frail-Q4_1.gguf has changed since it arrived.",
         failed=sent(failed, CREATE),
         verified=sent(verified, "POST /models/hf.co/org/frail/verify"),
     )

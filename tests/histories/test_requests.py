@@ -70,7 +70,7 @@ def chat(model: str) -> str:
 DONE = "was carried out at {at}, in {took}. "
 WAITED = "It waited {took} in the queue and {took} for the model to be loaded. "
 ANSWER = "The answer has 3 tokens after 3 tokens of prompt."
-WHOLE = "got its whole answer at {at}, {took} after it came. "
+WHOLE = "got its whole answer at {at}, {took} after it arrived. "
 
 
 async def test_it_got_its_whole_answer(daemon: Told) -> None:
@@ -233,7 +233,7 @@ async def test_it_pinned_a_model_or_took_its_pin_away(daemon: Told) -> None:
         daemon,
         taken,
         chat("dear"),
-        f"{WHOLE}{ANSWER} It took the pin of dear away: its keep-alive is 5m.",
+        f"{WHOLE}{ANSWER} It unpinned dear: its keep-alive is now 5m.",
     )
 
 

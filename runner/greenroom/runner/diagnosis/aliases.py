@@ -55,7 +55,7 @@ def told_under(tag: str, history: History, now: float) -> str:
         names = [one for one in model.tags if not one.startswith(("file:", "pypi:"))] or model.tags
         still = listed(familiar(one) for one in names) if names else _short(model.id)
         taken = f"since {who} took it away at {at}" if who else f"since {at}"
-        return f"{name} has been no name of a model {taken}; its model is still in the store as {still}."
+        return f"{name} has named no model {taken}; its model is still in the store as {still}."
     if not before.model_id or before.model_id == last.model_id:
         return ""
     moved = f", when {who} moved the name," if who else ""

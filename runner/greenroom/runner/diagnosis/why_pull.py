@@ -50,7 +50,7 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="not_here",
                 cause="removed",
-                answer=f"{name} was here until {at}, {_how(last, model)}.{_freed(e)}",
+                answer=f"{name} was in the store until {at}, {_how(last, model)}.{_freed(e)}",
                 numbers={"freed": float(e.freed)},
                 steps=tuple(one.step for one in (*before, last)),
                 remedies=(Remedy(aim="To pull it again", command=pull),),

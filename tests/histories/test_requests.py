@@ -137,7 +137,7 @@ async def test_its_client_left(daemon: Told) -> None:
         reads(
             await daemon.first_line(name),
             f"Request {name} (POST /v1/chat/completions to endless, from {{me}}) is being answered by engine "
-            "{engine}, since {took}. The first token came after {took}.{tokens}",
+            "{engine}; it arrived {took} ago. The first token came after {took}.{tokens}",
         )
     await daemon.at_rest()
     reads(

@@ -104,8 +104,12 @@ class Conversation:
         options: Options | None = None,
         may_install: bool = True,
         token: str = "",
+        before_pull: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`say` receives progress messages; `backend`, unless empty, is the only one that may serve."""
+        """`say` receives progress messages; `backend`, unless empty, is the only one that may serve.
+
+        `before_pull` raises Problem for a model that is not to be pulled without being asked for.
+        """
         self.model = model
         self.options = options or Options()
         self._client = client
@@ -113,6 +117,7 @@ class Conversation:
         self._path = path_of("engines", backend, "v1/chat/completions") if backend else "/v1/chat/completions"
         self._may_install = may_install
         self._token = token
+        self._before_pull = before_pull
         self.messages: list[Message] = []
         self.reply: AnswerSoFar | None = None
         """The last answer, whole or not."""
@@ -166,6 +171,7 @@ class Conversation:
         backend = str(refused.fields.get("backend") or "")
         if refused.code == "model_not_found" and "model" not in done:
             done.add("model")
+            self._before_pull(self.model)
             meant = _MEANT.search(str(refused))
             shown.note(f"{self.model} is not in the store; pulling it.{f' {meant[0]}' if meant else ''}")
             shown.note(pull(self._client, self.model, token=self._token, shown=shown))

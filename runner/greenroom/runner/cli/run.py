@@ -7,6 +7,7 @@ import os
 import select
 import stat
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ import click
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
 from greenroom.runner.cli.connect import ensure_daemon
 from greenroom.runner.cli.conversation import CONTEXT, Conversation, Options
+from greenroom.runner.cli.local_names import check_not_local
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, readable
 from greenroom.runner.cli.variants import Changeovers, fetch_better
@@ -95,6 +97,7 @@ def run_command(
         token=os.environ.get("HF_TOKEN", "")
         if model.lower().startswith(("hf.co/", "huggingface.co/"))
         else "",
+        before_pull=partial(check_not_local, settings.home) if not settings.host else lambda _: None,
     )
     changeovers = Changeovers(client)
     conversation.prepare()

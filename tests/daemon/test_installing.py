@@ -140,7 +140,8 @@ def test_cancelling_a_job_tells_every_waiting_client_what_to_do_next(
     assert "Cancelled the installation of cancelled: requested by the user.  <- r-" in log[-1]
     why = daemon.run("why", "cancelled").stdout
     assert re.search(
-        r"^cancelled is not installed\. Its installation was cancelled at \S+ \(.+\): requested by",
+        r"^cancelled is not installed\. Its installation was cancelled at \S+ \(.+\)\sby\srequest\sr-\S+\s"
+        r"\(POST\s/engines/cancel-install,\sfrom\s127\.0\.0\.1\)\.",
         why,
     )
     assert "To install it: greenroom install-runner --backend cancelled" in why

@@ -109,6 +109,19 @@ async def test_a_daemon_is_killed(make_told: Any) -> None:
     )
 
 
+@pytest.mark.slow
+async def test_an_idle_engine_beside_a_busy_one_outlives_a_killed_daemon(make_told: Any) -> None:
+    daemon = await make_told("--tokens", "3", "--for", "endless=--tokens,100000,--token-delay,0.02")
+    await daemon.add("idle", "endless")
+    await daemon.chat("idle")
+    for lives in range(1, 5):
+        async with daemon.streaming("endless"):
+            await daemon.kill()
+        await daemon.start()
+        await daemon.adopted(2 * lives)
+        assert daemon.events("engine_stop_requested") == []
+
+
 async def test_its_terminal_is_closed(daemon: Told) -> None:
     daemon.running.send_signal(signal.SIGHUP)
     await daemon.gone()

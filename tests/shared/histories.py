@@ -68,6 +68,10 @@ class Told(Daemon):
 
         await until_async(ready, what=f"load {times} of {name}")
 
+    async def adopted(self, times: int) -> None:
+        """Wait until engines of earlier daemons have been taken over so often."""
+        await until_async(lambda: len(self.events("engine_adopted")) >= times)
+
     async def ended(self, name: str) -> None:
         """Wait until no engine of a model is left."""
 

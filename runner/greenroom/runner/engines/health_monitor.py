@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Failure, Measured
@@ -30,6 +31,8 @@ EVERY = 2.0
 """Seconds between two checks of memory and work."""
 REACH_EVERY = 0.5
 """Seconds between two socket checks: an unreachable engine is reported within one second."""
+_UNKNOWN = Path()
+"""The endpoint of an engine of an earlier daemon that its keeper has not told yet."""
 _SUSPECT_EVERY = 0.2
 """The same while there is a suspicion, which must be confirmed once."""
 _HALTED_FOR = 0.25
@@ -204,7 +207,7 @@ class HealthMonitor:
             if halted and not processes.traced([handle.pid]):
                 self._give_up(handle, liveness.HALTED, KILL)
                 continue
-            if not handle.was_ready:
+            if not handle.was_ready or handle.endpoint == _UNKNOWN:
                 continue
             if listening is None:
                 listening, readings = reachability.listeners(), self._readings()

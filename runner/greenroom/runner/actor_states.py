@@ -1,4 +1,4 @@
-"""What the states of the actors say: read at once, by any thread, without asking an actor."""
+"""Reads the states of the actors directly, from any thread, without sending them a message."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ActorStates:
         self.failure: BaseException | None = None
         """Why the system has stopped itself, if it has."""
         self._named: tuple[Mapping[str, Model], dict[str, Model]] = {}, {}
-        """What names stand for, while the models are these."""
+        """Resolved names; valid until the models change."""
 
     @property
     def system(self) -> ActorSystem:

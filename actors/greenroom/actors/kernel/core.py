@@ -42,7 +42,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     URGENT: ClassVar[bool] = False
     """True for what must be recorded even on a full disk: that something has stopped."""
     PROBLEM: ClassVar[bool] = False
-    """True for what says that something went wrong."""
+    """True if the event reports a problem."""
     UPCASTERS: ClassVar[Upcasters] = {}
     """From each older schema version, how its raw fields become those of the next."""
 
@@ -53,7 +53,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def is_problem(self) -> bool:
-        """Whether something went wrong; an event may know better than its type."""
+        """Whether the event reports a problem; may depend on its fields."""
         return self.PROBLEM
 
 

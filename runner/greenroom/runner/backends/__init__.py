@@ -9,6 +9,6 @@
 - `source_build`: what is declared to compile a backend
 - `llama_cpp_builds`: how llama.cpp is compiled
 - `llama_cpp_log`: what its log says of where a model lies
-- `schema_width`: JSON schemas that llama.cpp would not be done with
+- `schema_width`: JSON schemas that would keep llama.cpp busy for too long
 - `table`: writes the tables in `docs/backends.md`
 """

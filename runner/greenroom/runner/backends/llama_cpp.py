@@ -50,7 +50,7 @@ _CANNOT = (
     Cannot("echo", lambda fields: fields.get("echo")),
     Cannot("suffix", lambda fields: fields.get("suffix")),
 )
-"""What llama.cpp's server ignores, or would not be done with."""
+"""What llama.cpp's server ignores, or what would keep it busy for too long."""
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 """Otherwise a failed assertion prints the stack in a debugger, including clients' text."""
 _BATCH_SECONDS = 2.0

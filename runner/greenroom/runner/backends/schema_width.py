@@ -1,6 +1,6 @@
-"""How many things may come next in an answer that follows a JSON schema.
+"""How many continuations a JSON schema allows at any point of an answer.
 
-llama.cpp compares them pair by pair, for each token: with ten thousand it answers no one for minutes.
+llama.cpp compares them pair by pair for each token: ten thousand of them block it for minutes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 NEXT = 500
-"""As many may come next: they take llama.cpp about half a second a token."""
+"""The most continuations; llama.cpp takes about half a second a token for so many."""
 PROPERTIES = 10_000
 """Properties of one object: with ten times as many, making a grammar takes it minutes."""
 OBJECTS = 50_000
@@ -19,7 +19,7 @@ _LEVELS = 50
 """Of alternatives within alternatives that are added up; each level is looked at by itself too."""
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 _MAYBE = re.compile(r"[?*|{]")
-"""In a pattern: what follows, or comes instead, may come next too."""
+"""In a pattern: optional parts and alternatives add continuations."""
 
 
 def is_too_wide(schema: Any) -> bool:
@@ -46,7 +46,7 @@ def is_too_wide(schema: Any) -> bool:
 
 
 def _width(schema: Any, root: Any, known: dict[int, int], levels: int) -> int:
-    """How many things may come next at the beginning of this schema."""
+    """How many continuations this schema allows at its beginning."""
     if not isinstance(schema, dict) or not levels:
         return 1
     if (found := known.get(id(schema))) is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that was found, and what is to be known of it before it is adopted."""
+    """A model that was found, and what the user should know before adopting it."""
 
     name: str
     place: str

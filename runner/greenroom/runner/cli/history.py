@@ -101,7 +101,7 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without garbage collection, a third of the time: events make many objects, and no cycles."""
+    """Runs without garbage collection, in a third of the time: events make many objects but no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -119,7 +119,7 @@ def _show_why(found: Explanation, now: float, *, as_json: bool) -> None:
 
 
 def _live(ctx: click.Context) -> Live | None:
-    """What the daemon says, if there is one; anything that is odd about it must not hide what is stored."""
+    """What the daemon says, if one runs; trouble with it must not hide what the journal says."""
     from greenroom.runner.cli.live import live_facts
 
     return live_facts(settings_of(ctx))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from greenroom.runner.diagnosis.summary import Summary
 
 _PATIENCE = 120.0
-"""Seconds of silence that are borne: a long journal is read from its beginning."""
+"""Seconds of silence before giving up: a long journal is read from its beginning."""
 _NDJSON = "application/x-ndjson"
 _TEXT = "text/plain, application/json"
 """The second one is for refusals."""

@@ -20,7 +20,7 @@ _NAMED = 4
 
 
 def add_live(found: Explanation, meaning: Meaning, history: History, live: Live) -> None:
-    """What holds now comes first: a place in the queue in place of the answer, the rest right behind it."""
+    """Puts live facts first: a place in the queue replaces the answer; other facts follow it."""
     told: list[str] = []
     loads = history.scheduler.loads.values()
     match meaning.kind:

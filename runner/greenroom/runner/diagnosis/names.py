@@ -66,7 +66,7 @@ def no_clients() -> Collection[str]:
 def meaning_of(
     question: str, history: History, backends: Mapping[str, str], clients: Clients = no_clients
 ) -> Meaning:
-    """What a question is about: the first of its words that is a name. Nothing: all there is.
+    """What a question is about: the first of its words that is a name. An empty question is about everything.
 
     Raises UnknownName.
     """

@@ -1,4 +1,4 @@
-"""Which events say that something went wrong. Each type of event says so itself: `Event.is_problem`."""
+"""Which events report a problem. Each type of event decides that itself: `Event.is_problem`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has happened since a moment, counted: for `log --summary` and `GET /log/summary`."""
+"""Counts what has happened in a period, for `log --summary` and `GET /log/summary`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ _ENDED = {
 
 
 class Tally(msgspec.Struct, kw_only=True):
-    """What happened alike, so many times."""
+    """Similar events, counted."""
 
     count: int
     at: float
@@ -109,7 +109,7 @@ class Tally(msgspec.Struct, kw_only=True):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """What has happened from one moment to another. What happened alike is one entry."""
+    """What has happened in a period. Similar events are one entry."""
 
     since: float
     until: float
@@ -142,7 +142,7 @@ class Summary(msgspec.Struct, kw_only=True):
     """Of models, and of the daemon from one start to the next."""
     devices: list[Tally] = []
     notices: list[str] = []
-    """What makes this less than complete."""
+    """Why the summary is incomplete, if it is."""
 
     def text(self, now: float) -> str:
         """Plain text; lines of entries are indented, and what goes on in them by `INDENT`."""

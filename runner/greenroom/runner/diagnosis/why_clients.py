@@ -1,4 +1,4 @@
-"""What became of the requests of late, of all clients or of one."""
+"""How recent requests ended, for all clients or for one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def names_of_clients(rows: Collection[Row]) -> set[str]:
 
 
 def why_requests(rows: Sequence[Row], now: float, client: str = "") -> Explanation:
-    """How many ended how in the last day, and why they were refused; of one client if one is given."""
+    """How the requests of the last day ended and why some failed, for one client if one is given."""
     mine = [one for one in rows if now - one.at <= _DAY and (not client or is_of(one, client))]
     mine.sort(key=lambda one: one.at)
     of = f" from {client}" if client else ""

@@ -54,7 +54,7 @@ def why_event(event_id: str, history: History, now: float, recorded: Recorded) -
 
 
 def why_job(job: str, history: History, now: float) -> Explanation:
-    """Who wanted it and how it ended, or how it stands."""
+    """Who requested it, and how it ended or how far it is."""
     events = history.jobs[job]
     subject = next((one for event in events for one in (*event.about.references, *event.about.backends)), "")
     name = short(subject)

@@ -1,4 +1,4 @@
-"""What is not well, when nothing in particular is asked about."""
+"""All current problems: the answer to `why` without a name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Trouble(NamedTuple):
 
 
 def why_overview(history: History, now: float, verdicts: Mapping[str, str], live: Live | None) -> Explanation:
-    """First whether the daemon runs, then everything that is not as it should be."""
+    """Whether the daemon runs, then every current problem."""
     found = why_daemon.present(history, now, live)
     troubles = [
         *_damage(history),

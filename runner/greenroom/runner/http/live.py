@@ -1,4 +1,4 @@
-"""What only this daemon knows at this moment, for `why`."""
+"""What only the running daemon knows, for `why`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ANSWER_WITHIN = 2.0
 
 
 async def live_facts(context: Context) -> Live:
-    """As much of it as can be told now."""
+    """What the daemon can say now."""
     greenroom, ledger = context.greenroom, None
     problem = greenroom.home_problem or ""
     try:

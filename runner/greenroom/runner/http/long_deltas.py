@@ -1,4 +1,4 @@
-"""Long deltas in pieces: aiohttp, Go's scanner and others give a stream up at a line of 64 KiB.
+"""Splits long deltas: aiohttp, Go's scanner and others give up on a stream with a line of 64 KiB.
 
 Engines send a whole call of a tool in one delta. OpenAI sends its arguments piece by piece, and clients add
 them up.

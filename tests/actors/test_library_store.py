@@ -265,7 +265,7 @@ def test_a_configuration_that_cannot_be_stored_says_why() -> None:
 def test_damage_found_takes_a_model_out_again() -> None:
     case = new_life(store=(SMOL,))
     case.when(NoteDamage(model_id=SMOL.id, reason="a byte has changed")).then(
-        ModelRemoved(model_id=SMOL.id, reason="a byte has changed")
+        ModelRemoved(model_id=SMOL.id, reason="a byte has changed", damaged=True)
     )
     case.when(NoteDamage(model_id=SMOL.id, reason="again")).then()
 

@@ -152,11 +152,11 @@ def test_known_values_are_found_in_any_form() -> None:
 )
 def test_a_line_of_any_length_takes_no_time(unit: str) -> None:
     text = unit * (100_000 // len(unit))
-    began = time.monotonic()
+    began = time.thread_time()
 
     Redactor({S}).text(text)
 
-    assert time.monotonic() - began < 5.0
+    assert time.thread_time() - began < 5.0
 
 
 def test_the_home_directory_has_no_name(tmp_path: Path) -> None:

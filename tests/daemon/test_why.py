@@ -56,7 +56,10 @@ def advised(daemon: Any, name: str, aim: str) -> str:
 
 
 def test_why_alone_says_whether_the_daemon_runs(make_daemon: Callable[..., Any]) -> None:
-    daemon = make_daemon(GREENROOM_KEEP_ALIVE="7m").start()
+    daemon = make_daemon(GREENROOM_KEEP_ALIVE="7m")
+    # The command line of a fork is not that of a daemon.
+    daemon.wrapper = ("env",)
+    daemon.start()
     pid = daemon.process.pid
 
     assert "has been running since" in why(daemon)

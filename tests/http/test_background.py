@@ -244,7 +244,7 @@ async def test_what_can_be_refused_at_once_is_never_queued(open_server: Any) -> 
         ({"store": False}, 400, "store"),
         ({"model": "unknown"}, 404, "model"),
         ({"temperature": 9}, 400, "temperature"),
-        ({"previous_response_id": "resp_none"}, 404, "previous_response_id"),
+        ({"previous_response_id": "resp_none"}, 400, "previous_response_id"),
         ({"input": [{"type": "item_reference", "id": "none"}]}, 404, "input[0].id"),
     ):
         for stream in (False, True):

@@ -191,6 +191,10 @@ _ON = {"on": True, "off": False, "1": True, "0": False, "true": True, "false": F
 
 _SET_LEVEL = "_Z30common_log_set_verbosity_tholdi"
 """`common_log_set_verbosity_thold(int)` of llama.cpp."""
+_LOG = "_Z15common_log_mainv"
+"""`common_log_main()`."""
+_FLUSH = "_Z16common_log_flushP10common_log"
+"""`common_log_flush(common_log *)`."""
 _TRACE = 4
 """Its level for what its library says."""
 _BATCH_SECONDS = 2.0
@@ -410,6 +414,16 @@ def _speak_up(library: Any, params: Any) -> Callable[[], None] | None:
     return None
 
 
+def _print_what_is_logged(library: Any) -> None:
+    """Wait for llama.cpp's thread that prints: a process that ends before it loses the reason."""
+    for file in Path(library.__file__).parent.glob("*.so"):
+        with contextlib.suppress(OSError, AttributeError):
+            native = ctypes.CDLL(str(file))
+            log, flush = native[_LOG], native[_FLUSH]
+            log.restype, flush.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            flush(log())
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -449,7 +463,8 @@ def main() -> int:
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as problem:
-        # llama.cpp has already printed why.
+        # llama.cpp itself prints why.
+        _print_what_is_logged(xllamacpp)
         sys.stderr.write(f"error loading model {Path(params.model.path).name}: {problem}\n")
         return 1
     if quieten is not None:

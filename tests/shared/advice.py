@@ -37,6 +37,7 @@ def problem_with(command: str) -> str:
 def parsed(words: list[str]) -> None:
     """Have the command line read them, and do nothing. Raises click.UsageError."""
     found: Any = greenroom
+    name: str | None = "greenroom"
     context = click.Context(greenroom, info_name="greenroom")
     while isinstance(found, click.Group) and words:
         name, found, words = found.resolve_command(context, words)

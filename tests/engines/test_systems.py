@@ -404,3 +404,24 @@ def test_memory_that_linux_cannot_drop_is_anonymous_or_swapped_out() -> None:
     assert linux.own_of(status) == 128 * 1024
     assert linux.own_of(b"Name:\tzombie\nState:\tZ (zombie)\n") == 0
     assert macos.own_memory(1) is None, "its figure for a process includes files that Metal has wired"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not tell")
+@pytest.mark.parametrize(
+    ("listens", "address"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::ffff:127.0.0.1", "127.0.0.1")]
+)
+def test_the_user_of_a_connection_is_known_while_its_program_has_it_open(listens: str, address: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in listens else socket.AF_INET) as server:
+        if ":" in listens:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.bind((listens, 0))
+        server.listen()
+        client = socket.create_connection(server.getsockname()[:2])
+        accepted, _ = server.accept()
+        with accepted:
+            own, other = ((address, one.getsockname()[1]) for one in (client, server))
+            assert here.socket_user(own, other) == os.getuid()
+            assert here.socket_user(other, own) == os.getuid(), "the other end is ours, too"
+            assert here.socket_user(own, (address, 9)) is None
+            client.close()
+            assert here.socket_user(own, other) is None, "without a program, the system says root"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
+import aiohttp
 import pydantic
 import pytest
 
@@ -301,6 +303,21 @@ async def test_a_deleted_response_is_gone_and_nothing_goes_on_from_it(open_serve
     database = (server.greenroom.home / "responses.db").read_bytes()
     log = server.greenroom.home / "responses.db-wal"
     assert b"a secret word" not in database + (log.read_bytes() if log.exists() else b"")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="only the processes tell there whose a connection is")
+async def test_a_response_is_its_makers_also_where_processes_are_looked_up_too_slowly(
+    open_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await open_server(*answered(content="Hello."))
+    with monkeypatch.context() as slow:
+        slow.setattr("greenroom.runner.http.admission._LOOK_WITHIN", 0.0)
+        response_id = (await made(server))["id"]
+    async with (
+        aiohttp.ClientSession() as another_connection,
+        another_connection.get(f"{server.base}/v1/responses/{response_id}") as response,
+    ):
+        assert response.status == 200, await response.text()
 
 
 async def test_nothing_is_kept_where_that_is_configured(open_server: Any) -> None:

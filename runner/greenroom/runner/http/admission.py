@@ -37,6 +37,7 @@ from greenroom.actors.values import Caller, Engine, Mode, Model, Plan, Progress
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.port import Request
 from greenroom.runner.record.row import Note
+from greenroom.runner.systems import here
 from greenroom.runner.systems.processes import groups, wants_to_work
 
 _log = logging.getLogger(__name__)
@@ -374,7 +375,7 @@ class Admission:
 _RECENT = 8
 """Processes that are looked at before all others are."""
 _LOOK_WITHIN = 2.0
-"""Seconds after which a connection is filed under its address: many open files make this slow."""
+"""Seconds after which a connection is filed under its user: many open files make this slow."""
 
 
 class _Ends(NamedTuple):
@@ -427,11 +428,14 @@ class Callers:
                 if found is None:
                     found = (await asyncio.shield(self._begin())).get(ends)
         except (TimeoutError, psutil.Error, OSError):
-            # It stays filed under its address: fairness is coarser, and nothing else depends on it.
             found = None
         if found is not None:
-            self._known[connection] = found
             self._note(found)
+        else:
+            # It took too long, or the files of another user's processes cannot be read.
+            found = await asyncio.to_thread(_user, ends)
+        if found is not None:
+            self._known[connection] = found
         return self.at_once(request, user)
 
     def _note(self, caller: Caller) -> None:
@@ -508,6 +512,12 @@ def _ends_of(connection: Any) -> _Ends | None:
     if not (own and other):
         return None
     return _Ends((_plain(own.ip), own.port), (_plain(other.ip), other.port))
+
+
+def _user(ends: _Ends) -> Caller | None:
+    """All processes of the user who has this end of a connection; None where the system does not tell."""
+    uid = here.socket_user(*ends)
+    return None if uid is None else Caller(kind="process", id=f"{uid}/", name=f"a process of user {uid}")
 
 
 def _caller(pid: int) -> Caller:

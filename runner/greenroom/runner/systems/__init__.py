@@ -68,6 +68,10 @@ class System(Protocol):
         """Pid of the process at the other end of a unix socket; 0 if unknown."""
         ...
 
+    def socket_user(self, own: tuple[str, int], other: tuple[str, int]) -> int | None:
+        """User id of the program that has this end of a TCP connection of this machine; None if unknown."""
+        ...
+
     def may_be_crowded(self, error: OSError) -> bool:
         """Whether a unix socket may have refused a connection only because its backlog is full."""
         ...

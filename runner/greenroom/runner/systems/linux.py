@@ -34,6 +34,8 @@ _VICTIM = 500
 """Of 1000: as if it held half of the machine's memory more. A desktop's programs have 0 to 300."""
 _RECENT = 600.0
 """Seconds; older lines are about another process with the same pid. The log's clock drifts a little."""
+_OPEN = ("01", "08")
+"""ESTABLISHED and CLOSE_WAIT: sockets that a program has open. All others may belong to no one."""
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 """That of the whole machine: only there are our pids those in the kernel's log."""
 
@@ -129,6 +131,37 @@ def peer_pid(sock: socket.socket) -> int:
         size = struct.calcsize("3i")
         return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
     return 0
+
+
+def socket_user(own: tuple[str, int], other: tuple[str, int]) -> int | None:
+    found = _socket_user(own, other)
+    # A socket that its program is closing may look like root's for a moment.
+    return found or (_socket_user(own, other) if found == 0 else None)
+
+
+def _socket_user(own: tuple[str, int], other: tuple[str, int]) -> int | None:
+    ports = tuple(f":{port:04X}" for _, port in (own, other))
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for row in _read(f"{PROC}/net/{table}").decode("ascii").splitlines()[1:]:
+                _, here, there, state, _, _, _, uid, _, inode, *_ = row.split()
+                if (
+                    (here.endswith(ports[0]) and there.endswith(ports[1]))
+                    and (_address(here), _address(there)) == (own[0], other[0])
+                    and (state in _OPEN and inode != "0")
+                ):
+                    return int(uid)
+    return None
+
+
+def _address(told: str) -> str:
+    """`0100007F:1F90`, words of 32 bits in this machine's order, as `127.0.0.1`."""
+    words = told.partition(":")[0]
+    packed = b"".join(
+        int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8)
+    )
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, packed).removeprefix("::ffff:")
 
 
 def clone(source: int, target: Path) -> bool:

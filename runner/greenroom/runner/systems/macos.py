@@ -140,6 +140,11 @@ def peer_pid(sock: socket.socket) -> int:
     return 0
 
 
+def socket_user(own: tuple[str, int], other: tuple[str, int]) -> int | None:  # noqa: ARG001 - see below
+    """Only the processes themselves tell."""
+    return None
+
+
 def may_be_crowded(error: OSError) -> bool:
     """A full backlog is ECONNREFUSED here, as if there were no listener."""
     return error.errno in (errno.EAGAIN, errno.ECONNREFUSED)

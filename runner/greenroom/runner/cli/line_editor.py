@@ -91,7 +91,7 @@ def _session(words: Sequence[str], history: Path | None) -> PromptSession[str]:
 
     def size() -> Size:
         columns, rows = os.get_terminal_size(screen.fileno())
-        return Size(rows=rows, columns=columns)
+        return Size(rows=rows or 24, columns=columns or 80)  # some terminals do not know
 
     session: PromptSession[str] = PromptSession(
         "> ",

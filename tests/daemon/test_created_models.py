@@ -16,6 +16,7 @@ QUESTION = "Name a colour of the sea, in one sentence."
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_created_model_answers_otherwise_than_its_base_and_outlives_it(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path

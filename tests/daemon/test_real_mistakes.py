@@ -53,6 +53,7 @@ def told(answer: Any) -> tuple[int, str, str | None]:
     return answer.status, error["code"], error["param"]
 
 
+@pytest.mark.slow
 def test_one_mistake_has_one_status_and_code_on_both_engines_cold_and_warm(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path
 ) -> None:

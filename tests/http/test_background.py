@@ -442,7 +442,8 @@ async def test_whatever_happens_to_them_all_come_to_an_end_and_nothing_is_held(o
     found = await asyncio.gather(*(one() for _ in range(30)))
     await server.nothing_is_held()
     ended = [one for one in found if one is not None]
-    assert {one["status"] for one in ended} == {"completed", "cancelled"}
+    # On a busy machine all may be complete before they are cancelled.
+    assert {one["status"] for one in ended} <= {"completed", "cancelled"}
     for response in ended:
         assert (await events(server, response["id"]))[-1]["response"] == response
 

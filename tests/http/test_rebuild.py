@@ -40,7 +40,8 @@ class Flaky:
 
 
 @pytest.mark.parametrize(
-    ("function", "lives"), [("decide", 0), pytest.param("settle", 0, marks=pytest.mark.slow), ("perform", 1)]
+    ("function", "lives"),
+    [("decide", 0), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("settle", 0), ("perform", 1)))],
 )
 async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
     open_server: Any, frames: Any, monkeypatch: pytest.MonkeyPatch, function: str, lives: int

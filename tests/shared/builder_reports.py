@@ -46,6 +46,7 @@ class BuilderReports:
                 self.reports.put(("committed", e.job, e.installation))
             case Happened(event=InstallAttemptFailed() as e):
                 self.reached = e.reached
+                print("failed:", e.failure)  # for a test that expected something else
                 self.reports.put(("failed", e.job, e.failure))
             case Happened(event=InstallCancelled() as e):
                 self.reports.put(("cancelled", e.job))

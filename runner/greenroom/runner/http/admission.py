@@ -392,8 +392,8 @@ class Callers:
         self._known: weakref.WeakKeyDictionary[object, Caller] = weakref.WeakKeyDictionary()
         self._recent: dict[int, Caller] = {}
         """The last few callers that are processes, by pid."""
-        self._look: asyncio.Task[Mapping[_Ends, Caller]] | None = None
-        self._next: asyncio.Task[Mapping[_Ends, Caller]] | None = None
+        self._processes = _Looks(_processes)
+        self._users = _Looks(_users)
 
     def __len__(self) -> int:
         """Connections whose process has been looked up."""
@@ -426,14 +426,14 @@ class Callers:
                 # Most clients have asked before, each time on another connection.
                 found = await asyncio.to_thread(_among, ends, tuple(self._recent.items()))
                 if found is None:
-                    found = (await asyncio.shield(self._begin())).get(ends)
+                    found = await self._processes.find(ends)
         except (TimeoutError, psutil.Error, OSError):
             found = None
         if found is not None:
             self._note(found)
         else:
             # It took too long, or the files of another user's processes cannot be read.
-            found = await asyncio.to_thread(_user, ends)
+            found = await self._users.find(ends)
         if found is not None:
             self._known[connection] = found
         return self.at_once(request, user)
@@ -444,10 +444,22 @@ class Callers:
         self._recent = dict([*self._recent.items()][-(_RECENT - 1) :])
         self._recent[pid] = caller
 
+
+class _Looks:
+    """Look-ups of all connections at once: those asked for while one is running share the next one."""
+
+    def __init__(self, look: Callable[[], Mapping[_Ends, Caller]]) -> None:
+        self._read = look
+        self._look: asyncio.Task[Mapping[_Ends, Caller]] | None = None
+        self._next: asyncio.Task[Mapping[_Ends, Caller]] | None = None
+
+    async def find(self, ends: _Ends) -> Caller | None:
+        return (await asyncio.shield(self._begin())).get(ends)
+
     def _begin(self) -> asyncio.Task[Mapping[_Ends, Caller]]:
         """A look-up that begins after this call: one that is under way may have passed this connection."""
         if self._look is None or self._look.done():
-            self._look = asyncio.create_task(asyncio.to_thread(_processes))
+            self._look = asyncio.create_task(asyncio.to_thread(self._read))
             return self._look
         if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._after(self._look))
@@ -456,7 +468,7 @@ class Callers:
     async def _after(self, look: asyncio.Task[Mapping[_Ends, Caller]]) -> Mapping[_Ends, Caller]:
         await asyncio.wait([look])
         self._look, self._next = asyncio.current_task(), None
-        return await asyncio.to_thread(_processes)
+        return await asyncio.to_thread(self._read)
 
 
 def _share(request: Request, user: str) -> str:
@@ -514,10 +526,12 @@ def _ends_of(connection: Any) -> _Ends | None:
     return _Ends((_plain(own.ip), own.port), (_plain(other.ip), other.port))
 
 
-def _user(ends: _Ends) -> Caller | None:
-    """All processes of the user who has this end of a connection; None where the system does not tell."""
-    uid = here.socket_user(*ends)
-    return None if uid is None else Caller(kind="process", id=f"{uid}/", name=f"a process of user {uid}")
+def _users() -> Mapping[_Ends, Caller]:
+    """Which user has which end of a connection: all of one's processes are one caller then."""
+    return {
+        _Ends(*ends): Caller(kind="process", id=f"{uid}/", name=f"a process of user {uid}")
+        for ends, uid in here.socket_users().items()
+    }
 
 
 def _caller(pid: int) -> Caller:

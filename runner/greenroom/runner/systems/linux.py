@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -133,35 +133,34 @@ def peer_pid(sock: socket.socket) -> int:
     return 0
 
 
-def socket_user(own: tuple[str, int], other: tuple[str, int]) -> int | None:
-    found = _socket_user(own, other)
-    # A socket that its program is closing may look like root's for a moment.
-    return found or (_socket_user(own, other) if found == 0 else None)
+def socket_users() -> Mapping[tuple[tuple[str, int], tuple[str, int]], int]:
+    found = _socket_users()
+    if 0 in found.values():
+        # A socket that its program is closing may look like root's for a moment.
+        again = _socket_users()
+        found = {ends: uid for ends, uid in found.items() if uid or again.get(ends) == 0}
+    return found
 
 
-def _socket_user(own: tuple[str, int], other: tuple[str, int]) -> int | None:
-    ports = tuple(f":{port:04X}" for _, port in (own, other))
+def _socket_users() -> dict[tuple[tuple[str, int], tuple[str, int]], int]:
+    found = {}
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for row in _read(f"{PROC}/net/{table}").decode("ascii").splitlines()[1:]:
-                _, here, there, state, _, _, _, uid, _, inode, *_ = row.split()
-                if (
-                    (here.endswith(ports[0]) and there.endswith(ports[1]))
-                    and (_address(here), _address(there)) == (own[0], other[0])
-                    and (state in _OPEN and inode != "0")
-                ):
-                    return int(uid)
-    return None
+                _, own, other, state, _, _, _, uid, _, inode, *_ = row.split()
+                if state in _OPEN and inode != "0":
+                    found[_end(own), _end(other)] = int(uid)
+    return found
 
 
-def _address(told: str) -> str:
-    """`0100007F:1F90`, words of 32 bits in this machine's order, as `127.0.0.1`."""
-    words = told.partition(":")[0]
+def _end(told: str) -> tuple[str, int]:
+    """`0100007F:1F90`, an address in words of 32 bits in this machine's order, as `127.0.0.1` and 8080."""
+    words, _, port = told.partition(":")
     packed = b"".join(
         int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8)
     )
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-    return socket.inet_ntop(family, packed).removeprefix("::ffff:")
+    return socket.inet_ntop(family, packed).removeprefix("::ffff:"), int(port, 16)
 
 
 def clone(source: int, target: Path) -> bool:

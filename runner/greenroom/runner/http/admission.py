@@ -376,6 +376,8 @@ _RECENT = 8
 """Processes that are looked at before all others are."""
 _LOOK_WITHIN = 2.0
 """Seconds after which a connection is filed under its user: many open files make this slow."""
+_USER_WITHIN = 2.0
+"""Seconds after which it is filed under its address."""
 
 
 class _Ends(NamedTuple):
@@ -421,22 +423,20 @@ class Callers:
         ends = _ends(request) if connection is not None and connection not in self._known else None
         if connection is None or ends is None:
             return self.at_once(request, user)
-        try:
-            async with asyncio.timeout(_LOOK_WITHIN):
-                # Most clients have asked before, each time on another connection.
-                found = await asyncio.to_thread(_among, ends, tuple(self._recent.items()))
-                if found is None:
-                    found = await self._processes.find(ends)
-        except (TimeoutError, psutil.Error, OSError):
-            found = None
+        found = await _within(_LOOK_WITHIN, self._process(ends))
         if found is not None:
             self._note(found)
         else:
             # It took too long, or the files of another user's processes cannot be read.
-            found = await self._users.find(ends)
+            found = await _within(_USER_WITHIN, self._users.find(ends))
         if found is not None:
             self._known[connection] = found
         return self.at_once(request, user)
+
+    async def _process(self, ends: _Ends) -> Caller | None:
+        # Most clients have asked before, each time on another connection.
+        found = await asyncio.to_thread(_among, ends, tuple(self._recent.items()))
+        return found if found is not None else await self._processes.find(ends)
 
     def _note(self, caller: Caller) -> None:
         pid = int(caller.id.rpartition("/")[2])
@@ -469,6 +469,14 @@ class _Looks:
         await asyncio.wait([look])
         self._look, self._next = asyncio.current_task(), None
         return await asyncio.to_thread(self._read)
+
+
+async def _within(seconds: float, look: Awaitable[Caller | None]) -> Caller | None:
+    """What it finds; None if that takes longer or fails."""
+    with contextlib.suppress(TimeoutError, psutil.Error, OSError):
+        async with asyncio.timeout(seconds):
+            return await look
+    return None
 
 
 def _share(request: Request, user: str) -> str:

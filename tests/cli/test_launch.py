@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.cli.clients import CLIENTS, LaunchedClient, insert
+from greenroom.runner.cli.client_programs import CLIENTS, LaunchedClient, insert
 from greenroom.runner.cli.launch import setup
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
@@ -106,4 +106,4 @@ def test_what_cannot_be_started_is_said(
 
 def test_the_page_of_clients_has_the_table() -> None:
     page = PAGE.read_text("utf-8")
-    assert insert(page) == page, "python -m greenroom.runner.cli.clients docs/clients.md"
+    assert insert(page) == page, "python -m greenroom.runner.cli.client_programs docs/clients.md"

@@ -13,7 +13,7 @@ import click
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, DaemonRefused, path_of
-from greenroom.runner.cli.clients import CLIENTS, LaunchedClient, filled, find
+from greenroom.runner.cli.client_programs import CLIENTS, LaunchedClient, filled, find
 from greenroom.runner.cli.completion import ModelName, OneOf
 from greenroom.runner.cli.connect import ensure_daemon
 from greenroom.runner.cli.exit_codes import Problem

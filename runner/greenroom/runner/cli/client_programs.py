@@ -1,6 +1,6 @@
 """The clients that `greenroom launch` starts, and how each is pointed here.
 
-`python -m greenroom.runner.cli.clients docs/clients.md` writes the table of the page from this one.
+`python -m greenroom.runner.cli.client_programs docs/clients.md` writes the table of the page from this one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BEGIN = "<!-- made by greenroom.runner.cli.clients -->"
+BEGIN = "<!-- made by greenroom.runner.cli.client_programs -->"
 END = "<!-- end of clients -->"
 _URL = "http://127.0.0.1:12400"
 _MODEL = "MODEL"

@@ -412,7 +412,7 @@ class Callers:
         return Caller(kind=known.kind, id=known.id, name=known.name, share=share)
 
     def goes_on(self, request: Request, connection: object) -> None:
-        """What is known of a request's caller holds for this connection too, which is none of a socket."""
+        """Take `connection`, which has no socket to look up, for one of the request's caller."""
         known = self._known.get(request.connection) if request.connection is not None else None
         if known is not None:
             self._known[connection] = known

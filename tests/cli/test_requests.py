@@ -89,7 +89,7 @@ def test_the_requests_of_a_daemon_that_is_gone_are_listed(greenroom: Any, unused
     assert shown[0].split()[-1] == "ENDED"
     assert shown[1].split()[1:] == [
         *(WHOLE.id, "tiny", "POST", "/v1/chat/completions", "curl", "(process", "4711)"),
-        *("2.5", "s", "2.8", "s", "8.0", "s", "20/512", "97.5", "whole"),
+        *("2.5s", "2.8s", "8s", "20/512", "97.5", "whole"),
     ]
     assert shown[2].endswith("refused 404 model_not_found")
 
@@ -112,10 +112,10 @@ def test_one_request_is_shown_with_what_was_said(greenroom: Any, unused_port: in
     for line in (
         "Model        tiny, asked for as ai/tiny",
         "Engine       e-1 (llama.cpp)",
-        "Waited       0.50 s in the queue, 2.0 s for the model to be loaded",
-        "First token  after 2.8 s",
+        "Waited       0.5s in the queue, 2s for the model to be loaded",
+        "First token  after 2.8s",
         "Tokens       20 read, 512 written, 97.5 a second",
-        "Ended        whole, after 8.0 s",
+        "Ended        whole, after 8s",
         '{"model": "ai/tiny"}',
         "an answer",
     ):

@@ -63,9 +63,24 @@ def test_what_is_not_a_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (0.42, "0.4s"), (42, "42s"), (300, "5m"), (5400, "1h30m"), (90061, "1d1h"), (-1, "forever")],
+    [
+        (0, "0s"),
+        (0.0003, "0.3ms"),
+        (0.0452, "45ms"),
+        (0.0999, "100ms"),
+        (0.42, "0.42s"),
+        (0.999, "1s"),
+        (1.24, "1.2s"),
+        (4.0, "4s"),
+        (9.96, "10s"),
+        (42, "42s"),
+        (300, "5m"),
+        (5400, "1h30m"),
+        (90061, "1d1h"),
+        (-1, "forever"),
+    ],
 )
-def test_a_duration_is_shown_in_at_most_two_units(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_at_most_two_units_and_two_decimals(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 

@@ -106,7 +106,7 @@ def test_an_event_that_names_only_an_engine_is_worded_with_its_model_and_backend
 
     sentence = tell(narrator, EngineReady(engine_id="e1", seconds=0.84))
 
-    assert sentence == "Engine e1 (smollm2 on llama.cpp) is ready after 0.8s."
+    assert sentence == "Engine e1 (smollm2 on llama.cpp) is ready after 0.84s."
 
 
 def test_a_start_without_a_stop_before_it_says_so() -> None:

@@ -144,7 +144,7 @@ def test_refusals_and_slow_requests_come_from_the_record(script: Any, tmp_path: 
     assert found.outcomes == {"whole": 3, "refused": 2}
     assert "events and 5 requests (3 answered, 2 refused) since" in found.text(script.now)
     assert [(one.id, one.text) for one in found.slow] == [
-        ("r-0a1b2c3d-3", "tiny: 7.5 s to the first token (7.0 s loading).")
+        ("r-0a1b2c3d-3", "tiny: 7.5s to the first token (7s loading).")
     ]
 
 

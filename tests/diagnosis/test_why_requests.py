@@ -52,8 +52,8 @@ def test_a_whole_answer_tells_what_its_time_went_into(script: Any) -> None:
     who = f"Request {NAME} (POST /v1/chat/completions to smollm2, from curl (process 4711))"
     assert found.answer.startswith(f"{who} got its whole answer at ")
     assert found.answer.endswith(
-        "4.0 s after it arrived. It waited 0.50 s in the queue and 2.1 s for the model to be loaded. The "
-        "first token came after 2.8 s. The answer has 512 tokens after 20 tokens of prompt, 97.5 a second."
+        "4s after it arrived. It waited 0.5s in the queue and 2.1s for the model to be loaded. The "
+        "first token came after 2.8s. The answer has 512 tokens after 20 tokens of prompt, 97.5 a second."
     )
     assert found.numbers["loading"] == 2.1
     assert found.remedies[0].command == f"greenroom requests show {NAME}"
@@ -73,9 +73,9 @@ def test_a_whole_answer_tells_what_its_time_went_into(script: Any) -> None:
             },
             *("refused", "invalid_type", "was refused with 400 at "),
         ),
-        ({"status": 499, "outcome": "left"}, "left", "left", "after 4.0 s: it disconnected before the end."),
+        ({"status": 499, "outcome": "left"}, "left", "left", "after 4s: it disconnected before the end."),
         ({"status": 499, "outcome": "cut"}, "failed", "cut", "its client did not read the answer"),
-        ({"outcome": ""}, "waiting", "waiting", "has waited for 4.0 s."),
+        ({"outcome": ""}, "waiting", "waiting", "has waited for 4s."),
         ({"outcome": "", "engine": "e-1"}, "answering", "answering", "is being answered by engine e-1"),
         (
             {"outcome": "cancelled", "code": "stopping", "sentence": "Greenroom is stopping."},

@@ -391,7 +391,7 @@ class Crew:
 
     def _give_up(self, job: _Job) -> None:
         if self._leave(job, job.gone):
-            log.warning("%s did not end within %.0f s and is abandoned", job.key, self._patience)
+            log.warning("%s did not end within %.0fs and is abandoned", job.key, self._patience)
 
 
 class _Batch(Generic[T]):

@@ -84,11 +84,13 @@ def parse_size(text: str | int) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """`forever`, `0.4s`, `42s`, `5m`, `1h30m`, `2d3h`: at most two units."""
+    """`forever`, `0.3ms`, `45ms`, `0.46s`, `1.2s`, `42s`, `5m`, `1h30m`, `2d3h`: at most two units."""
     if seconds < 0:
         return "forever"
-    if seconds < 10 and seconds != int(seconds):
-        return f"{seconds:.1f}s"
+    if 0 < seconds < 0.1:
+        return f"{round(seconds * 1000, 1 if seconds < 0.01 else None):g}ms"
+    if seconds < 10:
+        return f"{round(seconds, 2 if seconds < 1 else 1):g}s"
     rest = round(seconds)
     parts: list[str] = []
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
@@ -97,16 +99,7 @@ def format_duration(seconds: float) -> str:
             parts.append(f"{count}{unit}")
         elif parts:
             break
-    return "".join(parts[:2]) or "0s"
-
-
-def format_short(seconds: float) -> str:
-    """`0.3 ms`, `45 ms`, `0.46 s`, `1.2 s`, `75 s`; from ten minutes on like `format_duration`."""
-    if seconds < 0.1:
-        return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
-    if seconds >= 600:
-        return format_duration(seconds)
-    return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
+    return "".join(parts[:2])
 
 
 def _duration_from_text(text: str) -> float:

@@ -18,7 +18,7 @@ from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.config import Settings
-from greenroom.runner.units import format_short
+from greenroom.runner.units import format_duration
 
 _HEADINGS = (
     "TIME",
@@ -222,9 +222,9 @@ def _line(row: Row) -> tuple[str, ...]:
         row["model"] or row["asked"],
         _shortened(f"{row['method']} {row['path']}"),
         row["caller"],
-        format_short(waited) if waited else "",
-        "" if row["first_token"] is None else format_short(row["first_token"]),
-        format_short(row["seconds"]),
+        format_duration(waited) if waited else "",
+        "" if row["first_token"] is None else format_duration(row["first_token"]),
+        format_duration(row["seconds"]),
         tokens,
         "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:.1f}",
         _ended(row),
@@ -276,16 +276,16 @@ def _facts(row: Row) -> Iterator[tuple[str, str]]:
         (row["installing"], "for the backend"),
         (row["loading"], "for the model to be loaded"),
     ]
-    if told := [f"{format_short(number)} {what}" for number, what in waits if number]:
+    if told := [f"{format_duration(number)} {what}" for number, what in waits if number]:
         yield "Waited", ", ".join(told)
     if row["first_token"] is not None:
-        yield "First token", f"after {format_short(row['first_token'])}"
+        yield "First token", f"after {format_duration(row['first_token'])}"
     if row["tokens_out"] is not None:
         speed = row["tokens_per_second"]
         fast = f", {speed:.1f} a second" if speed is not None else ""
         read = f"{row['tokens_in']} read, " if row["tokens_in"] is not None else ""
         yield "Tokens", f"{read}{_estimated(row)} written{fast}"
-    when = f"after {format_short(row['seconds'])}"
+    when = f"after {format_duration(row['seconds'])}"
     yield "Ended", f"{_ended(row)}, {when}" if row["outcome"] else f"not yet, {when}"
     if row["sentence"]:
         yield "Because", row["sentence"]

@@ -1,4 +1,4 @@
-"""What a question is about: `why is poet unloaded`, `why scheduler/8`, `why 4711`, or nothing at all."""
+"""Finds the subject of a question: `why is poet unloaded`, `why scheduler/8`, `why 4711`, plain `why`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from greenroom.runner.record.row import ID
 
 _SHORTEST_PREFIX = 4
 _SHORTEST_ID = 6
-"""Hexadecimal digits of a model's id."""
+"""Minimum hexadecimal digits of a model's id."""
 _ENGINE = re.compile(r"[0-9a-f]{6,}-\d+")
 _HEX = re.compile(r"[0-9a-f]+")
 _JOB = re.compile(r"[a-z][a-z0-9.-]*\.\d+")
@@ -40,7 +40,7 @@ Clients = Callable[[], Collection[str]]
 
 
 class UnknownName(LookupError):
-    """Nothing in the journal has this name; `near` are some that look like it, `advice` what to do."""
+    """Nothing in the journal has this name. `near`: similar names; `advice`: what to do."""
 
     def __init__(self, name: str, near: Collection[str], message: str = "", advice: str = "") -> None:
         name = shown(name)
@@ -54,9 +54,9 @@ class UnknownName(LookupError):
 class Meaning(NamedTuple):
     kind: Kind
     id: str
-    """Of a model that was never stored: its reference. Empty for what there is one of."""
+    """For a model that was never stored, its reference. Empty if there is only one, such as the queue."""
     asked: str = ""
-    """The name of a model, as it was asked for."""
+    """A model's name as written in the question."""
 
 
 def no_clients() -> Collection[str]:
@@ -66,7 +66,7 @@ def no_clients() -> Collection[str]:
 def meaning_of(
     question: str, history: History, backends: Mapping[str, str], clients: Clients = no_clients
 ) -> Meaning:
-    """What a question is about: the first of its words that is a name. An empty question is about everything.
+    """The subject of a question: its first word that is a known name. An empty question asks for an overview.
 
     Raises UnknownName.
     """
@@ -81,9 +81,9 @@ def meaning_of(
 
 
 def _known(name: str, history: History, backends: Mapping[str, str], clients: Clients) -> Meaning | None:
-    """What one name refers to; None if nothing has it.
+    """What a name refers to; None if nothing has it.
 
-    1. A backend, by its name: one the journal or this Greenroom knows.
+    1. A backend in the journal or in this version of Greenroom.
     2. An event, a job or an engine, by its id.
     3. A request, by its id, with or without its first letter.
     4. A stored model, by any of its names.
@@ -93,7 +93,7 @@ def _known(name: str, history: History, backends: Mapping[str, str], clients: Cl
     8. The daemon, its queue, its memory, its requests.
     9. A client.
 
-    Raises UnknownName for a name that means several.
+    Raises UnknownName for an ambiguous name.
     """
     if name in history.backends or name in backends:  # 1
         return Meaning("backend", name)
@@ -128,7 +128,7 @@ def _known(name: str, history: History, backends: Mapping[str, str], clients: Cl
 
 
 def _earlier(name: str, history: History) -> str:
-    """The id, or else the reference, of a model that once had this name or was to be pulled by it."""
+    """The id or, failing that, the reference of a model that once had this name or was requested by it."""
     for reference in _references(name):
         if reference in history.subjects.names:
             return history.subjects.names[reference]
@@ -136,7 +136,7 @@ def _earlier(name: str, history: History) -> str:
             return reference
     if name in history.models:
         return name
-    # The newest that has it as its last part, or without a tag.
+    # The newest model whose name ends with this one, with or without its tag.
     called = name.lower().replace("hf.co/", "huggingface.co/", 1)
     for reference in reversed((*history.pulls, *history.subjects.names)):
         if _is_short_for(called, familiar(reference).lower()):
@@ -145,7 +145,7 @@ def _earlier(name: str, history: History) -> str:
 
 
 def _is_short_for(name: str, whole: str) -> bool:
-    """`poet` and `org/poet` for `hf.co/org/poet:Q4_K_M`."""
+    """Whether the name is short for another: `poet` and `org/poet` are for `hf.co/org/poet:Q4_K_M`."""
     return any(f"/{one}".endswith(f"/{name}") for one in (whole, whole.rpartition(":")[0]))
 
 
@@ -169,7 +169,7 @@ def _shortened(name: str, history: History) -> Meaning | None:
 
 
 def shown_model(model_id: str, history: History, asked: str = "") -> str:
-    """How people call a model, now or as they last did; or as `asked`, if that is one of its names."""
+    """A model's display name: `asked` if that is one of its names, else its current or latest name."""
     model = history.library.models.get(model_id)
     if (tag := asked_tag(asked, history)) and (model is None or tag in model.tags):
         return shown(asked) if asked.lower().startswith("hf.co/") else familiar(tag)
@@ -183,12 +183,12 @@ def shown_model(model_id: str, history: History, asked: str = "") -> str:
 
 
 def asked_tag(name: str, history: History) -> str:
-    """The canonical reference that a name in a question stands for; empty for an id, or one never seen."""
+    """The canonical reference of a name in a question; empty for an id or an unknown name."""
     return next((one for one in _references(name) if one in history.pulls), "")
 
 
 def _references(name: str) -> list[str]:
-    """The canonical forms a name may be filed under."""
+    """The canonical forms of a name."""
     try:
         reference = Reference.parse(name)
     except BadReference:
@@ -197,7 +197,7 @@ def _references(name: str) -> list[str]:
 
 
 def _unknown(name: str, history: History, backends: Collection[str]) -> UnknownName:
-    """What there is to say of a name that nothing has."""
+    """The error for a name that nothing has."""
     stream, _, version = name.rpartition("/")
     if version.isdecimal() and stream in history.versions:
         last = history.versions[stream]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop, listed
 from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.record.row import Row
-from greenroom.runner.units import format_short
+from greenroom.runner.units import format_duration
 
 Recorded = Callable[[str], Row | None]
 """Finds the row of a request."""
@@ -41,7 +41,7 @@ def route_of(row: Row) -> str:
 
 def _ended(row: Row, now: float) -> tuple[str, str]:
     who = f"Request {named(row).removeprefix('request ')}"
-    at, after = moment(row.at + row.seconds, now), format_short(row.seconds)
+    at, after = moment(row.at + row.seconds, now), format_duration(row.seconds)
     because = f": {full_stop(row.sentence)}" if row.sentence else "."
     match row.outcome:
         case "" if not row.engine:
@@ -68,13 +68,13 @@ def _ended(row: Row, now: float) -> tuple[str, str]:
 def _spent(row: Row) -> str:
     """Sentences about its waits and its tokens, each after a space."""
     waits = [
-        *([f"{format_short(row.queued)} in the queue"] if row.queued >= 0.001 else []),
-        *([f"{format_short(row.installing)} for the backend"] if row.installing else []),
-        *([f"{format_short(row.loading)} for the model to be loaded"] if row.loading else []),
+        *([f"{format_duration(row.queued)} in the queue"] if row.queued >= 0.001 else []),
+        *([f"{format_duration(row.installing)} for the backend"] if row.installing else []),
+        *([f"{format_duration(row.loading)} for the model to be loaded"] if row.loading else []),
     ]
     told = f" It waited {listed(waits)}." if waits else ""
     if row.first_token is not None:
-        told += f" The first token came after {format_short(row.first_token)}."
+        told += f" The first token came after {format_duration(row.first_token)}."
     if row.tokens_out is not None:
         speed = f", {row.tokens_per_second:.1f} a second" if row.tokens_per_second is not None else ""
         read = f" after {counted(row.tokens_in, 'token')} of prompt" if row.tokens_in is not None else ""

@@ -37,7 +37,7 @@ from greenroom.runner.diagnosis.settings_changed import settings_changed
 from greenroom.runner.diagnosis.times import clock, precise
 from greenroom.runner.record.row import Row
 from greenroom.runner.record.table import Endings, RecordReader
-from greenroom.runner.units import format_duration, format_short
+from greenroom.runner.units import format_duration
 
 SLOW = 5.0
 """Seconds until a model begins to answer, from which on a request is slow."""
@@ -279,7 +279,7 @@ def _refused(one: Endings) -> Tally:
 def _slow(row: Row) -> Tally:
     took = row.seconds if row.first_token is None else row.first_token
     waits = {"queued": row.queued, "installing": row.installing, "loading": row.loading}
-    waited = ", ".join(f"{format_short(number)} {name}" for name, number in waits.items() if number >= 0.1)
+    waited = ", ".join(f"{format_duration(number)} {name}" for name, number in waits.items() if number >= 0.1)
     what = "to the first token" if row.first_token is not None else "to the end of its answer"
-    text = f"{row.model or row.asked}: {format_short(took)} {what}{f' ({waited})' if waited else ''}."
+    text = f"{row.model or row.asked}: {format_duration(took)} {what}{f' ({waited})' if waited else ''}."
     return Tally(count=1, at=row.at, id=row.id, about=row.model or row.asked, text=text)

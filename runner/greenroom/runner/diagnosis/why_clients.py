@@ -9,7 +9,7 @@ from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted,
 from greenroom.runner.diagnosis.recorded_request import route_of
 from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.record.row import Ending, Row
-from greenroom.runner.units import format_short
+from greenroom.runner.units import format_duration
 
 _DAY = 86_400.0
 _CAUSES = 5
@@ -79,4 +79,4 @@ def _reasons(rows: Sequence[Row], now: float) -> Iterator[str]:
     whole = [one for one in rows if one.outcome == "whole" and one.family != "management"]
     if whole:
         slow = max(whole, key=lambda one: one.seconds)
-        yield f"The slowest answer took {format_short(slow.seconds)} ({slow.id}, {route_of(slow)})."
+        yield f"The slowest answer took {format_duration(slow.seconds)} ({slow.id}, {route_of(slow)})."

@@ -97,7 +97,7 @@ def _reason(name: str, outcome: InterpreterRun, *, on_device: bool) -> Failure:
     if outcome.code is None:
         return _failure(
             "does_not_answer",
-            f"{told} did not finish within {SECONDS:.0f} s.",
+            f"{told} did not finish within {SECONDS:.0f}s.",
             "The driver may hang; a reboot often helps.",
             detail,
         )

@@ -1,8 +1,8 @@
-"""The record of requests: who asked for what, when, and how it ended. Never what was said, unless asked for.
+"""The record of requests: who sent what, when, and how it ended. Bodies only if the user asks for them.
 
-- `row`: one request of the record, and `Note`, from which it is made
-- `counts`: tokens and speed, from the last bytes of an engine's answer
-- `recorder`: takes notes from the front door and writes them, on one thread
+- `row`: `Row`, one recorded request, and `Note`, from which it is made
+- `counts`: tokens and speed, from the end of an engine's response
+- `recorder`: the thread that writes what the front door noted
 - `table`: the SQLite file
-- `bodies`: what was said, for requests whose bodies the user has asked for
+- `bodies`: request and response bodies, where the user records them
 """

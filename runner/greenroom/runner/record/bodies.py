@@ -1,18 +1,18 @@
-"""What a request and its answer said, bounded, for requests whose bodies are recorded."""
+"""The recorded bodies of a request and its response, limited in length."""
 
 from __future__ import annotations
 
 import re
 
 LIMIT = 256_000
-"""Bytes of each that are kept."""
+"""Maximum bytes of each body."""
 _MEDIA = re.compile(r'("(?:url|data)"\s*:\s*")((?:data:[^",]{0,100},)?[A-Za-z0-9+/=]{100,})(?=")')
 _SHOWN = 100
-"""Characters of an image or a sound that are kept."""
+"""Characters of an embedded image or sound that are kept."""
 
 
 class Kept:
-    """One request's own words and its answer's, as they went over the connection."""
+    """The bodies of one request and its response, as sent."""
 
     __slots__ = ("cut", "request", "response")
 
@@ -20,16 +20,16 @@ class Kept:
         self.request = request[:LIMIT]
         self.response = bytearray()
         self.cut = len(request) > LIMIT
-        """There was more than is kept."""
+        """Whether one of them was longer than `LIMIT`."""
 
     def add(self, data: bytes) -> None:
-        """A piece of the answer, as it is sent."""
+        """Append a piece of the response."""
         room = LIMIT - len(self.response)
         self.response += data[:room]
         self.cut = self.cut or len(data) > room
 
     def texts(self) -> tuple[str, str]:
-        """Request and answer as text, without the bulk of images and sounds."""
+        """Request and response as text, with images and sounds shortened."""
         return _text(self.request), _text(self.response)
 
 

@@ -1,7 +1,7 @@
-"""How many tokens an engine says it read and wrote, found in the last bytes of its answer.
+"""Finds the token counts in an engine's response.
 
-Engines tell it at the end of a stream, and at one end of a whole answer. Nothing is added to a request for
-it: llama.cpp tells `timings` in any case, others only what a client asked for.
+They are at the end of a stream, and at the beginning or the end of a response in one piece. Requests are not
+changed to get them: llama.cpp always sends `timings`, other engines only the `usage` that a client asked for.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _TIMINGS = re.compile(rb'"timings"\s*:\s*(?=\{)')
-"""Unescaped quotes: inside the text of an answer, they would be escaped."""
+"""In generated text, these quotes would be escaped."""
 _READ = 16_384
-"""Bytes that such an object is read from at most."""
+"""Maximum bytes of such an object."""
 _MOST = 10**9
 _decode = json.JSONDecoder().raw_decode
 
 
 class Counts(NamedTuple):
-    """None: not told."""
+    """None: the engine did not report it."""
 
     tokens_in: int | None = None
     tokens_out: int | None = None
@@ -28,7 +28,7 @@ class Counts(NamedTuple):
 
 
 def counts_of(head: bytes, before: bytes, last: bytes) -> Counts:
-    """What an answer tells: `head` is its beginning, `before` and `last` are its last two pieces."""
+    """The counts in a response: `head` is its beginning, `before` and `last` are its last two pieces."""
     tail = before + last
     usage = _object(_USAGE, tail) or _object(_USAGE, head)
     timings = _object(_TIMINGS, tail) or _object(_TIMINGS, head)
@@ -44,7 +44,7 @@ def counts_of(head: bytes, before: bytes, last: bytes) -> Counts:
 
 
 def _object(pattern: re.Pattern[bytes], data: bytes) -> dict[str, Any]:
-    """The last object of that name; empty where there is none that can be read."""
+    """The last object of that name; empty if there is none, or it cannot be parsed."""
     at = -1
     for match in pattern.finditer(data):
         at = match.end()

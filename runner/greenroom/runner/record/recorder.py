@@ -1,7 +1,7 @@
-"""Takes the notes of requests that have ended, and has one thread write them, some at a time.
+"""Records requests that have ended: one thread writes them in batches.
 
-The event loop only appends to a list: a disk that is slow, full or gone costs rows, and no request waits for
-it. Reads that succeed are not recorded, only what models answer, what changes something, and refusals.
+The event loop only appends to a queue, so no request waits for the disk; if it is slow, full or missing, rows
+are lost. Not recorded: reads (GET, HEAD, OPTIONS) that succeed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from greenroom.runner.threads import NoThread, Thread
 _log = logging.getLogger(__name__)
 
 _PAUSE = 0.2
-"""Seconds that notes are gathered before they are written together."""
+"""Seconds to gather notes for one batch."""
 _MOST = 4_096
-"""Notes that wait to be written; more are dropped."""
+"""Maximum length of the queue; further notes are dropped."""
 _CLOSING = 3.0
-"""Seconds that the last notes may take."""
+"""Maximum seconds to wait for the thread when closing."""
 _TAIL = 4_096
-"""Bytes of an answer that are kept from each end until its tokens are known."""
+"""Bytes kept of each of the last two pieces of a response, to count its tokens."""
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 Listener = Callable[[list[Row]], None]
@@ -38,10 +38,10 @@ Clock = Callable[[], float]
 
 
 class Recorder:
-    """The record of one front door. `begin`, `end` and the rest are for its event loop."""
+    """The record of one front door. Its methods are to be called on the event loop."""
 
     def __init__(self, home: Path, *, keep_for: float, rows: int, clock: Clock = time.time) -> None:
-        """Keeps so many seconds and so many rows; 0 of either keeps none, and removes what there is."""
+        """Keep rows for `keep_for` seconds, and at most `rows`. 0 of either deletes the record."""
         self.path = home / FILE
         self.on = keep_for > 0 and rows > 0
         self.inside: dict[str, Note] = {}
@@ -51,14 +51,14 @@ class Recorder:
         self._queue: deque[Note | concurrent.futures.Future[None]] = deque()
         self._wake = threading.Event()
         self._hurry = threading.Event()
-        """Set when the notes are to be written at once."""
+        """Set to write without waiting for a full batch."""
         self._closing = False
         self._thread: Thread | None = None
         self._listeners: list[Listener] = []
         self._bodies, self._bodies_of = 0, ""
         self._dropped = 0
         self._trouble = ""
-        """Why rows are being lost; empty while they are not."""
+        """Why rows are being lost; empty if they are not."""
         self._lost = 0
         if not self.on:
             self._do(self._remove)
@@ -66,17 +66,16 @@ class Recorder:
     # on the event loop
 
     def begin(self, note: Note) -> None:
-        """A request has arrived."""
         note.at, note.began = self._clock(), time.perf_counter()
         if self.on:
             self.inside[note.id] = note
 
     def end(self, note: Note, now: float) -> None:
-        """It has been answered; `now` is by `time.perf_counter`."""
+        """Queue the note of a request that has ended at `now` (`time.perf_counter`)."""
         if self.inside.pop(note.id, None) is None:
             return
         if note.method in _READS and (note.status < 400 or note.status == LEFT):
-            return  # what is followed ends when its client leaves
+            return  # a client that follows a stream, such as a log, ends it by leaving
         note.ended = now
         note.before, note.last = note.before[-_TAIL:], note.last[-_TAIL:]
         if len(self._queue) >= _MOST:
@@ -92,11 +91,11 @@ class Recorder:
         return self._bodies
 
     def record_bodies(self, count: int, model_id: str = "") -> None:
-        """Record what is said in the next so many requests to models, or to this one; 0 ends it."""
+        """Record the bodies of the next `count` requests to any model, or to this one. 0 stops recording."""
         self._bodies, self._bodies_of = count if self.on else 0, model_id
 
     def take_body(self, note: Note, body: bytes) -> None:
-        """Keep what a request says, if that was asked for. Only while `bodies_left`."""
+        """Keep the body of a request to the selected model. To be called only while `bodies_left`."""
         if self._bodies_of and (note.model is None or note.model.id != self._bodies_of):
             return
         self._bodies -= 1
@@ -104,7 +103,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
-        """Have it called, on the writing thread, with the rows of requests as they end."""
+        """Call the listener, on the writing thread, with the rows of requests that have ended."""
         self._listeners.append(listener)
         try:
             yield
@@ -112,12 +111,12 @@ class Recorder:
             self._listeners.remove(listener)
 
     def running(self) -> list[Row]:
-        """The requests under way, as far as they have come."""
+        """Rows of the requests under way."""
         now = time.perf_counter()
         return [row_of(note, now) for note in self.inside.values() if note.method not in _READS]
 
     async def written(self) -> None:
-        """Wait until all that has ended is in the table, within a bound."""
+        """Wait until requests that have ended are in the table, for at most 3 seconds."""
         if self._thread is None or not self.on:
             return
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -127,7 +126,7 @@ class Recorder:
         await asyncio.wait([asyncio.wrap_future(done)], timeout=_CLOSING)
 
     async def close(self) -> None:
-        """Write the last rows, within a bound, and end."""
+        """Write the remaining rows and end the thread, within 3 seconds."""
         if self._thread is None or self._closing:
             return
         if not self.on:
@@ -181,7 +180,7 @@ class Recorder:
         for note in notes:
             try:
                 rows.append((row_of(note), note.kept))
-            except Exception:  # noqa: BLE001 - one that cannot be told must not cost the others
+            except Exception:  # noqa: BLE001 - a faulty note must not cost the others
                 _log.exception("request %s could not be recorded", note.id)
         try:
             self._append(rows)

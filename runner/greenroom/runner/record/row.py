@@ -1,4 +1,4 @@
-"""One request: `Note` is filled in while it is under way, and becomes a `Row` off the event loop."""
+"""One request: a `Note` is filled in while it is under way, and the recorder makes a `Row` of it later."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.counts import counts_of
 
 Ending = Literal["", "whole", "left", "died", "cut", "refused", "cancelled"]
-"""How a request ended. Empty while it is under way; `whole`: with the whole answer; `left`: the client
-disconnected first; `died`: its engine did; `cut`: the answer broke off or was cut off; `refused`: it got an
-error instead; `cancelled`: Greenroom was stopping, or a job was cancelled.
+"""How a request ended. Empty: it is under way. `whole`: the response was complete. `left`: the client
+disconnected first. `died`: the engine exited. `cut`: the response was cut short. `refused`: the client got an
+error. `cancelled`: Greenroom was shutting down, or a job was cancelled.
 """
 ID = re.compile(r"r-[0-9a-f]{8}-\d{1,18}")
 
 LEFT = 499
-"""The status of a request whose client has left."""
+"""The status recorded if the client disconnected."""
 _CANCELLED = frozenset({"abandoned", "cancelled", "stopped", "stopping"})
 _NAME, _PATH, _AGENT, _SENTENCE = 300, 300, 200, 1_000
-"""Characters of each that are kept."""
+"""Maximum characters of each."""
 _LOADING, _INSTALLING = "loading", "installing"
 
 
 class Note(msgspec.Struct):
-    """What the front door notes of a request. Times are in seconds, by `time.perf_counter`."""
+    """What the front door notes about a request. Times are `time.perf_counter` seconds unless stated."""
 
     id: str = ""
     method: str = ""
     path: str = ""
     family: str = ""
     at: float = 0.0
-    """When it arrived, by the wall clock."""
+    """When it arrived, in seconds since 1970."""
     began: float = 0.0
     first: float = 0.0
-    """When the first piece of a streamed answer came; 0 without one."""
+    """When the first piece of a streamed response came; 0 if none did."""
     ended: float = 0.0
     address: str = ""
     agent: str = ""
@@ -54,78 +54,78 @@ class Note(msgspec.Struct):
     status: int = 0
     refusal: Refusal | None = None
     fault: Ending = ""
-    """Set where the refusal alone does not tell how it ended."""
+    """Set if the refusal alone does not tell how the request ended."""
     broken: Ending = ""
-    """Set when the answer ended in no orderly way."""
+    """Set if the response did not end in order."""
     phases: list[tuple[float, str]] | None = None
-    """When each phase of the wait for an engine began; an empty one ends the wait. None without a wait."""
+    """When each phase of the wait for an engine began; an empty phase ends the wait. None: no wait."""
     frames: int = 0
-    """Events of a streamed answer."""
+    """Number of events in a streamed response."""
     head: bytes = b""
     before: bytes = b""
     last: bytes = b""
-    """An engine's answer: how it begins, where it comes as a whole, and its last two pieces."""
+    """Of the engine's response: its beginning, if it is not streamed, and its last two pieces."""
     kept: Kept | None = None
-    """What is said, where that is recorded."""
+    """The bodies, if they are recorded."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. Seconds count from its arrival unless something else is said; 0 is none."""
+    """One request. Seconds count from its arrival unless stated."""
 
     id: str
     at: float
     """When it arrived, in seconds since 1970."""
     method: str
     path: str
-    """As it was sent, without the query."""
+    """As sent, without the query."""
     family: str = ""
     """`openai`, `anthropic`, `ollama`, or `management` for requests that no model answers."""
     address: str = ""
     caller: str = ""
-    """Who asked, as far as it is known: the name of a key, a process of this machine, or the address."""
+    """Who sent it: the name of an API key, a process of this machine, or the address."""
     caller_kind: str = ""
     """`key`, `process` or `address`."""
     user_agent: str = ""
     asked: str = ""
     """The model's name as the client wrote it."""
     model: str = ""
-    """The model it stood for; empty where there was none."""
+    """The model that `asked` resolved to; empty if none did."""
     model_id: str = ""
     backend: str = ""
     engine: str = ""
     status: int = 0
     outcome: Ending = ""
     code: str = ""
-    """Of its refusal or error; empty without one."""
+    """The error code; empty if there was no error."""
     sentence: str = ""
     queued: float = 0.0
-    """Seconds that it waited for a slot or for memory."""
+    """Seconds spent waiting for a slot or for memory."""
     installing: float = 0.0
-    """Seconds that it waited for a backend."""
+    """Seconds spent waiting for a backend to be installed."""
     loading: float = 0.0
-    """Seconds that it waited for its model to be loaded."""
+    """Seconds spent waiting for the model to be loaded."""
     first_token: float | None = None
-    """Until the first piece of a streamed answer."""
+    """Seconds to the first piece of a streamed response."""
     seconds: float = 0.0
-    """Until its end."""
+    """Seconds to the end."""
     tokens_in: int | None = None
     tokens_out: int | None = None
     estimated: bool = False
-    """The tokens of the answer were counted by its pieces: the engine told no number."""
+    """Whether `tokens_out` counts events of the stream, because the engine reported no number."""
     tokens_per_second: float | None = None
-    """Of the answer, without the time for the prompt."""
+    """Generation speed, without the time for the prompt."""
     recorded: bool = False
-    """What was said was recorded too."""
+    """Whether the bodies were recorded."""
 
 
 def row_of(note: Note, now: float | None = None) -> Row:
-    """The request as it is recorded; with `now`, as it stands while it is under way."""
+    """The row of a request that has ended or, with `now`, of one under way."""
     ended = note.ended if now is None else now
     waits = _waits(note, ended)
     counts = counts_of(note.head, note.before, note.last)
     out, estimated = counts.tokens_out, False
     if out is None and note.frames > 1:
-        # Beside the tokens: who speaks, or why it ended; and the end of a whole answer.
+        # One event of a stream is no token, but names the role or the finish reason; the last is `[DONE]`.
         over = 1 if now is not None or outcome_of(note) != "whole" else 2
         out, estimated = max(0, note.frames - over), True
     took = ended - note.first if note.first else 0.0

@@ -1,6 +1,6 @@
-"""The record of requests: one SQLite file in the data directory, bounded in days, rows and bytes.
+"""The record of requests: an SQLite file in the data directory, limited in days, rows and bytes.
 
-Only its rows are in it, so nothing is lost but them when it is removed. A file that is damaged or of another
+Nothing else depends on the file, so it may be deleted. A file that is damaged or was written by another
 version is replaced by an empty one.
 """
 
@@ -22,18 +22,18 @@ from greenroom.runner.record.row import Row
 _log = logging.getLogger(__name__)
 
 FILE = "requests.db"
-"""In the data directory."""
+"""The file's name in the data directory."""
 BODIES = 64_000_000
-"""Bytes of bodies that are kept together; the oldest go first."""
+"""Maximum bytes of all bodies together; the oldest are deleted first."""
 LISTED = 1_000
-"""Rows of a list at most."""
+"""Maximum rows of a list."""
 _VERSION = 1
 _BUSY = 5.0
-"""Seconds to wait for another connection."""
+"""Seconds to wait for a lock that another connection holds."""
 _DAMAGED = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR}
 )
-"""The last one: a table is not as it should be."""
+"""`SQLITE_ERROR` stands for a table or column that is missing."""
 _ESCAPES = str.maketrans({"%": "%25", "?": "%3f", "#": "%23"})
 _COLUMNS = Row.__struct_fields__
 _TYPES = {
@@ -59,7 +59,7 @@ CREATE TABLE bodies (
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
-# Names of fields, none of them from outside.
+# The names are those of `Row`; nothing in these statements comes from outside.
 _INSERT = (
     f"INSERT OR REPLACE INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"  # noqa: S608
 )
@@ -77,7 +77,7 @@ _ENDINGS = """
 SELECT outcome, code, count(*), max(at), id, sentence FROM requests
 WHERE at BETWEEN ? AND ? GROUP BY outcome, code ORDER BY count(*) DESC LIMIT ?
 """
-"""The columns after `max` are those of its row (sqlite.org/lang_select.html#bareagg)."""
+"""SQLite takes `id` and `sentence` from the row with the maximum (sqlite.org/lang_select.html#bareagg)."""
 _SLOW = """
 FROM requests WHERE at BETWEEN ? AND ? AND family != 'management' AND outcome != 'refused'
 AND coalesce(first_token, seconds) >= ?
@@ -85,43 +85,44 @@ AND coalesce(first_token, seconds) >= ?
 
 
 class Endings(msgspec.Struct, frozen=True):
-    """Requests that ended alike."""
+    """How many requests ended with one outcome and code, and the latest of them."""
 
     outcome: str
     code: str
     count: int
     at: float
-    """When the last of them arrived."""
+    """When the latest arrived, in seconds since 1970."""
     id: str
-    """Its id and its sentence."""
+    """Id of the latest."""
     sentence: str
+    """Error message of the latest."""
 
 
 class Bodies(NamedTuple):
-    """What was said in one request, as text."""
+    """The body of a request and of its response, as text."""
 
     request: str
     response: str
     cut: bool
-    """There was more."""
+    """Whether a body was longer than what is kept."""
 
 
 class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows are wanted: those that fit everything said here."""
+    """Selects rows that match every field that is set."""
 
     model: str = ""
-    """A model's name as it was asked for or as it is shown, or its id."""
+    """The model's name, as requested or as displayed, or its id."""
     model_id: str = ""
-    """The model that this name stands for, where it is known."""
+    """The id that `model` resolves to, if it is known."""
     status: str = ""
-    """`404`, a class such as `4xx`, or how the request ended, such as `left`."""
+    """A status such as `404`, a class such as `4xx`, or an outcome such as `left`."""
     slow: float = 0.0
-    """Seconds until its first token, or its end where there was none, at least."""
+    """Minimum seconds to the first token, or to the end of a response without one."""
     since: float = 0.0
-    """Seconds since 1970."""
+    """Earliest arrival, in seconds since 1970."""
 
     def takes(self, row: Row) -> bool:
-        """Whether a row that is not in the table fits."""
+        """Whether a row matches: for requests that are not in the table yet."""
         return not (
             (self.model and not {self.model, self.model_id} & ({row.asked, row.model, row.model_id} - {""}))
             or (self.status and not self._has_status(row))
@@ -138,7 +139,7 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
         return (row.outcome or "running") == wanted
 
     def clause(self) -> tuple[str, list[Any]]:
-        """The same as a condition of SQL and its values."""
+        """The same as an SQL condition and its parameters."""
         parts = ["at >= ?"]
         values: list[Any] = [self.since]
         if self.model:
@@ -161,26 +162,26 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotUsable(Exception):
-    """The file cannot be used as it is; the text says why."""
+    """The file cannot be read or written; the message says why."""
 
 
 _NONE: Mapping[str, Row] = {}
 
 
 class RecordTable:
-    """The table for its writer. Blocks; raises NotUsable."""
+    """Writes the table. Methods block, and raise NotUsable unless they say otherwise."""
 
     def __init__(self, path: Path, *, keep_for: float, rows: int) -> None:
-        """Keeps so many seconds and so many rows."""
+        """Rows older than `keep_for` seconds are deleted, and the oldest beyond `rows`."""
         self._path = path
         self._keep_for, self._rows = keep_for, rows
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None
 
     def append(self, rows: Sequence[tuple[Row, Kept | None]], now: float) -> str:
-        """Write rows, and remove those that are too old or too many.
+        """Write rows, and delete those that are too old or too many.
 
-        Returns a sentence where the table had to be replaced for it; else an empty text.
+        Returns a warning if the file was damaged and has been replaced by an empty one, else "".
         """
         try:
             try:
@@ -197,7 +198,7 @@ class RecordTable:
         return ""
 
     def remove(self) -> None:
-        """Remove the file and all in it. Raises OSError."""
+        """Delete the file and SQLite's own beside it. Raises OSError."""
         self.close()
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
@@ -205,7 +206,7 @@ class RecordTable:
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            # Everything that was committed is in the file or in SQLite's own log.
+            # What was committed is in the file or in the write-ahead log.
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
@@ -224,12 +225,12 @@ class RecordTable:
             )
             gone = self._make_room(connection, now)
         if gone:
-            # What was said stays neither in free pages (`secure_delete`) nor in SQLite's own log.
+            # Deleted text must remain neither in free pages (`secure_delete`) nor in the write-ahead log.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
 
     def _make_room(self, connection: sqlite3.Connection, now: float) -> bool:
-        """Whether bodies were removed, or many rows."""
+        """Delete what exceeds the limits. True if bodies or many rows were deleted."""
         had = _number(connection, "SELECT count(*) FROM bodies")
         gone = connection.execute("DELETE FROM requests WHERE at < ?", (now - self._keep_for,)).rowcount
         gone += connection.execute(
@@ -241,10 +242,9 @@ class RecordTable:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and self._opened != _identity(self._path):
-            # It was removed, replaced or emptied under us: what is written to it would be seen by no one.
+            # The file was deleted, replaced or emptied meanwhile; rows written to the old one would be lost.
             self.close()
         if self._connection is None:
-            # Only its owner may read it.
             self._path.touch(mode=0o600)
             connection = sqlite3.connect(
                 self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False
@@ -262,9 +262,11 @@ class RecordTable:
 
 
 class RecordReader:
-    """The table for readers, whether or not a daemon writes it. Blocks. A context manager.
+    """Reads the table, also while a daemon writes to it. A context manager; methods block.
 
-    All of it raises FileNotFoundError where there is no record, and NotUsable.
+    Raises:
+        FileNotFoundError: This data directory has no record.
+        NotUsable: The file cannot be read. Methods raise it too.
     """
 
     def __init__(self, home: Path) -> None:
@@ -281,21 +283,21 @@ class RecordReader:
         self._connection.close()
 
     def rows(self, wanted: RowFilter, last: int = LISTED) -> list[Row]:
-        """The last so many rows that are wanted, the oldest first."""
+        """The latest `last` rows that match, oldest first."""
         clause, values = wanted.clause()
         found = self._read(f"{_SELECT} WHERE {clause} ORDER BY at DESC, number DESC LIMIT ?", [*values, last])
         return [_row(one) for one in reversed(found)]
 
     def latest_of_models(self, each: int) -> list[Row]:
-        """The last so many requests to each model, the oldest first."""
+        """The latest `each` requests to each model, oldest first."""
         return [_row(one) for one in self._read(_LATEST, [each])]
 
     def endings(self, since: float, until: float) -> list[Endings]:
-        """How the requests of a time ended, the most frequent way first."""
+        """How the requests that arrived between two times ended, most frequent outcome first."""
         return [Endings(*one) for one in self._read(_ENDINGS, [since, until, LISTED])]
 
     def slowest(self, since: float, until: float, slow: float, most: int) -> tuple[list[Row], int]:
-        """Those that models took at least so many seconds to begin to answer: the slowest, and how many."""
+        """Requests with at least `slow` seconds to the first token: the `most` slowest, and how many."""
         values = [since, until, slow]
         count = int(self._read(f"SELECT count(*) {_SLOW}", values)[0][0])
         order = "ORDER BY coalesce(first_token, seconds) DESC LIMIT ?"
@@ -306,7 +308,7 @@ class RecordReader:
         return next((_row(one) for one in self._read(f"{_SELECT} WHERE id = ?", [request_id])), None)
 
     def bodies(self, request_id: str) -> Bodies | None:
-        """What was said in a request, where it was recorded and is still there."""
+        """The recorded bodies of a request; None if they were not recorded or have been deleted."""
         found = self._read("SELECT request, response, cut FROM bodies WHERE id = ?", [request_id])
         return Bodies(found[0][0], found[0][1], bool(found[0][2])) if found else None
 
@@ -319,7 +321,7 @@ class RecordReader:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Finds rows by id: of requests that are `running`, and of those in the record, if it can be read."""
+    """Finds requests by id: those under way (`running`) and those in the record, if it can be read."""
 
     running: Mapping[str, Row]
     reader: RecordReader | None
@@ -334,7 +336,7 @@ class Recorded:
             return None
 
     def latest(self) -> list[Row]:
-        """The last ones, the oldest first, and behind them those that are running."""
+        """The latest recorded rows, oldest first, followed by those of requests under way."""
         try:
             found = self.reader.rows(RowFilter()) if self.reader is not None else []
         except NotUsable as error:
@@ -345,7 +347,7 @@ class Recorded:
 
 @contextlib.contextmanager
 def recorded_in(home: Path, running: Mapping[str, Row] = _NONE) -> Iterator[Recorded]:
-    """The record in a data directory, which may have none."""
+    """The record of a data directory, with or without a file."""
     with contextlib.ExitStack() as stack:
         try:
             reader = stack.enter_context(RecordReader(home))
@@ -357,7 +359,7 @@ def recorded_in(home: Path, running: Mapping[str, Row] = _NONE) -> Iterator[Reco
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Tells one file from another of the same name; None without one, and for an empty one."""
+    """Device and inode number; None if the file is missing or empty."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -367,7 +369,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _reading(path: Path) -> sqlite3.Connection:
     problem = ""
-    # Where the folder cannot be written to, SQLite reads the file as it stands.
+    # In a read-only folder SQLite cannot create its lock files, and reads only with `immutable`.
     for how in ("mode=ro", "mode=ro&immutable=1"):
         connection = None
         try:
@@ -391,7 +393,7 @@ def _reading(path: Path) -> sqlite3.Connection:
 
 
 def _version_of(connection: sqlite3.Connection) -> int:
-    """0 for an empty file. Raises NotUsable for the file of another version."""
+    """0 for an empty file. Raises NotUsable if another version wrote the file."""
     version = _number(connection, "PRAGMA user_version")
     if version == 0 and not _number(connection, "SELECT count(*) FROM sqlite_master"):
         return 0

@@ -1,9 +1,9 @@
-"""Models that other programs on this machine keep. Nothing here writes.
+"""Models that other programs keep on this machine. Nothing here writes.
 
-- `places`: where those programs keep them, and what is there
-- `scan`: a bounded walk through folders, and what was found
+- `places`: the folders of those programs
+- `scan`: a bounded walk through folders, and `FoundModel`
 - `ollama`: Ollama's manifests and blobs
 - `hub_cache`: Hugging Face's cache
 - `folders`: folders of files, such as LM Studio's and llama.cpp's
-- `digests`: file names that are the hash of the content
+- `digests`: files named for the hash of their content
 """

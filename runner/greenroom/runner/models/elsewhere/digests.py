@@ -1,4 +1,4 @@
-"""File names that say what the content must be."""
+"""Files named for the hash of their content."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _NAMED = re.compile(r"(?:sha256-)?([0-9a-f]{64})")
 
 
 def known_digest(path: Path) -> str:
-    """`sha256:<hex>` of a file in Ollama's blobs or Hugging Face's cache, after its name; else empty.
+    """`sha256:<hex>` if the file's name is its hash, as in Ollama's and Hugging Face's blobs; else empty.
 
-    Small files in Hugging Face's cache have shorter names, by git's hash.
+    Hugging Face's cache names small files for git's hash, which is shorter and does not count.
     """
     found = _NAMED.fullmatch(path.name) if path.parent.name == "blobs" else None
     return f"sha256:{found[1]}" if found else ""

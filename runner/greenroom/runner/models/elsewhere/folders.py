@@ -12,12 +12,12 @@ from greenroom.runner.models.manifest import is_projector, shard_of, suffix_of
 from greenroom.runner.models.selection import quantisation_of
 
 _FETCHED = re.compile(r"manifest=([^=]+)=([^=]+)=.+\.json")
-"""llama.cpp keeps one beside what it has fetched: `manifest=ORGANIZATION=MODEL=TAG.json`."""
+"""The manifest that llama.cpp keeps beside each download: `manifest=ORGANIZATION=MODEL=TAG.json`."""
 
 
 def models_in(folder: Path, files: Sequence[str]) -> Iterator[Path]:
-    """What can be pulled from a folder with these files: GGUF files, of several shards the first; or the
-    folder itself, for safetensors.
+    """What can be pulled from a folder with these files: GGUF files (the first of several shards), and the
+    folder itself if it holds safetensors.
     """
     for name in files:
         if suffix_of(name) == ".gguf" and not is_projector(name) and shard_of(name)[1] in (0, 1):
@@ -27,7 +27,7 @@ def models_in(folder: Path, files: Sequence[str]) -> Iterator[Path]:
 
 
 def published(place: str, root: Path, cancel: Event) -> Iterator[FoundModel]:
-    """Folders called `ORGANIZATION/MODEL`, as at Hugging Face, where LM Studio fetches them."""
+    """Models in folders named `ORGANIZATION/MODEL`, as LM Studio names its downloads from Hugging Face."""
     for folder, files, _ in folders(root, cancel):
         for path in models_in(folder, files):
             parts = folder.relative_to(root).parts
@@ -38,7 +38,7 @@ def published(place: str, root: Path, cancel: Event) -> Iterator[FoundModel]:
 
 
 def fetched(place: str, root: Path, cancel: Event) -> Iterator[FoundModel]:
-    """Files called `ORGANIZATION_MODEL_FILE.gguf`, as llama.cpp keeps what it fetches."""
+    """Models in files named `ORGANIZATION_MODEL_FILE.gguf`, as llama.cpp names its downloads."""
     for folder, files, _ in folders(root, cancel):
         known = {f"{found[1]}_{found[2]}_": found for name in files if (found := _FETCHED.fullmatch(name))}
         for path in models_in(folder, files):

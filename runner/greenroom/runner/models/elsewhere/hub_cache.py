@@ -1,4 +1,4 @@
-"""Hugging Face's cache: `models--ORGANIZATION--MODEL/snapshots/REVISION/…`, links to blobs."""
+"""Hugging Face's cache: `models--ORGANIZATION--MODEL/snapshots/REVISION/…` holds links to blobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_cache(root: Path) -> bool:
 
 
 def models(root: Path, cancel: Event) -> Iterator[FoundModel]:
-    """The models in the newest snapshot of each repository; names are those that pull takes."""
+    """The models in the newest snapshot of each repository, by the names that `pull` takes."""
     with suppress(OSError):
         for repository in sorted(root.iterdir()):
             organization, between, model = repository.name.removeprefix(_PREFIX).partition("--")
@@ -42,7 +42,7 @@ def _in_snapshot(snapshot: Path, name: str, cancel: Event) -> Iterator[FoundMode
 
 
 def _newest(repository: Path) -> Path | None:
-    """The snapshot that `main` means; else the one that was written last."""
+    """The snapshot of `main`, or else the one written last."""
     snapshots = repository / "snapshots"
     with suppress(OSError):
         revision = (repository / "refs" / "main").read_text(errors="replace")[:_REVISION_LIMIT].strip()

@@ -37,12 +37,11 @@ class _Manifest(msgspec.Struct):
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a path is of a manifest in a store of Ollama's."""
+    """Whether a path is a manifest in an Ollama store."""
     return _root_of(path) is not None and path.is_file()
 
 
 def models(root: Path, cancel: Event) -> Iterator[FoundModel]:
-    """What the store at a root holds."""
     manifests = root / "manifests"
     for folder, files, _ in folders(manifests, cancel):
         for tag in files:
@@ -51,10 +50,10 @@ def models(root: Path, cancel: Event) -> Iterator[FoundModel]:
 
 
 class OllamaModel(HeldFolder):
-    """The files of one manifest, under names that say what they are; and what else it says of the model."""
+    """The files of one manifest, under readable names, and its `recipe` (prompts, parameters, licences)."""
 
     def __init__(self, manifest: Path) -> None:
-        """Raises JobFailed, permanent: it cannot be read, or is not of a model that we can have."""
+        """Raises JobFailed (permanent) if the manifest cannot be read, or Greenroom cannot use its model."""
         root = _root_of(manifest)
         assert root is not None, "it is a manifest"
         super().__init__(root / "blobs")
@@ -84,8 +83,8 @@ class OllamaModel(HeldFolder):
         return held
 
     def _made(self, kinds: list[tuple[str, str]]) -> Recipe:
-        """The system prompt, messages, parameters and licences. Templates are in Go's language, which only
-        Ollama reads: the chat template in the GGUF file is used.
+        """The system prompt, messages, parameters and licences. Not the template: it is a Go template, and
+        the chat template in the GGUF file is used instead.
         """
         texts: dict[str, list[bytes]] = {}
         for kind, digest in kinds:
@@ -107,7 +106,7 @@ class OllamaModel(HeldFolder):
 
 
 def _root_of(manifest: Path) -> Path | None:
-    """The store that a path is a manifest of."""
+    """The store that a manifest lies in; None if the path is not below one."""
     for folder in manifest.parents:
         if folder.name == "manifests" and (folder.parent / "blobs").is_dir():
             return folder.parent
@@ -124,7 +123,7 @@ def _blob(digest: str) -> str:
 
 
 def _files(name: str, kinds: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """File name → blob."""
+    """Pairs of readable file name and blob name."""
     weights = [digest for kind, digest in kinds if kind == "model"]
     if any(kind == "adapter" for kind, _ in kinds):
         raise not_a_model("Greenroom cannot apply its adapter. Merge the adapter into the model first.")
@@ -153,7 +152,7 @@ def _text(data: bytes) -> str:
 
 
 def _parameters(texts: list[bytes]) -> dict[str, Any]:
-    """Those with values that a parameter can have; which of them mean something here, requests decide."""
+    """Parameters with a number, a boolean or a list of texts. Requests later ignore unknown ones."""
     found: dict[str, Any] = {}
     for text in texts:
         for name, value in _decoded(text, dict[str, Any], {}).items():

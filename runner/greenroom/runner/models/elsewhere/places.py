@@ -1,4 +1,4 @@
-"""Where other programs keep models."""
+"""The folders in which other programs keep models."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class ModelPlace:
     scan: _Scan
 
     def models(self, cancel: Event) -> Iterator[FoundModel]:
-        """What is there, each model once. Raises JobCancelled."""
+        """The models in it. Raises JobCancelled."""
         return self.scan(self.folder, cancel)
 
 
 def places(environment: Mapping[str, str]) -> list[ModelPlace]:
-    """Those that exist, in the order of the programs' names."""
+    """The folders that exist, sorted by program."""
     home = user_home(environment)
     cache = _first(environment, "XDG_CACHE_HOME") or home / ".cache"
     hub = _first(environment, "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
@@ -51,7 +51,7 @@ def places(environment: Mapping[str, str]) -> list[ModelPlace]:
 
 
 def place_at(folder: Path) -> ModelPlace:
-    """A folder that the user named; what is in it says whose it is."""
+    """A folder that the user named; its content shows which program it belongs to."""
     if _is_folder(folder / "manifests") and _is_folder(folder / "blobs"):
         return ModelPlace("Ollama", folder, ollama.models)
     for hub in (folder, folder / "hub"):
@@ -61,7 +61,7 @@ def place_at(folder: Path) -> ModelPlace:
 
 
 def _first(environment: Mapping[str, str], *names: str) -> Path | None:
-    """The folder that the first of these variables names, if any is set."""
+    """The folder in the first of these variables that is set."""
     value = next((environment[name].strip() for name in names if environment.get(name, "").strip()), "")
     return expanded(value) if value else None
 
@@ -74,5 +74,5 @@ def _is_folder(path: Path) -> bool:
 
 
 def _distinct(found: Iterator[ModelPlace]) -> list[ModelPlace]:
-    """Each folder once, whatever links lead to it."""
+    """Each folder once, even if several links lead to it."""
     return list({place.folder.resolve(): place for place in found}.values())

@@ -1,4 +1,4 @@
-"""A bounded walk through other programs' folders, and the models found there."""
+"""A bounded walk through folders of other programs, and the models found there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from greenroom.runner.models.selection import quantisation_of
 from greenroom.runner.threads import stop_if
 
 _MOST = 200_000
-"""Files and folders looked at in one place."""
+"""Maximum files and folders to list below one root."""
 _DEEPEST = 8
 
 
@@ -24,18 +24,18 @@ class FoundModel:
     """A model that another program keeps."""
 
     place: str
-    """The program."""
+    """The program's name."""
     name: str
-    """What it would be called here."""
+    """The name it would have in our store."""
     path: Path
-    """What is pulled: a GGUF file, a folder of safetensors, or a manifest of Ollama's."""
+    """What to pull: a GGUF file, a folder of safetensors, or an Ollama manifest."""
 
 
 def folders(root: Path, cancel: Event) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Each folder below a root with the names of its files and folders, sorted.
 
-    Links to folders are not followed. What cannot be read counts as empty, and so does what comes after the
-    first 200,000 names or lies deeper than eight folders.
+    Links to folders are not followed. A folder that cannot be read, lies more than eight levels deep or comes
+    after the first 200,000 names counts as empty.
 
     Raises:
         JobCancelled: `cancel` was set.
@@ -63,7 +63,7 @@ def folders(root: Path, cancel: Event) -> Iterator[tuple[Path, list[str], list[s
 
 
 def name_of(text: str) -> str:
-    """A name that a model can have, as near to a text as possible, as it is shown to users."""
+    """The valid model name nearest to a text, as displayed."""
     with suppress(BadReference):
         reference = Reference.parse(text)
         if reference.scheme in ("oci", "huggingface") and not reference.digest:
@@ -73,7 +73,7 @@ def name_of(text: str) -> str:
 
 
 def name_of_file(file: str) -> str:
-    """A name for a GGUF file of which nothing else is known: its own, with the quantization as the tag."""
+    """A name for a GGUF file, from the file's own, with the quantization as the tag."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", file.removesuffix(".gguf"))
     quantisation = quantisation_of(file)
     base = stem[: -len(quantisation)].rstrip("-._") if quantisation else stem

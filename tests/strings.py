@@ -22,7 +22,17 @@ ROOT = TESTS.parent
 sys.path[:0] = [str(TESTS / "shared"), str(TESTS / "diagnosis")]
 
 _TELLING = frozenset(
-    {"Problem", "Refusal", "NotInstalled", "refuse", "Failure", "UsageError", "BadParameter"}
+    {
+        "Problem",
+        "GreenroomError",
+        "DaemonUnavailable",
+        "Refusal",
+        "NotInstalled",
+        "refuse",
+        "Failure",
+        "UsageError",
+        "BadParameter",
+    }
 )
 """Calls whose sentences reach people; so do those of every exception."""
 

@@ -100,7 +100,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_command_and_exit_code_is_documented() -> None:
-    from greenroom.runner.cli import exit_codes
+    from greenroom.runner import exit_codes
     from greenroom.runner.cli.main import _COMMANDS
 
     text = read("docs/cli.md")

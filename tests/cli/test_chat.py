@@ -14,10 +14,10 @@ import pytest
 
 from greenroom.runner.cli import line_editor
 from greenroom.runner.cli.chat import ChatSession
-from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.conversation import Conversation, Options
 from greenroom.runner.cli.output import filtered
 from greenroom.runner.cli.variants import Changeovers
+from greenroom.runner.client.http_client import HttpClient
 from terminal import PASTE, Terminal
 
 CHAT = "POST /v1/chat/completions"
@@ -185,7 +185,7 @@ def talk(our_daemon: Any, home: Path, capsys: pytest.CaptureFixture[str]) -> Cal
     """Types messages; the conversation afterwards, and what was said beside the answers."""
 
     def run(*lines: str, options: Options | None = None) -> tuple[Conversation, str]:
-        client = Client(our_daemon.url)
+        client = HttpClient(our_daemon.url)
         conversation = Conversation(client, "smollm2", say=lambda _: None, options=options)
         with filtered():
             ChatSession(conversation, Changeovers(client), Typed(*lines), home, stats=False).talk()

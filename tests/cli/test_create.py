@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.modelfile import read
+from greenroom.runner.cli.problem import Problem
 
 CREATE = "POST /api/create"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from greenroom.runner.cli.client import BrokenOff, DaemonRequest, NobodyThere, NotHttp
-from greenroom.runner.cli.connect import Stranger, probe
+from greenroom.runner.client.daemons import Stranger, probe
+from greenroom.runner.client.http_client import BrokenOff, DaemonRequest, NobodyThere, NotHttp
 
 Speak = Callable[[bytes], str]
 

@@ -18,9 +18,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from greenroom.actors.journal import writer_lock
-from greenroom.runner.cli.client import Gone
-from greenroom.runner.cli.connect import Unresponsive, find, listener_at
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.client.daemons import Unresponsive, find, listener_at
+from greenroom.runner.client.errors import GreenroomError, Unreachable
 from greenroom.runner.config import Settings, load
 from greenroom.runner.daemon_lock import DaemonHolder, DaemonLock, HomeLocked, holder_of
 from greenroom.runner.proof import is_proof, keep_secret, prove, read_secret
@@ -75,7 +74,7 @@ def test_a_server_that_passes_challenges_on_to_our_daemon_is_not_trusted(
         thread.start()
         monkeypatch.setenv("GREENROOM_PORT", str(server.server_address[1]))
         try:
-            with pytest.raises(Problem, match="cannot prove"):
+            with pytest.raises(GreenroomError, match="cannot prove"):
                 find(load())
         finally:
             server.shutdown()
@@ -88,7 +87,7 @@ def test_a_server_that_replaces_our_daemon_after_it_was_found_is_sent_nothing(ou
     assert found is not None
     our_daemon.routes["GET /livez"] = identity()
 
-    with pytest.raises(Gone, match="nothing was sent"):
+    with pytest.raises(Unreachable, match="nothing was sent"):
         found.client().post("/v1/chat/completions", {"messages": "my secret"})
 
     assert {one.path for one in our_daemon.seen} == {"/livez"}
@@ -142,10 +141,10 @@ def test_a_stale_note_is_passed_over(our_daemon: Any, home: Path, unused_port: i
 def test_the_daemon_of_another_data_directory_is_named(our_daemon: Any, home: Path) -> None:
     our_daemon.routes["GET /livez"] = identity()
 
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(GreenroomError) as caught:
         find(load())
 
-    assert caught.value.exit_code == 5
+    assert caught.value.code == "address_taken"
     assert "(process 77) uses another data directory: /elsewhere" in str(caught.value)
     assert "GREENROOM_HOME=/elsewhere" in str(caught.value)
 
@@ -153,10 +152,10 @@ def test_the_daemon_of_another_data_directory_is_named(our_daemon: Any, home: Pa
 def test_a_program_on_the_port_is_named_with_its_process(our_daemon: Any) -> None:
     our_daemon.routes["GET /livez"] = "Hello"
 
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(GreenroomError) as caught:
         find(load())
 
-    assert caught.value.exit_code == 5
+    assert caught.value.code == "address_taken"
     assert "calling itself 'Fake/1', saying 'Hello'" in str(caught.value)
     assert f"process {os.getpid()}" in str(caught.value)
     assert "GREENROOM_PORT=" in str(caught.value)
@@ -166,7 +165,7 @@ def test_a_data_directory_without_a_daemon_trusts_no_server(our_daemon: Any, hom
     (home / "secret").unlink()
     our_daemon.routes["GET /livez"]["pid"] = 77
 
-    with pytest.raises(Problem, match="cannot prove"):
+    with pytest.raises(GreenroomError, match="cannot prove"):
         find(load())
 
 
@@ -175,7 +174,7 @@ def test_a_loopback_host_must_prove_itself_unless_the_user_names_its_instance(
 ) -> None:
     our_daemon.routes["GET /livez"] = identity()
     monkeypatch.setenv("GREENROOM_HOST", our_daemon.url)
-    with pytest.raises(Problem, match="GREENROOM_INSTANCE=other"):
+    with pytest.raises(GreenroomError, match="GREENROOM_INSTANCE=other"):
         find(load())
 
     monkeypatch.setenv("GREENROOM_INSTANCE", "other")
@@ -186,7 +185,7 @@ def test_a_loopback_host_must_prove_itself_unless_the_user_names_its_instance(
 def test_a_host_elsewhere_need_not_have_this_data_directory(
     our_daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import greenroom.runner.cli.connect as module
+    import greenroom.runner.client.daemons as module
 
     our_daemon.routes["GET /livez"] = identity()
     monkeypatch.setenv("GREENROOM_HOST", our_daemon.url)
@@ -234,7 +233,7 @@ def test_our_own_daemon_that_says_nothing_is_no_stranger(home: Path) -> None:
         assert f"process {daemon.pid}) does not answer: it is starting, stopping" in str(caught.value)
         # Its name stays in the file, and means nothing any more.
         assert (home / "daemon.lock").read_text() == str(daemon.pid)
-        with pytest.raises(Problem, match="accepts connections but sends nothing"):
+        with pytest.raises(GreenroomError, match="accepts connections but sends nothing"):
             find(settings, patience=0.05)
 
 

@@ -13,7 +13,7 @@ import pytest
 from greenroom.actors.journal.conformance import entries
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner.cli import exit_codes
+from greenroom.runner import exit_codes
 
 
 @pytest.fixture

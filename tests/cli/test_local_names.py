@@ -11,8 +11,8 @@ import pytest
 
 from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.local_names import check_not_local
+from greenroom.runner.cli.problem import Problem
 
 TINY = "docker.io/ai/tiny:latest"
 TAGGED = ("model_tagged", {"model_id": "sha256:1", "tags": [TINY]})

@@ -16,7 +16,7 @@ import pytest
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner.cli import exit_codes
+from greenroom.runner import exit_codes
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.cli.client import DaemonRequest
+from greenroom.runner.client.http_client import DaemonRequest
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 16
 CHAT = "POST /v1/chat/completions"

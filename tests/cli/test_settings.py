@@ -115,7 +115,7 @@ def test_no_daemon_of_ours_is_started_for_an_address_with_tls(
 
 
 def test_the_client_is_imported_without_the_rest_of_greenroom() -> None:
-    program = "import sys, greenroom.runner.cli.client; print(*sys.modules)"
+    program = "import sys, greenroom.runner.client.http_client; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not loaded & {"click", "rich", "msgspec", "asyncio", "aiohttp", "ssl", "psutil", "random"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from greenroom.runner.cli import daemon as stop
-from greenroom.runner.cli.connect import Daemon
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import Daemon
 from greenroom.runner.daemon_lock import DaemonLock
 
 

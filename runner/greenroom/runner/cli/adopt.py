@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.connect import ensure_daemon, is_on_this_machine
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, style, table, terminal_width
+from greenroom.runner.cli.problem import Problem, exit_code_of
+from greenroom.runner.client.daemons import ensure_daemon, is_on_this_machine
+from greenroom.runner.client.errors import GreenroomError
 from greenroom.runner.units import format_size
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def _adopt(settings: Any, chosen: Sequence[Candidate], *, copy: bool, as_json: b
             continue
         try:
             adopt(client, one.name, str(one.path), copy=copy)
-        except Problem as problem:
-            if problem.exit_code == exit_codes.NOT_RUNNING:
+        except GreenroomError as problem:
+            if exit_code_of(problem) == exit_codes.NOT_RUNNING:
                 raise
             outcome |= {"state": "failed", "problem": str(problem)}
             announce(f"{style('Error:', fg='red')} {problem}")

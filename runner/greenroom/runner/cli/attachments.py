@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner import exit_codes
+from greenroom.runner.cli.problem import Problem
 from greenroom.runner.units import format_size
 from greenroom.runner.user_home import expanded
 

@@ -13,15 +13,16 @@ from typing import IO, Any, ParamSpec, TypeVar
 import click
 
 from greenroom.actors.variants import BEST, USUAL
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import path_of
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names
-from greenroom.runner.cli.connect import client_for, ensure_daemon, find, not_running
 from greenroom.runner.cli.display import JsonProgress
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import Installed, install
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, say, table, terminal_width
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import client_for, ensure_daemon, find, not_running
+from greenroom.runner.client.errors import GreenroomError
+from greenroom.runner.client.http_client import path_of
 from greenroom.runner.config import Settings
 from greenroom.runner.units import format_size
 
@@ -354,7 +355,7 @@ def _in_use(settings: Settings, backend: str) -> str:
     try:
         daemon = find(settings)
         known = (daemon.client().get("/engines") or ()) if daemon is not None else ()
-    except Problem:
+    except GreenroomError:
         known = ()  # another program holds the data directory, or the daemon hangs: what is there can be read
     return next(
         (

@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.client import SOCKET, Client, path_of
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
-from greenroom.runner.cli.connect import ensure_daemon, is_on_this_machine
 from greenroom.runner.cli.conversation import AnswerSoFar, Conversation, Options
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.client.daemons import ensure_daemon, is_on_this_machine
+from greenroom.runner.client.errors import GreenroomError
+from greenroom.runner.client.http_client import SOCKET, HttpClient, path_of
 from greenroom.runner.config import Settings
 
 _WORDS = "the river runs past old stone houses where people sit and talk about weather and bread".split()
@@ -151,7 +151,9 @@ def _row(one: Level) -> list[str]:
     ]
 
 
-def _engine_of(settings: Settings, client: Client, model: str, backend: str) -> tuple[Client, str] | None:
+def _engine_of(
+    settings: Settings, client: HttpClient, model: str, backend: str
+) -> tuple[HttpClient, str] | None:
     """The socket of the one engine that serves the model on this machine, and the model's name there."""
     if settings.host and not is_on_this_machine(settings.host):
         return None
@@ -163,7 +165,7 @@ def _engine_of(settings: Settings, client: Client, model: str, backend: str) -> 
             fields = json.loads(claim.read_bytes())
             about = fields["about"]
             if about["spec"]["model_id"] == model_id and backend in ("", about["spec"]["backend"]):
-                engine = Client(f"{SOCKET}{fields['engine_socket']}")
+                engine = HttpClient(f"{SOCKET}{fields['engine_socket']}")
                 found.append((engine, str(about["model_name"])))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # it ends just now, or another user runs it
@@ -171,7 +173,7 @@ def _engine_of(settings: Settings, client: Client, model: str, backend: str) -> 
 
 
 class Bench:
-    def __init__(self, client: Client, model: str, *, backend: str = "", tokens: int, words: int) -> None:
+    def __init__(self, client: HttpClient, model: str, *, backend: str = "", tokens: int, words: int) -> None:
         self._client = client
         self._model = model
         self._backend = backend
@@ -180,9 +182,9 @@ class Bench:
         self._asked = 0
 
     def level(self, streams: int, *, tokens: int | None = None) -> Level:
-        """Ask so many at once and wait for all. Raises Problem when one of them fails."""
+        """Ask so many at once and wait for all. Raises GreenroomError when one of them fails."""
         answers: list[AnswerSoFar] = []
-        problems: list[Problem] = []
+        problems: list[GreenroomError] = []
         threads = [
             threading.Thread(
                 target=self._ask,
@@ -218,7 +220,9 @@ class Bench:
         words = [_WORDS[(step * (place + 1) + place // 7) % len(_WORDS)] for place in range(self._words)]
         return f"Story {step} of {time.time_ns()}. Go on with it: {' '.join(words)}"
 
-    def _ask(self, prompt: str, tokens: int, answers: list[AnswerSoFar], problems: list[Problem]) -> None:
+    def _ask(
+        self, prompt: str, tokens: int, answers: list[AnswerSoFar], problems: list[GreenroomError]
+    ) -> None:
         conversation = Conversation(
             self._client,
             self._model,
@@ -231,7 +235,7 @@ class Bench:
                 pass
             assert conversation.reply is not None, "it was asked"
             answers.append(conversation.reply)
-        except Problem as problem:
+        except GreenroomError as problem:
             problems.append(problem)
 
 

@@ -12,13 +12,12 @@ import click
 
 from greenroom.runner.cli import answers, saved_chats
 from greenroom.runner.cli.attachments import content_of, schema_of
-from greenroom.runner.cli.client import DaemonRefused
 from greenroom.runner.cli.completion import anchored
 from greenroom.runner.cli.configure import context_of, keep_alive_of
 from greenroom.runner.cli.conversation import CONTEXT, Conversation, Options, overflows
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.output import announce, style
 from greenroom.runner.cli.variants import Changeovers
+from greenroom.runner.client.errors import GreenroomError, RequestRefused
 
 HELP = """\
 /set NAME VALUE   temperature, seed, max_tokens, context, keep_alive, format; without a value: the default
@@ -92,7 +91,7 @@ class ChatSession:
                 self._act(line)
             except KeyboardInterrupt:
                 announce("(stopped)")
-            except Problem as problem:
+            except GreenroomError as problem:
                 announce(f"{style('Error:', fg='red')} {problem}")
 
     def _act(self, line: str) -> None:
@@ -114,7 +113,7 @@ class ChatSession:
             try:
                 answers.tell(conversation, content)
                 break
-            except DaemonRefused as refused:
+            except RequestRefused as refused:
                 tokens, size = (int(refused.fields.get(name) or 0) for name in ("n_prompt_tokens", "n_ctx"))
                 count = self._make_room(tokens, size) if overflows(refused) else 0
                 if not count:

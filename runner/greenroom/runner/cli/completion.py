@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from greenroom.runner.cli import exit_codes
+from greenroom.runner import exit_codes
 from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
@@ -98,15 +98,15 @@ def engine_ids() -> Iterable[str]:
 
 def job_names() -> Iterable[str]:
     """What `greenroom cancel` takes: backends that are being installed, models that are being pulled."""
-    from greenroom.runner.cli.connect import find
     from greenroom.runner.cli.display import title_of
-    from greenroom.runner.cli.exit_codes import Problem
+    from greenroom.runner.client.daemons import find
+    from greenroom.runner.client.errors import GreenroomError
     from greenroom.runner.config import BadSetting, load
 
     try:
         daemon = find(load(), patience=1.0)
         found = daemon.client().get("/jobs", timeout=2.0) if daemon is not None else ()
-    except (BadSetting, Problem):
+    except (BadSetting, GreenroomError):
         return ()
     names = (str(one.get("job") or "") for one in found or ())
     return [title_of(name) for name in names if name.startswith(("install/", "pull/"))]
@@ -122,7 +122,7 @@ def anchored(model: str) -> str:
 
     Raises Problem when the text cannot name a model.
     """
-    from greenroom.runner.cli.exit_codes import Problem
+    from greenroom.runner.cli.problem import Problem
     from greenroom.runner.models.references import BadReference, Reference
 
     if model.lower().endswith(".gguf") and "://" not in model and Path(model).is_file():
@@ -137,8 +137,8 @@ def anchored(model: str) -> str:
 
 def _here() -> list[str]:
     """The models that the daemon lists; without a daemon, those in the store."""
-    from greenroom.runner.cli.connect import find
-    from greenroom.runner.cli.exit_codes import Problem
+    from greenroom.runner.client.daemons import find
+    from greenroom.runner.client.errors import GreenroomError
     from greenroom.runner.config import BadSetting, load
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.models.references import familiar
@@ -155,7 +155,7 @@ def _here() -> list[str]:
         return [
             familiar(tag) for model in ModelStore(settings.home / "models").models() for tag in model.tags
         ]
-    except (BadSetting, Problem, JobFailed):
+    except (BadSetting, GreenroomError, JobFailed):
         # Nothing may be printed in the middle of a command line.
         return []
 

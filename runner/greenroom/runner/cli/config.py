@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.connect import note
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.client.daemons import note
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.plain_settings import plain, values_of
 from greenroom.runner.settings_text import readable, rows

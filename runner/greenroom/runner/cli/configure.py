@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.client import Client, path_of
 from greenroom.runner.cli.completion import ModelName
-from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.client.daemons import client_for
+from greenroom.runner.client.http_client import HttpClient, path_of
 from greenroom.runner.units import format_duration, format_size, parse_keep_alive, parse_size
 
 _FIELDS = {
@@ -80,7 +80,7 @@ def configure_command(
             announce(sentence)
 
 
-def settings_in_force(client: Client, model: str, mode: str | None = None) -> list[dict[str, Any]]:
+def settings_in_force(client: HttpClient, model: str, mode: str | None = None) -> list[dict[str, Any]]:
     """The rows of `settings` that the daemon has for a model. Raises Problem without the model."""
     found = client.get(path_of("models", model)).get("settings") or ()
     return [row for row in found if mode in (None, row["mode"])]

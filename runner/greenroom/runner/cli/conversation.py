@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from greenroom.runner.cli.client import Client, DaemonRefused, Gone, path_of
 from greenroom.runner.cli.display import Display, display
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import Watch, install, pull
+from greenroom.runner.client.errors import GreenroomError, RequestRefused, Unreachable
+from greenroom.runner.client.http_client import HttpClient, path_of
 
 _READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
 _MEANT = re.compile(r"Did you mean [^?]*\?")
@@ -95,7 +95,7 @@ class Conversation:
 
     def __init__(
         self,
-        client: Client,
+        client: HttpClient,
         model: str,
         *,
         say: Callable[[str], None],
@@ -108,7 +108,7 @@ class Conversation:
     ) -> None:
         """`say` receives progress messages; `backend`, unless empty, is the only one that may serve.
 
-        `before_pull` raises Problem for a model that is not to be pulled without being asked for.
+        `before_pull` raises GreenroomError for a model that is not to be pulled without being asked for.
         """
         self.model = model
         self.options = options or Options()
@@ -154,19 +154,19 @@ class Conversation:
         """Have the model loaded: fetch it and install its backend if need be, visibly.
 
         Raises:
-            Problem: it cannot be, or may not be.
+            GreenroomError: it cannot be, or may not be.
         """
         with display() as shown, Watch(self._client, shown) as watch:
             done: set[str] = set()
             while True:
                 try:
                     self._preload()
-                except DaemonRefused as refused:
+                except RequestRefused as refused:
                     self._remedy(refused, done, shown, watch)
                 else:
                     return
 
-    def _remedy(self, refused: DaemonRefused, done: set[str], shown: Display, watch: Watch) -> None:
+    def _remedy(self, refused: RequestRefused, done: set[str], shown: Display, watch: Watch) -> None:
         """Do what a refusal asks for, once; raise it again when that is not for us to do."""
         backend = str(refused.fields.get("backend") or "")
         if refused.code == "model_not_found" and "model" not in done:
@@ -187,7 +187,7 @@ class Conversation:
         """Say something and yield the answer as it comes.
 
         What has come is remembered, even if the answer does not end in order; nothing is if none has come.
-        Closing the iterator ends the generation. Raises Problem when it breaks off.
+        Closing the iterator ends the generation. Raises GreenroomError when it breaks off.
         """
         said = [*self.messages, {"role": "user", "content": content}]
         body: dict[str, Any] = {"model": self.model, "messages": said, "stream": True}
@@ -235,14 +235,14 @@ class Conversation:
             error = event.get("error")
             if error:
                 fields = error if isinstance(error, dict) else {"message": str(error)}
-                raise DaemonRefused(
+                raise RequestRefused(
                     400,
                     fields,
                     str(fields.get("message") or "The answer was interrupted."),
                     str(fields.get("advice") or ""),
                 )
             yield event
-        raise Gone(self._client.url, "closed the connection in the middle of its answer")
+        raise Unreachable(self._client.url, "closed the connection in the middle of its answer")
 
     def _preload(self) -> None:
         """Ask for the model without a prompt: the answer comes when its engine is ready."""
@@ -251,9 +251,9 @@ class Conversation:
             answer.read()
 
 
-def overflows(problem: Problem) -> bool:
+def overflows(problem: GreenroomError) -> bool:
     """Whether the daemon refused a conversation because it is longer than the context."""
-    return isinstance(problem, DaemonRefused) and problem.code == "context_length_exceeded"
+    return isinstance(problem, RequestRefused) and problem.code == "context_length_exceeded"
 
 
 def _told(comment: str, after: float) -> str:

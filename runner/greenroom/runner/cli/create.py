@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonRefused, path_of
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName
-from greenroom.runner.cli.connect import ensure_daemon
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.modelfile import Modelfile, read
 from greenroom.runner.cli.models import split
 from greenroom.runner.cli.output import announce
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import ensure_daemon
+from greenroom.runner.client.errors import RequestRefused
+from greenroom.runner.client.http_client import HttpClient, path_of
 from greenroom.runner.units import format_size
 
 _CHUNK = 2**20
@@ -107,7 +108,7 @@ def _path_of(source: str, base: Path) -> Path | None:
     return None
 
 
-def _sent(client: Client, paths: list[Path]) -> Mapping[str, str]:
+def _sent(client: HttpClient, paths: list[Path]) -> Mapping[str, str]:
     """Send a model's files, those that the daemon does not have yet; returns their digests by name."""
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.models.manifest import FILEPATH
@@ -125,12 +126,12 @@ def _sent(client: Client, paths: list[Path]) -> Mapping[str, str]:
     return {layer.annotations[FILEPATH]: layer.digest for layer in package.artifact.manifest.layers}
 
 
-def _send(client: Client, digest: str, path: Path) -> None:
+def _send(client: HttpClient, digest: str, path: Path) -> None:
     place = path_of("api", "blobs", digest)
     try:
         with client.open("HEAD", place):
             return
-    except DaemonRefused as refused:
+    except RequestRefused as refused:
         if refused.status != 404:
             raise
     size = path.stat().st_size

@@ -15,10 +15,12 @@ from urllib.parse import urlencode, urlsplit
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonRefused, Gone
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names, engine_ids, model_names
-from greenroom.runner.cli.connect import (
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.output import announce, say, table, terminal_width
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import (
     Daemon,
     Unproven,
     Unresponsive,
@@ -31,9 +33,8 @@ from greenroom.runner.cli.connect import (
     noted_url,
     probe,
 )
-from greenroom.runner.cli.exit_codes import Problem
-from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import announce, say, table, terminal_width
+from greenroom.runner.client.errors import GreenroomError, RequestRefused, Unreachable
+from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import holder_of
 from greenroom.runner.units import format_duration, format_size, parse_duration
@@ -88,11 +89,11 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
     return exit_codes.OK
 
 
-def _shortfalls(client: Client) -> list[str]:
+def _shortfalls(client: HttpClient) -> list[str]:
     """For each model of which less lies on devices than was planned, or than could."""
     try:
         engines = client.get("/engines/ps") or []
-    except DaemonRefused:
+    except RequestRefused:
         return []
     return [
         f"{one['shortfall']} See: greenroom why {one['model_name']}"
@@ -101,13 +102,13 @@ def _shortfalls(client: Client) -> list[str]:
     ]
 
 
-def _devices(client: Client) -> list[dict[str, Any]]:
+def _devices(client: HttpClient) -> list[dict[str, Any]]:
     """All but software that only looks like one. A daemon of an earlier version knows none."""
     from greenroom.runner.cli.devices import is_software
 
     try:
         found = client.get("/engines/devices") or {}
-    except DaemonRefused:
+    except RequestRefused:
         return []
     devices: list[dict[str, Any]] = found.get("devices", [])
     return [one for one in devices if not is_software(one)]
@@ -126,10 +127,10 @@ def _split(text: str) -> tuple[str, str]:
     return (status, details) if status in _ORDER else ("Error", text)
 
 
-def _not_ready(client: Client) -> str:
+def _not_ready(client: HttpClient) -> str:
     try:
         client.get("/readyz")
-    except DaemonRefused as refused:
+    except RequestRefused as refused:
         return refused.message
     return ""
 
@@ -306,7 +307,7 @@ def _is_there(daemon: Daemon) -> bool:
         return _runs(daemon.pid)
     try:
         found = probe(daemon.url)
-    except (DaemonRefused, Gone):
+    except (RequestRefused, Unreachable):
         return False
     return isinstance(found, Daemon) and found.instance_id == daemon.instance_id and found.pid == daemon.pid
 
@@ -354,7 +355,7 @@ def _daemon_elsewhere(settings: Settings) -> Daemon | None:
     return daemon_elsewhere(settings)
 
 
-def _print_logs_of(client: Client, engine: str | None, lines: int | None, *, follow: bool) -> None:
+def _print_logs_of(client: HttpClient, engine: str | None, lines: int | None, *, follow: bool) -> None:
     """The log of the daemon that GREENROOM_HOST names."""
     if engine:
         raise Problem(
@@ -483,7 +484,7 @@ def version_command(ctx: click.Context, as_json: bool) -> None:
         found, problem = None, ""
         try:
             found = find(settings_of(ctx))
-        except Problem as unusable:
+        except GreenroomError as unusable:
             problem = unusable.message
         server = None
         if found is not None:
@@ -497,7 +498,7 @@ def version_command(ctx: click.Context, as_json: bool) -> None:
     click.echo(f" Platform: {platform.system().lower()}/{platform.machine()}")
     try:
         daemon = find(settings_of(ctx))
-    except Problem as problem:
+    except GreenroomError as problem:
         click.echo(f"Server:\n {problem.message}")
         return
     if daemon is None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.connect import find
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import table, terminal_width, wrapped
+from greenroom.runner.client.daemons import find
 from greenroom.runner.units import format_size
 
 _HEADINGS = ("DEVICE", "MEMORY", "FREE", "DRIVER", "COMPUTES WITH", "USED BY")

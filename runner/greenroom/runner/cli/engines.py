@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonRefused
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
-from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, own, style, table, terminal_width, wrapped
+from greenroom.runner.client.daemons import client_for
+from greenroom.runner.client.errors import RequestRefused
+from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.units import format_duration, format_size, parse_keep_alive
 
 _HEADINGS = (
@@ -69,7 +70,7 @@ def ps_command(ctx: click.Context, as_json: bool, everything: bool, watch: float
         time.sleep(watch)  # the daemon sends no notification of changes; ends with Ctrl-C
 
 
-def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float) -> str:
+def _picture(client: HttpClient, as_json: bool, everything: bool, keep_alive: float) -> str:
     engines = client.get("/engines/ps?all=true" if everything else "/engines/ps") or []
     if as_json:
         return json.dumps(engines, indent=4, ensure_ascii=False)
@@ -79,7 +80,7 @@ def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float)
     ends = [(engine.get("engine_id"), (engine.get("exit") or {}).get("summary")) for engine in engines]
     try:
         queue = [_waiting(one) for one in client.get("/engines/queue") or []]
-    except DaemonRefused as refused:
+    except RequestRefused as refused:
         # What runs is known without the scheduler, who waits is not.
         queue = [f"queue unknown: {refused.message}"]
     below = [*(f"{one}: {summary}" for one, summary in ends if summary), *queue]
@@ -279,7 +280,7 @@ _LOOK_AGAIN = 0.2
 _LOOK_EVERY = 2.0
 
 
-def unload(client: Client, body: dict[str, Any], model: str, *, wait: bool) -> Unloading:
+def unload(client: HttpClient, body: dict[str, Any], model: str, *, wait: bool) -> Unloading:
     """Have it unloaded; with `wait`, return when that is over, however long it takes."""
     unloaded, ending, has_said, pause = 0, set[str](), False, _LOOK_AGAIN
     while True:

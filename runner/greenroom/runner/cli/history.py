@@ -15,13 +15,13 @@ import click
 import msgspec
 
 from greenroom.actors.journal.port import JournalDamaged, Record
-from greenroom.runner.cli import exit_codes
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, model_names
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.journal import journal_option, journal_path, reading, set_aside_note
 from greenroom.runner.cli.log import time_option
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import say, table, terminal_width
+from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.remote_journal import RemoteJournal, journal_elsewhere
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.units import format_size

@@ -14,13 +14,14 @@ from typing import Any, Self
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonRefused, DaemonResponse, Gone, path_of
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import OneOf, job_names
-from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.display import Display, display
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import client_for
+from greenroom.runner.client.errors import RequestRefused, Unreachable
+from greenroom.runner.client.http_client import DaemonResponse, HttpClient, path_of
 
 NDJSON = "application/x-ndjson"
 
@@ -34,7 +35,7 @@ class Installed:
 
 
 def install(
-    client: Client,
+    client: HttpClient,
     backend: str,
     *,
     version: str = "",
@@ -99,11 +100,11 @@ def install(
         left = {name: value for name, value in body.items() if name != "reinstall"}
         _leave(client, "/engines/cancel-install", left)
         raise
-    raise Gone(client.url, f"closed the connection while installing {backend}")
+    raise Unreachable(client.url, f"closed the connection while installing {backend}")
 
 
 def pull(
-    client: Client,
+    client: HttpClient,
     reference: str,
     *,
     token: str = "",
@@ -123,14 +124,14 @@ def pull(
     return _pulled(client, "/models/create", reference, body, shown, "could not be pulled")
 
 
-def adopt(client: Client, name: str, path: str, *, copy: bool, shown: Display | None = None) -> None:
+def adopt(client: HttpClient, name: str, path: str, *, copy: bool, shown: Display | None = None) -> None:
     """Adopt the model at a path and show progress, as `pull` does. Raises Problem."""
     body = {"name": name, "path": path, "copy": copy, "waiter": uuid.uuid4().hex}
     _pulled(client, "/models/adopt", name, body, shown, "could not be adopted")
 
 
 def _pulled(
-    client: Client, route: str, name: str, body: dict[str, Any], shown: Display | None, failed: str
+    client: HttpClient, route: str, name: str, body: dict[str, Any], shown: Display | None, failed: str
 ) -> str:
     try:
         with client.open("POST", route, body, accept="application/json") as answer, _shared(shown) as bars:
@@ -140,7 +141,7 @@ def _pulled(
         raise
 
 
-def push(client: Client, name: str, *, token: str = "") -> str:
+def push(client: HttpClient, name: str, *, token: str = "") -> str:
     """Push a model and show progress; leaving cancels the job unless another client waits for it.
 
     Returns what the daemon says in the end. Raises Problem when it was refused or failed.
@@ -150,7 +151,7 @@ def push(client: Client, name: str, *, token: str = "") -> str:
         return _follow(client, f"push/{name}", answer, bars, "could not be pushed")
 
 
-def verify(client: Client, name: str) -> str:
+def verify(client: HttpClient, name: str) -> str:
     """Have every byte of a model read. Returns what the daemon says; raises Problem when it is damaged."""
     with client.open("POST", path_of("models", name, "verify"), {}) as answer, display() as bars:
         return _follow(client, f"verify/{name}", answer, bars, "could not be verified")
@@ -166,7 +167,7 @@ def _shared(shown: Display | None) -> Iterator[Display]:
         yield own
 
 
-def _follow(client: Client, job: str, answer: DaemonResponse, shown: Display, failed: str) -> str:
+def _follow(client: HttpClient, job: str, answer: DaemonResponse, shown: Display, failed: str) -> str:
     """Show a transfer's lines until the last one."""
     subject = job.partition("/")[2]
     parts: dict[str, dict[str, Any]] = {}
@@ -200,7 +201,7 @@ def _follow(client: Client, job: str, answer: DaemonResponse, shown: Display, fa
                     "total": int(event.get("of") or 0),
                 }
             shown.update({"job": job, "rate": event.get("rate") or 0, **step})
-    raise Gone(client.url, f"closed the connection: {subject} {failed}")
+    raise Unreachable(client.url, f"closed the connection: {subject} {failed}")
 
 
 def _failure(event: dict[str, Any], otherwise: str) -> Problem:
@@ -214,11 +215,11 @@ def _failure(event: dict[str, Any], otherwise: str) -> Problem:
     )
 
 
-def _leave(client: Client, path: str, body: dict[str, Any]) -> None:
+def _leave(client: HttpClient, path: str, body: dict[str, Any]) -> None:
     """Stop waiting; the job continues if another client waits for it."""
     try:
         ended = (client.post(path, body | {"leave": True}, timeout=5.0) or {}).get("ended")
-    except (DaemonRefused, Gone):
+    except (RequestRefused, Unreachable):
         return
     subject = body.get("backend") or body.get("from")
     if ended:
@@ -239,7 +240,7 @@ class Watch:
     are wanted from the start. What the command follows itself it puts into `own`.
     """
 
-    def __init__(self, client: Client, shown: Display) -> None:
+    def __init__(self, client: HttpClient, shown: Display) -> None:
         self._client = client
         self._shown = shown
         self._over = threading.Event()
@@ -272,7 +273,7 @@ class Watch:
     def _show(self, seen: set[str]) -> set[str]:
         try:
             running = self._jobs()
-        except (DaemonRefused, Gone):
+        except (RequestRefused, Unreachable):
             return seen
         for name in seen - running.keys():
             self._shown.finish(name)
@@ -290,7 +291,7 @@ class Watch:
             return
         try:
             states = self._client.get("/engines/status")
-        except (DaemonRefused, Gone):
+        except (RequestRefused, Unreachable):
             return
         for name in sorted(job.removeprefix("install/") for job in ended):
             if str(states.get(name, "")).startswith("Running"):
@@ -332,7 +333,7 @@ def cancel_command(ctx: click.Context, job: str) -> None:
     click.echo(f"Cancelled: {job}.")
 
 
-def _installation(client: Client, name: str) -> dict[str, Any] | None:
+def _installation(client: HttpClient, name: str) -> dict[str, Any] | None:
     """What ends the installation of that name or id, if it is one."""
     for backend in client.get("/engines") or ():
         job = backend.get("job") or {}

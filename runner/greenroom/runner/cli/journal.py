@@ -23,10 +23,10 @@ from greenroom.actors.journal.port import (
     NotAJournal,
 )
 from greenroom.actors.journal.reader import JournalReader
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, say, table, terminal_width
+from greenroom.runner.cli.problem import Problem
 from greenroom.runner.units import format_size
 
 journal_option = click.option(

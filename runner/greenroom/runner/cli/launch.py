@@ -11,14 +11,15 @@ from typing import Any, NoReturn
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonRefused, path_of
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.client_programs import CLIENTS, LaunchedClient, filled, find
 from greenroom.runner.cli.completion import ModelName, OneOf
-from greenroom.runner.cli.connect import ensure_daemon
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import ensure_daemon
+from greenroom.runner.client.errors import RequestRefused
+from greenroom.runner.client.http_client import HttpClient, path_of
 
 _ROOMY = 16_384
 """Tokens of context with which an agent's instructions leave room for work."""
@@ -108,14 +109,14 @@ def _start(
         raise Problem(f"{client.title} could not be started: {error.strerror}.") from error
 
 
-def _model(client: Client, wanted: str | None) -> tuple[str, int]:
+def _model(client: HttpClient, wanted: str | None) -> tuple[str, int]:
     """The name of the model that the client gets, and the tokens of its context, 0 if unknown."""
     from greenroom.runner.models.references import familiar
 
     if wanted is not None:
         try:
             found = client.get(path_of("models", wanted))
-        except DaemonRefused as refused:
+        except RequestRefused as refused:
             if refused.status != 404:
                 raise
             raise Problem(

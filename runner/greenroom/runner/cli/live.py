@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 
 from greenroom.actors.scheduler.messages import LedgerReading
-from greenroom.runner.cli.client import Client, DaemonRefused, Gone
-from greenroom.runner.cli.connect import Unresponsive, find, is_on_this_machine
 from greenroom.runner.cli.display import describe
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.client.daemons import Unresponsive, find, is_on_this_machine
+from greenroom.runner.client.errors import GreenroomError, RequestRefused, Unreachable
+from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import holder_of
 from greenroom.runner.diagnosis.live import DOWN, Live
@@ -30,7 +30,7 @@ def live_facts(settings: Settings) -> Live | None:
         daemon = find(settings, patience=_PATIENCE)
     except Unresponsive as silent:
         return Live(pid=silent.holder.pid, silence=silent.message, advice=silent.advice)
-    except Problem as odd:
+    except GreenroomError as odd:
         # Something else answers at its address: then its lock tells whether it runs.
         holder = holder_of(settings.home)
         pid = holder.pid if holder is not None else 0
@@ -43,11 +43,11 @@ def live_facts(settings: Settings) -> Live | None:
     try:
         try:
             ledger = msgspec.convert(client.get("/engines/ledger", timeout=_WITHIN), LedgerReading)
-        except DaemonRefused as refused:
+        except RequestRefused as refused:
             problem = refused.message
         jobs = client.get("/jobs", timeout=_WITHIN) or ()
         requests = _requests(client)
-    except Gone as gone:
+    except Unreachable as gone:
         return Live(pid=daemon.pid, silence=str(gone))
     return Live(
         pid=daemon.pid,
@@ -58,10 +58,10 @@ def live_facts(settings: Settings) -> Live | None:
     )
 
 
-def _requests(client: Client) -> tuple[Row, ...]:
+def _requests(client: HttpClient) -> tuple[Row, ...]:
     try:
         rows = client.get("/requests?status=running", timeout=_WITHIN) or ()
-    except DaemonRefused:
+    except RequestRefused:
         # None are recorded.
         return ()
     return tuple(msgspec.convert(one, Row) for one in rows)

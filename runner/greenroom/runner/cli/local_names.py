@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.problem import Problem
 
 _TAGGED, _COMMITTED, _PULLED = "model_tagged", "model_committed", "pull_requested"
 

@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from greenroom import __version__
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.output import (
     announce,
     drop_output,
@@ -23,6 +22,8 @@ from greenroom.runner.cli.output import (
     prepare_streams,
     style,
 )
+from greenroom.runner.cli.problem import exit_code_of
+from greenroom.runner.client.errors import GreenroomError
 from greenroom.runner.config import BadSetting, Settings, load
 from greenroom.runner.home import HomeUnusable
 
@@ -192,10 +193,10 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(error.format_message(), exit_codes.USAGE)
     except BadSetting as error:
         return _fail(str(error), exit_codes.USAGE)
-    except Problem as problem:
+    except GreenroomError as problem:
         if problem.detail:
             click.echo(problem.detail.rstrip(), err=True)
-        return _fail(str(problem), problem.exit_code)
+        return _fail(str(problem), exit_code_of(problem))
     except HomeUnusable as error:
         return _fail(str(error), exit_codes.NOT_RUNNING)
     except (KeyboardInterrupt, EOFError, click.Abort):

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.engines import shown_name
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import say, table, terminal_width
+from greenroom.runner.client.daemons import client_for
 from greenroom.runner.units import format_duration, format_size
 
 _HELD = ("MODEL NAME", "BACKEND", "RESERVED", "USED", "WEIGHTS", "CONTEXT", "PROMPTS", "OTHER", "UNTIL")

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner import exit_codes
+from greenroom.runner.cli.problem import Problem
 
 _KNOWN = ("FROM", "SYSTEM", "TEMPLATE", "PARAMETER", "MESSAGE", "LICENSE")
 _NOT_SUPPORTED = {

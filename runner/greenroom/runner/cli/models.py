@@ -11,13 +11,14 @@ from urllib.parse import urlencode
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonRefused, path_of
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName
-from greenroom.runner.cli.connect import client_for
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, say, style, table, terminal_width
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import client_for
+from greenroom.runner.client.errors import GreenroomError, RequestRefused
+from greenroom.runner.client.http_client import HttpClient, path_of
 from greenroom.runner.units import format_duration, format_size, parse_size
 
 _LISTED = (
@@ -288,7 +289,7 @@ def tag_command(ctx: click.Context, source: str, target: str) -> None:
     click.echo(f'Model "{source}" tagged successfully with "{target}"')
 
 
-def give_tag(client: Client, source: str, target: str) -> None:
+def give_tag(client: HttpClient, source: str, target: str) -> None:
     """Have the daemon do it. Raises Problem when it cannot be."""
     repository, tag = split(target)
     client.post(f"{path_of('models', source, 'tag')}?{urlencode({'repo': repository, 'tag': tag})}")
@@ -296,7 +297,7 @@ def give_tag(client: Client, source: str, target: str) -> None:
 
 def split(target: str) -> tuple[str, str]:
     """The canonical repository and the tag of a name. Raises Problem when it is none that a tag can have."""
-    from greenroom.runner.cli import exit_codes
+    from greenroom.runner import exit_codes
     from greenroom.runner.models.references import BadReference, Reference
 
     try:
@@ -337,13 +338,13 @@ def rm_command(ctx: click.Context, models: tuple[str, ...], force: bool, everyth
     return exit_codes.OK if all(outcomes) else exit_codes.FAILED
 
 
-def _remove(client: Client, model: str, query: str) -> bool:
+def _remove(client: HttpClient, model: str, query: str) -> bool:
     path = path_of("models", model) + query
     try:
         with client.open("DELETE", path) as answer:
             gone = json.loads(answer.read() or b"[]")
             freed, kept = (int(answer.headers.get(name) or 0) for name in ("x-freed-bytes", "x-kept-bytes"))
-    except DaemonRefused as refused:
+    except RequestRefused as refused:
         sentence = f"There is no model {model} here." if refused.status == 404 else str(refused)
         click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
         return False
@@ -426,8 +427,8 @@ def verify_models(ctx: click.Context, models: tuple[str, ...]) -> int:
     for name in names:
         try:
             click.echo(verify(client, name))
-        except Problem as problem:
-            if isinstance(problem, DaemonRefused) and problem.status >= 500:
+        except GreenroomError as problem:
+            if isinstance(problem, RequestRefused) and problem.status >= 500:
                 raise
             whole = False
             click.echo(f"{style('Error:', fg='red')} {problem}", err=True)

@@ -14,11 +14,12 @@ import click
 import msgspec
 
 from greenroom.actors.journal.port import JournalError, Record
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonRefused, DaemonResponse
-from greenroom.runner.cli.connect import Daemon, find, is_on_this_machine, not_running
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import Daemon, find, is_on_this_machine, not_running
+from greenroom.runner.client.errors import GreenroomError, RequestRefused
+from greenroom.runner.client.http_client import DaemonResponse, HttpClient
 from greenroom.runner.config import Settings
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def daemon_elsewhere(settings: Settings) -> Daemon | None:
     """The daemon at `host`; None if it is that of this data directory, whether or not it runs."""
     try:
         daemon = find(settings)
-    except Problem:
+    except GreenroomError:
         if _listened_there(settings):
             return None
         raise
@@ -92,7 +93,7 @@ class RemoteJournal:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._client: Client = daemon.client()
+        self._client: HttpClient = daemon.client()
         self._records: list[Record] | None = None
 
     def log(self, wanted: EventQuery, *, last: int | None = None, follow: bool = False) -> Iterator[Line]:
@@ -188,7 +189,7 @@ class RemoteJournal:
         try:
             with self._client.open("GET", target, accept=accept, timeout=timeout) as answer:
                 yield answer
-        except DaemonRefused as refused:
+        except RequestRefused as refused:
             if refused.status in (404, 405) and refused.code in _NO_ROUTE:
                 raise self._too_old() from refused
             raise

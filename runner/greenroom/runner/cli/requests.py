@@ -11,12 +11,12 @@ from urllib.parse import urlencode
 
 import click
 
-from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.completion import ModelName
-from greenroom.runner.cli.connect import find, not_running
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import find, not_running
+from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.config import Settings
 from greenroom.runner.units import format_duration
 
@@ -134,7 +134,7 @@ def record(ctx: click.Context, count: int, model: str | None) -> None:
         click.echo("What is said in requests is not recorded any more.")
 
 
-def _follow(client: Client, query: Mapping[str, str], *, as_json: bool) -> None:
+def _follow(client: HttpClient, query: Mapping[str, str], *, as_json: bool) -> None:
     with client.open("GET", f"/requests?{urlencode(query)}", timeout=None) as answer:
         headed = False
         for row in answer.objects():

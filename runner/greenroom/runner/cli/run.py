@@ -13,12 +13,12 @@ from typing import Any
 import click
 
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
-from greenroom.runner.cli.connect import ensure_daemon
 from greenroom.runner.cli.conversation import CONTEXT, Conversation, Options
 from greenroom.runner.cli.local_names import check_not_local
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, readable
 from greenroom.runner.cli.variants import Changeovers, fetch_better
+from greenroom.runner.client.daemons import ensure_daemon
 
 _PIPE_SECONDS = 2.0
 """A prompt is complete in itself; what a pipe adds to it must begin to come within this time."""

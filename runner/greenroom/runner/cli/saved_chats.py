@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.problem import Problem
 from greenroom.runner.user_home import expanded
 
 FOLDER = "chats"

@@ -17,12 +17,13 @@ from greenroom.actors.journal.port import (
     JournalTooNew,
     NotAJournal,
 )
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.connect import Daemon, is_ours, log_of, probe, taken, unusable
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.daemon_logging import DaemonLogging
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.first_process import as_first_process
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import Daemon, is_ours, log_of, probe, taken, unusable
+from greenroom.runner.client.errors import GreenroomError
 from greenroom.runner.config import INSTALL_POLICIES, LOG_LEVELS, Settings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable, prepare_home
@@ -101,7 +102,7 @@ def _serve(settings: Settings, detached: bool) -> None:
         raise unusable(HomeUnusable(error, settings.home)) from error
 
 
-def _port_taken(settings: Settings, error: PortTaken) -> Problem:
+def _port_taken(settings: Settings, error: PortTaken) -> GreenroomError:
     """Name the process that has the port, where the system says."""
     at = settings.changed("here", host="").url
     found = probe(at, read_secret(settings.home))

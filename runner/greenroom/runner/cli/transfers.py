@@ -10,17 +10,17 @@ from pathlib import Path
 
 import click
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, DaemonResponse, path_of
+from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName
-from greenroom.runner.cli.connect import client_for, ensure_daemon
 from greenroom.runner.cli.display import JsonProgress
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.jobs import pull, push
 from greenroom.runner.cli.jobs import push as push_model
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.models import give_tag, split
 from greenroom.runner.cli.output import announce
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.client.daemons import client_for, ensure_daemon
+from greenroom.runner.client.http_client import DaemonResponse, HttpClient, path_of
 from greenroom.runner.units import format_size
 
 
@@ -127,7 +127,7 @@ def load_command(ctx: click.Context, archive: Path, tag: str) -> None:
     click.echo(f"Loaded {tag or model_id[7:19]}.")
 
 
-def send(client: Client, size: int, pieces: Iterator[bytes]) -> str:
+def send(client: HttpClient, size: int, pieces: Iterator[bytes]) -> str:
     """Have the daemon store an archive; returns the model's id. Raises Problem when it cannot."""
     headers = {"Content-Type": "application/x-tar", "Content-Length": str(size)}
     with client.open("POST", "/models/load", content=pieces, headers=headers) as answer:
@@ -196,7 +196,7 @@ def package_command(
         click.echo(push_model(client, model))
 
 
-def _store(client: Client, model: str, ingredients: object) -> None:
+def _store(client: HttpClient, model: str, ingredients: object) -> None:
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.models.archive import archive_of
     from greenroom.runner.models.packing import Ingredients, config_file, pack

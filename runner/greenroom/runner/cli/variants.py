@@ -6,22 +6,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from greenroom.actors.variants import BEST
-from greenroom.runner.cli.client import Client, DaemonRefused, Gone, path_of
 from greenroom.runner.cli.output import announce
+from greenroom.runner.client.errors import RequestRefused, Unreachable
+from greenroom.runner.client.http_client import HttpClient, path_of
 from greenroom.runner.units import format_size
 
 _INDEX_SECONDS = 4.0
 """What an index gets to tell the sizes of its files before the answer."""
 
 
-def fetch_better(client: Client, backend: str) -> None:
+def fetch_better(client: HttpClient, backend: str) -> None:
     """Have better variants of the backends in use fetched for this machine's devices, in the background.
 
     Without a `backend`, of those that are installed without being asked for.
     """
     try:
         known = client.get("/engines") or ()
-    except DaemonRefused:
+    except RequestRefused:
         return  # the answer does not depend on it
     for one in known:
         offered, wanted = one.get("offered"), one["name"] == backend if backend else not one["deferred"]
@@ -36,12 +37,12 @@ def fetch_better(client: Client, backend: str) -> None:
         client.post("/engines", {"name": one["name"], "variant": BEST})
 
 
-def _size(client: Client, backend: str, variant: dict[str, Any]) -> str:
+def _size(client: HttpClient, backend: str, variant: dict[str, Any]) -> str:
     """How much is fetched for a variant: `612 MB` as its index says, else `about 650 MB` as declared."""
     body = {"backend": backend, "variant": variant["name"], "dry_run": True}
     try:
         plan = client.post("/engines/install-backend", body, timeout=_INDEX_SECONDS) or {}
-    except (DaemonRefused, Gone):
+    except (RequestRefused, Unreachable):
         plan = {}  # the answer does not wait for a slow index, and the installation tells what is wrong
     if plan.get("total_bytes"):
         return format_size(fetched) if (fetched := plan.get("download_bytes")) else "from the cache"
@@ -51,7 +52,7 @@ def _size(client: Client, backend: str, variant: dict[str, Any]) -> str:
 class Changeovers:
     """Notices that another variant of its backend serves a model than the last time."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: HttpClient) -> None:
         self._client = client
         self._known = {row["engine_id"] for row in self._engines()}
 
@@ -78,7 +79,7 @@ class Changeovers:
     def _told(self, before: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
         try:
             backend = self._client.get(path_of("engines", row["backend_name"])) or {}
-        except DaemonRefused:
+        except RequestRefused:
             return
         names = {one["id"]: one["variant"] for one in backend.get("installations") or ()}
         old, new = names.get(before["installation"]), names.get(row["installation"])
@@ -93,7 +94,7 @@ class Changeovers:
         """Also the last that are gone."""
         try:
             return self._client.get("/engines/ps?all=true") or []
-        except DaemonRefused:
+        except RequestRefused:
             return []  # the answer does not depend on it
 
 

@@ -1,4 +1,4 @@
-"""Talks to one daemon over HTTP/1.1: JSON, and lines of JSON or of events as they come."""
+"""Requests to one Greenroom over HTTP/1.1: JSON, and lines of JSON or of events as they come."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.client.errors import RequestRefused, Unreachable
 from greenroom.runner.proof import CHALLENGE, address_of, is_proof, make_challenge
 
 SOCKET = "unix:"
@@ -266,32 +265,6 @@ _TIMEOUT = 30.0
 """Seconds for answers that need no waiting; what may take long is asked with a longer one, or none."""
 
 
-class DaemonRefused(Problem):
-    """The daemon refused. `fields` is its error object."""
-
-    def __init__(self, status: int, fields: Mapping[str, Any], message: str, advice: str = "") -> None:
-        code = str(fields.get("code") or "")
-        super().__init__(
-            message,
-            advice,
-            code=exit_codes.NOT_INSTALLED if code == "backend_not_installed" else exit_codes.FAILED,
-        )
-        self.status = status
-        self.code = code
-        self.fields = fields
-
-
-class Gone(Problem):
-    """There is no daemon at the address any more, or it broke off."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            f"The Greenroom daemon at {url} {reason}.",
-            "See its log: greenroom logs",
-            code=exit_codes.NOT_RUNNING,
-        )
-
-
 class DaemonResponse:
     def __init__(self, url: str, exchange: DaemonRequest) -> None:
         self.status = exchange.status
@@ -306,9 +279,7 @@ class DaemonResponse:
             try:
                 line = self._exchange.readline()
             except (BrokenOff, OSError) as error:
-                raise Gone(
-                    self._url, f"closed the connection in the middle of its answer ({error})"
-                ) from error
+                raise Unreachable(self._url, _broken(error)) from error
             if not line:
                 return
             yield line.decode("utf-8", "replace").rstrip("\r\n")
@@ -327,10 +298,12 @@ class DaemonResponse:
         try:
             return self._exchange.read(limit)
         except (BrokenOff, OSError) as error:
-            raise Gone(self._url, f"closed the connection in the middle of its answer ({error})") from error
+            raise Unreachable(
+                self._url, f"closed the connection in the middle of its answer ({error})"
+            ) from error
 
 
-class Client:
+class HttpClient:
     """One daemon's address. Each request has a connection of its own, so threads may share a client."""
 
     def __init__(self, url: str, secret: bytes = b"") -> None:
@@ -339,17 +312,17 @@ class Client:
         self._secret = secret
 
     def get(self, path: str, *, timeout: float | None = _TIMEOUT) -> Any:
-        """The JSON at a path. Raises Refused or Gone."""
+        """The JSON at a path. Raises RequestRefused or Unreachable."""
         with self.open("GET", path, timeout=timeout) as answer:
             return self._json(path, answer)
 
     def post(self, path: str, body: Any = None, *, timeout: float | None = _TIMEOUT) -> Any:
-        """Send JSON; the JSON that comes back, None when nothing does. Raises Refused or Gone."""
+        """Send JSON; the JSON that comes back, None if nothing. Raises RequestRefused or Unreachable."""
         with self.open("POST", path, body, timeout=timeout) as answer:
             return self._json(path, answer)
 
     def delete(self, path: str, *, timeout: float | None = _TIMEOUT) -> Any:
-        """Remove something; the JSON that comes back, None when nothing does. Raises Refused or Gone."""
+        """Remove something; returns what `post` does. Raises RequestRefused or Unreachable."""
         with self.open("DELETE", path, timeout=timeout) as answer:
             return self._json(path, answer)
 
@@ -377,8 +350,8 @@ class Client:
             timeout: seconds of silence that are borne; None bears any.
 
         Raises:
-            Refused: the status is none of 2xx.
-            Gone: the daemon does not answer, or the connection broke off.
+            RequestRefused: the status is none of 2xx.
+            Unreachable: the daemon does not answer, or the connection broke off.
         """
         sent = {"Accept": accept, "User-Agent": "greenroom-cli", **(headers or {})}
         payload = None
@@ -397,11 +370,13 @@ class Client:
                 secret=self._secret,
             )
         except NotProven as error:
-            raise Gone(self.url, "is gone and another program answers there; nothing was sent") from error
+            raise Unreachable(
+                self.url, "is gone and another program answers there; nothing was sent"
+            ) from error
         except TimeoutError as error:
-            raise Gone(self.url, f"did not answer {method} {path} within {timeout:g}s") from error
+            raise Unreachable(self.url, f"did not answer {method} {path} within {timeout:g}s") from error
         except (NobodyThere, NotTrusted, NotHttp, BrokenOff, OSError) as error:
-            raise Gone(self.url, f"does not answer ({error})") from error
+            raise Unreachable(self.url, f"does not answer ({error})") from error
         with contextlib.closing(exchange):
             answer = DaemonResponse(self.url, exchange)
             if not 200 <= exchange.status < 300:
@@ -415,7 +390,11 @@ class Client:
         try:
             return json.loads(content)
         except ValueError as error:
-            raise Gone(self.url, f"answered {path} with something that is not JSON") from error
+            raise Unreachable(self.url, f"answered {path} with something that is not JSON") from error
+
+
+def _broken(error: Exception) -> str:
+    return f"closed the connection in the middle of its answer ({error})"
 
 
 def path_of(*parts: str) -> str:
@@ -423,15 +402,15 @@ def path_of(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="/:@") for part in parts)
 
 
-def _refused(exchange: DaemonRequest, content: bytes) -> DaemonRefused:
+def _refused(exchange: DaemonRequest, content: bytes) -> RequestRefused:
     status = exchange.status
     text = content.decode("utf-8", "replace").strip()
     try:
         fields = json.loads(text)["error"]
         if isinstance(fields, str):  # as Ollama has it
-            return DaemonRefused(status, {}, fields)
+            return RequestRefused(status, {}, fields)
         message = str(fields["message"])
-        return DaemonRefused(status, fields, message, str(fields.get("advice") or ""))
+        return RequestRefused(status, fields, message, str(fields.get("advice") or ""))
     except (ValueError, TypeError, KeyError):
         # The verbs under /engines and /models answer in plain text, as the contract has it.
-        return DaemonRefused(status, {}, text or f"The daemon answered {status} {exchange.reason}.")
+        return RequestRefused(status, {}, text or f"The daemon answered {status} {exchange.reason}.")

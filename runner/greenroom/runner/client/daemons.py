@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import (
+from greenroom.runner import exit_codes
+from greenroom.runner.client.errors import DaemonUnavailable, RequestRefused, Unreachable
+from greenroom.runner.client.http_client import (
     BrokenOff,
-    Client,
-    DaemonRefused,
     DaemonRequest,
-    Gone,
+    HttpClient,
     NobodyThere,
     NotHttp,
     NotTrusted,
 )
-from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import DaemonHolder, holder_of
 from greenroom.runner.home import HomeUnusable, prepare_home
@@ -56,9 +54,9 @@ class Daemon:
     secret: bytes = field(default=b"", repr=False)
     """The secret of our data directory, if the daemon has proved to know it."""
 
-    def client(self) -> Client:
+    def client(self) -> HttpClient:
         """Sends nothing to another program that has taken its address."""
-        return Client(self.url, self.secret)
+        return HttpClient(self.url, self.secret)
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Stranger:
     """True for one that has accepted the connection and says nothing, as a daemon does while it starts."""
 
 
-class Unresponsive(Problem):
+class Unresponsive(DaemonUnavailable):
     """Our daemon is there and says nothing: it has only just been started, or it is stuck."""
 
     def __init__(self, holder: DaemonHolder) -> None:
@@ -86,11 +84,11 @@ class Unresponsive(Problem):
                 f"The Greenroom daemon (process {pid}) does not answer: it is starting, stopping, or stuck."
             )
             advice = f"See its log: greenroom logs. Kill it: kill -9 {pid}"
-        super().__init__(said, advice, code=exit_codes.NOT_RUNNING)
+        super().__init__(said, advice, code="not_answering")
         self.holder = holder
 
 
-class InsideAnother(Problem):
+class InsideAnother(DaemonUnavailable):
     """The data directory is in use by a program that has Greenroom inside it and listens nowhere we know."""
 
     def __init__(self, settings: Settings, holder: DaemonHolder) -> None:
@@ -98,11 +96,12 @@ class InsideAnother(Problem):
             f"The data directory {settings.home} is in use by another program that embeds Greenroom: "
             f"{holder}. It does not accept commands at {settings.url}.",
             "Stop that program, or choose another data directory with GREENROOM_HOME.",
-            code=exit_codes.ALREADY_RUNNING,
+            code="home_in_use",
+            kind="conflict",
         )
 
 
-class Unproven(Problem):
+class Unproven(DaemonUnavailable):
     """A daemon claims to serve our data directory but does not know its secret."""
 
     def __init__(self, settings: Settings, daemon: Daemon) -> None:
@@ -116,14 +115,15 @@ class Unproven(Problem):
                 "nothing was sent to it.",
                 f"If you trust it, set GREENROOM_INSTANCE={daemon.instance_id}; otherwise use another port "
                 "for this data directory: GREENROOM_PORT=12401.",
-                code=exit_codes.PORT_TAKEN,
+                code="address_taken",
+                kind="conflict",
             )
         elif not (home / "daemon.lock").exists():
             super().__init__(
                 f"The data directory {home} is gone: it was removed or unmounted while its daemon (process "
                 f"{daemon.pid} at {where}) was running, which can no longer store anything.",
                 "Restore it, or stop that daemon: greenroom stop",
-                code=exit_codes.NOT_RUNNING,
+                code="home_unusable",
             )
         else:
             super().__init__(
@@ -131,7 +131,8 @@ class Unproven(Problem):
                 f"but cannot prove that it uses {home}: the directory was replaced, or the daemon "
                 "is an older version.",
                 "Stop it: greenroom stop",
-                code=exit_codes.PORT_TAKEN,
+                code="address_taken",
+                kind="conflict",
             )
 
 
@@ -165,7 +166,7 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
     Raises:
         Unresponsive: it has the address, or the data directory, and does not answer.
         InsideAnother: the data directory is another program's.
-        Problem: another program answers at its address.
+        DaemonUnavailable: another program answers at its address.
     """
     addresses = [settings.url]
     if not settings.host and (noted := noted_url(settings.home)) is not None and noted not in addresses:
@@ -215,7 +216,7 @@ def note(home: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
+def taken(settings: Settings, found: Daemon | Stranger) -> DaemonUnavailable:
     """The daemon's address belongs to another program."""
     where = urlsplit(found.url).netloc
     if isinstance(found, Daemon) and found.home == str(settings.home) and not settings.instance:
@@ -229,23 +230,25 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
             )
         else:
             advice += ", or use another port for this data directory: GREENROOM_PORT=12401."
-        return Problem(
+        return DaemonUnavailable(
             f"The Greenroom daemon at {where} (process {found.pid}) uses another data directory: "
             f"{found.home or 'unknown'}, not {settings.home}.",
             advice,
-            code=exit_codes.PORT_TAKEN,
+            code="address_taken",
+            kind="conflict",
         )
     if found.advice:
         said = f"{found.url} is answered by {found.description}."
-        return Problem(said, found.advice, code=exit_codes.PORT_TAKEN)
+        return DaemonUnavailable(said, found.advice, code="address_taken", kind="conflict")
     holder = listener_at(found.url)
-    return Problem(
+    return DaemonUnavailable(
         f"Port in use: {found.description} answers at {where} instead of Greenroom"
         f"{f' ({holder})' if holder else ''}.",
         "Set GREENROOM_HOST to the right address."
         if settings.host
         else "Stop it, or use another port for Greenroom: GREENROOM_PORT=12401.",
-        code=exit_codes.PORT_TAKEN,
+        code="address_taken",
+        kind="conflict",
     )
 
 
@@ -287,26 +290,26 @@ def listener_at(url: str) -> str:
     return ""
 
 
-def client_for(settings: Settings) -> Client:
-    """A client of the daemon these settings mean. Raises Problem when there is none."""
+def client_for(settings: Settings) -> HttpClient:
+    """A client of the daemon these settings mean. Raises DaemonUnavailable when there is none."""
     daemon = find(settings)
     if daemon is None:
         raise not_running(settings)
     return daemon.client()
 
 
-def not_running(settings: Settings) -> Problem:
+def not_running(settings: Settings) -> DaemonUnavailable:
     """The daemon is not running."""
     if settings.host:
-        return Problem(
+        return DaemonUnavailable(
             f"No Greenroom daemon answers at {settings.host}.",
             "Start it there, or unset GREENROOM_HOST to use one on this machine.",
-            code=exit_codes.NOT_RUNNING,
+            code="not_running",
         )
-    return Problem(
+    return DaemonUnavailable(
         f"Greenroom is not running (nothing answers at {settings.url}).",
         "Start it: greenroom serve. `greenroom run` starts it automatically.",
-        code=exit_codes.NOT_RUNNING,
+        code="not_running",
     )
 
 
@@ -346,7 +349,7 @@ _TRY_AGAIN_EVERY = 1.0
 _LOG_LINES = 15
 
 
-def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
+def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> HttpClient:
     """A client of the daemon, which is started if it does not run.
 
     Args:
@@ -354,7 +357,7 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
         say: called once if it has to be started.
 
     Raises:
-        Problem: another program has its address, or it could not be started.
+        DaemonUnavailable: another program has its address, or it could not be started.
     """
     try:
         daemon = find(settings)
@@ -378,9 +381,9 @@ def log_of(home: Path) -> Path:
     return home / "daemon.log"
 
 
-def unusable(error: HomeUnusable) -> Problem:
+def unusable(error: HomeUnusable) -> DaemonUnavailable:
     """The data directory cannot be used."""
-    return Problem(error.sentence, error.advice, code=exit_codes.NOT_RUNNING)
+    return DaemonUnavailable(error.sentence, error.advice, code="home_unusable")
 
 
 def await_answer(settings: Settings) -> Daemon | None:
@@ -415,7 +418,7 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
                 daemon = find(settings)
                 if daemon is not None:
                     return daemon
-            except Problem as problem:
+            except DaemonUnavailable as problem:
                 # So does another program, for a moment, after it has stopped the Greenroom inside it.
                 if isinstance(problem, InsideAnother) and time.monotonic() - began_at > _PORT_PATIENCE:
                     raise
@@ -433,18 +436,19 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
             time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
         if process.poll() is None:
             process.terminate()
-            raise Problem(
+            raise DaemonUnavailable(
                 f"The Greenroom daemon (process {process.pid}) started but did not answer within "
                 f"{_START_SECONDS:g}s, so it was stopped.",
                 f"Its log: {log_of(settings.home)}",
-                code=exit_codes.NOT_RUNNING,
+                code="not_started",
                 detail=_log_since(settings.home, began),
             )
     pid = note(settings.home).get("pid")
-    raise Problem(
+    raise DaemonUnavailable(
         f"Another daemon{f' (process {pid})' if pid else ''} uses {settings.home} but does not answer.",
         f"Stop it{f': kill {pid}' if pid else ''}, then try again. Its log: {log_of(settings.home)}",
-        code=exit_codes.ALREADY_RUNNING,
+        code="home_in_use",
+        kind="conflict",
     )
 
 
@@ -476,31 +480,30 @@ def _spawn(settings: Settings, output: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait_until_ready(client: Client) -> None:
+def _wait_until_ready(client: HttpClient) -> None:
     """Bounded: a request to a daemon that is still not ready gets an error with the reason."""
     give_up = time.monotonic() + _READY_SECONDS
     while time.monotonic() < give_up:
         try:
             client.get("/readyz")
-        except DaemonRefused as refused:
+        except RequestRefused as refused:
             if refused.status != 503:
                 return
-        except Gone:
+        except Unreachable:
             return
         else:
             return
         time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
 
 
-def _failed(settings: Settings, code: int, began: int) -> Problem:
+def _failed(settings: Settings, code: int, began: int) -> DaemonUnavailable:
     said = _log_since(settings.home, began)
     reason = next((line for line in reversed(said.splitlines()) if line.startswith("Error: ")), "")
     reason = reason.removeprefix("Error: ").strip()
-    known = (exit_codes.PORT_TAKEN, exit_codes.JOURNAL, exit_codes.USAGE)
-    return Problem(
+    return DaemonUnavailable(
         f"The Greenroom daemon could not be started: {reason or f'it exited with code {code}.'}",
         f"Its log: {log_of(settings.home)}",
-        code=code if code in known else exit_codes.NOT_RUNNING,
+        code=exit_codes.error_code_of(code),
         detail="\n".join(line for line in said.splitlines() if line != f"Error: {reason}"),
     )
 

@@ -59,6 +59,13 @@ def test_a_client_is_started_with_our_address_and_its_own_arguments(
     assert stored.url in " ".join([*told["argv"], told["env"].get("ANTHROPIC_BASE_URL", "")])
     assert "for this start only:" in done.stderr
     assert "The context of smollm2 has 8192 tokens" in done.stderr
+    assert "For long tasks choose a model that has more." in done.stderr
+    stored.routes["GET /models/smollm2"] = {
+        **MODEL,
+        "config": {"context_size": 8192, "gguf": {"llama.context_length": "32768"}},
+    }
+    again = greenroom_process("launch", client, "--model", "smollm2")
+    assert "For more: greenroom configure smollm2 --context max" in again.stderr
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda one: one.name)

@@ -36,7 +36,7 @@ def test_no_daemon_is_started_with_a_mistake_in_the_file(
     monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
     (home / "config.toml").write_text(TYPO)
     done = greenroom(*command)
-    assert (done.code, "Did you mean 'keep_alive'?" in done.err) == (2, True)
+    assert (done.code, done.err.count("Did you mean 'keep_alive'?")) == (2, 1)
     assert not (home / "daemon.log").exists()
 
 
@@ -45,8 +45,6 @@ def test_what_is_wrong_in_the_file_is_left_out_and_the_rest_holds(home: Path) ->
     settings = load(tolerant=True)
     assert settings.max_wait == 7.0
     assert ["keep_alvie" in settings.problems[0], "port cannot be used" in settings.problems[1]] == [True] * 2
-    with pytest.raises(BadSetting, match="keep_alvie"):
-        settings.require()
     with pytest.raises(BadSetting, match="keep_alvie"):
         load()
 

@@ -13,7 +13,13 @@ from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library import events as library_events
-from greenroom.actors.library.events import PullFailed, PullRequested
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    PullAttemptFailed,
+    PullCancelled,
+    PullFailed,
+    PullRequested,
+)
 from greenroom.actors.scheduler import events as scheduler_events
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
 from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Loaded, Model
@@ -98,6 +104,25 @@ def test_an_event_that_names_only_a_job_is_worded_with_what_the_job_is_about() -
     sentence = tell(narrator, PullFailed(job="pull-1", failure=FAILURE))
 
     assert sentence == "Pulling smollm2 failed: The index did not answer. Wait."
+
+
+def test_a_model_of_another_program_is_adopted_and_not_pulled() -> None:
+    narrator = Narrator()
+    asked = PullRequested(job="pull-1", reference="docker.io/ai/smollm2:latest", origin="/models/x.gguf")
+    model = Model(id=f"sha256:{'ab' * 32}", tags=("docker.io/ai/smollm2:latest",))
+    told = [
+        tell(narrator, one)
+        for one in (
+            asked,
+            ModelCommitted(job="pull-1", model=model, seconds=2.0),
+            PullAttemptFailed(job="pull-1", attempt=1, failure=FAILURE, retry_at=1.0),
+            PullFailed(job="pull-1", failure=FAILURE),
+            PullCancelled(job="pull-1", reason="r-1 asked for it"),
+        )
+    ]
+    assert told[1] == "Adopted smollm2 from /models/x.gguf in 2s and verified it."
+    assert told[3].startswith("Adopting smollm2 from /models/x.gguf failed: ")
+    assert not [one for one in told if "pull" in one.lower()]
 
 
 def test_an_event_that_names_only_an_engine_is_worded_with_its_model_and_backend() -> None:

@@ -117,6 +117,25 @@ def test_what_happened_alike_is_counted_as_one(script: Any) -> None:
     assert "Nothing failed" not in text
 
 
+def test_looking_for_what_is_not_there_is_no_refusal(tmp_path: Path) -> None:
+    base: dict[str, Any] = {"at": 5.0, "method": "POST", "path": "/v1/chat/completions"}
+    missing: dict[str, Any] = {"outcome": "refused", "status": 404, "code": "model_not_found"}
+    rows = [
+        Row(id="r-0a1b2c3d-1", family="openai", **base, **missing),
+        Row(id="r-0a1b2c3d-2", family="management", **base, **missing),
+        Row(id="r-0a1b2c3d-3", family="management", **base, **{**missing, "code": "bad_name"}),
+        Row(id="r-0a1b2c3d-4", family="management", **base, outcome="whole", status=200),
+    ]
+    RecordTable(tmp_path / FILE, keep_for=1e12, rows=100).append([(one, None) for one in rows], 9.0)
+    with RecordReader(tmp_path) as record:
+        found = summarize([], 0.0, 9.0, record)
+    assert found.outcomes == {"whole": 2, "refused": 2}
+    assert {(one.about, one.id) for one in found.refusals} == {
+        ("model_not_found", "r-0a1b2c3d-1"),
+        ("bad_name", "r-0a1b2c3d-3"),
+    }
+
+
 def test_refusals_and_slow_requests_come_from_the_record(script: Any, tmp_path: Path) -> None:
     script.refuse("poet", "does_not_fit", "It needs 9 GB.")
     base: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions", "at": script.now}

@@ -9,9 +9,9 @@ import pytest
 
 from explained import GB
 from greenroom.actors.installer.events import InstallAttemptFailed, InstallRequested
-from greenroom.actors.library.events import PullFailed, PullRequested
+from greenroom.actors.library.events import ModelCommitted, PullFailed, PullRequested
 from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, QueueEntry
-from greenroom.actors.values import Failure
+from greenroom.actors.values import Failure, Model
 from greenroom.runner.diagnosis.live import DOWN, Live
 from greenroom.runner.record.row import Row
 
@@ -120,6 +120,22 @@ def test_without_a_name_everything_that_is_not_well_is_told_with_the_name_to_ask
         assert part in told
     commands = [one.command for one in found.remedies]
     assert commands == [f"greenroom why {one}" for one in ("queue", "mlx", "smollm2", "gemma3")]
+
+
+@pytest.mark.parametrize(
+    ("later", "troubles"),
+    [("hf.co/org/gemma3:Q8_0", 0.0), ("hf.co/org/gemma3:latest", 0.0), ("hf.co/org/other:Q8_0", 1.0)],
+)
+def test_a_failed_pull_is_no_problem_once_its_repository_was_pulled(
+    script: Any, later: str, troubles: float
+) -> None:
+    script.add(PullRequested(job="pull.8", reference="hf.co/org/gemma3:latest"))
+    script.add(PullFailed(job="pull.8", failure=OFFLINE))
+    assert script.why("", live=live()).numbers["troubles"] == 1.0
+    script.add(PullRequested(job="pull.9", reference=later))
+    model = Model(id=f"sha256:{'cd' * 32}", tags=(later,), format="gguf")
+    script.add(ModelCommitted(job="pull.9", model=model, seconds=2.0))
+    assert script.why("", live=live()).numbers["troubles"] == troubles
 
 
 def test_a_daemon_that_was_killed_comes_first(script: Any) -> None:

@@ -187,6 +187,6 @@ async def test_it_is_being_fetched_and_then_a_request_cancels_that(place: tuple[
     assert [line for line in running["also"] if line.startswith("Its pull: ")]
     reads(
         await daemon.first_line("hf.co/org/large"),
-        "hf.co/org/large is not in the store. Its pull was cancelled at {at} by {cancelled}.",
+        "hf.co/org/large is not in the store: its pull was cancelled at {at} by {cancelled}.",
         cancelled=sent(cancelled, "POST /models/cancel"),
     )

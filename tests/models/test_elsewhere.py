@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_the_programs_own_variables_say_where_they_keep_models(gguf: Make, tmp_p
     assert sorted(one.name for one in place_at(tmp_path / "h").models(Event())) == [
         "huggingface.co/org/two:Q4_0"
     ]
+
+
+@pytest.mark.parametrize("settings", [".lmstudio", ".config/LM Studio", "moved"])
+def test_lm_studio_s_settings_say_where_its_downloads_go(
+    settings: str, model_folder: Folder, gguf: Make, tmp_path: Path
+) -> None:
+    chosen = tmp_path / "big disk" / "org" / "Chosen-GGUF"
+    chosen.mkdir(parents=True)
+    (chosen / "chosen-Q4_0.gguf").write_bytes(gguf())
+    model_folder(tmp_path / ".lmstudio" / "models" / "org" / "Before")
+    (tmp_path / settings).mkdir(parents=True, exist_ok=True)
+    (tmp_path / ".lmstudio-home-pointer").write_text(f"{tmp_path / 'moved'}\n")
+    file = tmp_path / settings / "settings.json"
+    file.write_text(json.dumps({"downloadsFolder": str(chosen.parents[1])}))
+    both = {"huggingface.co/org/chosen-gguf:Q4_0": "LM Studio", "huggingface.co/org/before": "LM Studio"}
+    assert found(HOME=str(tmp_path)) == both
+    for damaged in ('{"downloadsFolder": 7}', "[]", "{", '{"downloadsFolder": "/nowhere"}'):
+        file.write_text(damaged)
+        assert found(HOME=str(tmp_path)) == {"huggingface.co/org/before": "LM Studio"}
 
 
 def test_a_model_of_ollama_s_is_shared_with_its_system_prompt_parameters_and_licence(

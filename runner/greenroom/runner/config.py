@@ -41,6 +41,10 @@ class BadSetting(Exception):
     """A setting cannot be used; the text names the file or variable, the key, and a valid value."""
 
 
+class ToleratedMistake(BadSetting):
+    """A mistake in the config file that was tolerated, and keeps a daemon from being started."""
+
+
 @dataclass(frozen=True)
 class ExternalBackend:
     """The user's own installation: used as it is, never changed."""
@@ -144,9 +148,9 @@ class Settings:
     """What is wrong with the file, as far as that was tolerated: a sentence each."""
 
     def require(self) -> None:
-        """Raise BadSetting if something is wrong with the file."""
+        """Raise ToleratedMistake if something is wrong with the file."""
         if self.problems:
-            raise BadSetting(self.problems[0])
+            raise ToleratedMistake(self.problems[0])
 
     def origin(self, name: str) -> str:
         """`flag --port`, `environment GREENROOM_PORT`, the file's path, or `default`."""

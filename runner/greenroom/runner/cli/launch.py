@@ -64,15 +64,16 @@ def launch_command(
     if found is None and not only_print:
         raise Problem(f"{known.title} is not installed.", f"Install it: {known.install}")
     daemon = ensure_daemon(settings_of(ctx), announce)
-    name, context = _model(daemon, model)
+    name, context, largest = _model(daemon, model)
     environment, words = setup(known, daemon.url, name, arguments)
     if only_print:
         click.echo(as_shell(environment, words))
         return
     if known.agent and 0 < context < _ROOMY:
+        more = f"For more: greenroom configure {name} --context max"
         announce(
             f"The context of {name} has {context} tokens, of which {known.title} needs thousands for its own "
-            f"instructions. For more: greenroom configure {name} --context max"
+            f"instructions. {more if largest > context else 'For long tasks choose a model that has more.'}"
         )
     assert found is not None, "it was looked for"
     _start(known, found, environment, words)
@@ -109,8 +110,10 @@ def _start(
         raise Problem(f"{client.title} could not be started: {error.strerror}.") from error
 
 
-def _model(client: HttpClient, wanted: str | None) -> tuple[str, int]:
-    """The name of the model that the client gets, and the tokens of its context, 0 if unknown."""
+def _model(client: HttpClient, wanted: str | None) -> tuple[str, int, int]:
+    """The name of the model that the client gets, and the tokens of its context as it is set up and at most;
+    0 if unknown.
+    """
     from greenroom.runner.models.references import familiar
 
     if wanted is not None:
@@ -122,7 +125,7 @@ def _model(client: HttpClient, wanted: str | None) -> tuple[str, int]:
             raise Problem(
                 f"There is no model {wanted} in the store.", f"Pull it: greenroom pull {wanted}"
             ) from refused
-        return wanted, _context(found)
+        return wanted, *_contexts(found)
     models = client.get("/models") or []
     names = sorted(familiar(min(one["tags"], key=len)) for one in models if one.get("tags"))
     if len(names) != 1:
@@ -133,13 +136,18 @@ def _model(client: HttpClient, wanted: str | None) -> tuple[str, int]:
             else "Pull one: greenroom pull smollm2",
             code=exit_codes.USAGE,
         )
-    return names[0], _context(next(one for one in models if one.get("tags")))
+    return names[0], *_contexts(next(one for one in models if one.get("tags")))
 
 
-def _context(model: Mapping[str, Any]) -> int:
+def _contexts(model: Mapping[str, Any]) -> tuple[int, int]:
     config = model.get("config") or {}
-    size = config.get("context_size") or (config.get("gguf") or {}).get("llama.context_length") or 0
-    return int(size) if str(size).isdecimal() else 0
+    sizes = (
+        str(size) for name, size in (config.get("gguf") or {}).items() if name.endswith(".context_length")
+    )
+    trained = next((int(size) for size in sizes if size.isdecimal()), 0)
+    chosen = str(config.get("context_size") or "")
+    size = int(chosen) if chosen.isdecimal() else trained
+    return size, trained or size
 
 
 def _list() -> None:

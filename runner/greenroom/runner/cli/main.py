@@ -24,7 +24,7 @@ from greenroom.runner.cli.output import (
 )
 from greenroom.runner.cli.problem import exit_code_of
 from greenroom.runner.client.errors import GreenroomError
-from greenroom.runner.config import BadSetting, Settings, load
+from greenroom.runner.config import BadSetting, Settings, ToleratedMistake, load
 from greenroom.runner.home import HomeUnusable
 
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -191,6 +191,10 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(error.format_message(), exit_codes.USAGE)
     except click.ClickException as error:
         return _fail(error.format_message(), exit_codes.USAGE)
+    except ToleratedMistake:
+        # `settings_of` has told the mistake as a warning.
+        told = "Greenroom is not running, and cannot be started before its config file is corrected."
+        return _fail(told, exit_codes.USAGE)
     except BadSetting as error:
         return _fail(str(error), exit_codes.USAGE)
     except GreenroomError as problem:

@@ -44,6 +44,8 @@ class Narrator:
     def __init__(self) -> None:
         self._jobs: dict[str, str] = {}
         """job → what it pulls or installs."""
+        self._origins: dict[str, str] = {}
+        """job → the path that its model is adopted from."""
         self._engines: dict[str, Fields] = {}
         """engine → its spec."""
         self._models: dict[str, str] = {}
@@ -74,6 +76,7 @@ class Narrator:
         if isinstance(job, str):
             if kind == "pull_requested":
                 self._jobs[job] = short(str(fields.get("reference", "")))
+                self._origins[job] = str(fields.get("origin") or "")
             elif kind == "install_requested":
                 self._jobs[job] = _versioned(fields) if fields.get("backend") else ""
         spec = fields.get("spec")
@@ -90,6 +93,9 @@ class Narrator:
 
     def _job(self, fields: Fields, otherwise: str) -> str:
         return self._jobs.get(str(fields.get("job")), otherwise)
+
+    def _origin(self, fields: Fields) -> str:
+        return self._origins.get(str(fields.get("job")), "")
 
     def _engine(self, fields: Fields) -> str:
         one = str(fields["engine_id"])
@@ -308,9 +314,10 @@ class Narrator:
         return f"Pulling {name}{why}."
 
     def _pull_attempt_failed(self, fields: Fields) -> str:
+        what = "adopt" if self._origin(fields) else "pull"
         return (
-            f"Attempt {fields['attempt']} to pull {self._job(fields, 'a model')} failed: {_failure(fields)} "
-            f"Retrying at {_clock(fields['retry_at'])}; downloaded data is kept."
+            f"Attempt {fields['attempt']} to {what} {self._job(fields, 'a model')} failed: "
+            f"{_failure(fields)} Retrying at {_clock(fields['retry_at'])}; downloaded data is kept."
         )
 
     def _model_committed(self, fields: Fields) -> str:
@@ -322,6 +329,8 @@ class Narrator:
         if not fields.get("fresh", True):
             return f"{name} is already up to date; nothing was downloaded."
         did = "Pulled" if str(fields.get("job")) in self._jobs else "Stored"
+        if origin := self._origin(fields):
+            did, name = "Adopted", f"{name} from {origin}"
         of_it = f" ({', '.join(facts)})" if facts else ""
         return f"{did} {name}{_took(fields)} and verified it{of_it}."
 
@@ -335,10 +344,14 @@ class Narrator:
         return f"Pushing {self._model(fields)} as {name} failed: {_failure(fields)}"
 
     def _pull_failed(self, fields: Fields) -> str:
+        origin = self._origin(fields)
+        if origin:
+            return f"Adopting {self._job(fields, 'a model')} from {origin} failed: {_failure(fields)}"
         return f"Pulling {self._job(fields, 'a model')} failed: {_failure(fields)}"
 
     def _pull_cancelled(self, fields: Fields) -> str:
-        return full_stop(f"Cancelled the pull of {self._job(fields, 'a model')}: {fields['reason']}")
+        what = "adoption" if self._origin(fields) else "pull"
+        return full_stop(f"Cancelled the {what} of {self._job(fields, 'a model')}: {fields['reason']}")
 
     def _model_tagged(self, fields: Fields) -> str:
         names = ", ".join(short(str(tag)) for tag in fields["tags"])
@@ -518,7 +531,7 @@ _TELLERS: Mapping[str, Callable[[Narrator, Fields], str]] = {
     for name, teller in vars(Narrator).items()
     if name.startswith("_")
     and not name.startswith("__")
-    and name not in ("_remember", "_job", "_engine", "_model")
+    and name not in ("_remember", "_job", "_origin", "_engine", "_model")
 }
 """By tag: a method `_daemon_started` tells `daemon_started`."""
 

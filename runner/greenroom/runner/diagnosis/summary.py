@@ -75,7 +75,7 @@ _TITLES = {
     "refusals": "Refused",
     "slow": "Slow",
     "installations": "Installed",
-    "pulls": "Pulled",
+    "pulls": "Pulled or adopted",
     "removals": "Removed",
     "loads": "Loaded",
     "evictions": "Unloaded",
@@ -134,6 +134,7 @@ class Summary(msgspec.Struct, kw_only=True):
     """How many a model took at least 5 seconds to begin to answer."""
     installations: list[Tally] = []
     pulls: list[Tally] = []
+    """Models that were pulled, or adopted from other programs."""
     removals: list[Tally] = []
     """Models and installations."""
     loads: list[Tally] = []

@@ -34,7 +34,7 @@ from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.old_journals import preferred_backend
 from greenroom.runner.diagnosis.times import clock, moment
-from greenroom.runner.diagnosis.why_pull import why_not_here
+from greenroom.runner.diagnosis.why_pull import adopted_from, why_not_here
 from greenroom.runner.diagnosis.why_refused import told_aside, why_refused
 from greenroom.runner.units import format_duration, format_size
 
@@ -373,6 +373,8 @@ def _never_requested(model: ModelHistory, stored: Model) -> Explanation:
     committed = latest(model.own, ModelCommitted)
     since = f" since {moment(committed[0].at, model.now)}" if committed is not None else ""
     facts = ", ".join(one for one in (format_size(stored.size), stored.format, stored.quantization) if one)
+    origin = adopted_from(model, committed[1].job) if committed is not None else ""
+    adopted = f", adopted from {origin}," if origin else ","
     able = [name for name, one in BACKENDS.items() if stored.format in one.formats]
     here = [name for name in able if model.history.backend(name).usable is not None]
     possible = [name for name in able if not model.verdicts.get(name)]
@@ -380,7 +382,8 @@ def _never_requested(model: ModelHistory, stored: Model) -> Explanation:
         state="unloaded",
         cause="never_asked",
         answer=(
-            f"{model.name} is not loaded: it has been in the store{since} ({facts}), but was never requested."
+            f"{model.name} is not loaded: it has been in the store{since} ({facts}){adopted} but was never "
+            f"requested."
         ),
         numbers={"size": float(stored.size)},
         steps=tuple([one.step for one in model.own if one.record.stream == "library"][-4:]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from greenroom.actors.library.events import PullAttemptFailed, PullCancelled, PullFailed
+from greenroom.actors.library.events import ModelCommitted, PullAttemptFailed, PullCancelled, PullFailed
 from greenroom.actors.scheduler.events import LoadFailed, LoadRefused
 from greenroom.actors.scheduler.state import OVER_MEMORY
 from greenroom.runner.diagnosis import why_daemon
@@ -177,7 +177,7 @@ def _pulls(history: History, now: float, live: Live | None) -> Iterator[Trouble]
                     name,
                     "waiting_to_retry",
                 )
-            case PullFailed(failure=failure) if now - last.at <= _DAY:
+            case PullFailed(failure=failure) if now - last.at <= _DAY and not _pulled_since(last, history):
                 yield Trouble(
                     f"The pull of {name} failed at {clock(last.at, now)}: {failure.sentence()}",
                     name,
@@ -189,6 +189,23 @@ def _pulls(history: History, now: float, live: Live | None) -> Iterator[Trouble]
                 )
             case _:
                 pass
+
+
+def _pulled_since(failed: Happening, history: History) -> bool:
+    """Whether another tag of the same repository has been pulled since a pull failed."""
+    repositories = {_repository(one) for one in failed.about.references}
+    return any(
+        isinstance(events[-1].event, ModelCommitted)
+        and events[-1].record.seq > failed.record.seq
+        and _repository(reference) in repositories
+        for reference, events in history.pulls.items()
+    )
+
+
+def _repository(reference: str) -> str:
+    """A stored reference without its tag."""
+    repository, _, tag = reference.rpartition(":")
+    return reference if "/" in tag else repository
 
 
 def _memory(history: History, live: Live | None) -> Iterator[Trouble]:

@@ -25,7 +25,8 @@ def why_not_here(model: ModelHistory) -> Explanation:
     """What became of its last pull, or why it was removed."""
     events = _library_events(model)
     last = next((one for one in reversed(events) if isinstance(one.event, _DECISIVE)), None)
-    pull = f"greenroom pull {_pulled_as(events) or model.name}"
+    asked = latest(events, PullRequested)
+    pull = _command(asked[1] if asked is not None else None, model.name)
     if last is None:
         return Explanation(
             state="not_here",
@@ -61,8 +62,9 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
                 state="not_here",
                 cause=e.failure.code,
                 answer=(
-                    f"{name} is not in the store: its last pull{_of_request(episode, model)} failed at {at}"
-                    f"{after}. {e.failure.sentence()}{_before(last, model)}"
+                    f"{name} is not in the store: {_what(episode, 'its last pull')}"
+                    f"{_of_request(episode, model)} failed at {at}{after}. {e.failure.sentence()}"
+                    f"{_before(last, model)}"
                 ),
                 numbers={"attempts": tried + 1.0},
                 words=tool_output(e.failure.detail),
@@ -73,7 +75,7 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
                 state="not_here",
                 cause="cancelled",
                 answer=(
-                    f"{name} is not in the store. Its pull was cancelled at {at}"
+                    f"{name} is not in the store: {_what(episode, 'its pull')} was cancelled at {at}"
                     f"{_cancelled_by(e, last, model)}.{_before(last, model)}"
                 ),
                 remedies=(Remedy(aim="To pull the rest", command=pull),),
@@ -97,7 +99,7 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
             return Explanation(
                 state="pulling",
                 cause="pulling",
-                answer=f"Greenroom has been pulling {name} since {at}{_for_request(last, model)}."
+                answer=f"Greenroom has been {_doing(last, name)} since {at}{_for_request(last, model)}."
                 f"{_before(last, model)}",
                 numbers={"elapsed": round(now - last.at, 3)},
                 remedies=(Remedy(aim="To wait for it", command=pull),),
@@ -146,6 +148,11 @@ def _of_request(episode: Sequence[Happening], model: ModelHistory) -> str:
     return f", for {who}," if who else ""
 
 
+def _doing(asked: Happening, name: str) -> str:
+    assert isinstance(asked.event, PullRequested)
+    return f"adopting {name} from {asked.event.origin}" if asked.event.origin else f"pulling {name}"
+
+
 def _for_request(asked: Happening, model: ModelHistory) -> str:
     assert isinstance(asked.event, PullRequested)
     who = model.history.who(asked.record.cause, asked.event.caller)
@@ -164,10 +171,25 @@ def _before(last: Happening, model: ModelHistory) -> str:
     return f" It was in the store until {moment(removed[-1].at, model.now)}, {_how(removed[-1], model)}."
 
 
-def _pulled_as(events: Sequence[Happening]) -> str:
-    """The name its last pull was for, as it is typed: a tag it was given later cannot be pulled."""
-    asked = latest(events, PullRequested)
-    return familiar(asked[1].reference) if asked is not None else ""
+def _command(asked: PullRequested | None, name: str) -> str:
+    """What brings it, by the name its last pull was for: a tag it was given later cannot be pulled."""
+    if asked is None:
+        return f"greenroom pull {name}"
+    verb = "adopt" if asked.origin else "pull"
+    return f"greenroom {verb} {familiar(asked.reference)}"
+
+
+def _what(episode: Sequence[Happening], otherwise: str) -> str:
+    """What a job is, as the subject of a sentence: a pull, or an adoption from another program."""
+    asked = latest(episode, PullRequested)
+    origin = asked[1].origin if asked is not None else ""
+    return f"its adoption from {origin}" if origin else otherwise
+
+
+def adopted_from(model: ModelHistory, job: str) -> str:
+    """The path from which a job adopted it; empty if it did not."""
+    asked = [one for _, one in of_type(_library_events(model), PullRequested) if job and one.job == job]
+    return asked[-1].origin if asked else ""
 
 
 def _library_events(model: ModelHistory) -> list[Happening]:

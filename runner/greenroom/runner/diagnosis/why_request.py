@@ -170,7 +170,8 @@ def _tell_jobs(found: Explanation, caused: list[Happening], history: History) ->
         _tell_job(found, about, "installing", install.backend)
     for _, pull in of_type(caused, PullRequested):
         about = [one for one in history.pulls.get(pull.reference, ()) if one.about.job == pull.job]
-        found.answer += f" It made Greenroom pull {short(pull.reference)}"
+        did = f"adopt {short(pull.reference)} from {pull.origin}" if pull.origin else ""
+        found.answer += f" It made Greenroom {did or f'pull {short(pull.reference)}'}"
         _tell_job(found, about, "pulling", short(pull.reference))
 
 

@@ -201,6 +201,9 @@ class Exchange:
         body = await read_body(request, settings.max_body)
         routing, note = routing_of(body), self._note
         note.asked = routing.model
+        preloads = request.headers.get("X-Preload-Only", "").lower() == "true"
+        if preloads:
+            note.family = "management"  # no model answers it
         model = note.model = context.greenroom.model(routing.model)
         self._asked_as = routing.model
         if context.record.bodies_left:
@@ -208,7 +211,7 @@ class Exchange:
         if routing.keep_alive is not None or routing.num_ctx is not None:
             self._ours = _OURS
             self._context_size = wished_context(routing, model)
-        if request.headers.get("X-Preload-Only", "").lower() == "true":
+        if preloads:
             await self._admit(model, routing, {}).enter()
             return Response()
         right = await check(body, kind.dialogue)

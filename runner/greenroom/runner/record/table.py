@@ -74,10 +74,20 @@ SELECT {", ".join(_COLUMNS)} FROM (
 
 
 _ENDINGS = """
-SELECT outcome, code, count(*), max(at), id, sentence FROM requests
-WHERE at BETWEEN ? AND ? GROUP BY outcome, code ORDER BY count(*) DESC LIMIT ?
+SELECT CASE WHEN looked_up THEN 'whole' ELSE outcome END AS ending,
+  CASE WHEN looked_up THEN '' ELSE code END AS why, count(*), max(at), id, sentence
+FROM (
+  SELECT *, family = 'management' AND outcome = 'refused'
+    AND code IN ('model_not_found', 'backend_not_installed') AS looked_up
+  FROM requests WHERE at BETWEEN ? AND ?
+)
+GROUP BY ending, why ORDER BY count(*) DESC LIMIT ?
 """
-"""SQLite takes `id` and `sentence` from the row with the maximum (sqlite.org/lang_select.html#bareagg)."""
+"""SQLite takes `id` and `sentence` from the row with the maximum (sqlite.org/lang_select.html#bareagg).
+
+A request for management that finds a model or backend missing is answered by that: `run` asks so before it
+fetches them.
+"""
 _SLOW = """
 FROM requests WHERE at BETWEEN ? AND ? AND family != 'management' AND outcome != 'refused'
 AND coalesce(first_token, seconds) >= ?

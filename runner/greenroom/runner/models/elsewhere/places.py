@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,8 @@ from greenroom.runner.models.elsewhere.scan import FoundModel
 from greenroom.runner.user_home import expanded, user_home
 
 _Scan = Callable[[Path, Event], Iterator[FoundModel]]
+_SETTINGS_LIMIT = 2**20
+"""Bytes of another program's settings or pointer that are read."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,7 @@ def places(environment: Mapping[str, str]) -> list[ModelPlace]:
         ModelPlace("Hugging Face", hub, hub_cache.models),
         ModelPlace("llama.cpp", _first(environment, "LLAMA_CACHE") or cache / "llama.cpp", llama),
         ModelPlace("llama.cpp", home / "Library" / "Caches" / "llama.cpp", llama),
-        ModelPlace("LM Studio", home / ".lmstudio" / "models", lm_studio),
-        ModelPlace("LM Studio", home / ".cache" / "lm-studio" / "models", lm_studio),
+        *(ModelPlace("LM Studio", folder, lm_studio) for folder in _of_lm_studio(home)),
         ModelPlace(
             "Ollama", _first(environment, "OLLAMA_MODELS") or home / ".ollama" / "models", ollama.models
         ),
@@ -58,6 +61,30 @@ def place_at(folder: Path) -> ModelPlace:
         if hub_cache.is_cache(hub):
             return ModelPlace("Hugging Face", hub, hub_cache.models)
     return ModelPlace(folder.name, folder, partial(published, folder.name))
+
+
+def _of_lm_studio(home: Path) -> Iterator[Path]:
+    """Where LM Studio keeps its models: `downloadsFolder` of its settings, and `models` of its own folder,
+    to which `.lmstudio-home-pointer` leads.
+    """
+    pointed = _text(home / ".lmstudio-home-pointer").strip()
+    own = [home / ".lmstudio", home / ".cache" / "lm-studio"]
+    if pointed:
+        own.insert(0, expanded(pointed))
+    old = [home / ".config" / "LM Studio", home / "Library" / "Application Support" / "LM Studio"]
+    for folder in (*own, *old):
+        with suppress(ValueError, AttributeError):
+            chosen = json.loads(_text(folder / "settings.json")).get("downloadsFolder")
+            if isinstance(chosen, str) and chosen.strip():
+                yield expanded(chosen.strip())
+    yield from (folder / "models" for folder in own)
+
+
+def _text(file: Path) -> str:
+    """What a small file says; empty if it cannot be read."""
+    with suppress(OSError), file.open("rb") as opened:
+        return opened.read(_SETTINGS_LIMIT).decode("utf-8", "replace")
+    return ""
 
 
 def _first(environment: Mapping[str, str], *names: str) -> Path | None:

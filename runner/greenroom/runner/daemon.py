@@ -495,6 +495,7 @@ class Greenroom(ActorStates, Startable):
         self.builder.prepare(installation)
         external = self.settings.backends.get(spec.backend)
         files = self._store.open_model(spec.model_id, name=spec.model_ref)
+        keeps = backend.conversations == "slots" and spec.mode == "completion"
         launch = Launch(
             spec=spec,
             root=folder_of(self.home, installation),
@@ -504,6 +505,7 @@ class Greenroom(ActorStates, Startable):
             binary=external.binary if external is not None and not installation.managed else None,
             built=self.builder.program(installation) if installation.managed else None,
             prompt_speed=prompt_speed(self.home / "engines", spec, backend.prompt_speed),
+            slot_files=EngineFolder.of(self.home / "engines", spec.engine_id).make_slots() if keeps else None,
         )
         command = backend.command(launch)
         if spec.device or spec.layers:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from greenroom.actors.graphics import Graphics
 from greenroom.actors.values import EngineSpec, Loaded, Mode, ModelFormat, Pooling
@@ -253,6 +253,8 @@ class Launch:
     """The installation's program, if it was compiled on this machine."""
     prompt_speed: float = 0.0
     """Tokens of a prompt per second, as read by the last engine of this model; 0 if unknown."""
+    slot_files: Path | None = None
+    """Its folder for what its slots hold; None if it is not to write that."""
 
     @property
     def program(self) -> Path | None:
@@ -315,6 +317,9 @@ class Backend(ABC):
     """An input to embed or to rank must fit into one batch."""
     keeps_prompts: ClassVar[bool] = False
     """Keeps prompts in memory after their requests, up to `EngineSpec.prompt_cache` bytes."""
+    conversations: ClassVar[Literal["slots", "engine", ""]] = ""
+    """What becomes of the prompts that an engine has read: `slots` if it saves and restores its slots as
+    files (`engines/slots.py`), `engine` if it keeps them for as long as it runs, empty if it keeps none."""
     limits_data: ClassVar[bool] = False
     """Without a device, the memory that its engines may write to is known, so the system can limit it."""
     uses_devices: ClassVar[bool] = False
@@ -343,6 +348,12 @@ class Backend(ABC):
     def loaded(self, log: str) -> Loaded | None:  # noqa: ARG002 - most do not say
         """How much of its model an engine has on devices, according to its log; None if it does not say."""
         return None
+
+    def slot_layout(self, spec: EngineSpec) -> str:  # noqa: ARG002 - most save files that fit any engine
+        """What of an engine's settings the files of its slots depend on, besides model and installation: only
+        an engine with the same can restore them.
+        """
+        return ""
 
     @abstractmethod
     def command(self, launch: Launch) -> CommandLine:

@@ -83,6 +83,18 @@ def without(flags: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
+def only(flags: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    """The flags with these names, and their values."""
+    kept: list[str] = []
+    is_wanted = False
+    for word in flags:
+        if word.startswith("-") and not _is_number(word):
+            is_wanted = word.partition("=")[0] in names
+        if is_wanted:
+            kept.append(word)
+    return tuple(kept)
+
+
 def without_sizes(flags: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
     """Split off flags for sizes: the other flags, and (setting, value as typed) of each size."""
     kept: list[str] = []

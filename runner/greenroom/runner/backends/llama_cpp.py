@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from greenroom.actors.scheduler.ledger import context_reckoned
-from greenroom.actors.values import Loaded
+from greenroom.actors.values import EngineSpec, Loaded
 from greenroom.runner.backends import llama_cpp_log
 from greenroom.runner.backends.base import (
     Backend,
@@ -20,7 +20,7 @@ from greenroom.runner.backends.base import (
     Platform,
     Readiness,
 )
-from greenroom.runner.backends.flags import LLAMA_CPP, without, without_sizes
+from greenroom.runner.backends.flags import LLAMA_CPP, only, without, without_sizes
 from greenroom.runner.backends.llama_cpp_builds import LLAMA_CPP_BUILDS
 from greenroom.runner.backends.schema_width import NEXT, OBJECTS, PROPERTIES, is_too_wide
 from greenroom.runner.backends.variants import LLAMA_CPP as VARIANTS
@@ -53,6 +53,15 @@ _CANNOT = (
 """What llama.cpp's server ignores, or what would keep it busy for too long."""
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 """Otherwise a failed assertion prints the stack in a debugger, including clients' text."""
+_SHAPING = frozenset(
+    name
+    for name in LLAMA_CPP
+    if name.startswith(("--cache-type", "--rope", "--yarn", "--swa", "--flash-attn", "--spec", "--draft"))
+) | {"-ctk", "-ctv", "-ctkd", "-ctvd", "-fa", "--control-vector-layer-range"}
+"""Flags that change what a slot's file has in it."""
+_KEPT_IN_SLOTS = {"LLAMA_ARG_CACHE_IDLE_SLOTS": "0"}
+"""Otherwise an idle slot may be copied to the memory for prompts, and emptied, whenever another one starts.
+Older servers do not know the variable, nor do that."""
 _BATCH_SECONDS = 2.0
 _LEAST_BATCH = 32
 _MOST_BATCH = 2048
@@ -108,6 +117,7 @@ class LlamaCpp(Backend):
     device_overhead = 300 * 2**20
     layer_flags = ("-ngl", "--gpu-layers", "--n-gpu-layers")
     keeps_prompts = True
+    conversations = "slots"
     limits_data = True
     one_batch = True
 
@@ -128,6 +138,10 @@ class LlamaCpp(Backend):
 
     def loaded(self, log: str) -> Loaded | None:
         return llama_cpp_log.loaded(log, self.device_overhead)
+
+    def slot_layout(self, spec: EngineSpec) -> str:
+        """Every slot has a cache of its own, and a file says how many there are: it fits no other number."""
+        return " ".join((f"caches={max(1, spec.slots)}", *only(spec.flags, _SHAPING)))
 
     def command(self, launch: Launch) -> CommandLine:
         """llama-server's own arguments, for its server inside our launcher."""
@@ -154,10 +168,13 @@ class LlamaCpp(Backend):
         if launch.model.mmproj is not None:
             args += ["--mmproj", str(launch.model.mmproj)]
         args += ["--jinja"]
+        if launch.slot_files is not None:
+            args += ["--slot-save-path", f"{launch.slot_files}/"]
         if launch.binary is None:  # a user's older server may not know this one
             args += ["--ctx-checkpoints", str(_CHECKPOINTS)]
         if launch.program is not None:
-            return CommandLine(argv=(str(launch.program), *args), env=_ENVIRONMENT)
+            kept = {} if launch.slot_files is None else _KEPT_IN_SLOTS
+            return CommandLine(argv=(str(launch.program), *args), env={**_ENVIRONMENT, **kept})
         return CommandLine(argv=launch.launched("llama_cpp", *args), env=_ENVIRONMENT)
 
 

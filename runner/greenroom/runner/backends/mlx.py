@@ -103,6 +103,7 @@ class Mlx(Backend):
 
     slots = 4
     keeps_prompts = True
+    conversations = "engine"
 
     def verdict(self, platform: Platform) -> str:
         if platform.system == "darwin" and platform.machine != "arm64":

@@ -93,6 +93,7 @@ class _VllmServer(Backend):
     overhead_bytes = 2 * 2**30
     # It pages its cache: a request that finds it full waits, and is never truncated.
     shares_cache = True
+    conversations = "engine"
 
 
 class Vllm(_VllmServer):

@@ -3,6 +3,7 @@
 - `host`: performs the runner's effects: starts, watches and stops engines,
   and finds out what became of one whose keeper has died
 - `handle`: one engine: whether it is loading, ready or dead (`Probe`, `judge`), and what is reported of it
+- `slots`: has an engine save and restore what its slots have read
 - `adoption`: takes over the engines of an earlier daemon, after a restart
 - `keeper`: the small process that owns an engine, and ends it if the daemon does not come back
 - `keeper_main`: the program of a keeper

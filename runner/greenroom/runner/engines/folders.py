@@ -86,6 +86,21 @@ class EngineFolder:
         """Everything recorded about the end: exit, command line, what it served."""
         return self.path / "capsule.json"
 
+    @property
+    def slots(self) -> Path:
+        """Where the engine writes what its slots hold; exists only for an engine that was told of it."""
+        return self.path / "slots"
+
+    def make_slots(self) -> Path:
+        """Create the folder for slots, private and empty."""
+        self.forget_slots()
+        self.slots.mkdir(mode=0o700)
+        return self.slots
+
+    def forget_slots(self) -> None:
+        """Remove what an engine left there: users' text."""
+        shutil.rmtree(self.slots, ignore_errors=True)
+
     def log_size(self) -> int:
         """Changes with every output (it shrinks when the ring turns)."""
         size = 0
@@ -240,6 +255,7 @@ class Folders:
             try:
                 if read_end(folder.exit) is None and end_unknown(folder):
                     ended.append(folder.engine_id)
+                folder.forget_slots()
                 kept.append((path.stat().st_mtime, folder))
             except OSError as problem:
                 _log.warning("engine folder %s is kept, because it cannot be read: %s", path.name, problem)

@@ -10,7 +10,6 @@ import errno
 import http.client
 import json
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ from greenroom.actors.values import EngineExit, EngineSpec, Failure, Loaded, Mea
 from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.keeper_watch import Channel
-from greenroom.runner.engines.reachability import belongs_to, inode_of
+from greenroom.runner.engines.reachability import EngineConnection, inode_of
 from greenroom.runner.errors import blamed
 from greenroom.runner.systems import here
 
@@ -466,7 +465,7 @@ class Probe:
         return self._ask(method, path, body, bound).status
 
     def _ask(self, method: str, path: str, body: dict[str, object] | None, bound: float) -> _Answer:
-        connection = _UnixConnection(self._endpoint, bound, self._leader)
+        connection = EngineConnection(self._endpoint, bound, self._leader)
         try:
             payload = None if body is None else json.dumps(body)
             connection.request(method, path, payload, {"Content-Type": "application/json"} if payload else {})
@@ -514,19 +513,3 @@ class _Answer:
         if self.unasked:
             return Vitality.UNASKED
         return Vitality.GARBLED if self.garbled else Vitality.SILENT
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket, after checking who listens there."""
-
-    def __init__(self, endpoint: str, bound: float, leader: int) -> None:
-        super().__init__("localhost", timeout=bound)
-        self._endpoint = endpoint
-        self._leader = leader
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._endpoint)
-        if self._leader and not belongs_to(here.peer_pid(self.sock), self._leader):
-            raise ConnectionRefusedError("another process listens on the socket")

@@ -571,6 +571,7 @@ class EngineHost:
             if self._handles.get(handle.engine_id) is not handle:
                 return
             del self._handles[handle.engine_id]
+        handle.folder.forget_slots()
         if self._folders.has_ended() and not self._closing:
             self._thread("engine-prune", self._folders.prune)
 

@@ -8,6 +8,7 @@ another network namespace, or the system has no such file).
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import socket
 import stat
@@ -102,3 +103,23 @@ def belongs_to(pid: int, leader: int) -> bool:
         return os.getpgid(pid) == leader
     except OSError:
         return False
+
+
+class EngineConnection(http.client.HTTPConnection):
+    """HTTP over an engine's unix socket; every read and write is bounded.
+
+    `connect` raises ConnectionRefusedError if another process than the engine (or a child of it) listens.
+    """
+
+    def __init__(self, endpoint: str, bound: float, leader: int) -> None:
+        """`bound`: seconds for each read and write; `leader`: the engine's process id, 0 to check none."""
+        super().__init__("localhost", timeout=bound)
+        self._endpoint = endpoint
+        self._leader = leader
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._endpoint)
+        if self._leader and not belongs_to(here.peer_pid(self.sock), self._leader):
+            raise ConnectionRefusedError("another process listens on the socket")

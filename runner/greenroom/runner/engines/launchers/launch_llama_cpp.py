@@ -318,6 +318,10 @@ class Arguments:
         library, params = self._library, self.params
         if name == "--host" and rest:
             params.hostnames = [rest.pop()]
+        elif name == "--slot-save-path" and rest:
+            self._set(name, "slot_save_path", rest.pop())
+            # Otherwise an idle slot may be copied to the memory for prompts, and emptied.
+            self._optional("cache_idle_slots", False)
         elif name in ("--rerank", "--reranking"):
             params.embedding = True
             params.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_RANK

@@ -62,6 +62,7 @@ HOMES = {
     "pykka": ("actors.kernel",),
     "sqlite3": ("actors.journal", "runner.http.responses.store", "runner.record.table"),
     "tenacity": ("actors.retry",),
+    "xxhash": ("runner.conversations",),
 }
 
 MAKERS = ("apply", "_apply", "initial")

@@ -1,0 +1,9 @@
+"""What engines have read, kept on the disk so that it need not be read again after they have ended.
+
+- `store`: the saved conversations of a data directory
+- `entry`: one of them, and how its metadata lies on the disk
+- `index`: which of them begins as a prompt does
+- `value`: which of them go first when there is no room
+- `budget`: how many bytes they may take, and how many may be written a day
+- `files`: their files: checksums, moving in, lending out
+"""

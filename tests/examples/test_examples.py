@@ -49,14 +49,16 @@ def test_a_script_remembers_what_it_did_the_last_time(tmp_path: Path) -> None:
         assert [record.type for record in reader.read()] == ["allowance_spent"] * 2
 
 
-def test_a_service_has_greenroom_under_a_prefix(home: Path) -> None:
+@pytest.mark.parametrize("program", ["service.py", "asgi_service.py"])
+def test_a_service_has_greenroom_under_a_prefix(home: Path, program: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     service = subprocess.Popen(
-        [sys.executable, "examples/service.py", str(port)],
+        [sys.executable, f"examples/{program}", str(port)],
         cwd=EXAMPLES.parent,
         env={**os.environ, "GREENROOM_HOME": str(home)},
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         assert get(f"http://127.0.0.1:{port}/my-models") == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,11 @@ from greenroom.actors.values import Engine, Model
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.aiohttp_adapter import ServerRunner
-from greenroom.runner.http.app import context_of, front_door
+from greenroom.runner.http.app import asgi, context_of, front_door
+from greenroom.runner.http.asgi_adapter import AsgiApplication
+from greenroom.runner.http.context import Context
 from greenroom.runner.testing import fake_backend, tiny_gguf
+from under_uvicorn import under_uvicorn
 from waiting import until_async
 
 
@@ -36,14 +40,24 @@ def make_gguf() -> Callable[[Path], Path]:
 class ServedGreenroom:
     """A front door that is open, what lies behind it, and a client before it."""
 
-    def __init__(self, greenroom: Greenroom, app: web.Application, base: str, root: str) -> None:
+    def __init__(
+        self, greenroom: Greenroom, app: web.Application | AsgiApplication, base: str, root: str
+    ) -> None:
         self.greenroom = greenroom
-        self.app = app
-        self.context = context_of(app)
+        self._app = app
         self.base = base
         """The front door's own root, with the prefix it is mounted under."""
         self.root = root
         self.session = aiohttp.ClientSession()
+
+    @property
+    def app(self) -> web.Application:
+        assert isinstance(self._app, web.Application)
+        return self._app
+
+    @property
+    def context(self) -> Context:
+        return context_of(self._app) if isinstance(self._app, web.Application) else self._app.held
 
     # asking
 
@@ -113,7 +127,15 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def open_server(prefix: str, short_path: Path, programs: Path) -> AsyncIterator[OpenGreenroom]:
+def adapter() -> str:
+    """What is behind the front door: `aiohttp` or `asgi`, of which uvicorn is the server."""
+    return os.environ.get("GREENROOM_TEST_ADAPTER", "aiohttp")
+
+
+@pytest.fixture
+async def open_server(
+    prefix: str, adapter: str, short_path: Path, programs: Path
+) -> AsyncIterator[OpenGreenroom]:
     """Makes one: `await open_server("--tokens", "3", max_wait=10.0)`; flags are the fake engine's."""
     stack = contextlib.AsyncExitStack()
     number = 0
@@ -140,6 +162,14 @@ async def open_server(prefix: str, short_path: Path, programs: Path) -> AsyncIte
         pulled = await greenroom.system.ask(Pull(reference=f"file:{file}"))
         model: Model = pulled.model
         await _tag(greenroom, model)
+        app: web.Application | AsgiApplication
+        if adapter == "asgi":
+            app = asgi(greenroom, **(door or {}))
+            address = await stack.enter_async_context(under_uvicorn(app, prefix))
+            server = ServedGreenroom(greenroom, app, f"http://{address}{prefix}", address)
+            async with server.get("/livez"):
+                """Now there is a context."""
+            return await _installed(server, stack)
         app = served = front_door(greenroom, **(door or {}))
         if prefix:
             served = web.Application()
@@ -152,14 +182,17 @@ async def open_server(prefix: str, short_path: Path, programs: Path) -> AsyncIte
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         address = "{}:{}".format(*runner.addresses[0])
-        server = ServedGreenroom(greenroom, app, f"http://{address}{prefix}", address)
-        stack.push_async_callback(server.session.close)
-        await until_async(lambda: any(s.state == "installed" for s in greenroom.statuses()))
-        return server
+        return await _installed(ServedGreenroom(greenroom, app, f"http://{address}{prefix}", address), stack)
 
     yield make
     # The Greenroom's stop waits for processes; the loop must go on meanwhile, as in the daemon.
     await asyncio.shield(stack.aclose())
+
+
+async def _installed(server: ServedGreenroom, stack: contextlib.AsyncExitStack) -> ServedGreenroom:
+    stack.push_async_callback(server.session.close)
+    await until_async(lambda: any(s.state == "installed" for s in server.greenroom.statuses()))
+    return server
 
 
 async def _tag(greenroom: Greenroom, model: Model) -> None:

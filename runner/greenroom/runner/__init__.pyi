@@ -12,6 +12,7 @@ from greenroom.runner.config import Settings as Settings
 from greenroom.runner.config import load as load
 from greenroom.runner.daemon import Greenroom as Greenroom
 from greenroom.runner.daemon_lock import HomeLocked as HomeLocked
+from greenroom.runner.http.app import asgi as asgi
 from greenroom.runner.http.app import front_door as front_door
 from greenroom.runner.http.server import BadBind as BadBind
 from greenroom.runner.http.server import PortTaken as PortTaken

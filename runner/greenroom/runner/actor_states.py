@@ -57,6 +57,11 @@ class ActorStates:
             raise NotRunning("this Greenroom is not running: start it, or use it as a context manager")
         return self._system
 
+    @property
+    def is_running(self) -> bool:
+        """It has been started, and not stopped since."""
+        return self._system is not None
+
     # models
 
     def models(self) -> tuple[Model, ...]:

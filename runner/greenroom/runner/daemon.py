@@ -47,6 +47,7 @@ from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
 from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Engine, EngineSpec, Installation
 from greenroom.runner.actor_states import ActorStates
+from greenroom.runner.attachments import Attachments
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backend_facts import facts_of
 from greenroom.runner.backends.base import Backend, Launch, Platform
@@ -133,6 +134,7 @@ class Greenroom(ActorStates, Startable):
         self._memory = MemoryReader()
         self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
         self._on_failure = on_failure
+        self.attachments = Attachments()
         self.address = ""
         """Where its front door listens, for the journal; empty in a program that listens nowhere."""
         self._pid = os.getpid()
@@ -327,6 +329,7 @@ class Greenroom(ActorStates, Startable):
         if system is None or os.getpid() != self._pid:
             return
         ending = StopDeadline(STOP_BOUND)
+        self.attachments.close()
         if system.failure is not None and keep_engines is None:
             keep_engines = self.settings.engine_grace
         if self._watch is not None:

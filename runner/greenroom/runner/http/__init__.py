@@ -3,6 +3,7 @@
 - `routes`: the table of all routes
 - `app`: what happens to every request, and the application
 - `port`: what handlers see of a request
+- `asgi_adapter`, `matching`: the same for servers of ASGI; which route a path means
 - `aiohttp_adapter`: the server behind it, whether clients are still connected, and what they send
 - `server`: the daemon's main loop: bind, start, wait, stop
 - `accepting`: clients are accepted while there are descriptors

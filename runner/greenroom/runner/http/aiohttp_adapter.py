@@ -35,6 +35,7 @@ from aiohttp.http_exceptions import (
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of
+from greenroom.runner.http.matching import tidied
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Handler, Request, Response, Route, Stream
 from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.row import LEFT, Note
@@ -86,7 +87,7 @@ def mount(
         info = request.match_info
         ours = _Request(request)
         if isinstance(info.http_exception, web.HTTPNotFound):
-            path = _tidied(request.rel_url.raw_path)
+            path = tidied(request.rel_url.raw_path)
             meant = request.clone(rel_url=request.rel_url.with_path(path, encoded=True))
             info = await app.router.resolve(meant)
             if not isinstance(info.http_exception, web.HTTPNotFound):
@@ -140,14 +141,6 @@ def watch(app: Application, begin: Callable[[object], None], end: Callable[[obje
             end(connection)
 
     app.middlewares.insert(0, watched)
-
-
-def _tidied(path: str) -> str:
-    """Without the slashes that a base URL and what a client appends to it have too many of together.
-
-    And without the prefix that Docker Desktop's clients put before all they ask for.
-    """
-    return f"/{'/'.join(part for part in path.split('/') if part)}".replace("/exp/vDD4.40/", "/", 1)
 
 
 async def _expected(request: web.Request) -> web.StreamResponse | None:

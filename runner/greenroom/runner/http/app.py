@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import re
 import time
 from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from urllib.parse import urlsplit
 
 from greenroom.actors.limits import NAME, escaped, is_line
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.aiohttp_adapter import Application, holder, mount
+from greenroom.runner.http.asgi_adapter import AsgiApplication, Door
 from greenroom.runner.http.bodies import invalid
 from greenroom.runner.http.context import Context, Stop
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of, refusal_of
 from greenroom.runner.http.errors import family_of_path as uncached_family
 from greenroom.runner.http.idempotency import KEY, IdempotentRequests
+from greenroom.runner.http.matching import RouteTable
 from greenroom.runner.http.port import REQUEST_ID, AnyResponse, Request, Response
 from greenroom.runner.http.routes import all_routes
 from greenroom.runner.models.references import shown
@@ -69,6 +73,57 @@ def front_door(
         closing=context.clients.dismiss,
         close=context.close,
     )
+
+
+def asgi(
+    greenroom: Greenroom,
+    *,
+    allowed_hosts: Collection[str] = (),
+    allowed_origins: Collection[str] = (),
+    stop: Stop | None = None,
+) -> AsgiApplication:
+    """An ASGI application that serves a `Greenroom`: alone under any server, or mounted under any prefix.
+
+    Served alone, its lifespan starts the Greenroom and stops it at the end, unless it runs already: then its
+    owner stops it. Frameworks do not pass the lifespan on to what is mounted: give them the application's
+    own, such as `FastAPI(lifespan=door.lifespan)`, or start the Greenroom yourself. It serves one event loop
+    at a time. Until the Greenroom runs, requests are answered 503.
+
+    Args:
+        greenroom: the runner.
+        allowed_hosts: values of `Host`, without port, that are accepted beside the loopback names; `*` is
+            any.
+        allowed_origins: origins of web pages that may call, beside pages served from this machine; `*` is
+            any.
+        stop: called by `POST /daemon/stop`.
+    """
+    guard = _Guard(allowed_hosts, allowed_origins)
+
+    def open_door() -> Door:
+        if not greenroom.is_running:
+            raise HttpRefusal(
+                503,
+                "not_running",
+                "Greenroom is not running in this program.",
+                advice="Serve the application with its lifespan, or start the Greenroom first.",
+            )
+        context = Context(greenroom, stop)
+        door = Door(
+            RouteTable(all_routes(context)),
+            _FrontDoor(context, guard).serve,
+            held=context,
+            closing=context.clients.dismiss,
+            empty=context.clients.empty,
+            close=context.close,
+            forget=greenroom.attachments.remove,
+        )
+        greenroom.attachments.add(door)
+        return door
+
+    def runs() -> AbstractAsyncContextManager[object]:
+        return contextlib.nullcontext() if greenroom.is_running else greenroom
+
+    return AsgiApplication(open_door, runs)
 
 
 def context_of(app: Application) -> Context:

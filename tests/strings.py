@@ -25,7 +25,7 @@ _TELLING = frozenset(
     {
         "Problem",
         "GreenroomError",
-        "DaemonUnavailable",
+        "NotAvailable",
         "Refusal",
         "NotInstalled",
         "refuse",

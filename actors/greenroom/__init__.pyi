@@ -5,6 +5,10 @@ from greenroom.actors.kernel.errors import KernelError as KernelError
 from greenroom.actors.kernel.errors import Refusal as Refusal
 from greenroom.actors.kernel.errors import Refused as Refused
 from greenroom.actors.kernel.system import ActorSystem as ActorSystem
+from greenroom.runner.client.async_client import AsyncClient as AsyncClient
+from greenroom.runner.client.client import Client as Client
+from greenroom.runner.client.client import connect as connect
+from greenroom.runner.client.errors import GreenroomError as GreenroomError
 from greenroom.runner.config import Settings as Settings
 from greenroom.runner.config import load as load
 from greenroom.runner.daemon import Greenroom as Greenroom

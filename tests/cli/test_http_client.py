@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from greenroom.runner.client.daemons import Stranger, probe
-from greenroom.runner.client.http_client import BrokenOff, DaemonRequest, NobodyThere, NotHttp
+from greenroom.runner.client.http_client import DaemonRequest, NobodyThere
+from greenroom.runner.client.wire import BrokenOff, NotHttp
 
 Speak = Callable[[bytes], str]
 

@@ -37,7 +37,7 @@ RESTORE = ("pinned", "all", "never")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class BadSetting(Exception):
+class BadSetting(ValueError):
     """A setting cannot be used; the text names the file or variable, the key, and a valid value."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -80,6 +80,9 @@ from greenroom.runner.settings_text import in_force
 from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.systems.processes import boot_id
 
+if TYPE_CHECKING:
+    from greenroom.runner import Client
+
 _log = logging.getLogger(__name__)
 
 _LOOK_BOUND = 120.0
@@ -147,6 +150,28 @@ class Greenroom(ActorStates, Startable):
         self.life = ""
         """Names the time from one start to its stop, among all of this data directory."""
         self._secret = b""
+
+    # for programs that ask rather than wire
+
+    @classmethod
+    def open(cls, home: str | os.PathLike[str] | None = None, **settings: Any) -> Client:
+        """A client of a Greenroom inside this program: `with Greenroom.open() as client`.
+
+        It starts when it is entered or asked first, and stops when its last client is closed: the same data
+        directory opened again in this process is the same Greenroom. `home` is by default the command line's;
+        `~` is expanded, a relative path resolved now. `settings` are those of config.toml and precede it:
+        `install_policy="auto"`. Raises TypeError for an unknown setting, ValueError for a wrong value.
+        """
+        # A client is made of a front door, which is made of this: only the public names know both.
+        from greenroom.runner import Client
+
+        return Client.opened(home, settings)
+
+    def client(self) -> Client:
+        """A client of this Greenroom, which starts it if it does not run; then it stops it too."""
+        from greenroom.runner import Client
+
+        return Client.inside(self)
 
     # life
 

@@ -19,7 +19,8 @@ from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.client.daemons import ensure_daemon, is_on_this_machine
 from greenroom.runner.client.errors import GreenroomError
-from greenroom.runner.client.http_client import SOCKET, HttpClient, path_of
+from greenroom.runner.client.http_client import HttpClient, path_of
+from greenroom.runner.client.wire import SOCKET
 from greenroom.runner.config import Settings
 
 _WORDS = "the river runs past old stone houses where people sit and talk about weather and bread".split()

@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from greenroom.runner import exit_codes
-from greenroom.runner.client.errors import DaemonUnavailable, RequestRefused, Unreachable
-from greenroom.runner.client.http_client import (
-    BrokenOff,
-    DaemonRequest,
-    HttpClient,
-    NobodyThere,
-    NotHttp,
-    NotTrusted,
-)
+from greenroom.runner.client.errors import NotAvailable, RequestRefused, Unreachable
+from greenroom.runner.client.http_client import DaemonRequest, HttpClient, NobodyThere, NotTrusted
+from greenroom.runner.client.wire import BrokenOff, NotHttp
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import DaemonHolder, holder_of
 from greenroom.runner.home import HomeUnusable, prepare_home
@@ -71,7 +65,7 @@ class Stranger:
     """True for one that has accepted the connection and says nothing, as a daemon does while it starts."""
 
 
-class Unresponsive(DaemonUnavailable):
+class Unresponsive(NotAvailable):
     """Our daemon is there and says nothing: it has only just been started, or it is stuck."""
 
     def __init__(self, holder: DaemonHolder) -> None:
@@ -88,7 +82,7 @@ class Unresponsive(DaemonUnavailable):
         self.holder = holder
 
 
-class InsideAnother(DaemonUnavailable):
+class InsideAnother(NotAvailable):
     """The data directory is in use by a program that has Greenroom inside it and listens nowhere we know."""
 
     def __init__(self, settings: Settings, holder: DaemonHolder) -> None:
@@ -101,7 +95,7 @@ class InsideAnother(DaemonUnavailable):
         )
 
 
-class Unproven(DaemonUnavailable):
+class Unproven(NotAvailable):
     """A daemon claims to serve our data directory but does not know its secret."""
 
     def __init__(self, settings: Settings, daemon: Daemon) -> None:
@@ -166,7 +160,7 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
     Raises:
         Unresponsive: it has the address, or the data directory, and does not answer.
         InsideAnother: the data directory is another program's.
-        DaemonUnavailable: another program answers at its address.
+        NotAvailable: another program answers at its address.
     """
     addresses = [settings.url]
     if not settings.host and (noted := noted_url(settings.home)) is not None and noted not in addresses:
@@ -216,7 +210,7 @@ def note(home: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def taken(settings: Settings, found: Daemon | Stranger) -> DaemonUnavailable:
+def taken(settings: Settings, found: Daemon | Stranger) -> NotAvailable:
     """The daemon's address belongs to another program."""
     where = urlsplit(found.url).netloc
     if isinstance(found, Daemon) and found.home == str(settings.home) and not settings.instance:
@@ -230,7 +224,7 @@ def taken(settings: Settings, found: Daemon | Stranger) -> DaemonUnavailable:
             )
         else:
             advice += ", or use another port for this data directory: GREENROOM_PORT=12401."
-        return DaemonUnavailable(
+        return NotAvailable(
             f"The Greenroom daemon at {where} (process {found.pid}) uses another data directory: "
             f"{found.home or 'unknown'}, not {settings.home}.",
             advice,
@@ -239,9 +233,9 @@ def taken(settings: Settings, found: Daemon | Stranger) -> DaemonUnavailable:
         )
     if found.advice:
         said = f"{found.url} is answered by {found.description}."
-        return DaemonUnavailable(said, found.advice, code="address_taken", kind="conflict")
+        return NotAvailable(said, found.advice, code="address_taken", kind="conflict")
     holder = listener_at(found.url)
-    return DaemonUnavailable(
+    return NotAvailable(
         f"Port in use: {found.description} answers at {where} instead of Greenroom"
         f"{f' ({holder})' if holder else ''}.",
         "Set GREENROOM_HOST to the right address."
@@ -291,22 +285,22 @@ def listener_at(url: str) -> str:
 
 
 def client_for(settings: Settings) -> HttpClient:
-    """A client of the daemon these settings mean. Raises DaemonUnavailable when there is none."""
+    """A client of the daemon these settings mean. Raises NotAvailable when there is none."""
     daemon = find(settings)
     if daemon is None:
         raise not_running(settings)
     return daemon.client()
 
 
-def not_running(settings: Settings) -> DaemonUnavailable:
+def not_running(settings: Settings) -> NotAvailable:
     """The daemon is not running."""
     if settings.host:
-        return DaemonUnavailable(
+        return NotAvailable(
             f"No Greenroom daemon answers at {settings.host}.",
             "Start it there, or unset GREENROOM_HOST to use one on this machine.",
             code="not_running",
         )
-    return DaemonUnavailable(
+    return NotAvailable(
         f"Greenroom is not running (nothing answers at {settings.url}).",
         "Start it: greenroom serve. `greenroom run` starts it automatically.",
         code="not_running",
@@ -357,7 +351,7 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> HttpClient:
         say: called once if it has to be started.
 
     Raises:
-        DaemonUnavailable: another program has its address, or it could not be started.
+        NotAvailable: another program has its address, or it could not be started.
     """
     try:
         daemon = find(settings)
@@ -381,9 +375,9 @@ def log_of(home: Path) -> Path:
     return home / "daemon.log"
 
 
-def unusable(error: HomeUnusable) -> DaemonUnavailable:
+def unusable(error: HomeUnusable) -> NotAvailable:
     """The data directory cannot be used."""
-    return DaemonUnavailable(error.sentence, error.advice, code="home_unusable")
+    return NotAvailable(error.sentence, error.advice, code="home_unusable")
 
 
 def await_answer(settings: Settings) -> Daemon | None:
@@ -418,7 +412,7 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
                 daemon = find(settings)
                 if daemon is not None:
                     return daemon
-            except DaemonUnavailable as problem:
+            except NotAvailable as problem:
                 # So does another program, for a moment, after it has stopped the Greenroom inside it.
                 if isinstance(problem, InsideAnother) and time.monotonic() - began_at > _PORT_PATIENCE:
                     raise
@@ -436,7 +430,7 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
             time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
         if process.poll() is None:
             process.terminate()
-            raise DaemonUnavailable(
+            raise NotAvailable(
                 f"The Greenroom daemon (process {process.pid}) started but did not answer within "
                 f"{_START_SECONDS:g}s, so it was stopped.",
                 f"Its log: {log_of(settings.home)}",
@@ -444,7 +438,7 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
                 detail=_log_since(settings.home, began),
             )
     pid = note(settings.home).get("pid")
-    raise DaemonUnavailable(
+    raise NotAvailable(
         f"Another daemon{f' (process {pid})' if pid else ''} uses {settings.home} but does not answer.",
         f"Stop it{f': kill {pid}' if pid else ''}, then try again. Its log: {log_of(settings.home)}",
         code="home_in_use",
@@ -496,11 +490,11 @@ def _wait_until_ready(client: HttpClient) -> None:
         time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
 
 
-def _failed(settings: Settings, code: int, began: int) -> DaemonUnavailable:
+def _failed(settings: Settings, code: int, began: int) -> NotAvailable:
     said = _log_since(settings.home, began)
     reason = next((line for line in reversed(said.splitlines()) if line.startswith("Error: ")), "")
     reason = reason.removeprefix("Error: ").strip()
-    return DaemonUnavailable(
+    return NotAvailable(
         f"The Greenroom daemon could not be started: {reason or f'it exited with code {code}.'}",
         f"Its log: {log_of(settings.home)}",
         code=exit_codes.error_code_of(code),

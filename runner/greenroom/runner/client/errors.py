@@ -20,6 +20,8 @@ _KINDS = {
     503: "unavailable",
     507: "exhausted",
 }
+IN_PROCESS = "unix:"
+"""The address of a Greenroom in this very process."""
 _NO_NUMBERS = ("retry_after", "status")
 
 
@@ -80,7 +82,7 @@ class RequestRefused(GreenroomError):
         super().__init__(
             message,
             advice,
-            code=str(fields.get("code") or "failed"),
+            code=str(fields.get("code") or ""),
             kind=cast("ErrorKind", _KINDS.get(status, "invalid" if status < 500 else "internal")),
             numbers=numbers,
             retry_after=float(fields.get("retry_after") or 0.0),
@@ -93,12 +95,16 @@ class Unreachable(GreenroomError):
     """Nothing answers at the address any more, or the connection broke off."""
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            f"The Greenroom daemon at {url} {reason}.", "See its log: greenroom logs", code="not_running"
-        )
+        if url == IN_PROCESS:
+            super().__init__(f"Greenroom {reason}.", code="not_running")
+        else:
+            advice = "See its log: greenroom logs"
+            super().__init__(f"The Greenroom daemon at {url} {reason}.", advice, code="not_running")
 
 
-class DaemonUnavailable(GreenroomError):
-    """There is no daemon to talk to: it does not run or does not answer, its data directory is another
-    program's, another program has its address, or it could not be started. `code` says which.
+class NotAvailable(GreenroomError):
+    """There is no Greenroom to ask. `code` says why:
+
+    `not_running`, `not_answering`, `not_started` (it was, and failed), `home_in_use` (another program has the
+    data directory), `home_unusable`, `address_taken`, `journal_unusable`, `forked`, `closed`.
     """

@@ -5,35 +5,36 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from greenroom.runner.client.errors import RequestRefused, Unreachable
+from greenroom.runner.client.wire import (
+    PIECE,
+    SOCKET,
+    AnswerReader,
+    BrokenOff,
+    NotHttp,
+    Reading,
+    request_bytes,
+)
 from greenroom.runner.proof import CHALLENGE, address_of, is_proof, make_challenge
 
-SOCKET = "unix:"
-"""Before the path of a socket, as the address of a server that listens there."""
-_LINE_LIMIT = 65_536
-_HEADER_LIMIT = 100
-_PROOF_WITHIN = 10.0
-_PROOF_LIMIT = 65_536
+T = TypeVar("T")
+
+PROOF_WITHIN = 10.0
+"""Seconds for the proof."""
+PROOF_LIMIT = 65_536
+"""Bytes of the proof."""
 
 
 class NobodyThere(Exception):
     """No connection could be made."""
 
 
-class NotHttp(Exception):
-    """The server does not speak HTTP."""
-
-
 class NotTrusted(Exception):
     """The server does not speak TLS, or its certificate is not trusted; the text says which."""
-
-
-class BrokenOff(Exception):
-    """The connection ended before the answer did."""
 
 
 class NotProven(Exception):
@@ -57,34 +58,28 @@ class DaemonRequest:
         content: Iterable[bytes] = (),
         timeout: float | None = None,
         secret: bytes = b"",
+        connection: socket.socket | None = None,
     ) -> None:
         """Send the request and wait for the answer's head.
 
         `content` is a body in pieces, whose `Content-Length` is among the headers.
         `timeout` is how many seconds of silence are borne, while connecting too; None bears any.
+        `connection` is used in place of one to `url`.
         With a `secret`, the server must first prove on this connection that it knows it; otherwise nothing of
         the request is sent.
         Raises NobodyThere, NotTrusted, NotHttp, BrokenOff, NotProven, and TimeoutError if the server sends
         nothing.
         """
-        self.status = 0
-        self.reason = ""
-        self.headers: Mapping[str, str] = {}
-        """By lower-case name."""
-        self._left: int | None = None
-        """Bytes of the body, or of its current chunk, that are still to come; None means until the end."""
-        self._chunked = False
-        self._over = False
-        self._socket = _connect(url, timeout)
-        self._reader = self._socket.makefile("rb")
+        self._answer = AnswerReader()
+        self._socket = connect_to(url, timeout) if connection is None else connection
         try:
             try:
                 if secret:
                     self._demand_proof(url, secret, timeout)
-                self._socket.sendall(_request(url, method, path, headers, body))
+                self._socket.settimeout(timeout)
+                self._socket.sendall(request_bytes(url, method, path, headers, body))
                 self._send(content)
-                self._read_head()
-                self._over = self._over or method == "HEAD"
+                self._run(self._answer.head(method))
             except ConnectionError as error:
                 raise BrokenOff(_reason(error)) from error
         except BaseException:
@@ -98,19 +93,10 @@ class DaemonRequest:
 
     def _demand_proof(self, url: str, secret: bytes, timeout: float | None) -> None:
         challenge = make_challenge()
-        self._socket.settimeout(min(timeout or _PROOF_WITHIN, _PROOF_WITHIN))
-        headers = {"Accept": "application/json", CHALLENGE: challenge, "Connection": "keep-alive"}
-        self._socket.sendall(_request(url, "GET", "/livez", headers, None))
-        self._read_head()
-        try:
-            fields = json.loads(self.read(_PROOF_LIMIT))
-        except ValueError:
-            fields = None
-        answer = fields.get("proof") if isinstance(fields, dict) else None
-        if not is_proof(answer, secret, challenge, self.peer):
-            raise NotProven
-        self._socket.settimeout(timeout)
-        self._left, self._chunked, self._over = None, False, False
+        self._socket.settimeout(min(timeout or PROOF_WITHIN, PROOF_WITHIN))
+        self._socket.sendall(proof_request(url, challenge))
+        self._run(self._answer.head("GET"))
+        check_proof(self.read(PROOF_LIMIT), secret, challenge, self.peer)
 
     def _send(self, content: Iterable[bytes]) -> None:
         try:
@@ -122,90 +108,58 @@ class DaemonRequest:
 
     def close(self) -> None:
         """End the connection. Idempotent."""
-        self._reader.close()
         self._socket.close()
+
+    @property
+    def status(self) -> int:
+        return self._answer.status
+
+    @property
+    def reason(self) -> str:
+        return self._answer.reason
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By lower-case name."""
+        return self._answer.headers
 
     def readline(self) -> bytes:
         """The next line with its end; what is left at the end of the body; empty after that."""
-        found: list[bytes] = []
-        while self._is_more():
-            part = self._reader.readline(-1 if self._left is None else self._left)
-            self._account(part)
-            found.append(part)
-            if part.endswith(b"\n"):
-                break
-        return b"".join(found)
+        return self._run(self._answer.line())
 
     def read(self, limit: int = 2**28) -> bytes:
         """The rest of the body, or its beginning when that is longer than the limit."""
-        found: list[bytes] = []
-        while limit > 0 and self._is_more():
-            part = self._reader.read(limit if self._left is None else min(limit, self._left))
-            self._account(part)
-            limit -= len(part)
-            found.append(part)
-        return b"".join(found)
+        return self._run(self._answer.rest(limit))
 
-    def _account(self, part: bytes) -> None:
-        if not part:
-            if self._left is not None:
-                raise BrokenOff("the connection was closed")
-            self._over = True
-        elif self._left is not None:
-            self._left -= len(part)
-            if self._left == 0 and not self._chunked:
-                self._over = True
-
-    def _is_more(self) -> bool:
-        """Whether the body goes on; in a chunked one, go on to the next chunk when this one is used up."""
-        if self._over or not self._chunked or self._left:
-            return not self._over
-        if self._left == 0:
-            self._line()
-        size = self._line().partition(b";")[0].strip()
+    def _run(self, reading: Reading[T]) -> T:
         try:
-            self._left = int(size, 16)
-        except ValueError:
-            raise BrokenOff("a chunk has no size") from None
-        self._over = self._left == 0
-        return not self._over
-
-    def _read_head(self) -> None:
-        while True:
-            version, _, rest = self._line(NotHttp).decode("latin-1").partition(" ")
-            code, _, self.reason = rest.partition(" ")
-            if not version.startswith("HTTP/1.") or not code.isdigit():
-                raise NotHttp(f"it says {version[:40]!r}")
-            self.status = int(code)
-            self.headers = self._headers()
-            if self.status != 100:
-                break
-        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
-        length = self.headers.get("content-length", "")
-        if not self._chunked and length.isdigit():
-            self._left = int(length)
-        self._over = self.status in (204, 304) or (self._left == 0 and not self._chunked)
-
-    def _headers(self) -> Mapping[str, str]:
-        headers: dict[str, str] = {}
-        for _ in range(_HEADER_LIMIT):
-            line = self._line().decode("latin-1")
-            if not line:
-                return headers
-            name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        raise NotHttp("its headers never end")
-
-    def _line(self, otherwise: type[Exception] = BrokenOff) -> bytes:
-        line = self._reader.readline(_LINE_LIMIT)
-        if not line:
-            raise BrokenOff("the connection was closed")
-        if not line.endswith(b"\n"):
-            raise otherwise("a line never ends")
-        return line.rstrip(b"\r\n")
+            next(reading)
+            while True:
+                reading.send(self._socket.recv(PIECE))
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
-def _connect(url: str, timeout: float | None) -> socket.socket:
+def proof_request(url: str, challenge: str) -> bytes:
+    """Asks the server at `url` to prove that it knows the secret of our data directory."""
+    headers = {"Accept": "application/json", CHALLENGE: challenge, "Connection": "keep-alive"}
+    return request_bytes(url, "GET", "/livez", headers)
+
+
+def check_proof(content: bytes, secret: bytes, challenge: str, peer: str) -> None:
+    """Raise NotProven unless the answer to `proof_request` proves it, for a server reached at `peer`."""
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        fields = None
+    answer = fields.get("proof") if isinstance(fields, dict) else None
+    if not is_proof(answer, secret, challenge, peer):
+        raise NotProven
+
+
+def connect_to(url: str, timeout: float | None) -> socket.socket:
+    """Connect to the server at `url`. Raises NobodyThere, NotTrusted, TimeoutError."""
     if url.startswith(SOCKET):
         return _connect_locally(url.removeprefix(SOCKET), timeout)
     parts = urlsplit(url)
@@ -244,17 +198,6 @@ def _connect_locally(path: str, timeout: float | None) -> socket.socket:
     return connection
 
 
-def _request(url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
-    parts = urlsplit(url)
-    below, host = ("", "localhost") if url.startswith(SOCKET) else (parts.path.rstrip("/"), parts.netloc)
-    lines = [f"{method} {below}{path} HTTP/1.1", f"Host: {host}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    lines += ["", ""] if "Connection" in headers else ["Connection: close", "", ""]
-    return "\r\n".join(lines).encode("latin-1", "replace") + (body or b"")
-
-
 def _reason(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
@@ -279,7 +222,7 @@ class DaemonResponse:
             try:
                 line = self._exchange.readline()
             except (BrokenOff, OSError) as error:
-                raise Unreachable(self._url, _broken(error)) from error
+                raise Unreachable(self._url, broken(error)) from error
             if not line:
                 return
             yield line.decode("utf-8", "replace").rstrip("\r\n")
@@ -306,10 +249,16 @@ class DaemonResponse:
 class HttpClient:
     """One daemon's address. Each request has a connection of its own, so threads may share a client."""
 
-    def __init__(self, url: str, secret: bytes = b"") -> None:
-        """With the secret of a data directory, only the daemon that knows it is ever sent anything."""
+    def __init__(
+        self, url: str, secret: bytes = b"", dial: Callable[[], socket.socket] | None = None
+    ) -> None:
+        """With the secret of a data directory, only the daemon that knows it is ever sent anything.
+
+        `dial` makes the connections, instead of one to `url` each.
+        """
         self.url = url
-        self._secret = secret
+        self.secret = secret
+        self.dial = dial
 
     def get(self, path: str, *, timeout: float | None = _TIMEOUT) -> Any:
         """The JSON at a path. Raises RequestRefused or Unreachable."""
@@ -353,11 +302,7 @@ class HttpClient:
             RequestRefused: the status is none of 2xx.
             Unreachable: the daemon does not answer, or the connection broke off.
         """
-        sent = {"Accept": accept, "User-Agent": "greenroom-cli", **(headers or {})}
-        payload = None
-        if body is not None:
-            payload = json.dumps(body).encode()
-            sent["Content-Type"] = "application/json"
+        sent, payload = prepared(body, accept, headers)
         try:
             exchange = DaemonRequest(
                 self.url,
@@ -367,20 +312,15 @@ class HttpClient:
                 body=payload,
                 content=content,
                 timeout=timeout,
-                secret=self._secret,
+                secret=self.secret,
+                connection=self.dial() if self.dial is not None else None,
             )
-        except NotProven as error:
-            raise Unreachable(
-                self.url, "is gone and another program answers there; nothing was sent"
-            ) from error
-        except TimeoutError as error:
-            raise Unreachable(self.url, f"did not answer {method} {path} within {timeout:g}s") from error
-        except (NobodyThere, NotTrusted, NotHttp, BrokenOff, OSError) as error:
-            raise Unreachable(self.url, f"does not answer ({error})") from error
+        except (NobodyThere, NotTrusted, NotHttp, NotProven, BrokenOff, OSError) as error:
+            raise unreachable(self.url, error, f"{method} {path}", timeout) from error
         with contextlib.closing(exchange):
             answer = DaemonResponse(self.url, exchange)
             if not 200 <= exchange.status < 300:
-                raise _refused(exchange, answer.read())
+                raise refused(exchange.status, exchange.reason, answer.read())
             yield answer
 
     def _json(self, path: str, answer: DaemonResponse) -> Any:
@@ -393,7 +333,8 @@ class HttpClient:
             raise Unreachable(self.url, f"answered {path} with something that is not JSON") from error
 
 
-def _broken(error: Exception) -> str:
+def broken(error: Exception) -> str:
+    """That the answer was not whole, in words."""
     return f"closed the connection in the middle of its answer ({error})"
 
 
@@ -402,8 +343,27 @@ def path_of(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="/:@") for part in parts)
 
 
-def _refused(exchange: DaemonRequest, content: bytes) -> RequestRefused:
-    status = exchange.status
+def prepared(
+    body: Any, accept: str, headers: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], bytes | None]:
+    """The headers of a request, and its body as bytes."""
+    sent = {"Accept": accept, "User-Agent": "greenroom-cli", **(headers or {})}
+    if body is None:
+        return sent, None
+    return {**sent, "Content-Type": "application/json"}, json.dumps(body).encode()
+
+
+def unreachable(url: str, error: Exception, request: str, timeout: float | None) -> Unreachable:
+    """Why a request was not answered, from what connecting or reading has raised."""
+    if isinstance(error, NotProven):
+        return Unreachable(url, "is gone and another program answers there; nothing was sent")
+    if isinstance(error, TimeoutError):
+        return Unreachable(url, f"did not answer {request} within {timeout or PROOF_WITHIN:g}s")
+    return Unreachable(url, f"does not answer ({error})")
+
+
+def refused(status: int, reason: str, content: bytes) -> RequestRefused:
+    """What an answer with another status than 2xx says."""
     text = content.decode("utf-8", "replace").strip()
     try:
         fields = json.loads(text)["error"]
@@ -413,4 +373,4 @@ def _refused(exchange: DaemonRequest, content: bytes) -> RequestRefused:
         return RequestRefused(status, fields, message, str(fields.get("advice") or ""))
     except (ValueError, TypeError, KeyError):
         # The verbs under /engines and /models answer in plain text, as the contract has it.
-        return RequestRefused(status, {}, text or f"The daemon answered {status} {exchange.reason}.")
+        return RequestRefused(status, {}, text or f"The daemon answered {status} {reason}.")

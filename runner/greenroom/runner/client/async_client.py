@@ -1,0 +1,333 @@
+"""The client for asyncio: the same calls, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
+
+from greenroom.actors.kernel.system import start_in_thread, stop_in_thread
+from greenroom.runner.client import async_http, calls
+from greenroom.runner.client.access import Access
+from greenroom.runner.client.calls import (
+    Call,
+    ChatOptions,
+    Message,
+    ModelSettings,
+    OnProgress,
+    TextCall,
+    TextOptions,
+)
+from greenroom.runner.client.engine_slot import EngineSlot, Mode
+from greenroom.runner.client.errors import Unreachable
+from greenroom.runner.client.http_client import HttpClient
+from greenroom.runner.client.results import (
+    InstalledBackend,
+    JobProgress,
+    RunningEngine,
+    StoredModel,
+    TextResult,
+    UnloadResult,
+    WhyResult,
+)
+
+if TYPE_CHECKING:
+    from greenroom.runner.client.client import Client
+    from greenroom.runner.daemon import Greenroom
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+class AsyncStepStream(AsyncIterator[S], Generic[S, R]):
+    """The steps of one call, in the order in which they come.
+
+    The request is sent with the first step that is asked for. `aclose`, leaving an `async with` block, or a
+    cancelled task ends it. Iterating raises GreenroomError.
+    """
+
+    def __init__(self, access: Access, call: Call[S, R]) -> None:
+        self._call = call
+        self._steps = _steps(access, call)
+
+    async def __anext__(self) -> S:
+        return await anext(self._steps)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the request. Idempotent."""
+        await self._steps.aclose()
+
+    async def result(self) -> R:
+        """Take the steps that are left, and return what came of it all. Raises GreenroomError."""
+        async for _ in self._steps:
+            pass
+        return self._call.finish()
+
+
+class AsyncTextStream(AsyncStepStream[str, TextResult]):
+    """A text as the model writes it, piece by piece. Reasoning is not among the pieces."""
+
+    def __init__(self, access: Access, call: TextCall) -> None:
+        super().__init__(access, call)
+        self._text = call
+
+    @property
+    def so_far(self) -> TextResult:
+        """What has come until now, with the reasoning."""
+        return self._text.so_far()
+
+
+class AsyncProgressStream(AsyncStepStream[JobProgress, R]):
+    """How far a job is, step by step."""
+
+
+async def _steps(access: Access, call: Call[S, R]) -> AsyncGenerator[S]:
+    try:
+        async with contextlib.aclosing(async_http.steps(await _opened(access), call)) as steps:
+            async for step in steps:
+                yield step
+    except Unreachable:
+        access.lost()
+        raise
+
+
+async def _opened(access: Access) -> HttpClient:
+    opened = access.opened
+    return await asyncio.to_thread(access.http) if opened is None else opened
+
+
+class AsyncClient:
+    """Asks a Greenroom, in asyncio: `async with greenroom.connect() as client`.
+
+    Its methods are those of `Client`, whose docstrings say what the arguments are: here they are awaited, and
+    with `stream=True` they return asynchronous iterators. Nothing blocks the event loop. Cancelling a task
+    ends its request. Any number of tasks may use it; each call has a connection of its own.
+    """
+
+    def __init__(self, client: Client, access: Access) -> None:
+        self._client = client
+        self._access = access
+
+    # life
+
+    async def __aenter__(self) -> Self:
+        await start_in_thread(self._open, self._client.close)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _open(self) -> None:
+        self._access.http()
+
+    async def aclose(self) -> None:
+        """End it, as `Client.close` does."""
+        await stop_in_thread(self._client.close)
+
+    @property
+    def runner(self) -> Greenroom | None:
+        """The `Greenroom` inside this program, with its actors and states; None for a daemon."""
+        return self._access.runner
+
+    # models
+
+    async def models(self) -> list[StoredModel]:
+        """The models in the store."""
+        return await self._do(calls.models())
+
+    @overload
+    def pull(
+        self,
+        model: str,
+        *,
+        stream: Literal[False] = False,
+        progress: OnProgress | None = None,
+        force: bool = False,
+        token: str = "",
+    ) -> Coroutine[Any, Any, StoredModel]: ...
+    @overload
+    def pull(
+        self, model: str, *, stream: Literal[True], force: bool = False, token: str = ""
+    ) -> AsyncProgressStream[str]: ...
+    def pull(
+        self,
+        model: str,
+        *,
+        stream: bool = False,
+        progress: OnProgress | None = None,
+        force: bool = False,
+        token: str = "",
+    ) -> Coroutine[Any, Any, StoredModel] | AsyncProgressStream[str]:
+        """Have a model in the store. `progress` is called on the event loop."""
+        call = calls.pull(model, progress, force=force, token=token)
+        return AsyncProgressStream(self._access, call) if stream else self._pulled(model, call)
+
+    async def _pulled(self, model: str, call: Call[JobProgress, str]) -> StoredModel:
+        await self._do(call)
+        return await self._do(calls.model(model))
+
+    # texts
+
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: str | Sequence[Message],
+        *,
+        stream: Literal[False] = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Coroutine[Any, Any, TextResult]: ...
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: str | Sequence[Message],
+        *,
+        stream: Literal[True],
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncTextStream: ...
+    def chat(
+        self,
+        model: str,
+        messages: str | Sequence[Message],
+        *,
+        stream: bool = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Coroutine[Any, Any, TextResult] | AsyncTextStream:
+        """Answer a chat: `await` it, or with `stream=True` iterate over it with `async for`."""
+        call = calls.chat(model, messages, backend, progress, options)
+        return AsyncTextStream(self._access, call) if stream else self._do(call)
+
+    @overload
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[TextOptions],
+    ) -> Coroutine[Any, Any, TextResult]: ...
+    @overload
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[TextOptions],
+    ) -> AsyncTextStream: ...
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: bool = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[TextOptions],
+    ) -> Coroutine[Any, Any, TextResult] | AsyncTextStream:
+        """Continue a text, without the model's chat template."""
+        call = calls.complete(model, prompt, backend, progress, options)
+        return AsyncTextStream(self._access, call) if stream else self._do(call)
+
+    @overload
+    async def embed(
+        self, model: str, text: str, *, dimensions: int | None = None, backend: str = ""
+    ) -> list[float]: ...
+    @overload
+    async def embed(
+        self,
+        model: str,
+        text: list[str] | tuple[str, ...],
+        *,
+        dimensions: int | None = None,
+        backend: str = "",
+    ) -> list[list[float]]: ...
+    async def embed(
+        self, model: str, text: str | Sequence[str], *, dimensions: int | None = None, backend: str = ""
+    ) -> list[float] | list[list[float]]:
+        """The embedding of a text, or those of several (2,048 at most) in their order."""
+        found = await self._do(calls.embed(model, text, backend, dimensions))
+        return found[0] if isinstance(text, str) else found
+
+    # backends and engines
+
+    @overload
+    def install(
+        self,
+        backend: str,
+        *,
+        stream: Literal[False] = False,
+        progress: OnProgress | None = None,
+        version: str = "",
+        variant: str = "",
+    ) -> Coroutine[Any, Any, InstalledBackend]: ...
+    @overload
+    def install(
+        self, backend: str, *, stream: Literal[True], version: str = "", variant: str = ""
+    ) -> AsyncProgressStream[InstalledBackend]: ...
+    def install(
+        self,
+        backend: str,
+        *,
+        stream: bool = False,
+        progress: OnProgress | None = None,
+        version: str = "",
+        variant: str = "",
+    ) -> Coroutine[Any, Any, InstalledBackend] | AsyncProgressStream[InstalledBackend]:
+        """Have a backend installed. `progress` is called on the event loop."""
+        call = calls.install(backend, progress, version=version, variant=variant)
+        return AsyncProgressStream(self._access, call) if stream else self._do(call)
+
+    async def ps(self) -> list[RunningEngine]:
+        """The engines that run."""
+        return await self._do(calls.ps())
+
+    async def unload(self, *models: str, force: bool = False) -> UnloadResult:
+        """Unload these models, or without any all that are idle."""
+        return await self._do(calls.unload(models, force=force))
+
+    async def configure(self, model: str, **settings: Unpack[ModelSettings]) -> None:
+        """Change how a model is loaded from now on."""
+        await self._do(calls.configure(model, settings))
+
+    async def why(self, name: str) -> WhyResult:
+        """Why a model, a backend, an engine or a request is as it is."""
+        return await self._do(calls.why(name))
+
+    def engine(
+        self, model: str, *, mode: Mode = "completion", backend: str = "", wait: float | None = None
+    ) -> EngineSlot:
+        """A slot in an engine that has this model loaded, for as long as an `async with` block runs."""
+        return EngineSlot(self._access, model, mode, backend, wait)
+
+    # inside
+
+    async def _do(self, call: Call[S, R]) -> R:
+        async with AsyncStepStream(self._access, call) as steps:
+            return await steps.result()
+
+    def __repr__(self) -> str:
+        return f"{self._client!r} for asyncio"

@@ -1,0 +1,126 @@
+"""The client's requests on an event loop, without threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from greenroom.runner.client.calls import Call
+from greenroom.runner.client.errors import Unreachable
+from greenroom.runner.client.http_client import (
+    PROOF_LIMIT,
+    PROOF_WITHIN,
+    HttpClient,
+    NobodyThere,
+    NotProven,
+    broken,
+    check_proof,
+    prepared,
+    proof_request,
+    refused,
+    unreachable,
+)
+from greenroom.runner.client.streams import AGENT
+from greenroom.runner.client.wire import (
+    PIECE,
+    SOCKET,
+    AnswerReader,
+    BrokenOff,
+    NotHttp,
+    Reading,
+    request_bytes,
+)
+from greenroom.runner.proof import address_of, make_challenge
+
+T = TypeVar("T")
+_MOST = 2**28
+"""Bytes of an answer that is read as a whole."""
+
+
+async def steps(http: HttpClient, call: Call[T, Any]) -> AsyncGenerator[T]:
+    """Send the request, and take the answer as it comes. Closing the iterator ends the request."""
+    call.url = http.url
+    async with contextlib.aclosing(_lines(http, call)) as lines:
+        async for line in lines:
+            for step in call.take(line):
+                yield step
+
+
+async def _lines(http: HttpClient, call: Call[T, Any]) -> AsyncGenerator[str]:
+    connection = _Connection(call.timeout)
+    try:
+        try:
+            await connection.ask(http, call)
+        except (NobodyThere, NotHttp, NotProven, BrokenOff, OSError) as error:
+            raise unreachable(http.url, error, f"{call.method} {call.path}", call.timeout) from error
+        answer = connection.answer
+        if not 200 <= answer.status < 300:
+            raise refused(answer.status, answer.reason, await connection.run(answer.rest(_MOST)))
+        try:
+            while line := await connection.run(answer.line()):
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+        except (BrokenOff, OSError) as error:
+            raise Unreachable(http.url, broken(error)) from error
+    finally:
+        connection.close()
+
+
+class _Connection:
+    """One request, and its answer."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.answer = AnswerReader()
+        self._timeout = timeout
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def ask(self, http: HttpClient, call: Call[T, Any]) -> None:
+        """Up to the head of the answer."""
+        async with asyncio.timeout(self._timeout):
+            try:
+                self._reader, self._writer = await _connect(http)
+            except OSError as error:
+                raise NobodyThere(error.strerror or str(error)) from error
+        if http.secret:
+            async with asyncio.timeout(PROOF_WITHIN):
+                challenge = make_challenge()
+                self._writer.write(proof_request(http.url, challenge))
+                await self.run(self.answer.head("GET"))
+                peer = address_of(self._writer.get_extra_info("peername"))
+                check_proof(await self.run(self.answer.rest(PROOF_LIMIT)), http.secret, challenge, peer)
+        headers, body = prepared(call.body, call.accept, AGENT)
+        self._writer.write(request_bytes(http.url, call.method, call.path, headers, body))
+        await self._writer.drain()
+        await self.run(self.answer.head(call.method))
+
+    async def run(self, reading: Reading[T]) -> T:
+        try:
+            next(reading)
+            while True:
+                async with asyncio.timeout(self._timeout):
+                    came = await self._reader.read(PIECE)
+                reading.send(came)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def close(self) -> None:
+        if self._writer is not None:
+            # At once, so that no more of the answer is computed.
+            self._writer.transport.abort()
+
+
+async def _connect(http: HttpClient) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if http.dial is not None:
+        own = http.dial()
+        own.setblocking(False)
+        return await asyncio.open_connection(sock=own)
+    if http.url.startswith(SOCKET):
+        return await asyncio.open_unix_connection(http.url.removeprefix(SOCKET))
+    parts = urlsplit(http.url)
+    secure = ssl.create_default_context() if parts.scheme == "https" else None
+    return await asyncio.open_connection(parts.hostname, parts.port or (443 if secure else 80), ssl=secure)

@@ -1,0 +1,358 @@
+"""The client: everything a program asks of a Greenroom, over HTTP or inside the program itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+
+from greenroom.runner.client import calls
+from greenroom.runner.client.access import Access, DaemonAccess
+from greenroom.runner.client.calls import Call, ChatOptions, Message, ModelSettings, OnProgress, TextOptions
+from greenroom.runner.client.results import (
+    InstalledBackend,
+    RunningEngine,
+    StoredModel,
+    TextResult,
+    UnloadResult,
+    WhyResult,
+)
+from greenroom.runner.client.streams import ProgressStream, StepStream, TextStream
+
+if TYPE_CHECKING:
+    from greenroom.runner.client.async_client import AsyncClient
+    from greenroom.runner.client.engine_slot import EngineSlot, Mode
+    from greenroom.runner.daemon import Greenroom
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+def connect(
+    target: str | os.PathLike[str] | None = None, *, start: bool = True, port: int | None = None
+) -> Client:
+    """A client of a daemon, which any number of programs share. Nothing is sent before the first call.
+
+    Args:
+        target: the daemon's data directory (`~` is expanded, a relative one is resolved now), or its URL
+            (`http://…`, `unix:/path/of/socket`). None is the user's own daemon, as of the command line.
+        start: start the daemon if it does not run. Of several programs that do this at once, one starts it.
+            It goes on when they end. A URL is never started.
+        port: where a daemon that is started listens; by default any free port, for the user's own 12400.
+
+    Raises:
+        BadSetting: a value cannot be used; it is a ValueError.
+        TypeError: `target` is neither text nor a path.
+    """
+    if target is not None and not isinstance(target, str | os.PathLike):
+        raise TypeError(f"target must be a path or a URL, not {type(target).__name__}")
+    return Client(DaemonAccess(target, start=start, port=port))
+
+
+class Client:
+    """Asks a Greenroom: models, chats, backends.
+
+    Made by `greenroom.connect` and `Greenroom.open`. Any number of threads may use it; each call has a
+    connection of its own. It is opened by the first call, or by `with`; `async with` gives an `AsyncClient`.
+    Calls raise `GreenroomError`: `RequestRefused` when Greenroom says no, `NotAvailable` and `Unreachable`
+    when there is none to ask. Wrong arguments raise TypeError or ValueError before anything is sent. Ctrl-C
+    and closing a stream end the request.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        access.add(self)
+
+    @classmethod
+    def opened(cls, home: str | os.PathLike[str] | None, settings: dict[str, Any]) -> Client:
+        """See `Greenroom.open`."""
+        from greenroom.runner.client.local import open_home
+
+        return cls(open_home(home, settings))
+
+    @classmethod
+    def inside(cls, runner: Greenroom) -> Client:
+        """See `Greenroom.client`."""
+        from greenroom.runner.client.local import LocalAccess
+
+        return cls(LocalAccess(runner))
+
+    # life
+
+    def __enter__(self) -> Self:
+        self._access.http()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return await self.in_asyncio().__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.in_asyncio().__aexit__(kind, error, trace)
+
+    def in_asyncio(self) -> AsyncClient:
+        """The same for asyncio. Either may be closed, which closes both."""
+        from greenroom.runner.client.async_client import AsyncClient
+
+        return AsyncClient(self, self._access)
+
+    def close(self) -> None:
+        """End it. A Greenroom inside this program is stopped, with its engines, unless another client has it
+        open too; a daemon goes on. Idempotent; takes a minute at most.
+        """
+        self._access.close(self)
+
+    @property
+    def url(self) -> str:
+        """Where the Greenroom listens; `unix:` for one inside this program. Raises NotAvailable."""
+        return self._access.http().url
+
+    @property
+    def runner(self) -> Greenroom | None:
+        """The `Greenroom` inside this program, with its actors and states; None for a daemon."""
+        return self._access.runner
+
+    # models
+
+    def models(self) -> list[StoredModel]:
+        """The models in the store."""
+        return self._do(calls.models())
+
+    @overload
+    def pull(
+        self,
+        model: str,
+        *,
+        stream: Literal[False] = False,
+        progress: OnProgress | None = None,
+        force: bool = False,
+        token: str = "",
+    ) -> StoredModel: ...
+    @overload
+    def pull(
+        self, model: str, *, stream: Literal[True], force: bool = False, token: str = ""
+    ) -> ProgressStream[str]: ...
+    def pull(
+        self,
+        model: str,
+        *,
+        stream: bool = False,
+        progress: OnProgress | None = None,
+        force: bool = False,
+        token: str = "",
+    ) -> StoredModel | ProgressStream[str]:
+        """Have a model in the store. One that is there is looked for again, and fetched if it has changed.
+
+        Args:
+            model: a short name (`smollm2`), one of a registry, `hf.co/…`, a URL, or the path of a file.
+            stream: return an iterator over the progress; its `result()` is a sentence.
+            progress: called with each step, in this thread; `print` will do.
+            force: also what cannot fit on the disk or run on this machine.
+            token: for a source that asks for one.
+        """
+        call = calls.pull(model, progress, force=force, token=token)
+        if stream:
+            return ProgressStream(self._access, call)
+        self._do(call)
+        return self._do(calls.model(model))
+
+    # texts
+
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: str | Sequence[Message],
+        *,
+        stream: Literal[False] = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> TextResult: ...
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: str | Sequence[Message],
+        *,
+        stream: Literal[True],
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> TextStream: ...
+    def chat(
+        self,
+        model: str,
+        messages: str | Sequence[Message],
+        *,
+        stream: bool = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> TextResult | TextStream:
+        """Answer a chat. The model is loaded if need be, and its backend installed if that is allowed.
+
+        Args:
+            model: its name in the store.
+            messages: what the user says, or all of the chat: `{"role": …, "content": …}` each.
+            stream: return an iterator over the pieces of the text.
+            backend: the only one that may serve it; by default the best one that is installed.
+            progress: called in this thread with what the request waits for, such as a model that is loaded.
+            **options: `system`, `temperature`, `max_tokens`, `tools`, …: see `ChatOptions`.
+        """
+        call = calls.chat(model, messages, backend, progress, options)
+        return TextStream(self._access, call) if stream else self._do(call)
+
+    @overload
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[TextOptions],
+    ) -> TextResult: ...
+    @overload
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[TextOptions],
+    ) -> TextStream: ...
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: bool = False,
+        backend: str = "",
+        progress: OnProgress | None = None,
+        **options: Unpack[TextOptions],
+    ) -> TextResult | TextStream:
+        """Continue a text, without the model's chat template. The arguments are those of `chat`."""
+        call = calls.complete(model, prompt, backend, progress, options)
+        return TextStream(self._access, call) if stream else self._do(call)
+
+    @overload
+    def embed(
+        self, model: str, text: str, *, dimensions: int | None = None, backend: str = ""
+    ) -> list[float]: ...
+    @overload
+    def embed(
+        self,
+        model: str,
+        text: list[str] | tuple[str, ...],
+        *,
+        dimensions: int | None = None,
+        backend: str = "",
+    ) -> list[list[float]]: ...
+    def embed(
+        self, model: str, text: str | Sequence[str], *, dimensions: int | None = None, backend: str = ""
+    ) -> list[float] | list[list[float]]:
+        """The embedding of a text, or those of several (2,048 at most) in their order.
+
+        `dimensions` is how many numbers an embedding is to have, for models that can shorten theirs.
+        """
+        found = self._do(calls.embed(model, text, backend, dimensions))
+        return found[0] if isinstance(text, str) else found
+
+    # backends and engines
+
+    @overload
+    def install(
+        self,
+        backend: str,
+        *,
+        stream: Literal[False] = False,
+        progress: OnProgress | None = None,
+        version: str = "",
+        variant: str = "",
+    ) -> InstalledBackend: ...
+    @overload
+    def install(
+        self, backend: str, *, stream: Literal[True], version: str = "", variant: str = ""
+    ) -> ProgressStream[InstalledBackend]: ...
+    def install(
+        self,
+        backend: str,
+        *,
+        stream: bool = False,
+        progress: OnProgress | None = None,
+        version: str = "",
+        variant: str = "",
+    ) -> InstalledBackend | ProgressStream[InstalledBackend]:
+        """Have a backend installed, and wait for it. Callers that want the same one share the work.
+
+        Args:
+            backend: its name, such as `mlx`.
+            stream: return an iterator over the progress; its `result()` is what is installed.
+            progress: called with each step, in this thread.
+            version: one other than the default.
+            variant: its build for certain devices; `best` is the best one for this machine.
+        """
+        call = calls.install(backend, progress, version=version, variant=variant)
+        return ProgressStream(self._access, call) if stream else self._do(call)
+
+    def ps(self) -> list[RunningEngine]:
+        """The engines that run."""
+        return self._do(calls.ps())
+
+    def unload(self, *models: str, force: bool = False) -> UnloadResult:
+        """Unload these models, or without any all that are idle.
+
+        With `force` also those in use, once their requests are done. It does not wait for the engines' ends.
+        """
+        return self._do(calls.unload(models, force=force))
+
+    def configure(self, model: str, **settings: Unpack[ModelSettings]) -> None:
+        """Change how a model is loaded from now on: see `ModelSettings`.
+
+        It survives restarts; what is absent or None stays as it is. While requests use the model, it is
+        refused.
+        """
+        self._do(calls.configure(model, settings))
+
+    def why(self, name: str) -> WhyResult:
+        """Why a model, a backend, an engine or a request is as it is."""
+        return self._do(calls.why(name))
+
+    def engine(
+        self, model: str, *, mode: Mode = "completion", backend: str = "", wait: float | None = None
+    ) -> EngineSlot:
+        """A slot in an engine that has this model loaded, for as long as a `with` block runs.
+
+        See `EngineSlot`. Only for a Greenroom inside this program: over HTTP entering raises NotAvailable.
+
+        Args:
+            model: its name in the store.
+            mode: `completion`, `embedding` or `reranking`.
+            backend: the only one that may serve it.
+            wait: seconds to wait for the slot; None is the setting `max_wait`.
+        """
+        from greenroom.runner.client.engine_slot import EngineSlot
+
+        return EngineSlot(self._access, model, mode, backend, wait)
+
+    # inside
+
+    def _do(self, call: Call[S, R]) -> R:
+        with StepStream(self._access, call) as steps:
+            return steps.result()
+
+    def __repr__(self) -> str:
+        opened = self._access.opened
+        where: Any = self._access.runner.home if self._access.runner is not None else opened and opened.url
+        return f"<greenroom client of {where or 'a daemon that was not needed yet'}>"

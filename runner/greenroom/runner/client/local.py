@@ -1,0 +1,260 @@
+"""A Greenroom inside this program, and the front door through which its clients ask, without a port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from greenroom.actors.journal.port import JournalError
+from greenroom.actors.kernel.errors import KernelError
+from greenroom.runner.client.access import Access, closed
+from greenroom.runner.client.errors import IN_PROCESS, NotAvailable
+from greenroom.runner.client.http_client import HttpClient
+from greenroom.runner.config import NAMES, Settings, load
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.daemon_lock import HomeLocked
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.home import HomeUnusable
+from greenroom.runner.http.aiohttp_adapter import ServerRunner
+from greenroom.runner.http.app import front_door
+
+R = TypeVar("R")
+
+_CLOSE = 3.0
+"""Seconds for the last words of requests under way."""
+
+_open: dict[Path, LocalAccess] = {}
+"""By data directory, what `Greenroom.open` has opened in this process and not closed yet."""
+_opening = threading.Lock()
+
+
+def open_home(home: str | os.PathLike[str] | None, settings: dict[str, Any]) -> LocalAccess:
+    """The access to the Greenroom of a data directory in this program, shared by all who open it.
+
+    Raises TypeError for a setting that does not exist, ValueError for one that cannot be used or differs
+    from those with which it is open.
+    """
+    if home is not None and not isinstance(home, str | os.PathLike):
+        raise TypeError(f"home must be a path, not {type(home).__name__}")
+    if unknown := settings.keys() - set(NAMES):
+        raise TypeError(f"there is no setting {min(unknown)!r}; there are {', '.join(NAMES)}")
+    wanted = load({**settings, "home": os.fspath(home) if home is not None else None})
+    with _opening:
+        known = _open.get(wanted.home)
+        if known is None or known.is_over:
+            known = _open[wanted.home] = LocalAccess(Greenroom(wanted))
+        elif differing := _differing(known.settings, wanted):
+            raise ValueError(
+                f"{wanted.home} is open in this process with other settings ({', '.join(differing)}). "
+                "Close the client that has it open first, or open it with the same settings."
+            )
+        return known
+
+
+def _differing(one: Settings, other: Settings) -> list[str]:
+    return [name for name in NAMES if getattr(one, name) != getattr(other, name)]
+
+
+class LocalAccess(Access):
+    """Starts a Greenroom when it is needed first, and stops it when its last client is closed.
+
+    One that runs already is its owner's to stop.
+    """
+
+    def __init__(self, runner: Greenroom) -> None:
+        self.runner = self._runner = runner
+        self.settings = runner.settings
+        self._is_ours = not runner.is_running
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._door: _Door | None = None
+        self._over = False
+        self._pid = os.getpid()
+
+    def add(self, user: object) -> None:
+        """`user` needs it until it says so or is garbage."""
+        self._users.add(user)
+
+    @property
+    def is_over(self) -> bool:
+        """Closed, or of the process that this one was forked from."""
+        return self._over or self._pid != os.getpid()
+
+    @property
+    def opened(self) -> HttpClient | None:
+        return self._door.http if self._door is not None and not self.is_over else None
+
+    def http(self) -> HttpClient:
+        if self._pid != os.getpid():
+            raise NotAvailable(
+                f"This Greenroom runs in process {self._pid}, from which this one was forked.",
+                "Open it after the fork, in one process, or share a daemon: greenroom.connect().",
+                code="forked",
+                kind="invalid",
+            )
+        with self._lock:
+            if self._over:
+                raise closed()
+            if self._door is None:
+                self._door = _whole(self._begin, self._end)
+            return self._door.http
+
+    def close(self, user: object) -> None:
+        self._users.discard(user)
+        if self._users or self._pid != os.getpid():
+            return
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            door, self._door = self._door, None
+            if _open.get(self._runner.home) is self:
+                del _open[self._runner.home]
+            if door is not None:
+                _whole(lambda: self._end(door))
+
+    def _begin(self) -> _Door:
+        try:
+            if self._is_ours:
+                self._runner.start()
+            return _Door(self._runner)
+        except HomeLocked as locked:
+            message, advice = str(locked), ""
+            if locked.pid == os.getpid():
+                message = f"The data directory {self._runner.home} is open in this very process already."
+                advice = "Use the Greenroom that has it open, or stop that one first."
+            raise NotAvailable(message, advice, code="home_in_use", kind="conflict") from locked
+        except JournalError as error:
+            raise NotAvailable(_sentence(error), code="journal_unusable", kind="internal") from error
+        except OSError as error:
+            unusable = HomeUnusable(error, self._runner.home)
+            raise NotAvailable(unusable.sentence, unusable.advice, code="home_unusable") from error
+        except (KernelError, JobFailed) as error:
+            raise NotAvailable(_sentence(error), code="not_started", kind="internal") from error
+
+    def _end(self, door: _Door) -> None:
+        door.close()
+        if self._is_ours:
+            self._runner.stop(reason="the program that has it inside closed it")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+class _Door:
+    """The front door on an event loop of its own, in a thread; each connection to it is a pair of sockets."""
+
+    def __init__(self, runner: Greenroom) -> None:
+        self._runner = runner
+        self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Event | None = None
+        self._connections: set[asyncio.Task[object]] = set()
+        self._server: Callable[[], asyncio.Protocol] | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="greenroom-door", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+        self.http = HttpClient(IN_PROCESS, dial=self.dial)
+
+    def dial(self) -> socket.socket:
+        """One end of a connection, whose other end the front door serves. Raises ConnectionError."""
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        loop = self._loop
+        with contextlib.suppress(RuntimeError):  # the loop may close meanwhile
+            if loop is not None:
+                loop.call_soon_threadsafe(self._accept, theirs)
+                return ours
+        ours.close()
+        theirs.close()
+        raise ConnectionResetError("it was closed")
+
+    def close(self) -> None:
+        """End the requests under way with a sentence, and the thread. Idempotent."""
+        loop, ending = self._loop, self._ending
+        if loop is not None and ending is not None and self._thread.is_alive():
+            loop.call_soon_threadsafe(ending.set)
+        self._thread.join(4 * _CLOSE)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - raised again where it was started
+            self._failure = error
+        finally:
+            self._loop = None
+            self._started.set()
+
+    async def _serve(self) -> None:
+        served = ServerRunner(
+            front_door(self._runner), access_log=None, shutdown_timeout=_CLOSE, handle_signals=False
+        )
+        await served.setup()
+        try:
+            self._server = served.server
+            self._ending = asyncio.Event()
+            self._loop = asyncio.get_running_loop()
+            self._started.set()
+            await self._ending.wait()
+            self._loop = None
+        finally:
+            await served.cleanup()
+
+    def _accept(self, connection: socket.socket) -> None:
+        assert self._server is not None
+        loop = asyncio.get_running_loop()
+        accepting: asyncio.Task[object] = loop.create_task(
+            loop.connect_accepted_socket(self._server, connection)
+        )
+        self._connections.add(accepting)
+        accepting.add_done_callback(self._connections.discard)
+
+
+def _whole(work: Callable[[], R], undo: Callable[[R], None] | None = None) -> R:
+    """Do it on a thread of its own, and wait.
+
+    Ctrl-C does not cut it in half: its end is waited for, what was done is undone, and then the caller is
+    interrupted. A second Ctrl-C interrupts at once; the thread still undoes what it has done.
+    """
+    done: list[R] = []
+    failed: list[BaseException] = []
+    interrupted, over, deciding = threading.Event(), threading.Event(), threading.Lock()
+
+    def run() -> None:
+        try:
+            made = work()
+            with deciding:
+                if not interrupted.is_set():
+                    done.append(made)
+            if not done and undo is not None:
+                undo(made)
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            failed.append(error)
+        finally:
+            over.set()
+
+    threading.Thread(target=run, name="greenroom-open", daemon=True).start()
+    try:
+        over.wait()
+    except BaseException:
+        with deciding:
+            interrupted.set()
+        if done and undo is not None:
+            undo(done[0])
+        over.wait()
+        raise
+    if failed:
+        raise failed[0]
+    return done[0]

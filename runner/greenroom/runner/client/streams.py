@@ -1,0 +1,81 @@
+"""Answers that come bit by bit, as iterators."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from greenroom.runner.client.access import Access
+from greenroom.runner.client.calls import Call, TextCall
+from greenroom.runner.client.errors import Unreachable
+from greenroom.runner.client.results import JobProgress, TextResult
+
+S = TypeVar("S")
+R = TypeVar("R")
+AGENT = {"User-Agent": "greenroom-python"}
+
+
+class StepStream(Iterator[S], Generic[S, R]):
+    """The steps of one call, in the order in which they come.
+
+    The request is sent with the first step that is asked for. `close`, leaving a `with` block, or dropping
+    the iterator ends it: a text is written no further; a job goes on if others wait for it. For one thread
+    at a time. Iterating raises GreenroomError.
+    """
+
+    def __init__(self, access: Access, call: Call[S, R]) -> None:
+        self._call = call
+        self._steps = _steps(access, call)
+
+    def __next__(self) -> S:
+        return next(self._steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the request. Idempotent."""
+        self._steps.close()
+
+    def result(self) -> R:
+        """Take the steps that are left, and return what came of it all. Raises GreenroomError."""
+        for _ in self._steps:
+            pass
+        return self._call.finish()
+
+
+class TextStream(StepStream[str, TextResult]):
+    """A text as the model writes it, piece by piece. Reasoning is not among the pieces."""
+
+    def __init__(self, access: Access, call: TextCall) -> None:
+        super().__init__(access, call)
+        self._text = call
+
+    @property
+    def so_far(self) -> TextResult:
+        """What has come until now, with the reasoning."""
+        return self._text.so_far()
+
+
+class ProgressStream(StepStream[JobProgress, R]):
+    """How far a job is, step by step."""
+
+
+def _steps(access: Access, call: Call[S, R]) -> Generator[S]:
+    http = access.http()
+    call.url = http.url
+    try:
+        with http.open(
+            call.method, call.path, call.body, accept=call.accept, headers=AGENT, timeout=call.timeout
+        ) as answer:
+            for line in answer.lines():
+                yield from call.take(line)
+    except Unreachable:
+        access.lost()
+        raise

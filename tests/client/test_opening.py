@@ -1,0 +1,164 @@
+"""Opening a Greenroom and ending it: once, twice, in a fork, by Ctrl-C, with wrong settings, elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_greenroom import fake_greenroom
+from greenroom.runner import Client, Greenroom, GreenroomError, HomeLocked, NotAvailable, connect
+from waiting import until
+
+
+def test_the_same_home_opened_again_is_the_same_greenroom_until_the_last_is_closed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home.parent)
+    first = Greenroom.open(home.name, install_policy="never")
+    monkeypatch.chdir("/")
+    with first:
+        assert first.models() == []
+        second = Greenroom.open(home, install_policy="never")  # as a notebook's cell that runs again
+        with second:
+            assert second.runner is first.runner
+        assert first.models() == []
+        with pytest.raises(ValueError, match=r"open in this process with other settings \(keep_alive\)"):
+            Greenroom.open(home, install_policy="never", keep_alive="1h")
+        with pytest.raises(NotAvailable, match="open in this very process already") as caught:
+            fake_greenroom(home).client().models()
+        assert (caught.value.code, caught.value.kind) == ("home_in_use", "conflict")
+    with pytest.raises(NotAvailable, match="closed"):
+        first.models()
+    with Greenroom.open(home, install_policy="never", keep_alive="1h") as third:
+        assert third.runner is not first.runner
+
+
+def test_settings_are_checked_where_they_are_given(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: Any = Greenroom
+    with pytest.raises(TypeError, match="there is no setting 'installing'"):
+        wrong.open(home, installing="auto")
+    with pytest.raises(TypeError, match="home must be a path, not int"):
+        wrong.open(7)
+    with pytest.raises(ValueError, match="keep_alive cannot be used"):
+        Greenroom.open(home, keep_alive="soon")
+    with pytest.raises(TypeError, match="target must be a path or a URL"):
+        connect(7)  # type: ignore[arg-type]
+    monkeypatch.setenv("HOME", str(home))
+    runner = Greenroom.open("~/mine").runner
+    assert runner is not None
+    assert runner.home == home / "mine"
+    assert not (home / "mine").exists()
+
+
+def test_a_greenroom_that_runs_stays_its_owners(home: Path) -> None:
+    with fake_greenroom(home) as runner:
+        with runner.client() as client:
+            assert client.models() == []
+        assert runner.is_running
+
+
+def test_a_child_is_told_to_open_its_own_and_its_parent_goes_on(home: Path) -> None:
+    with fake_greenroom(home).client() as client:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                client.models()
+            except NotAvailable as error:
+                os.write(write, f"{error.code}: {error}".encode())
+            client.close()
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as told:
+            assert told.read().startswith(f"forked: This Greenroom runs in process {os.getpid()}")
+        os.waitpid(pid, 0)
+        assert client.models() == []
+
+
+def test_ctrl_c_in_a_start_leaves_the_home_free(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    greenroom = fake_greenroom(home)
+    started, begin = threading.Event(), greenroom.start
+
+    def start() -> None:
+        begin()
+        started.set()
+        time.sleep(0.3)  # the interruption comes while it is still starting
+
+    monkeypatch.setattr(greenroom, "start", start)
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        started.wait(30)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        greenroom.client().models()
+    until(lambda: not greenroom.is_running)
+    with fake_greenroom(home) as another:
+        assert another.statuses()
+
+
+def test_a_program_that_forgets_to_close_ends_all_the_same(home: Path) -> None:
+    program = "import sys; from greenroom import Greenroom; print(Greenroom.open(sys.argv[1]).models())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(home)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_connecting_to_what_another_program_has_inside_names_that_program(home: Path) -> None:
+    with fake_greenroom(home) as runner:
+        assert runner.is_running
+        with pytest.raises(NotAvailable, match=rf"process {os.getpid()} ") as caught:
+            connect(home, start=False).models()
+    assert caught.value.code == "home_in_use"
+
+
+def test_nothing_is_started_where_that_is_not_wanted(home: Path, unused_tcp_port: int) -> None:
+    with pytest.raises(NotAvailable) as caught:
+        connect(home, start=False).models()
+    assert caught.value.code == "not_running"
+    with pytest.raises(NotAvailable, match="No Greenroom daemon answers"):
+        connect(f"http://127.0.0.1:{unused_tcp_port}").models()
+    with pytest.raises(GreenroomError):
+        connect(f"unix:{home}/absent").models()
+
+
+CONNECTS = """
+import sys, greenroom
+with greenroom.connect(sys.argv[1]) as client:
+    client.models()
+    print(client.url)
+"""
+
+
+def test_programs_that_connect_at_once_share_one_daemon(home: Path) -> None:
+    programs = [
+        subprocess.Popen([sys.executable, "-c", CONNECTS, str(home)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    urls = {program.communicate(timeout=120)[0] for program in programs}
+    assert len(urls) == 1
+    assert [program.returncode for program in programs] == [0, 0]
+    client = connect(home, start=False)
+    try:
+        with pytest.raises(NotAvailable, match=r"Greenroom\.open"), client.engine("absent"):
+            pass
+        with pytest.raises(NotAvailable, match="in use by process") as caught:
+            fake_greenroom(home).client().models()
+        assert isinstance(caught.value.__cause__, HomeLocked)
+    finally:
+        stop(client)
+
+
+def stop(client: Client) -> None:
+    client._access.http().post("/daemon/stop", {})  # noqa: SLF001 - no client stops a daemon that it shares

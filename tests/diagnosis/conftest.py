@@ -315,6 +315,12 @@ def script() -> Script:
     return made
 
 
+@pytest.fixture(scope="session")
+def scripts() -> type[Script]:
+    """Makes scripts in which nothing has happened."""
+    return Script
+
+
 @pytest.fixture
 def empty_script() -> Script:
     """Nothing has happened."""

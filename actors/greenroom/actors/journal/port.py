@@ -108,3 +108,19 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Finish what was accepted and let go of the files. Idempotent; what comes later is NotWritten."""
+
+
+class Picking(Protocol):
+    """Finds stored events by what they are, each checked as `Journal.read` checks them."""
+
+    def pick(self, numbers: Sequence[int]) -> list[Record]:
+        """The events with these numbers, in order. Raises JournalDamaged for one that is not there."""
+        ...
+
+    def caused_by(self, cause: str) -> list[int]:
+        """The numbers of the events with this cause, in order."""
+        ...
+
+    def number_of(self, stream: str, version: int) -> int | None:
+        """The number of the event with this id; None if there is none."""
+        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,11 +27,18 @@ _NEXT_OF_STREAM = f"""
 SELECT {schema.COLUMNS}, (SELECT p.crc FROM events p WHERE p.seq = e.seq - 1) FROM events e
 WHERE stream = ? AND version > ? ORDER BY version LIMIT ?
 """  # noqa: S608
+_PICKED = f"""
+SELECT {schema.COLUMNS}, (SELECT p.crc FROM events p WHERE p.seq = e.seq - 1) FROM events e
+WHERE seq IN (%s) ORDER BY seq
+"""  # noqa: S608
+_CAUSED = "SELECT seq FROM events WHERE cause = ? ORDER BY seq"
+_NUMBER = "SELECT seq FROM events WHERE stream = ? AND version = ?"
 _CRC_AT = "SELECT crc FROM events WHERE seq = ?"
 _LAST = "SELECT seq FROM events ORDER BY seq DESC LIMIT 1"
 
 # A log with a header and nothing else says nothing; a reader leaves an empty one behind.
 _WAL_HEADER = 32
+_MAX_INT = 2**63 - 1
 _BUSY_SECONDS = 5.0
 # What means something in SQLite's URIs (sqlite.org/uri.html).
 _ESCAPES = str.maketrans({"%": "%25", "?": "%3f", "#": "%23"})
@@ -118,6 +125,38 @@ class JournalReader:
                 f"{self._name} is damaged: stream {stream} ends at {version}, but {head} were written",
                 self.last_seq() + 1,
             )
+
+    def pick(self, numbers: Sequence[int]) -> list[Record]:
+        """The events with these numbers, in order, each checked against the one before it.
+
+        Raises JournalDamaged for one that is missing or is not what was written.
+        """
+        found: list[Record] = []
+        for start in range(0, len(numbers), CHUNK):
+            wanted = sorted(numbers[start : start + CHUNK])
+            rows = self._query(_PICKED % ",".join("?" * len(wanted)), tuple(wanted), wanted[0])
+            by_seq = {row[0]: row for row in rows}
+            for seq in wanted:
+                row = by_seq.get(seq)
+                previous = 0 if seq == 1 else row[9] if row is not None else None
+                if row is None or previous is None or checksum(row, previous) != row[8]:
+                    raise broken_link(row, seq)
+                found.append(Record(*row[:8]))
+        return found
+
+    def caused_by(self, cause: str) -> list[int]:
+        """The numbers of the events with this cause, in order."""
+        return [row[0] for row in self._query(_CAUSED, (cause,), 1)]
+
+    def number_of(self, stream: str, version: int) -> int | None:
+        """The number of the event with this id; None if there is none."""
+        rows = self._query(_NUMBER, (stream, min(version, _MAX_INT)), 1)
+        return int(rows[0][0]) if rows else None
+
+    def crc_at(self, seq: int) -> int | None:
+        """The CRC that is stored with an event; None if there is no such event."""
+        rows = self._query(_CRC_AT, (seq,), seq)
+        return int(rows[0][0]) if rows else None
 
     def follow(
         self, *, after: int = 0, stop: threading.Event | None = None, interval: float = 0.1

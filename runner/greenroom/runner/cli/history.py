@@ -7,14 +7,14 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from greenroom.actors.journal.port import JournalDamaged, Record
+from greenroom.actors.journal.port import Record
 from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, model_names
 from greenroom.runner.cli.journal import journal_option, journal_path, reading, set_aside_note
@@ -29,6 +29,7 @@ from greenroom.runner.units import format_size
 if TYPE_CHECKING:
     from greenroom.actors.journal.reader import JournalReader
     from greenroom.runner.diagnosis.explanation import Explanation
+    from greenroom.runner.diagnosis.history import History
     from greenroom.runner.diagnosis.live import Live
     from greenroom.runner.diagnosis.replay import Snapshot, Walk
 
@@ -59,36 +60,42 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
     that led to it, with the numbers that decided; and commands that would change it. Needs no daemon, but
     only a running one knows who waits and how far jobs are.
     """
-    from greenroom.runner.diagnosis.explain import UnknownName, explain
+    from greenroom.runner.diagnosis.checkpoint import told
+    from greenroom.runner.diagnosis.explain import UnknownName, answer
     from greenroom.runner.record.table import recorded_in
 
-    now = time.time()
+    now, question = time.time(), " ".join(name)
     elsewhere = journal_elsewhere(ctx, journal)
     if elsewhere is not None:
-        found = elsewhere.why(" ".join(name))
+        found = elsewhere.why(question)
         _show_why(found, now, as_json=as_json)
         return exit_codes.OK
     path = journal_path(ctx, journal)
-    damage: list[JournalDamaged] = []
     with reading(path, ours=journal is None) as reader:
+        histories: list[History] = []
+
+        def tell(history: History) -> Explanation:
+            histories.append(history)
+            return answer(
+                history,
+                question,
+                now,
+                backends=known,
+                recorded=recorded,
+                rows=recorded.latest,
+                live=live,
+            )
+
         try:
             # What happened on another machine has nothing to do with what this one can run.
             known = _backends() if journal is None else {}
             live = _live(ctx) if journal is None else None
             running = {one.id: one for one in live.requests} if live is not None else {}
             with recorded_in(path.parent, running) as recorded, _uncollected():
-                found = explain(
-                    _noting(reader.read(), damage),
-                    " ".join(name),
-                    now,
-                    backends=known,
-                    recorded=recorded,
-                    rows=recorded.latest,
-                    live=live,
-                )
+                found = told(reader, question, tell)
         except UnknownName as error:
-            if damage:
-                raise damage[0] from error
+            if (damage := histories[-1].damage) is not None:
+                raise damage from error
             raise Problem(str(error), error.advice) from error
         if live is not None and not live.running and found.state in _NEEDS_A_DAEMON:
             then = f"{_DOWN} {_GOES_ON}" if found.state in _JOBS else _DOWN
@@ -96,7 +103,7 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
         _show_why(found, now, as_json=as_json)
         if reader.created > now - _RECENT:
             set_aside_note(path)
-    return exit_codes.JOURNAL if damage else exit_codes.OK
+    return exit_codes.OK if histories[-1].damage is None else exit_codes.JOURNAL
 
 
 @contextlib.contextmanager
@@ -123,15 +130,6 @@ def _live(ctx: click.Context) -> Live | None:
     from greenroom.runner.cli.live import live_facts
 
     return live_facts(settings_of(ctx))
-
-
-def _noting(records: Iterable[Record], damage: list[JournalDamaged]) -> Iterator[Record]:
-    """The records; damage ends them as it should, and is remembered for the exit code."""
-    try:
-        yield from records
-    except JournalDamaged as error:
-        damage.append(error)
-        raise
 
 
 def _backends() -> Mapping[str, str]:

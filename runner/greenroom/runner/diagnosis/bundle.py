@@ -6,6 +6,7 @@ broken, the journal included.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -96,7 +97,11 @@ class Bundle:
 
     def parts(self) -> list[BundleFile]:
         """Everything there is. Raises nothing for what is broken or not there."""
-        self._read_journal()
+        with contextlib.ExitStack() as stack:
+            self._read_journal(stack)
+            return self._collected()
+
+    def _collected(self) -> list[BundleFile]:
         collectors: tuple[Callable[[], Iterator[BundleFile]], ...] = (
             self._versions,
             self._devices,
@@ -118,11 +123,12 @@ class Bundle:
                 self.problems.append(self._redactor.text(f"{name}: {type(error).__name__}: {error}"))
         return [self._readme(parts), *parts]
 
-    def _read_journal(self) -> None:
+    def _read_journal(self, stack: contextlib.ExitStack) -> None:
         try:
-            with JournalReader(self._journal, strict=False) as reader:
-                self.problems += reader.notices
-                self._history.read(self._keeping(reader.read()))
+            reader = stack.enter_context(JournalReader(self._journal, strict=False))
+            self.problems += reader.notices
+            self._history = History("", reader)
+            self._history.read(self._keeping(reader.read()))
         except FileNotFoundError:
             self._damage = "there is no journal"
         except (JournalError, OSError) as error:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.aliases import told_under
 from greenroom.runner.diagnosis.explanation import FIRST, LAST, Explanation, Step
-from greenroom.runner.diagnosis.history import Happening, History
+from greenroom.runner.diagnosis.history import History
 from greenroom.runner.diagnosis.last_time import add_last_time
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.live_facts import add_live
@@ -163,26 +163,15 @@ def _behind(found: Explanation, history: History, recorded: Recorded, now: float
 def _worded(steps: Iterable[Step], history: History) -> tuple[tuple[Step, ...], int]:
     """The steps in order, each once and as a sentence, and how many of the middle were left out."""
     wanted = {one.seq: one for one in steps}
-    kept = history.kept()
+    told = {seq: history.happening(seq) for seq in wanted}
     # The narrator reads the events around them, too: many events name only a job or an engine.
-    around = {one.record.seq: one for one in _around([kept[seq] for seq in wanted], history)}
+    told |= history.around(told.values())
     narrator = Narrator()
     worded: list[Step] = []
-    for seq in sorted(around.keys() | wanted.keys()):
-        text = narrator.tell(kept[seq].record)
+    for seq in sorted(told):
+        text = narrator.tell(told[seq].record)
         if seq in wanted:
             worded.append(msgspec.structs.replace(wanted[seq], text=text))
     if len(worded) <= FIRST + LAST:
         return tuple(worded), 0
     return (*worded[:FIRST], *worded[-LAST:]), len(worded) - FIRST - LAST
-
-
-def _around(steps: Iterable[Happening], history: History) -> Iterator[Happening]:
-    abouts = [one.about for one in steps]
-    yield from history.daemons
-    for model in {model for about in abouts for model in about.models}:
-        yield from history.events_of(model)
-    for backend in {backend for about in abouts for backend in about.backends}:
-        yield from history.backends.get(backend, ())
-    for reference in {reference for about in abouts for reference in about.references}:
-        yield from history.pulls.get(reference, ())

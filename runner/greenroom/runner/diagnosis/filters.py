@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from greenroom.actors.journal.port import Record
-from greenroom.runner.diagnosis.history import About, Subjects
 from greenroom.runner.diagnosis.problems import Problems
 from greenroom.runner.diagnosis.sentences import TOLD
+from greenroom.runner.diagnosis.subjects import About, Subjects
 from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
 from greenroom.runner.record.row import ID
 

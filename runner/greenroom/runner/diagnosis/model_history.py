@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
+from greenroom.actors.kernel.core import Event
 from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadAdmitted
 from greenroom.actors.scheduler.state import BreakerState, LoadState, Quarantine, breaker_key, config_key
 from greenroom.runner.diagnosis.engine_history import EngineHistory, engines_in
@@ -27,10 +29,23 @@ class ModelHistory:
         self.now = now
         self.verdicts = verdicts
         self.name = shown_model(model_id, history, asked)
-        self.events = list(history.events_of(model_id))
+
+    @cached_property
+    def events(self) -> Sequence[Happening]:
         """Including those of other models that made room for it."""
-        self.own = [one for one in self.events if self._is_own(one)]
-        self.engines = engines_in(self.own)
+        return self.history.events_of(self.id)
+
+    @cached_property
+    def own(self) -> list[Happening]:
+        return [one for one in self.events if self._is_own(one)]
+
+    @cached_property
+    def engines(self) -> list[EngineHistory]:
+        return engines_in(self.own)
+
+    def own_of_type(self, *kinds: type[Event]) -> list[Happening]:
+        """Those of its own events that have one of these types."""
+        return [one for one in self.history.models.of_type(self.id, *kinds) if self._is_own(one)]
 
     def engine(self, engine_id: str) -> EngineHistory | None:
         return next((one for one in self.engines if one.engine_id == engine_id), None)
@@ -101,13 +116,12 @@ class ModelHistory:
         jobs = {one.about.job for one in caused if one.about.job}
         ended = [
             one
-            for events in self.history.models.values()
-            for one in events
-            if one.about.engine in evicted and one.record.type in ("engine_exited", "engine_lost")
+            for engine_id in evicted
+            for one in self.history.events_of_engine(engine_id)
+            if one.record.type in ("engine_exited", "engine_lost")
         ]
-        installed = [
-            one for events in self.history.backends.values() for one in events if one.about.job in jobs
-        ]
+        backends = self.history.backends.values() if jobs else ()
+        installed = [one for events in backends for one in events if one.about.job in jobs]
         return [*caused, *room, *ended, *installed]
 
     def _end_of_the_one_before(self, engine: EngineHistory) -> int:

@@ -138,7 +138,8 @@ def _earlier(name: str, history: History) -> str:
         return name
     # The newest model whose name ends with this one, with or without its tag.
     called = name.lower().replace("hf.co/", "huggingface.co/", 1)
-    for reference in reversed((*history.pulls, *history.subjects.names)):
+    known: list[str] = [*history.pulls, *history.subjects.names]
+    for reference in reversed(known):
         if _is_short_for(called, familiar(reference).lower()):
             return history.subjects.names.get(reference, reference)
     return ""
@@ -228,7 +229,7 @@ def _unknown(name: str, history: History, backends: Collection[str]) -> UnknownN
 
 def _near(name: str, history: History, backends: Collection[str]) -> list[str]:
     known = {familiar(one) for one in (*history.subjects.names, *history.pulls)}
-    known |= {*history.backends, *backends, *history.engines, *history.requests, *_TOPICS}
+    known |= {*history.backends, *backends, *history.recent_engines, *history.requests, *_TOPICS}
     return difflib.get_close_matches(familiar(name), sorted(known), n=3, cutoff=0.6)
 
 

@@ -19,14 +19,15 @@ from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
-from greenroom.actors.journal.port import Record
-from greenroom.actors.kernel.core import Address, Core, Stored
+from greenroom.actors.journal.port import JournalError, Record
+from greenroom.actors.kernel.core import Address, Core, Event, Stored
 from greenroom.actors.kernel.event_store import PARKED, Codec
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.core import Library
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.runner.diagnosis.times import parse_time, precise
 
+_encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
 
 _RUNNER = "runner/"
@@ -70,7 +71,10 @@ class Replay:
         self._owners: dict[str, Core[Any, Any] | None] = {}
         self._states: dict[Address, Any] = {}
         self._dormant: dict[str, int] = {}
-        self._record: Record | None = None
+        self.record: Record | None = None
+        """The last one."""
+        self.has_left_out = False
+        """An event could not be folded."""
 
     def add(self, record: Record) -> Stored[Any] | None:
         """Fold the next record; the event as its actor read it, None for one of a retired type.
@@ -78,7 +82,7 @@ class Replay:
         Raises JournalTooNew and EventChanged as a start of the daemon would.
         """
         owner = self._owner(record.stream)
-        self._record = record
+        self.record = record
         if owner is None:
             self._dormant[record.stream] = record.version
             # The kernel's records of actor faults belong to no state, but are worth showing.
@@ -93,14 +97,43 @@ class Replay:
         try:
             self._states[owner.address] = owner.apply(state, stored)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other events are not about it
+            self.has_left_out = True
             _log.warning("event %d (%s) is left out of the replay: %r", record.seq, record.type, error)
         return stored
+
+    def event(self, record: Record) -> Event | None:
+        """The event of a record, without folding it; None for one of a type that is not known here."""
+        if self._owner(record.stream) is None and record.type != CommandParked.TAG:
+            return None
+        try:
+            stored = self._codec.decode(record)
+        except JournalError:
+            return None
+        return stored.event if stored is not None else None
+
+    def frozen(self) -> dict[str, bytes]:
+        """The state of every actor as MessagePack, by address."""
+        return {str(address): _encode(state) for address, state in self._states.items()}
+
+    def thaw(self, states: Mapping[str, bytes], dormant: Mapping[str, int], record: Record) -> None:
+        """Go on from what `frozen` gave after `record`.
+
+        Raises msgspec.MsgspecError or LookupError for what it did not give.
+        """
+        for name, state in states.items():
+            known = (one for one in self._cores if str(one.address) == name)
+            core = self._owner(name) if name.startswith(_RUNNER) else next(known, None)
+            if core is None:
+                raise LookupError(name)
+            self._states[core.address] = msgspec.msgpack.decode(state, type=type(core.initial()))
+        self._dormant = dict(dormant)
+        self.record = record
 
     @property
     def snapshot(self) -> Snapshot:
         """As of the last record. It stays as it is whatever is added later."""
         states, dormant = dict(self._states), dict(self._dormant)
-        return Snapshot(self._record, MappingProxyType(states), MappingProxyType(dormant))
+        return Snapshot(self.record, MappingProxyType(states), MappingProxyType(dormant))
 
     def _owner(self, stream: str) -> Core[Any, Any] | None:
         if stream not in self._owners:
@@ -187,7 +220,7 @@ class Walk:
             self._behind.append(self.here)
             self.here = self._ahead.pop()
             return self.here
-        record = next(self._records, None)
+        record = next(self.records, None)
         if record is None:
             return None
         self._replay.add(record)
@@ -222,7 +255,7 @@ class Walk:
 
     def _start_over(self) -> None:
         self._replay = Replay()
-        self._records = self._read()
+        self.records = self._read()
         self.here = self._replay.snapshot
         # Snapshots share all that did not change between them.
         self._behind: deque[Snapshot] = deque(maxlen=_REMEMBERED)

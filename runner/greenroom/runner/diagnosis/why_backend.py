@@ -461,7 +461,8 @@ class WhyBackend:
     def _refusals(self) -> list[Happening]:
         """Refused requests that needed it, the last for each model."""
         found = []
-        for events in self._history.models.values():
+        for model in self._history.models:
+            events = self._history.models.of_type(model, LoadRefused)
             mine = [
                 one for one, e in of_type(events, LoadRefused) if missing_backends(e)[:1] == (self._name,)
             ]
@@ -476,7 +477,7 @@ class WhyBackend:
             for one in self._refusals()
             if isinstance(one.event, LoadRefused)
         }
-        chosen = {model: latest(events, BackendChosen) for model, events in history.models.items()}
+        chosen = {model: history.latest_of(model, BackendChosen) for model in history.models}
         meanwhile = {
             shown_model(model, history)
             for model, one in chosen.items()

@@ -31,10 +31,9 @@ _CAUSES = 8
 
 def why_event(event_id: str, history: History, now: float, recorded: Recorded) -> Explanation:
     """What it says, what caused it, and what it caused."""
-    kept = {one.record.id: one for one in history.kept().values()}
     happening = history.asked[event_id]
-    causes = list(_causes(happening, kept))
-    effects = history.led_to.get(event_id, [])
+    causes = list(_causes(happening, history))
+    effects = history.caused_by(event_id)
     cause = happening.record.cause
     found = Explanation(
         state="stored",
@@ -98,10 +97,10 @@ def why_job(job: str, history: History, now: float) -> Explanation:
     return found
 
 
-def _causes(happening: Happening, kept: dict[str, Happening]) -> Iterator[Happening]:
+def _causes(happening: Happening, history: History) -> Iterator[Happening]:
     """What caused it, and what caused that."""
     for _ in range(_CAUSES):
-        if (before := kept.get(happening.record.cause)) is None:
+        if (before := history.event(happening.record.cause)) is None:
             return
         happening = before
         yield happening
@@ -110,9 +109,9 @@ def _causes(happening: Happening, kept: dict[str, Happening]) -> Iterator[Happen
 def _told(happening: Happening, history: History) -> str:
     """Its sentence, by a narrator that has read what came before."""
     narrator = Narrator()
-    kept = history.kept()
-    for seq in sorted(one for one in kept if one < happening.record.seq):
-        narrator.tell(kept[seq].record)
+    around = history.around([happening])
+    for seq in sorted(one for one in around if one < happening.record.seq):
+        narrator.tell(around[seq].record)
     return narrator.tell(happening.record)
 
 

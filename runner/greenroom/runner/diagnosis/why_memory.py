@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from greenroom.actors.scheduler.events import LoadAdmitted
 from greenroom.actors.scheduler.messages import LedgerReading, QueueEntry
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop
-from greenroom.runner.diagnosis.history import History, latest
+from greenroom.runner.diagnosis.history import History
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.sentences import short
@@ -100,7 +100,7 @@ def why_memory(history: History, live: Live | None) -> Explanation:
             remedies=remedies,
         )
     last = max(
-        (one for events in history.models.values() if (one := latest(events, LoadAdmitted)) is not None),
+        (one for model in history.models if (one := history.latest_of(model, LoadAdmitted)) is not None),
         key=lambda one: one[0].record.seq,
         default=None,
     )

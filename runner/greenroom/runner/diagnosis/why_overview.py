@@ -125,9 +125,7 @@ def _models(history: History, now: float, verdicts: Mapping[str, str]) -> Iterat
                 "quarantined",
             )
         breaker = model.breaker()
-        last = next(
-            (one for one in reversed(model.own) if isinstance(one.event, LoadRefused | LoadFailed)), None
-        )
+        last = next(reversed(model.own_of_type(LoadRefused, LoadFailed)), None)
         if breaker is not None and breaker.until > now:
             until = clock(breaker.until, now)
             yield Trouble(

@@ -162,11 +162,12 @@ def test_a_daemon_that_does_not_answer_says_so_in_its_place(script: Any) -> None
     assert "Greenroom cannot say who waits" in script.why("queue", live=silent).answer
 
 
-def test_what_keeps_a_daemon_from_starting_stands_behind_how_the_last_one_ended(script: Any) -> None:
+def test_what_keeps_a_daemon_from_starting_is_told_after_how_the_last_one_ended(script: Any) -> None:
     script.stopped()
     found = script.why("daemon", live=Live(running=False, silence="Port in use.", advice="Use another."))
-    assert found.cause == "stopped"
-    assert found.also[0] == "It cannot be started as it is. Port in use. Use another."
+    assert found.cause == "cannot_start"
+    assert found.answer.endswith(" It cannot be started as it is: Port in use.")
+    assert found.also[0] == "Use another."
 
 
 def test_what_a_model_recovered_from_is_no_trouble(script: Any) -> None:
@@ -267,9 +268,13 @@ def test_who_is_inside_and_how_fast_is_told(script: Any, kind: str) -> None:
 
     found = script.why("smollm2" if kind == "model" else engine, live=busy)
 
-    assert found.also[0] == (
-        "It is answering 4 requests in 4 slots, 2 requests queued for it, 8.0 tokens a second each."
-    )
+    told = "is answering 4 requests in 4 slots, 2 requests queued for it, 8.0 tokens a second each."
+    if kind == "model":
+        # That explains how slow it is: it comes first.
+        assert found.answer == f"smollm2 {told}"
+        assert found.also[0].startswith("smollm2 is loaded: ")
+    else:
+        assert found.also[0] == f"It {told}"
     assert found.also[1].startswith("Inside: r-0a1b2c3d-1 from curl (process 4711) for 12s, 96 tokens; ")
     assert found.also[1].endswith(", and 2 more.")
     assert found.numbers["tokens_per_second"] == 8.0

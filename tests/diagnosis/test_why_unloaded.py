@@ -237,7 +237,7 @@ def test_why_says_how_a_pull_failed(script: Any) -> None:
     assert found.numbers == {"attempts": 2.0}
     assert "It needs 5.00 GB, and 1.00 GB is free. Make room: greenroom rm MODEL." in found.answer
     assert types(found) == ["pull_requested", "pull_attempt_failed", "pull_failed"]
-    assert commands(found) == ["greenroom pull gemma3"]
+    assert commands(found) == ["greenroom pull gemma3", "greenroom df"]
 
 
 def test_why_says_what_a_pull_waits_for(script: Any) -> None:

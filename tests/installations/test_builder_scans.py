@@ -180,7 +180,9 @@ def test_an_environment_of_the_users_that_lacks_the_backend_is_broken_with_the_r
 ) -> None:
     for python, reason in [
         (Path(sys.executable), "it has no toy"),
-        (tmp_path / "nowhere" / "python", "is not a Python interpreter"),
+        (tmp_path / "nowhere" / "python", "does not exist"),
+        (tmp_path, "does not exist"),
+        (Path(__file__), "is not a Python interpreter"),
     ]:
         make_builder(toy, external={"toy": ExternalBackend(python=python)}).look()
         _, _, (external,) = heard.next()

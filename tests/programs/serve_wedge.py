@@ -12,7 +12,9 @@ Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_
 NVIDIA's cards.
 
 With `GREENROOM_TEST_BESIDE` the backend of `--toy` can be installed beside the other one.
+`GREENROOM_TEST_BINARY=FILE` is configured as the program of the fake engine's backend, instead of Python.
 `GREENROOM_TEST_COOL_DOWN=SECONDS` is how long a breaker stays open first.
+`GREENROOM_TEST_SLOTS=N`: each engine answers so many requests at once, instead of any number.
 `GREENROOM_TEST_STEADY=SECONDS` is how long a device must have had room before a model is moved there.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
 before or after it is stored.
@@ -124,6 +126,7 @@ def main() -> None:
         allowed_flags=FLAGS,
         overhead=OVERHEAD,
         uses_devices="NVIDIA_FAKE_FOLDER" in os.environ,
+        slots=int(os.environ.get("GREENROOM_TEST_SLOTS", "0")),
     )
     if "GREENROOM_TEST_DIVIDES" in os.environ:
         fake = dividing(fake)
@@ -133,7 +136,8 @@ def main() -> None:
         toy = toy_backend(given.home.parent, *flags, deferred=not has_variants, for_cards=has_variants)
         backends = {"toy": toy}
     else:
-        settings = settings.changed("test", backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+        binary = Path(os.environ.get("GREENROOM_TEST_BINARY", sys.executable))
+        settings = settings.changed("test", backends={"fake": ExternalBackend(binary=binary)})
     if "GREENROOM_TEST_BESIDE" in os.environ:
         backends["toy"] = toy_backend(given.home.parent, *flags)
     journal: Journal | None = None

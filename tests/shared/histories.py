@@ -29,6 +29,9 @@ _PATTERNS = {
     "path": r"[\w./-]+",
     "model": r"[0-9a-f]{12}",
     "tokens": r"(?: The answer has about [\d,]+ tokens?, [\d.]+ a second\.)?",
+    "speed": r"(?:, [\d.]+ tokens a second(?: each)?)?",
+    "waited": r"(?: The first of these has waited \d+s\.)?",
+    "advice": r"(?:Restart[^:]*?\.)",
     "number": r"[\d.,]*\d",
     "job": r"[\w.-]+",
 }

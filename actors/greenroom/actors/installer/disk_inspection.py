@@ -34,8 +34,8 @@ def seen_on_disk(
     """Reconcile the journal with an inspection of a backend's disk.
 
     1. The first inspection of this life counts in full, see `settle_with_disk`.
-    2. A later one counts only for installations whose state was unclear before: others may have been
-       committed since it began.
+    2. A later one counts only for the user's own, and where the state was unclear before: others may have
+       been committed since it began.
     """
     name = report.backend
     backend = state.of(name)
@@ -43,7 +43,8 @@ def seen_on_disk(
     unclear = {name: frozenset(report.unclear)} if report.unclear else {}
     others = {one: ids for one, ids in volatile.unclear.items() if one != name}
     if name in volatile.looked:  # 2
-        judged = before - report.unclear.keys()
+        theirs = {one.id for one in report.installations if not one.managed}
+        judged = (before - report.unclear.keys()) | theirs
         if not judged:
             return Decision()
         found = [one for one in report.installations if one.id in judged]

@@ -425,7 +425,8 @@ def passed_over(backend: BackendInstallState) -> Failure | None:
         code="configured_broken",
         message=f"The {theirs.backend} configured in config.toml cannot be used ({theirs.broken}), so "
         f"Greenroom uses its own {usable.version} instead.",
-        advice=f'Repair it, or remove [backends."{theirs.backend}"] from config.toml.',
+        advice="Repair it and run greenroom backends verify, or remove "
+        f'[backends."{theirs.backend}"] from config.toml and run greenroom restart.',
         blame="configuration",
     )
 

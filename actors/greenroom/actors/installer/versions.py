@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from greenroom.actors.installer.effects import VerifyInstallations
+from greenroom.actors.installer.effects import InspectInstallations, VerifyInstallations
 from greenroom.actors.installer.errors import no_such_installation
 from greenroom.actors.installer.events import (
     InstallationActivated,
@@ -16,7 +16,7 @@ from greenroom.actors.installer.events import (
 from greenroom.actors.installer.messages import INSTALLER, Activate, Ensured, Verified, VerifyBackend
 from greenroom.actors.installer.reconcile import answers
 from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile, whole_of
-from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.messages import LiftQuarantines
@@ -97,15 +97,16 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
 
 
 def verify(ask: VerifyBackend, backend: BackendInstallState) -> Decision[InstallerVolatile]:
-    """Verify all of a backend's managed installations that are not retiring."""
+    """Verify all of a backend's installations that are not retiring."""
     name = ask.backend
-    ours = tuple(
-        one.id for one in backend.installations.values() if one.managed and one.id not in backend.retiring
-    )
-    if not ours:
+    there = tuple(one.id for one in backend.installations.values() if one.id not in backend.retiring)
+    if not there:
         return Decision(reply=ask.replied(Verified(backend=name, checked=(), damaged={})))
-    reading = VerifyInstallations(backend=name, installations=ours)
-    return Decision(reply=Later(verify_key(name)), effects=(reading,))
+    effects: list[Effect] = [VerifyInstallations(backend=name, installations=there)]
+    if backend.theirs is not None:
+        # The user may have repaired it, or put another version in its place.
+        effects.append(InspectInstallations(backends=(name,)))
+    return Decision(reply=Later(verify_key(name)), effects=tuple(effects))
 
 
 def verified(backend: BackendInstallState, report: Verified) -> Decision[InstallerVolatile]:

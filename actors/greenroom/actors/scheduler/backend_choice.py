@@ -151,7 +151,8 @@ def _theirs_is_broken(backend: BackendFacts, statuses: Statuses) -> Refusal:
     return refuse(
         "backend_broken",
         f"The {backend.name} configured in config.toml cannot be used: {why}.",
-        advice=f'Repair it, or remove [backends."{backend.name}"] from config.toml.',
+        advice="Repair it and run greenroom backends verify, or remove "
+        f'[backends."{backend.name}"] from config.toml and run greenroom restart.',
         kind="not_ready",
         subject=backend.name,
     )

@@ -479,7 +479,10 @@ def verify_backends(ctx: click.Context, name: str | None, backend: str | None, a
                 click.echo(f"  {complaint}")
         if one["damaged"]:
             broken = True
-            click.echo(f"  Repair it: greenroom install-runner --backend {name}")
+            repair = "  Repair it: greenroom install-runner --backend {}"
+            if set(one["damaged"]) == {"external"}:
+                repair = "  Repair it, or correct config.toml; then run this command again."
+            click.echo(repair.format(name))
     if not any(one["checked"] for one in found):
         click.echo(f"{backend or 'No backend'} is not installed.")
     return exit_codes.FAILED if broken else exit_codes.OK

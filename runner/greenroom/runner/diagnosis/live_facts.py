@@ -31,6 +31,15 @@ def add_live(found: Explanation, meaning: Meaning, history: History, live: Live)
             }
             _tell_waiting(found, meaning.id, references, bool(engines), history, live)
             told = [sentence for one in engines for sentence in _inside(found, one, live)]
+            busy = next((one for one in engines if (account := live.account(one)) and account.queue), "")
+            if busy:
+                name = shown_model(meaning.id, history)
+                found.cause, told[0], found.answer = "busy", found.answer, told[0].replace("It", name, 1)
+                waited = max(
+                    (one.waited for one in live.queue if _asked_for(one, history) == meaning.id), default=0
+                )
+                if waited >= 1:
+                    found.answer += f" The first of these has waited {format_duration(round(waited))}."
             for reference in references:
                 if progress := live.progress(pull_job(reference)):
                     told.append(f"Its pull: {full_stop(progress)}")
@@ -44,14 +53,17 @@ def add_live(found: Explanation, meaning: Meaning, history: History, live: Live)
                 told.append(
                     f"{counted(len(waiting), 'request')} waiting for it. {place_of(waiting[0], live)}"
                 )
-            mine = (one.spec for one in loads if one.spec.backend == meaning.id)
-            for spec in mine:
+            specs = (one.spec for one in loads if one.spec.backend == meaning.id)
+            for spec in specs:
                 told += list(_inside(found, spec.engine_id, live, shown_model(spec.model_id, history)))[:1]
         case "request":
             entry = next((one for one in live.queue if one.request_id == meaning.id), None)
             if entry is not None:
                 found.answer = place_of(entry, live)
                 told = list(holders(history, live))
+                wanted = _asked_for(entry, history)
+                mine = [one.spec.engine_id for one in loads if one.spec.model_id == wanted]
+                told += [line for one in mine for line in _inside(found, one, live, "Its engine")]
                 found.numbers["place"] = float(entry.place)
             row = next((one for one in live.requests if one.id == meaning.id), None)
             if row is not None and row.engine:

@@ -9,7 +9,12 @@ import math
 import shlex
 from collections.abc import Iterable, Sequence
 
-from greenroom.actors.installer.events import InstallationRetiring
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationCommitted,
+    InstallationRetiring,
+    InstallRequested,
+)
 from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadAdmitted, LoadRefused
 from greenroom.actors.scheduler.state import OVER_MEMORY, counts_against_model
 from greenroom.actors.values import EngineExit
@@ -23,12 +28,16 @@ from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.units import format_duration, format_size
 
+_IN_USE = (InstallationCommitted, InstallationActivated)
 _GIVEN_UP = frozenset(
     {
         *("engine_stalled", "engine_halted", "engine_unreachable", "engine_closed", "engine_garbled"),
         "engine_abandoned",
     }
 )
+
+
+DISK = Remedy(aim="To see what models take of the disk", command="greenroom df")
 
 
 def run(name: str) -> str:
@@ -77,9 +86,11 @@ def of_eviction(
         case "retiring":
             _tell_retiring(found, event, at, history, f"{subject} was unloaded at {when}")
         case "superseded":
+            taken = "another variant of its backend is in use now"
+            if installed := _installed_before(event.backend, at, history):
+                taken = f"{installed}, which is in use now"
             found.answer = (
-                f"{subject} was unloaded at {when}, idle, because another variant of its backend is in use "
-                "now: the next request loads it there."
+                f"{subject} was unloaded at {when}, idle, because {taken}: the next request loads it there."
             )
             found.remedies = ()
         case "moved":
@@ -136,7 +147,8 @@ def of_failure(
         cause, answer = "out_of_memory", f"{its_engine} stopped at {when}. {summary}"
     elif failure.code == OVER_MEMORY:
         cause = failure.code
-        answer = f"{its_engine} was stopped at {when}{after}: it used too much memory. {summary}"
+        used = summary.removeprefix("The engine was stopped: ")
+        answer = f"{its_engine} was stopped for using too much memory at {when}{after}: {used}"
     elif failure.code in _GIVEN_UP:
         cause = failure.code.removeprefix("engine_")
         answer = f"{its_engine} failed at {when}{after} and was stopped. {summary}"
@@ -166,6 +178,7 @@ def of_failure(
             *([Remedy(aim="To see what is wrong with devices", command="greenroom devices")] * bool(loss)),
             Remedy(aim="To try again", command=run(name)),
             *([_more_memory()] * (cause == OVER_MEMORY)),
+            *([DISK] * (failure.code == "no_space")),
             log_of(engine.engine_id),
         ),
     )
@@ -191,6 +204,9 @@ def of_refusal(event: LoadRefused, at: float, name: str, now: float) -> Explanat
                 *(Remedy(aim=f"To install {one}", command=install(one)) for one in missing),
                 *remedies,
             ]
+        case "backend_broken":
+            aim = "Once the backend is repaired"
+            remedies.insert(0, Remedy(aim=aim, command="greenroom backends verify"))
         case "unsupported_platform" | "unsupported_model":
             remedies = [Remedy(aim="To see what each backend can do here", command="greenroom backends")]
         case _:
@@ -315,6 +331,23 @@ def _pin_taken(event: EvictionDecided, history: History, now: float) -> str:
         change = last_change(history, event.model_id, mode, "keep_alive", before=last.record.seq)
         who = change.who(history) if change is not None else "a request"
     return f"{until}, when {who} set its keep-alive to {format_duration(wish.keep_alive)}."
+
+
+def _installed_before(backend: str, at: float, history: History) -> str:
+    """`request r-… installed toy cuda 1.0`, if that is what changed the backend before a moment."""
+    about = [one for one in history.backends.get(backend, ()) if one.at <= at]
+    committed = [one.installation for _, one in of_type(about, InstallationCommitted)]
+    last = next((one for one in reversed(about) if isinstance(one.event, _IN_USE)), None)
+    made = committed[-1] if committed else None
+    if last is None or made is None:
+        return ""
+    if isinstance(last.event, InstallationActivated) and last.event.installation_id != made.id:
+        return ""
+    job = [one.job for _, one in of_type(about, InstallationCommitted)][-1]
+    asked = [(one, e) for one, e in of_type(about, InstallRequested) if e.job == job]
+    who = history.who(asked[-1][0].record.cause, asked[-1][1].caller) if asked else ""
+    variant = f"{made.variant} " if made.variant else ""
+    return f"{who} installed {backend} {variant}{made.version}" if who else ""
 
 
 def _tell_retiring(

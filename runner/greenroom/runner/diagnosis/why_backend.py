@@ -98,10 +98,11 @@ class WhyBackend:
     def _installed(self, usable: Installation) -> Explanation:
         name, born = self._name, self._birth(usable)
         since = f" since {moment(born.at, self._now)}" if born is not None else ""
+        variant = f"{usable.variant} " if usable.variant else ""
         found = Explanation(
             state="installed",
             cause="found",
-            answer=f"{name} {usable.version} has been installed{since} (installation {usable.id}).",
+            answer=f"{name} {variant}{usable.version} has been installed{since} (installation {usable.id}).",
             numbers={"size": float(usable.size)},
             steps=(born.step,) if born is not None else (),
             remedies=(
@@ -156,7 +157,7 @@ class WhyBackend:
         if last is None or best is None or best.name in state.declined or not usable.managed:
             return
         declared = BACKENDS.get(self._name)
-        usual = {one.name for one in declared.variants if one.source is None} if declared else set()
+        usual = {one.name for one in declared.variants if one.source is None} if declared else self._usual()
         chosen = set(declared.builds) if declared else set()
         here = {one.variant for one in state.whole}
         if usable.variant in chosen or best.name in here or (best.name in usual and "" in here):
@@ -168,6 +169,20 @@ class WhyBackend:
         command = f"greenroom install-runner --backend {self._name} --variant {best.name}"
         found.remedies = (Remedy(aim="To install that", command=command), *found.remedies)
         found.steps += (last[0].step,)
+
+    def _usual(self) -> set[str]:
+        """What the variant without a name is called, of a backend that is not known here: the machine's first
+        choice when that was installed.
+        """
+        ranked: VariantsRanked | None = None
+        for one in self._events:
+            if isinstance(one.event, VariantsRanked):
+                ranked = one.event
+            elif (
+                isinstance(one.event, InstallationCommitted) and not one.event.installation.variant and ranked
+            ):
+                return {next((each.name for each in ranked.variants if each.usable), "")}
+        return set()
 
     def _tell_chosen(self, found: Explanation, usable: Installation, born: Happening | None) -> None:
         """Since when it is in use, and why, unless by its own installation."""
@@ -182,7 +197,20 @@ class WhyBackend:
         found.steps = (*found.steps, chosen.step)
         if born is None or not chosen.record.cause or chosen.record.cause != born.record.cause:
             since = moment(chosen.at, self._now)
-            found.answer += f" It has been in use since {since}: {full_stop(event.reason)}"
+            found.answer += (
+                f" It has been in use since {since}: {full_stop(self._gone_before(chosen) or event.reason)}"
+            )
+
+    def _gone_before(self, chosen: Happening) -> str:
+        """Which installation went missing, or was found damaged, just before another came into use."""
+        at = self._events.index(chosen)
+        before = self._events[at - 1].event if at else None
+        match before:
+            case InstallationMissing(installation_id=one, reason=reason):
+                return f"{one}, which had been in use, was found to be missing ({reason.rstrip('.')})"
+            case InstallationBroken(installation_id=one, reason=reason):
+                return f"{one}, which had been in use, was found damaged ({reason.rstrip('.')})"
+        return ""
 
     def _tell_failed_beside(self, found: Explanation, failure: Failure) -> None:
         """The one in use still works, but an attempt to install another failed."""
@@ -349,14 +377,21 @@ class WhyBackend:
         last = latest(self._events, InstallationBroken)
         found = f"was found damaged at {moment(last[0].at, self._now)}" if last is not None else "is damaged"
         repair = Remedy(aim="To repair it", command=f"greenroom reinstall-runner --backend {self._name}")
-        theirs = Remedy(aim="To see your settings", command="greenroom config")
+        theirs = Remedy(
+            aim="To use it once it is repaired", command=f"greenroom backends verify {self._name}"
+        )
+        answer = f"{self._name} {broken.version} cannot be used: its installation {found}."
+        answer += f" {full_stop(broken.broken)}"
+        if not broken.managed:
+            since = f" Greenroom noticed that at {moment(last[0].at, self._now)}." if last is not None else ""
+            answer = (
+                f"{self._name} cannot be used: {broken.broken.rstrip('.')}. It is your own, configured in "
+                f"config.toml.{since}"
+            )
         return Explanation(
             state="broken",
             cause="broken",
-            answer=(
-                f"{self._name} {broken.version} cannot be used: its installation {found}. "
-                f"{full_stop(broken.broken)}"
-            ),
+            answer=answer,
             numbers={"size": float(broken.size)},
             also=self._needed_by(),
             steps=_steps(self._events[-8:]),

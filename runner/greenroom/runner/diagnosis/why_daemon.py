@@ -96,7 +96,10 @@ def present(history: History, now: float, live: Live | None) -> Explanation:
             found.answer += f" It is not ready: {full_stop(live.problem)}"
         found.remedies = (Remedy(aim="To see its jobs and backends", command="greenroom status"),)
     if live is not None and not live.running and live.silence:
-        found.also = (f"It cannot be started as it is. {live.silence} {live.advice}".strip(),)
+        found.answer += f" It cannot be started as it is: {live.silence}"
+        found.cause = "cannot_start"
+        found.also = (live.advice,) if live.advice else ()
+        found.remedies = tuple(one for one in found.remedies if one is not _TO_START)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from statistics import median
 
+from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.library.events import ModelCommitted
 from greenroom.actors.scheduler.backend_choice import in_a_row
 from greenroom.actors.scheduler.events import (
@@ -29,7 +30,7 @@ from greenroom.runner.diagnosis import stop_reasons
 from greenroom.runner.diagnosis.configured import changes
 from greenroom.runner.diagnosis.engine_history import EngineHistory, usual_seconds
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop, listed
-from greenroom.runner.diagnosis.history import Happening, latest
+from greenroom.runner.diagnosis.history import Happening, History, latest
 from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.old_journals import preferred_backend
@@ -116,9 +117,6 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
     if loss := _lost_device(model, engine):
         found.answer = f"{model.name} runs elsewhere because {loss} {found.answer}"
         found.cause = "device_lost"
-    elif ended := _over_memory(model, engine):
-        found.answer = f"{ended} {found.answer}"
-        found.cause = OVER_MEMORY
     elif missed := _missed_layers(model, engine):
         found.answer = f"{missed} {found.answer}"
         found.cause = "layers_missed"
@@ -126,6 +124,9 @@ def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
         if engine.admitted is not None and engine.admitted.placed:
             found.answer += f" {engine.admitted.placed}"
         found.answer += _replaced(model, engine)
+        before = _before(model, engine)
+        if before is not None and before.failed is not None and before.failed.failure.code == OVER_MEMORY:
+            found.cause = OVER_MEMORY
     if engine.ready is not None and engine.ready.seconds:
         found.numbers["load_seconds"] = engine.ready.seconds
     if engine.adopted_at:
@@ -151,15 +152,6 @@ def _lost_device(model: ModelHistory, engine: EngineHistory) -> str:
     if loss is None or loss.device in {engine.spec.device, *(one.device for one in engine.spec.placement)}:
         return ""
     return loss.sentence
-
-
-def _over_memory(model: ModelHistory, engine: EngineHistory) -> str:
-    """The sentence when the engine before this one was stopped for using too much memory."""
-    before = _before(model, engine)
-    if before is None or before.failed is None or before.failed.failure.code != OVER_MEMORY:
-        return ""
-    message = full_stop(before.failed.failure.message)
-    return f"{model.name} was loaded again after {moment(before.failed_at, model.now)}. {message}"
 
 
 def _missed_layers(model: ModelHistory, engine: EngineHistory) -> str:
@@ -372,6 +364,9 @@ def _episode(model: ModelHistory, decisive: Happening) -> list[Happening]:
 def _never_requested(model: ModelHistory, stored: Model) -> Explanation:
     committed = latest(model.own, ModelCommitted)
     since = f" since {moment(committed[0].at, model.now)}" if committed is not None else ""
+    never = "but was never requested"
+    if committed is not None and not committed[1].job and _is_first_look(committed[0], model.history):
+        never = "where this journal begins, and has not been requested since"
     facts = ", ".join(one for one in (format_size(stored.size), stored.format, stored.quantization) if one)
     origin = adopted_from(model, committed[1].job) if committed is not None else ""
     adopted = f", adopted from {origin}," if origin else ","
@@ -381,10 +376,7 @@ def _never_requested(model: ModelHistory, stored: Model) -> Explanation:
     found = Explanation(
         state="unloaded",
         cause="never_asked",
-        answer=(
-            f"{model.name} is not loaded: it has been in the store{since} ({facts}){adopted} but was never "
-            f"requested."
-        ),
+        answer=(f"{model.name} is not loaded: it has been in the store{since} ({facts}){adopted} {never}."),
         numbers={"size": float(stored.size)},
         steps=tuple([one.step for one in model.own if one.record.stream == "library"][-4:]),
         remedies=(Remedy(aim="To load it", command=stop_reasons.run(model.name)),),
@@ -399,6 +391,14 @@ def _never_requested(model: ModelHistory, stored: Model) -> Explanation:
             first = Remedy(aim=f"To install {possible[0]}", command=stop_reasons.install(possible[0]))
             found.remedies = (first, *found.remedies)
     return found
+
+
+def _is_first_look(committed: Happening, history: History) -> bool:
+    """Whether the first daemon of this journal found a model in the store: what was before is unknown."""
+    starts = [one.record for one in history.daemons if isinstance(one.event, DaemonStarted)]
+    if not starts or (len(starts) > 1 and starts[1].seq < committed.record.seq):
+        return False
+    return committed.record.cause in ("", starts[0].id)
 
 
 def _being_installed(model: ModelHistory, stored: Model) -> Iterator[str]:

@@ -12,6 +12,7 @@ from greenroom.runner.diagnosis import why_daemon
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop
 from greenroom.runner.diagnosis.history import Happening, History
 from greenroom.runner.diagnosis.live import Live
+from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.sentences import short
@@ -106,6 +107,9 @@ def _backends(history: History, now: float) -> Iterator[Trouble]:
             )
         elif state.usable is None and job is None and failure is not None:
             yield Trouble(f"{name} could not be installed: {failure.sentence()}", name, failure.code)
+        elif state.usable is None and broken is not None and not broken.managed:
+            said = f"{name}, which is configured in config.toml, cannot be used: {full_stop(broken.broken)}"
+            yield Trouble(said, name, "broken")
         elif state.usable is None and broken is not None:
             yield Trouble(f"{name} {broken.version} is damaged: {full_stop(broken.broken)}", name, "broken")
         elif state.usable is not None and failure is not None and job is None:
@@ -146,6 +150,8 @@ def _last_trouble(model: ModelHistory, last: Happening, now: float) -> Iterator[
     match last.event:
         case LoadRefused() as e:
             yield Trouble(f"{model.name} was refused at {at}: {full_stop(e.message)}", model.name, e.code)
+        case LoadFailed() as e if (loss := _lost(model, e.engine_id)) is not None:
+            yield Trouble(f"{model.name} is not loaded: {loss}", model.name, "device_lost")
         case LoadFailed(failure=failure, was_ready=True):
             how = "exceeded its memory limit" if failure.code == OVER_MEMORY else "stopped working"
             yield Trouble(
@@ -159,6 +165,13 @@ def _last_trouble(model: ModelHistory, last: Happening, now: float) -> Iterator[
                 model.name,
                 failure.code,
             )
+
+
+def _lost(model: ModelHistory, engine_id: str) -> str | None:
+    """How the device of an engine went away, if that ended it."""
+    engine = model.engine(engine_id)
+    loss = lost(engine, model.history.daemons, model.now) if engine is not None else None
+    return loss.sentence if loss is not None else None
 
 
 def _pulls(history: History, now: float, live: Live | None) -> Iterator[Trouble]:

@@ -14,6 +14,7 @@ from greenroom.actors.library.events import (
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, tool_output
 from greenroom.runner.diagnosis.history import Happening, latest, of_type
 from greenroom.runner.diagnosis.model_history import ModelHistory
+from greenroom.runner.diagnosis.stop_reasons import DISK
 from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.models.references import familiar
 from greenroom.runner.units import format_size
@@ -68,7 +69,10 @@ def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull
                 ),
                 numbers={"attempts": tried + 1.0},
                 words=tool_output(e.failure.detail),
-                remedies=(Remedy(aim="To try again", command=pull),),
+                remedies=(
+                    Remedy(aim="To try again", command=pull),
+                    *([DISK] * (e.failure.code == "no_space")),
+                ),
             )
         case PullCancelled() as e:
             return Explanation(

@@ -294,11 +294,15 @@ class Builder:
         return msgspec.structs.replace(plan, variant=variant)
 
     def verify(self, backend: str, installation_id: str, cancel: Event | None = None) -> list[str]:
-        """Every file of an installation whose bytes have changed, by hash; blocks for about a second.
+        """Every file of an installation whose bytes have changed, by hash; blocks for about a second. Of the
+        user's own: why it cannot be used.
 
         Raises:
             JobFailed: There is no such installation.
         """
+        if installation_id == external.EXTERNAL:
+            theirs = self._theirs(backend)
+            return [theirs.broken] if theirs is not None and theirs.broken else []
         named = Installation(id=installation_id, backend=backend, version="")
         return self._makers().installed.verify(named, cancel or self._closing)
 
@@ -475,19 +479,25 @@ class Builder:
         self._tell(INSTALLER, Happened(event=InstallationsUnread(backend=backend, reason=reason)))
 
     def _there(self, installed: InstallationStore, name: str) -> tuple[list[Installation], Mapping[str, str]]:
-        named, declared = self._external.get(name), self._backends.get(name)
+        declared = self._backends.get(name)
         if sentence := no_exec(self._home):
             raise OSError(errno.EACCES, sentence)
         judged, unclear = installed.judged(name)
         found = list(judged)
         if declared is not None and isinstance(declared.source, Environment):
             found = [_fitting(one, declared.source, installed) for one in found]
-        if named is not None and declared is not None:
-            if named.binary is not None:
-                found.append(external.binary(declared, named.binary))
-            elif named.python is not None:
-                found.append(external.environment(declared, named.python))
+        if (theirs := self._theirs(name)) is not None:
+            found.append(theirs)
         return found, unclear
+
+    def _theirs(self, name: str) -> Installation | None:
+        """The installation that the user has named in the config, checked."""
+        named, declared = self._external.get(name), self._backends.get(name)
+        if named is None or declared is None:
+            return None
+        if named.binary is not None:
+            return external.binary(declared, named.binary)
+        return external.environment(declared, named.python) if named.python is not None else None
 
     def _freed(self, backend: str, installation_id: str) -> int:
         if installation_id == external.EXTERNAL:

@@ -44,6 +44,8 @@ def environment(backend: Backend, python: Path) -> Installation:
         return _broken(
             backend, root, f"{backend.name} is not made of Python packages; do not set `python` for it"
         )
+    if not root.exists():
+        return _broken(backend, root, f"{root} does not exist")
     if not root.is_file() or not os.access(root, os.X_OK):
         return _broken(backend, root, f"{root} is not a Python interpreter")
     outcome = run_python(root, ["-c", _LOOK, source.distribution, *source.probe], seconds=_SECONDS)
@@ -56,6 +58,8 @@ def environment(backend: Backend, python: Path) -> Installation:
 def binary(backend: Backend, program: Path) -> Installation:
     """The user's own program that speaks a backend's protocol, such as a `llama-server`."""
     root = program.absolute()
+    if not root.exists():
+        return _broken(backend, root, f"{root} does not exist")
     if not root.is_file() or not os.access(root, os.X_OK):
         return _broken(backend, root, f"{root} is not a program")
     try:

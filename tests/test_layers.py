@@ -203,13 +203,21 @@ def test_a_keeper_is_made_of_few_modules_and_the_standard_library() -> None:
         assert others <= sys.stdlib_module_names, name
 
 
+def is_of(node: ast.AST, module: str, names: set[str]) -> bool:
+    """Whether this is one of these names of a module."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=owner), attr=name):
+            return owner == module and name in names
+    return False
+
+
 def test_files_are_forced_to_the_disk_in_one_way() -> None:
     """`os.fsync` alone leaves them in the drive's cache on macOS."""
     callers = {
         module.name
         for module in MODULES
         for node in module.nodes
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.fsync", "os.sync", "os.fdatasync")
+        if is_of(node, "os", {"fsync", "sync", "fdatasync"})
     }
     assert callers == {"actors.journal.fsync", "runner.systems.linux", "runner.systems.macos"}
 
@@ -231,7 +239,7 @@ def test_what_depends_on_the_system_is_asked_of_its_module() -> None:
         module.name
         for module in MODULES
         for node in module.nodes
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.platform", "os.uname")
+        if is_of(node, "sys", {"platform"}) or is_of(node, "os", {"uname"})
     }
     assert askers <= set(known), askers - set(known)
 

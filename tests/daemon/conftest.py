@@ -254,30 +254,48 @@ def copy_home(source: Path, target: Path) -> None:
     )
 
 
+@pytest.fixture
+def furnished(request: pytest.FixtureRequest) -> Path:
+    """A data directory with llama.cpp and the real model, for slow tests also with mlx and its model.
+    Copy it, do not use it.
+    """
+    is_slow = request.node.get_closest_marker("slow") is not None
+    folder: Path = request.getfixturevalue("furnished_with_mlx" if is_slow else "furnished_with_llama_cpp")
+    return folder
+
+
 @pytest.fixture(scope="session")
-def furnished(run_folder: Path, smollm2_gguf: Path, smollm2_mlx: Path) -> Path:
-    """A data directory with llama.cpp, mlx and the real model in both formats. Copy it, do not use it."""
-    folder = run_folder / "furnished"
-    with process_lock(run_folder, "furnished"):
+def furnished_with_llama_cpp(run_folder: Path, smollm2_gguf: Path) -> Path:
+    return _furnished(run_folder, "furnished", {"llama.cpp": smollm2_gguf})
+
+
+@pytest.fixture(scope="session")
+def furnished_with_mlx(run_folder: Path, smollm2_gguf: Path, smollm2_mlx: Path) -> Path:
+    return _furnished(run_folder, "furnished-mlx", {"llama.cpp": smollm2_gguf, "mlx": smollm2_mlx})
+
+
+def _furnished(run_folder: Path, name: str, models: Mapping[str, Path]) -> Path:
+    """Installs backends and pulls a model for each, once in a test run."""
+    folder = run_folder / name
+    with process_lock(run_folder, name):
         if not folder.exists():
             folder.mkdir()
-            _furnish(folder / "home", smollm2_gguf, smollm2_mlx)
+            _furnish(folder / "home", models)
             (folder / "whole").touch()
     assert (folder / "whole").exists(), "another test process could not furnish it"
     return folder / "home"
 
 
-def _furnish(home: Path, smollm2_gguf: Path, smollm2_mlx: Path) -> None:
+def _furnish(home: Path, models: Mapping[str, Path]) -> None:
     home.mkdir()
     daemon = Daemon(home, _environment(home))
     try:
         daemon.start()
-        for backend in ("llama.cpp", "mlx"):
+        for backend, model in models.items():
             answer = daemon.post("/engines/install-backend", {"backend": backend})
             assert answer.status == 200, answer.body
-        daemon.pull(str(smollm2_gguf))
-        daemon.pull(str(smollm2_mlx))
-        daemon.configure(str(smollm2_gguf))
+            daemon.pull(str(model))
+        daemon.configure(str(models["llama.cpp"]))
         daemon.stop()
     finally:
         _end(daemon)

@@ -97,10 +97,9 @@ class Shell:
             self.heard.append(wish(self._daemon, self._random.choice(NAMES)))
 
 
-@pytest.mark.parametrize(
-    ("seed", "rounds"),
-    [(1, 2), pytest.param(2, 40, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
-)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 2), (2, 40)])
 def test_whatever_many_want_at_once_status_is_what_is_on_the_disk(
     seed: int,
     rounds: int,

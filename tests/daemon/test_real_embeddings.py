@@ -43,6 +43,7 @@ def test_an_engine_that_makes_no_embeddings_is_never_loaded_for_them(
     import openai
 
     daemon = make_daemon(furnished).start()
+    daemon.pull(str(smollm2_mlx))
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
     for model, status, code, advice in (
         (smollm2_gguf, 422, "not_an_embedding_model", "Use an embedding model"),

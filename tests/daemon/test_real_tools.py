@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PLACE = {"type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}, "required": ["city"]}
 SCHEMA: Any = {**PLACE, "$defs": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}}}
@@ -27,9 +27,9 @@ ASKED: Any = {"messages": ASK, "tools": [{"type": "function", "function": TOOL}]
 
 
 def takes_results(chats: Any, url: str, model: str) -> None:
+    """Its answers after a call was made and returned something, and where it may call or not."""
     import ollama
 
-    """Its answers after a call was made and returned something, and where it may call or not."""
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     history: Any = [*ASK, {"role": "assistant", "tool_calls": [call]}]
     history.append({"role": "tool", "tool_call_id": "c1", "content": "snow"})
@@ -39,10 +39,7 @@ def takes_results(chats: Any, url: str, model: str) -> None:
     assert free.message.tool_calls or free.message.content
 
 
-ON_MLX = pytest.param("smollm2_mlx", marks=[pytest.mark.slow, pytest.mark.timeout(900)])
-
-
-@pytest.mark.parametrize("file", ["smollm2_gguf", ON_MLX])
+@pytest.mark.parametrize("file", ["smollm2_gguf", "smollm2_mlx"])
 def test_tools_are_called_in_every_family(
     furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest
 ) -> None:
@@ -78,7 +75,6 @@ def test_tools_are_called_in_every_family(
     takes_results(chats, daemon.url, model)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", ["smollm2_gguf", "smollm2_mlx"])
 def test_anthropics_clients_are_told_which_sequence_ended_an_answer(
     furnished: Path, make_daemon: Callable[..., Any], file: str, request: pytest.FixtureRequest

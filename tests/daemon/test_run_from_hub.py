@@ -80,21 +80,27 @@ def test_a_safetensors_model_is_fetched_its_backend_installed_and_it_answers_und
     assert len(hub.ranges()) == asked
 
 
-def test_a_quantisation_is_fetched_and_answers_under_llama_cpp_and_is_managed_like_any_model(
-    greenroom: Callable[..., Any], hub: LocalHub, smollm2_gguf: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def quantised(hub: LocalHub, smollm2_gguf: Path) -> str:
+    """The name of the real model on the hub."""
     hub.repositories["org/SmolLM2-GGUF"] = {
         "smollm2-Q4_1.gguf": smollm2_gguf.read_bytes(),
         "smollm2-Q8_0.gguf": b"GGUF, but another one",
         "README.md": b"# SmolLM2",
     }
     hub.tags["org/SmolLM2-GGUF"] = ["gguf"]
-    name = "hf.co/org/SmolLM2-GGUF:Q4_1"
-    done = greenroom("run", name, "Name a colour.", "--max-tokens", "12")
+    return "hf.co/org/SmolLM2-GGUF:Q4_1"
+
+
+@pytest.mark.slow
+def test_a_quantisation_is_fetched_its_backend_installed_and_it_answers_under_llama_cpp(
+    greenroom: Callable[..., Any], hub: LocalHub, quantised: str
+) -> None:
+    done = greenroom("run", quantised, "Name a colour.", "--max-tokens", "12")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert len(hub.ranges()) == 1
-    pulled = greenroom("pull", name)
+    pulled = greenroom("pull", quantised)
     assert pulled.stdout.startswith("Using cached model: "), pulled.stderr
     wrong = greenroom("pull", "hf.co/org/SmolLM2-GGUF:Q5_K_M")
     assert wrong.returncode == 1
@@ -103,8 +109,14 @@ def test_a_quantisation_is_fetched_and_answers_under_llama_cpp_and_is_managed_li
     assert missing.returncode == 1
     assert "There is no hf.co/org/nothing, or it is private." in missing.stderr
 
-    # all by the names people type
-    assert greenroom("tag", name, "mine:v1").returncode == 0
+
+@pytest.mark.slow
+def test_a_model_of_a_hub_is_managed_like_any_other_by_the_names_people_type(
+    greenroom: Callable[..., Any], quantised: str, smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    pulled = greenroom("pull", quantised)
+    assert pulled.returncode == 0, pulled.stderr
+    assert greenroom("tag", quantised, "mine:v1").returncode == 0
     listed = greenroom("list").stdout
     assert "mine:v1" in listed
     assert "134.52M" in listed
@@ -113,7 +125,7 @@ def test_a_quantisation_is_fetched_and_answers_under_llama_cpp_and_is_managed_li
     assert exported.returncode == 0, exported.stderr
     model_id = greenroom("list", "-q").stdout.strip()
     assert greenroom("rm", "mine:v1").stdout == "Untagged: docker.io/ai/mine:v1\n"
-    removed = greenroom("rm", name)
+    removed = greenroom("rm", quantised)
     assert f"Deleted: sha256:{model_id}" in removed.stdout, removed.stderr
     loaded = greenroom("load", str(archive), "--tag", "back")
     assert loaded.stdout == "Loaded back.\n", loaded.stderr
@@ -133,7 +145,7 @@ def test_a_quantisation_is_fetched_and_answers_under_llama_cpp_and_is_managed_li
     assert "catalogue" in found.stdout
     completed = greenroom(_GREENROOM_COMPLETE="bash_complete", COMP_WORDS="greenroom rm b", COMP_CWORD="2")
     assert completed.stdout.split() == ["plain,back"]
-    assert greenroom("tag", "back", name).returncode == 0
+    assert greenroom("tag", "back", quantised).returncode == 0
     completed = greenroom(_GREENROOM_COMPLETE="bash_complete", COMP_WORDS="greenroom rm hf", COMP_CWORD="2")
     assert completed.stdout.split() == ["plain,hf.co/org/smollm2-gguf:Q4_1"]
     assert greenroom("rm", "--all").returncode == 0

@@ -250,8 +250,9 @@ def asking(words: str, **fields: Any) -> Any:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [None, pytest.param(7, marks=pytest.mark.slow)], ids=["in a batch", "alone"])
+@pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
 def test_mlx_ends_a_generation_whose_client_has_left_even_if_it_is_not_streamed(
     mlx: Stage, seed: int | None
 ) -> None:

@@ -250,10 +250,16 @@ async def test_every_inference_route_refuses_a_hostile_name_or_keep_alive(
 ) -> None:
     server = await open_server()
     before = await stored_by(server)
+    seen: set[str] = set()
     for method, path in routes(server):
         if method != "POST" or not path.endswith(MODEL_IN_BODY):
             continue
+        # One of a route's paths gets the long ones, which take time to read.
+        is_first = (ending := path.rpartition("/")[2]) not in seen
+        seen.add(ending)
         for field, what, value in hostile_values(Routing):
+            if len(value) > 10_000 and not is_first:
+                continue
             rest = b"" if field == "model" else b'"model": "tiny", '
             body = b'{%s"messages": [], "prompt": "", "input": "", "%s": %s}' % (rest, field.encode(), value)
             if field == "keep_alive" and what == "a number":

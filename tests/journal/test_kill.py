@@ -16,8 +16,9 @@ from greenroom.actors.journal.sqlite import SqliteJournal
 @pytest.mark.parametrize(
     ("tear", "every"),
     [
-        pytest.param(False, 1, id="between_steps"),
-        pytest.param(True, 4, id="in_the_middle_of_some_writes"),
+        pytest.param(False, 4, id="between_some_steps"),
+        pytest.param(True, 5, id="in_the_middle_of_some_writes"),
+        pytest.param(False, 1, id="between_any_steps", marks=pytest.mark.slow),
         pytest.param(True, 1, id="in_the_middle_of_every_write", marks=pytest.mark.slow),
     ],
 )

@@ -64,7 +64,8 @@ def calls_a_tool(client: openai.OpenAI, model: str) -> None:
     }
     whole = client.chat.completions.create(model=model, tool_choice="required", temperature=0, **asked)
     assert whole.choices[0].finish_reason == "tool_calls"
-    (call,) = whole.choices[0].message.tool_calls or ()
+    assert whole.choices[0].message.tool_calls
+    (call,) = whole.choices[0].message.tool_calls
     assert call.type == "function"
     assert call.function.name == "weather"
     assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")

@@ -1,22 +1,23 @@
 """A program that behaves like an engine, and misbehaves on demand. Standard library only.
 
 Speaks OpenAI's chat completions, completions and embeddings on a unix socket, `/health`, `/v1/models`, and
-`/stats` for tests. `python fake_engine.py --help` lists the faults it can produce.
+`/stats` for tests. `python fake_engine.py --help` lists the faults it can produce. It has a thread for each
+connection: importing asyncio would double the time of a start, and tests start it many hundred times.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 COMPLETIONS = (
     *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages"),
@@ -38,6 +39,8 @@ fake:seconds_sum 0.5
 """
 LAST: dict[str, Any] = {}
 """The last request that it was to answer."""
+TURN = threading.Lock()
+"""Held while a processor is busy: nothing else is served then."""
 STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0, "most_at_once": 0}
 
 
@@ -140,16 +143,46 @@ def there(file: str) -> bool:
     return os.path.exists(file)
 
 
+class Client:
+    """A connection of a client. What is read or written raises ConnectionError once the client has gone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._reading = connection.makefile("rb")
+
+    def line(self) -> bytes:
+        """The next line; empty at the end."""
+        return self._reading.readline()
+
+    def exactly(self, size: int) -> bytes:
+        data = self._reading.read(size)
+        if len(data) < size:
+            raise ConnectionResetError("the client has gone")
+        return data
+
+    def write(self, data: bytes) -> None:
+        self._connection.sendall(data)
+
+    def check(self) -> None:
+        """Raise if the client has gone."""
+        if select.select([self._connection], [], [], 0)[0] and not self._connection.recv(1, socket.MSG_PEEK):
+            raise ConnectionResetError("the client has gone")
+
+    def close(self) -> None:
+        self._reading.close()
+        self._connection.close()
+
+
 class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.loaded = asyncio.Event()
+        self.loaded = threading.Event()
         self.memory = b"\1" * (options.memory * 2**20)
         """Of bytes that are not zero: those would take no memory."""
         self.grown: list[bytes] = []
         self.load_failed = False
 
-    async def load(self) -> None:
+    def load(self) -> None:
         options = self.options
         end = time.monotonic() + options.load_seconds
         while options.load_forever or time.monotonic() < end:
@@ -159,7 +192,7 @@ class Engine:
                 busy = time.monotonic() + 0.04
                 while time.monotonic() < busy:
                     sum(range(1000))
-            await asyncio.sleep(0.05)
+            time.sleep(0.05)
         if options.die_under and is_installed(options.die_under):
             say(f"error loading model: it does not run under {options.die_under}")
             os._exit(3)
@@ -174,93 +207,98 @@ class Engine:
         say("model loaded")
         self.loaded.set()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            while await self.one_request(reader, writer):
+    def serve(self, connection: socket.socket) -> None:
+        client = Client(connection)
+        with contextlib.suppress(ConnectionError):
+            while self.one_request(client):
                 pass
         with contextlib.suppress(ConnectionError):
-            writer.close()
+            client.close()
 
-    async def one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        line = await reader.readline()
+    def one_request(self, client: Client) -> bool:
+        line = client.line()
         if not line:
             return False
         method, path, _ = line.decode().split(" ", 2)
         headers = {}
-        while (line := await reader.readline()) not in (b"\r\n", b""):
+        while (line := client.line()) not in (b"\r\n", b""):
             name, _, value = line.decode().partition(":")
             headers[name.strip().lower()] = value.strip()
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        body = client.exactly(int(headers.get("content-length", 0)))
+        with TURN:
+            pass
         path = path.partition("?")[0]
         if path == "/stats":
             seen = {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "argv": sys.argv}
-            await answer(writer, 200, {**STATS, **LAST, "pid": os.getpid(), **seen})
+            answer(client, 200, {**STATS, **LAST, "pid": os.getpid(), **seen})
         elif path == "/metrics":
-            await answer(writer, 200, METRICS % STATS)
+            answer(client, 200, METRICS % STATS)
         elif path == "/props":
             props = {"total_slots": 3, "model_path": "/secret/place.gguf", "model_alias": "x"}
-            await answer(writer, 200, props)
+            answer(client, 200, props)
         elif path == "/health":
             ok = self.loaded.is_set() or (self.options.lie_while_loading and not self.load_failed)
             ok = ok and not (self.options.unwell_while and there(self.options.unwell_while))
-            await answer(writer, 200 if ok else 503, {"status": "ok" if ok else "loading"})
+            answer(client, 200 if ok else 503, {"status": "ok" if ok else "loading"})
         elif path == "/v1/models":
-            await answer(writer, 200, {"object": "list", "data": [{"id": self.options.model}]})
+            answer(client, 200, {"object": "list", "data": [{"id": self.options.model}]})
         elif method == "POST" and path in COMPLETIONS:
             if self.options.lie_while_loading:
-                await self.loaded.wait()
+                self.loaded.wait()
             if not self.loaded.is_set():
-                await answer(writer, 503, {"error": {"message": "Loading model"}})
+                answer(client, 503, {"error": {"message": "Loading model"}})
             else:
-                await self.complete(reader, writer, path, json.loads(body or b"{}"))
+                self.complete(client, path, json.loads(body or b"{}"))
         else:
-            await answer(writer, 404, {"error": {"message": f"no such path: {path}"}})
+            answer(client, 404, {"error": {"message": f"no such path: {path}"}})
         return headers.get("connection", "").lower() != "close"
 
-    async def complete(self, reader: Any, writer: Any, path: str, request: dict[str, Any]) -> None:
-        STATS["requests"] += 1
-        STATS["active"] += 1
-        LAST["last"] = request
-        STATS["most_at_once"] = max(STATS["most_at_once"], STATS["active"])
+    def complete(self, client: Client, path: str, request: dict[str, Any]) -> None:
+        with TURN:
+            STATS["requests"] += 1
+            STATS["active"] += 1
+            LAST["last"] = request
+            STATS["most_at_once"] = max(STATS["most_at_once"], STATS["active"])
         try:
             frozen = self.options.freeze_after_requests
             if self.options.healthy_but_dead or (frozen and STATS["requests"] > frozen):
-                await asyncio.Event().wait()
+                wait_forever()
             if self.options.grow_of and self.options.grow_of in json.dumps(request):
-                await asyncio.to_thread(self.grow)
+                self.grow()
             if self.options.die_of and self.options.die_of in json.dumps(request):
                 for line in self.options.quote:
                     say(line.format(json.dumps(request)))
-                await asyncio.sleep(self.options.die_of_after)
+                time.sleep(self.options.die_of_after)
                 die(self.options.die_by)
-            await self.burn(self.options.burn_before_first_token)
+            self.burn(self.options.burn_before_first_token)
             if self.options.answer:
                 status, body = self.options.answer
-                await answer(writer, int(status), body)
+                answer(client, int(status), body)
                 return
             if self.options.stream and request.get("stream"):
-                await stream(writer, self.options.stream.replace("\\n", "\n"))
+                stream(client, self.options.stream.replace("\\n", "\n"))
                 return
             if self.options.context and path in ("/v1/embeddings", "/tokenize"):
                 like_vllm = self.options.like_vllm
-                await answer(writer, *embedded(path, request, self.options.context, like_vllm=like_vllm))
+                answer(client, *embedded(path, request, self.options.context, like_vllm=like_vllm))
                 return
             if path == "/v1/embeddings":
                 vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2, 0.3]}
                 usage = {"prompt_tokens": 1, "total_tokens": 1}
-                await answer(writer, 200, {"object": "list", "data": [vector], "usage": usage})
+                answer(client, 200, {"object": "list", "data": [vector], "usage": usage})
                 return
             if path in OTHERS:
-                await answer(writer, 200, OTHERS[path])
+                answer(client, 200, OTHERS[path])
                 return
-            await self.generate(reader, writer, path, request)
+            self.generate(client, path, request)
         except (ConnectionError, BrokenPipeError):
-            STATS["aborted"] += 1
+            with TURN:
+                STATS["aborted"] += 1
             raise
         finally:
-            STATS["active"] -= 1
+            with TURN:
+                STATS["active"] -= 1
             if self.options.die_after_requests and STATS["requests"] >= self.options.die_after_requests:
-                await asyncio.sleep(0)
                 die(self.options.die_by)
 
     def grow(self) -> None:
@@ -268,13 +306,14 @@ class Engine:
         while len(self.grown) * 32 < self.options.grow_to:
             self.grown.append(b"\1" * 2**25)
 
-    async def burn(self, seconds: float) -> None:
+    def burn(self, seconds: float) -> None:
         """A prefill: nothing comes out, and a processor is busy. No other request is served meanwhile."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            sum(range(100_000))
+        with TURN:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                sum(range(100_000))
 
-    async def generate(self, reader: Any, writer: Any, path: str, request: dict[str, Any]) -> None:
+    def generate(self, client: Client, path: str, request: dict[str, Any]) -> None:
         chat = path == "/v1/chat/completions"
         words = self.words(request)
         words = words[: request.get("max_tokens") or request.get("max_completion_tokens") or len(words)]
@@ -290,49 +329,47 @@ class Engine:
         }
         if not request.get("stream"):
             for _ in words:
-                await self.token(reader, writer)
+                self.token(client)
             text = "".join(words)
             choice = {"index": 0, "finish_reason": "stop"}
             choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             kind = "chat.completion" if chat else "text_completion"
             fields = {"fields": sorted(request)} if self.options.echo_fields else {}
             body = {**common, "object": kind, "choices": [choice], "usage": usage, **fields}
-            await answer(writer, 200, body)
+            answer(client, 200, body)
             return
         kind = "chat.completion.chunk" if chat else "text_completion"
         head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        writer.write(head.encode())
-        await asyncio.sleep(self.options.first_token_delay)
+        client.write(head.encode())
+        time.sleep(self.options.first_token_delay)
         for index, word in enumerate(words):
             while index and index == self.options.hold_after_tokens and not there(self.options.until):
-                if reader.at_eof():
-                    raise ConnectionResetError("the client has gone")
-                await asyncio.sleep(0.005)
-            await self.token(reader, writer)
+                client.check()
+                time.sleep(0.005)
+            self.token(client)
             choice = {"index": 0, "finish_reason": None}
             choice |= (
                 {"delta": {"content": word, **({"role": "assistant"} if index == 0 else {})}}
                 if chat
                 else {"text": word}
             )
-            await event(writer, {**common, "object": kind, "choices": [choice]})
+            event(client, {**common, "object": kind, "choices": [choice]})
         empty: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
         last = {"index": 0, "finish_reason": "stop", **empty}
-        await event(writer, {**common, "object": kind, "choices": [last]})
+        event(client, {**common, "object": kind, "choices": [last]})
         if (request.get("stream_options") or {}).get("include_usage"):
-            await event(writer, {**common, "object": kind, "choices": [], "usage": usage})
-        await event(writer, None)
-        writer.write(b"0\r\n\r\n")
-        await writer.drain()
+            event(client, {**common, "object": kind, "choices": [], "usage": usage})
+        event(client, None)
+        client.write(b"0\r\n\r\n")
 
-    async def token(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if reader.at_eof() or writer.is_closing():
-            raise ConnectionResetError("the client has gone")
+    def token(self, client: Client) -> None:
+        client.check()
         if self.options.token_delay:
-            await asyncio.sleep(self.options.token_delay)
-        STATS["tokens"] += 1
+            time.sleep(self.options.token_delay)
+        with TURN:
+            STATS["tokens"] += 1
         if self.options.freeze_after_tokens and STATS["tokens"] > self.options.freeze_after_tokens:
-            await asyncio.Event().wait()
+            wait_forever()
         if self.options.die_after_tokens and STATS["tokens"] > self.options.die_after_tokens:
             die(self.options.die_by)
 
@@ -373,31 +410,27 @@ def embedded(path: str, request: dict[str, Any], context: int, *, like_vllm: boo
     return 200, {"object": "list", "data": rows, "usage": {"prompt_tokens": sum(counts)}}
 
 
-async def stream(writer: asyncio.StreamWriter, events: str) -> None:
+def stream(client: Client, events: str) -> None:
     """Some bytes of a stream as they are, each event in a chunk of its own, and its end."""
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    writer.write(head.encode())
+    client.write(head.encode())
     for event in events.split("\n\n"):
         data = event.encode() + (b"" if event == events.split("\n\n")[-1] else b"\n\n")
         if data:
-            writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.01)
-    writer.write(b"0\r\n\r\n")
-    await writer.drain()
+            client.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        time.sleep(0.01)
+    client.write(b"0\r\n\r\n")
 
 
-async def answer(writer: asyncio.StreamWriter, status: int, body: dict[str, Any] | str) -> None:
+def answer(client: Client, status: int, body: dict[str, Any] | str) -> None:
     data = (body if isinstance(body, str) else json.dumps(body)).encode()
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    writer.write(head.encode() + data)
-    await writer.drain()
+    client.write(head.encode() + data)
 
 
-async def event(writer: asyncio.StreamWriter, body: dict[str, Any] | None) -> None:
+def event(client: Client, body: dict[str, Any] | None) -> None:
     data = b"data: " + (b"[DONE]" if body is None else json.dumps(body).encode()) + b"\n\n"
-    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-    await writer.drain()
+    client.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 
 def say(line: str) -> None:
@@ -405,11 +438,17 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def wait_forever() -> NoReturn:
+    while True:
+        time.sleep(3600)
+
+
 def die(by: str) -> None:
     say(f"fatal error: dying by {by}, as asked")
     if by.isdigit():
         os._exit(int(by))
-    os.kill(os.getpid(), getattr(signal, by))
+    # Unlike `os.kill`, this does not return before the process has ended.
+    signal.raise_signal(getattr(signal, by))
 
 
 def watch_keeper() -> None:
@@ -435,7 +474,7 @@ time.sleep(600)
 """
 
 
-async def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> NoReturn:
     for name in (*options.deaf, *(("SIGINT", "SIGTERM") if options.deaf_to_sigterm else ())):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if not options.ignore_keeper:
@@ -446,15 +485,27 @@ async def main(options: argparse.Namespace) -> None:
         sys.stdout.write("x" * 99 + "\n")
     sys.stdout.flush()
     engine = Engine(options)
-    server = await asyncio.start_unix_server(engine.serve, options.socket, backlog=512)
-    loop = asyncio.get_running_loop()
     if not options.deaf_to_sigterm:
         for number in (signal.SIGINT, signal.SIGTERM):
             if number.name not in options.deaf:
-                loop.add_signal_handler(number, os._exit, 0)
-    await engine.load()
-    async with server:
-        await server.serve_forever()
+                signal.signal(number, end)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(options.socket)
+    listener.listen(512)
+    threading.Thread(target=accept, args=(listener, engine), daemon=True).start()
+    engine.load()
+    wait_forever()
+
+
+def accept(listener: socket.socket, engine: Engine) -> None:
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=engine.serve, args=(connection,), daemon=True).start()
+
+
+def end(number: int, frame: object) -> None:
+    with TURN:
+        os._exit(0)
 
 
 if __name__ == "__main__":
@@ -463,5 +514,7 @@ if __name__ == "__main__":
         with open(given.note, "a") as notes:
             notes.write(f"{os.getpid()} {given.socket}\n")
     if given.child:
+        import subprocess
+
         subprocess.Popen([sys.executable, "-I", "-c", CHILD, "escape" if given.child_escapes else "stay"])
-    asyncio.run(main(given))
+    main(given)

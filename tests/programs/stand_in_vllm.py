@@ -6,7 +6,6 @@ It refuses what vLLM would refuse, an argument it does not know, and tells what 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -41,7 +40,7 @@ def main() -> None:
     }
     print("stand-in " + json.dumps(about), flush=True)
     options = ["--socket", given.uds, "--model", given.served_model_name[-1], "--echo"]
-    asyncio.run(fake_engine.main(fake_engine.parse(options)))
+    fake_engine.main(fake_engine.parse(options))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from toy import make_wheel, sources
+from waiting import until_async
 
 
 @pytest.fixture
@@ -60,5 +61,9 @@ async def test_an_engine_of_the_old_version_keeps_serving_during_the_install(toy
     assert engine["pid"] in toy.engine_pids() or toy.events("installation_retiring")
     # However often it is done, it ends with the wish fulfilled and nothing half made.
     assert (await toy.post("/engines/install-backend", repair)).status == 200
-    marked = list(toy.home.glob("backends/toy/*/installation.json"))
-    assert len(list(toy.home.glob("backends/toy/*/"))) == len(marked)
+
+    def all_are_whole() -> bool:
+        folders = list(toy.home.glob("backends/toy/*/"))
+        return all((folder / "installation.json").exists() for folder in folders)
+
+    await until_async(all_are_whole, what="the end of removals")

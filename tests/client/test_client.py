@@ -135,7 +135,7 @@ def test_wrong_arguments_are_the_callers(open_client: OpenClient, tiny: str) -> 
         (lambda: wrong.chat(" ", "hello"), ValueError, "not an empty text"),
         (lambda: wrong.chat(tiny, None), TypeError, "a list of dictionaries"),
         (lambda: wrong.chat(tiny, []), ValueError, "must not be empty"),
-        (lambda: wrong.chat(tiny, "hello", temperatur_=1), TypeError, "no option 'tempature'"),
+        (lambda: wrong.chat(tiny, "hello", temperatur_=1), TypeError, "no option 'temperatur_'"),
         (lambda: wrong.pull(tiny, progress=3), TypeError, "progress must be a function"),
         (lambda: wrong.embed(tiny, [7]), TypeError, "must be text"),
         (lambda: wrong.configure(tiny, runtime_flags="--mlock"), TypeError, "a list of texts"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from fake_greenroom import fake_greenroom
-from greenroom.runner import Client, Greenroom, GreenroomError, HomeLocked, NotAvailable, connect
+from greenroom.runner import Client, Greenroom, GreenroomError, HomeLocked, NotAvailable, StoredModel, connect
 from waiting import until
 
 
@@ -32,7 +34,7 @@ def test_the_same_home_opened_again_is_the_same_greenroom_until_the_last_is_clos
         assert first.models() == []
         with pytest.raises(ValueError, match=r"open in this process with other settings \(keep_alive\)"):
             Greenroom.open(home, install_policy="never", keep_alive="1h")
-        with pytest.raises(NotAvailable, match="open in this very process already") as caught:
+        with pytest.raises(NotAvailable, match="in use by this very process") as caught:
             fake_greenroom(home).client().models()
         assert (caught.value.code, caught.value.kind) == ("home_in_use", "conflict")
     with pytest.raises(NotAvailable, match="closed"):
@@ -63,6 +65,27 @@ def test_a_greenroom_that_runs_stays_its_owners(home: Path) -> None:
         with runner.client() as client:
             assert client.models() == []
         assert runner.is_running
+
+
+def test_a_greenroom_that_its_owner_stops_takes_its_clients_along(home: Path) -> None:
+    runner = fake_greenroom(home)
+    runner.start()
+    client = runner.client()
+    assert client.models() == []
+    runner.stop()
+    with pytest.raises(NotAvailable, match="has been stopped"):
+        client.models()
+    with runner:
+        assert client.models() == []
+    client.close()
+
+
+def test_only_a_shared_daemon_goes_to_another_process(home: Path) -> None:
+    sent = pickle.loads(pickle.dumps(connect(home, start=False)))
+    with pytest.raises(NotAvailable, match="not running"):
+        sent.models()
+    with pytest.raises(TypeError, match=r"share a daemon instead: greenroom\.connect"):
+        pickle.dumps(Greenroom.open(home))
 
 
 def test_a_child_is_told_to_open_its_own_and_its_parent_goes_on(home: Path) -> None:
@@ -156,8 +179,14 @@ def test_programs_that_connect_at_once_share_one_daemon(home: Path) -> None:
         with pytest.raises(NotAvailable, match="in use by process") as caught:
             fake_greenroom(home).client().models()
         assert isinstance(caught.value.__cause__, HomeLocked)
+        stop(client)  # and the client goes on to the next daemon
+        assert connect(home).models() == client.models() == asyncio.run(models(client)) == []
     finally:
         stop(client)
+
+
+async def models(client: Client) -> list[StoredModel]:
+    return await client.in_asyncio().models()
 
 
 def stop(client: Client) -> None:

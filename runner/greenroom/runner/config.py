@@ -147,6 +147,10 @@ class Settings:
     problems: tuple[str, ...] = field(default=(), compare=False)
     """What is wrong with the file, as far as that was tolerated: a sentence each."""
 
+    def __post_init__(self) -> None:
+        # A program may give text, and a relative path would mean another folder after a change of folder.
+        object.__setattr__(self, "home", _path(self.home))
+
     def require(self) -> None:
         """Raise ToleratedMistake if something is wrong with the file."""
         if self.problems:
@@ -218,6 +222,8 @@ def load(
     for name, raw, origin in _from_environment(variables):
         take(name, raw, origin)
     for name, raw in given.items():
+        if name not in _READERS:
+            raise BadSetting(f"There is no setting {name!r}. {_suggestion(name, list(NAMES))}")
         take(name, raw, f"flag --{name.replace('_', '-')}")
     return Settings(**values, origins=origins, config_file=file, problems=tuple(problems))
 
@@ -322,6 +328,8 @@ def _bounded(text: str) -> str:
 
 
 def _path(raw: Any) -> Path:
+    if not isinstance(raw, str | os.PathLike):
+        raise TypeError(f"{raw!r} is not a path")
     text = str(raw).strip()
     if "\0" in text:
         raise ValueError("a path must not contain NUL")

@@ -20,10 +20,12 @@ class HomeLocked(Exception):
     def __init__(self, home: Path, pid: int) -> None:
         holder = DaemonHolder.of(pid)
         advice = "Stop it with `greenroom stop`" if holder.is_daemon else "Stop that program"
-        super().__init__(
-            f"The data directory {home} is in use by {holder}. "
-            f"{advice}, or choose another directory with GREENROOM_HOME."
-        )
+        in_use = f"{holder}. {advice}, or choose another directory with GREENROOM_HOME."
+        if pid == os.getpid():
+            in_use = (
+                "this very process, in which another Greenroom has it open. Use that one, or stop it first."
+            )
+        super().__init__(f"The data directory {home} is in use by {in_use}")
         self.pid = pid
 
 

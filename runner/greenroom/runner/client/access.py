@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greenroom.runner.client.daemons import Daemon, client_for, ensure_daemon, not_running, probe, taken
 from greenroom.runner.client.errors import NotAvailable
@@ -52,12 +52,12 @@ class DaemonAccess(Access):
     It belongs to no process: closing ends nothing, and a fork goes on using it.
     """
 
-    def __init__(self, target: str | os.PathLike[str] | None, *, start: bool, port: int | None) -> None:
+    def __init__(self, target: str | os.PathLike[str] | None, start: bool, port: int | None) -> None:
         """`target` is a data directory or a URL; None means the user's own daemon."""
         self._url = (
             target if isinstance(target, str) and ("://" in target or target.startswith(SOCKET)) else ""
         )
-        self._start = start
+        self._start, self._port = start, port
         self._lock = threading.Lock()
         self._http: HttpClient | None = None
         if self._url:
@@ -67,6 +67,11 @@ class DaemonAccess(Access):
             self.settings = load({"port": port}, tolerant=True)
         else:
             self.settings = _of_home(os.fspath(target), port)
+        self._target = self._url or (None if target is None else self.settings.home)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, such as one that `multiprocessing` spawns, looks for the same daemon."""
+        return DaemonAccess, (self._target, self._start, self._port)
 
     @property
     def opened(self) -> HttpClient | None:

@@ -92,13 +92,18 @@ class AsyncProgressStream(AsyncStepStream[JobProgress, R]):
 
 
 async def _steps(access: Access, call: Call[S, R]) -> AsyncGenerator[S]:
-    try:
-        async with contextlib.aclosing(async_http.steps(await _opened(access), call)) as steps:
-            async for step in steps:
-                yield step
-    except Unreachable:
-        access.lost()
-        raise
+    for last in (False, True):
+        try:
+            async with contextlib.aclosing(async_http.steps(await _opened(access), call)) as steps:
+                async for step in steps:
+                    yield step
+        except Unreachable as gone:
+            access.lost()
+            if gone.sent or last:
+                raise
+            # The daemon has moved, or ended: it is looked for again, or started.
+        else:
+            return
 
 
 async def _opened(access: Access) -> HttpClient:

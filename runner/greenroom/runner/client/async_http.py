@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from greenroom.runner.client.http_client import (
     NotProven,
     broken,
     check_proof,
+    keep_watch,
     prepared,
     proof_request,
     refused,
@@ -83,6 +85,8 @@ class _Connection:
         async with asyncio.timeout(self._timeout):
             try:
                 self._reader, self._writer = await _connect(http)
+                if (own := self._writer.get_extra_info("socket")).family != socket.AF_UNIX:
+                    keep_watch(own)
             except OSError as error:
                 raise NobodyThere(error.strerror or str(error)) from error
         if http.secret:

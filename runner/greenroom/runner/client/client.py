@@ -47,7 +47,7 @@ def connect(
     """
     if target is not None and not isinstance(target, str | os.PathLike):
         raise TypeError(f"target must be a path or a URL, not {type(target).__name__}")
-    return Client(DaemonAccess(target, start=start, port=port))
+    return Client(DaemonAccess(target, start, port))
 
 
 class Client:
@@ -351,6 +351,9 @@ class Client:
     def _do(self, call: Call[S, R]) -> R:
         with StepStream(self._access, call) as steps:
             return steps.result()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Client, (self._access,)
 
     def __repr__(self) -> str:
         opened = self._access.opened

@@ -94,7 +94,9 @@ class RequestRefused(GreenroomError):
 class Unreachable(GreenroomError):
     """Nothing answers at the address any more, or the connection broke off."""
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, reason: str, *, sent: bool = True) -> None:
+        self.sent = sent
+        """Whether the request may have arrived: if not, it can be sent again without being done twice."""
         if url == IN_PROCESS:
             super().__init__(f"Greenroom {reason}.", code="not_running")
         else:

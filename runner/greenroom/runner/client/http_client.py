@@ -168,6 +168,7 @@ def connect_to(url: str, timeout: float | None) -> socket.socket:
     name: Any = host.encode("ascii") if host.isascii() else host
     try:
         connection = socket.create_connection((name, parts.port or (443 if secure else 80)), timeout)
+        keep_watch(connection)
         if not secure:
             return connection
         import ssl
@@ -185,6 +186,19 @@ def connect_to(url: str, timeout: float | None) -> socket.socket:
             raise
     except OSError as error:
         raise NobodyThere(_reason(error)) from error
+
+
+def keep_watch(connection: socket.socket) -> None:
+    """Have the system notice within minutes that the machine at the other end is gone."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 60),
+        ("TCP_KEEPALIVE", 60),
+        ("TCP_KEEPINTVL", 15),
+        ("TCP_KEEPCNT", 4),
+    ):
+        if hasattr(socket, name):  # the second is macOS's name of the first
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _connect_locally(path: str, timeout: float | None) -> socket.socket:
@@ -356,10 +370,11 @@ def prepared(
 def unreachable(url: str, error: Exception, request: str, timeout: float | None) -> Unreachable:
     """Why a request was not answered, from what connecting or reading has raised."""
     if isinstance(error, NotProven):
-        return Unreachable(url, "is gone and another program answers there; nothing was sent")
+        reason = "is gone and another program answers there; nothing was sent"
+        return Unreachable(url, reason, sent=False)
     if isinstance(error, TimeoutError):
         return Unreachable(url, f"did not answer {request} within {timeout or PROOF_WITHIN:g}s")
-    return Unreachable(url, f"does not answer ({error})")
+    return Unreachable(url, f"does not answer ({error})", sent=not isinstance(error, NobodyThere))
 
 
 def refused(status: int, reason: str, content: bytes) -> RequestRefused:

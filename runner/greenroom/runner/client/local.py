@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from greenroom.actors.journal.port import JournalError
 from greenroom.actors.kernel.errors import KernelError
@@ -78,6 +78,12 @@ class LocalAccess(Access):
         self._over = False
         self._pid = os.getpid()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A Greenroom inside a program cannot be sent to another process; share a daemon instead: "
+            "greenroom.connect()."
+        )
+
     def add(self, user: object) -> None:
         """`user` needs it until it says so or is garbage."""
         self._users.add(user)
@@ -89,7 +95,8 @@ class LocalAccess(Access):
 
     @property
     def opened(self) -> HttpClient | None:
-        return self._door.http if self._door is not None and not self.is_over else None
+        door = self._door
+        return door.http if door is not None and door.is_open and not self.is_over else None
 
     def http(self) -> HttpClient:
         if self._pid != os.getpid():
@@ -102,7 +109,7 @@ class LocalAccess(Access):
         with self._lock:
             if self._over:
                 raise closed()
-            if self._door is None:
+            if self._door is None or not self._door.is_open:
                 self._door = _whole(self._begin, self._end)
             return self._door.http
 
@@ -122,15 +129,15 @@ class LocalAccess(Access):
 
     def _begin(self) -> _Door:
         try:
-            if self._is_ours:
+            if not self._runner.is_running:
+                if not self._is_ours:
+                    raise NotAvailable(
+                        "This Greenroom has been stopped.", "Start it again.", code="closed", kind="invalid"
+                    )
                 self._runner.start()
             return _Door(self._runner)
         except HomeLocked as locked:
-            message, advice = str(locked), ""
-            if locked.pid == os.getpid():
-                message = f"The data directory {self._runner.home} is open in this very process already."
-                advice = "Use the Greenroom that has it open, or stop that one first."
-            raise NotAvailable(message, advice, code="home_in_use", kind="conflict") from locked
+            raise NotAvailable(str(locked), code="home_in_use", kind="conflict") from locked
         except JournalError as error:
             raise NotAvailable(_sentence(error), code="journal_unusable", kind="internal") from error
         except OSError as error:
@@ -167,6 +174,11 @@ class _Door:
         if self._failure is not None:
             raise self._failure
         self.http = HttpClient(IN_PROCESS, dial=self.dial)
+        runner.attachments.add(self)
+
+    @property
+    def is_open(self) -> bool:
+        return self._loop is not None
 
     def dial(self) -> socket.socket:
         """One end of a connection, whose other end the front door serves. Raises ConnectionError."""
@@ -187,6 +199,11 @@ class _Door:
         if loop is not None and ending is not None and self._thread.is_alive():
             loop.call_soon_threadsafe(ending.set)
         self._thread.join(4 * _CLOSE)
+        self._runner.attachments.remove(self)
+
+    def close_from_elsewhere(self) -> None:
+        """The Greenroom stops."""
+        self.close()
 
     def _run(self) -> None:
         try:

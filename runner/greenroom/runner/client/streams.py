@@ -9,6 +9,7 @@ from typing import Generic, Self, TypeVar
 from greenroom.runner.client.access import Access
 from greenroom.runner.client.calls import Call, TextCall
 from greenroom.runner.client.errors import Unreachable
+from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.client.results import JobProgress, TextResult
 
 S = TypeVar("S")
@@ -68,14 +69,20 @@ class ProgressStream(StepStream[JobProgress, R]):
 
 
 def _steps(access: Access, call: Call[S, R]) -> Generator[S]:
-    http = access.http()
-    call.url = http.url
     try:
-        with http.open(
-            call.method, call.path, call.body, accept=call.accept, headers=AGENT, timeout=call.timeout
-        ) as answer:
-            for line in answer.lines():
-                yield from call.take(line)
-    except Unreachable:
+        yield from _from(access.http(), call)
+    except Unreachable as gone:
         access.lost()
-        raise
+        if gone.sent:
+            raise
+        # The daemon has moved, or ended: it is looked for again, or started.
+        yield from _from(access.http(), call)
+
+
+def _from(http: HttpClient, call: Call[S, R]) -> Generator[S]:
+    call.url = http.url
+    with http.open(
+        call.method, call.path, call.body, accept=call.accept, headers=AGENT, timeout=call.timeout
+    ) as answer:
+        for line in answer.lines():
+            yield from call.take(line)

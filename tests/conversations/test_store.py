@@ -6,12 +6,15 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from greenroom.runner.config import Settings
 from greenroom.runner.conversations import files
 from greenroom.runner.conversations.store import ConversationStore
 from saved import HandClock, chained, kept, put, put_file, store_in
+from waiting import until
 
 DAY = 86_400.0
 
@@ -335,5 +338,58 @@ def test_many_threads_at_once(tmp_path: Path) -> None:
 
 def test_an_unopened_store_keeps_nothing(tmp_path: Path) -> None:
     store = ConversationStore(tmp_path / "conversations", lambda: 10**9)
-    assert store.may_write(1) == "the store is not open"
+    assert store.may_write(1) == "the store is not open yet"
     assert put(store, tmp_path, "abc") is None
+
+
+def test_what_was_kept_goes_when_it_is_turned_off(tmp_path: Path) -> None:
+    kept(store_in(tmp_path), tmp_path, "abc")
+    store = store_in(tmp_path, off="the setting conversations is off")
+    assert store.may_write(1) == "the setting conversations is off"
+    assert put(store, tmp_path, "abc") is None
+    assert data_of(tmp_path) == []
+
+
+def test_nothing_lies_on_the_disk_before_something_is_kept(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    assert store.may_write(1) == ""
+    assert list(tmp_path.iterdir()) == []
+    kept(store, tmp_path, "abc")
+    assert (tmp_path / "conversations").is_dir()
+
+
+def test_it_is_opened_and_swept_on_a_thread(tmp_path: Path) -> None:
+    clock = HandClock()
+    kept(store_in(tmp_path, clock), tmp_path, "abc", model_id="gone")
+    kept(store_in(tmp_path, clock), tmp_path, "abc", model_id="there", compat="other")
+    models: list[str] = []
+    store = ConversationStore(tmp_path / "conversations", lambda: 10**9, clock=clock)
+    store.start(lambda: models, every=0.01)
+    try:
+        until(lambda: store.usage().count == 2)
+        models.append("there")
+        until(lambda: store.usage().count == 1)
+        clock.now += DAY + 1
+        until(lambda: data_of(tmp_path) == [])
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"conversations": "memory"}, 'the setting conversations is "memory"'),
+        ({"conversations": "off"}, 'the setting conversations is "off"'),
+        ({"conversation_cache": 0}, "the setting conversation_cache is 0"),
+        ({"conversation_cache": 100}, "it needs 200 B, and conversation_cache is 100 B"),
+        (
+            {"conversation_cache": 1_000, "conversation_writes": 100},
+            "0 B of at most 100 B a day have been written",
+        ),
+        ({}, ""),
+    ],
+)
+def test_the_settings_decide_what_is_kept(tmp_path: Path, settings: dict[str, Any], expected: str) -> None:
+    store = ConversationStore.of(Settings(home=tmp_path, **settings))
+    store.open()
+    assert store.may_write(200) == expected

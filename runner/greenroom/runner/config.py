@@ -34,6 +34,7 @@ DEFAULT_PORT = 12400
 DEFAULT_HEADROOM = 500_000_000
 INSTALL_POLICIES = ("ask", "auto", "never")
 RESTORE = ("pinned", "all", "never")
+CONVERSATIONS = ("disk", "memory", "off")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -110,6 +111,14 @@ class Settings:
     """
     store_responses: bool = True
     """Keep responses of OpenAI's Responses API, for clients that refer to them later."""
+    conversations: Literal["disk", "memory", "off"] = "disk"
+    """What engines have read is kept for the next turn after they end, only while they run, or not at all."""
+    conversation_cache: int | None = None
+    """Bytes of it on the disk; None means the smaller of 10 GB and a tenth of what is free."""
+    conversation_expiry: float = 86_400.0
+    """How long it stays there after it was last used."""
+    conversation_writes: int | None = None
+    """Bytes of it written in 24 hours; None means ten times `conversation_cache`."""
     record_for: float = 7 * 86_400.0
     """How long a request stays in the record of requests; 0: none are recorded."""
     record_rows: int = 100_000
@@ -550,6 +559,10 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "progress_after": parse_duration,
     "unread_for": parse_duration,
     "store_responses": _switch,
+    "conversations": _one_of(*CONVERSATIONS),
+    "conversation_cache": _budget,
+    "conversation_expiry": parse_duration,
+    "conversation_writes": _budget,
     "record_for": parse_duration,
     "record_rows": _whole,
     "queue_limit": _whole,

@@ -55,6 +55,7 @@ from greenroom.runner.backends.device_users import DeviceUser, device_users
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.backends.variants import order
 from greenroom.runner.config import DEFAULT_HEADROOM, Settings
+from greenroom.runner.conversations.store import ConversationStore
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
 from greenroom.runner.engines.folders import EngineFolder, prompt_speed
@@ -133,6 +134,7 @@ class Greenroom(ActorStates, Startable):
         self._host: EngineHost | None = None
         self._builder: Builder | None = None
         self._puller: Puller | None = None
+        self.conversations = ConversationStore.of(settings)
         self._store = ModelStore(self.home / "models")
         self._memory = MemoryReader()
         self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
@@ -233,6 +235,7 @@ class Greenroom(ActorStates, Startable):
             _log.warning("not all actors are ready after %.0f s; /readyz waits for them", _LOOK_BOUND)
         assert self._host is not None
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
+        self.conversations.start(lambda: {one.id for one in self.models()})
         preload(system, self._wanted(), self.settings.max_wait)
 
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
@@ -268,6 +271,7 @@ class Greenroom(ActorStates, Startable):
             catalogue=Catalogue.load(self.settings.models),
             registries=self.settings.registries,
             machine=self.machine,
+            forget=lambda model_id: self.conversations.drop(model_id=model_id).bytes,
         )
         limits = Limits(
             keep_alive=self.settings.keep_alive,
@@ -567,6 +571,7 @@ class Greenroom(ActorStates, Startable):
     def _end_effects(self, keep_engines: float | None, ending: StopDeadline, *, spare: float = 0.0) -> None:
         """Concurrently, so that one that hangs does not delay the others. Leaves `spare` seconds."""
         work: dict[str, Callable[[], None]] = {"the graphics devices": self._devices.close}
+        self.conversations.close()
         if (host := self._host) is not None:
             work["the engines"] = lambda: host.shutdown(keep=keep_engines)
         if (builder := self._builder) is not None:

@@ -25,6 +25,8 @@ class DiskUsage:
     backends: dict[str, int] = field(default_factory=dict)
     """All installations, by backend."""
     cache: int = 0
+    conversations: int = 0
+    """What engines have read, saved."""
     engines: int = 0
     """Logs and exit reports of engines."""
     journal: int = 0
@@ -32,8 +34,8 @@ class DiskUsage:
 
     @property
     def total(self) -> int:
-        kinds = (self.models, self.unfinished, self.cache, self.engines, self.journal, self.other)
-        return sum(kinds) + sum(self.backends.values())
+        kinds = (self.models, self.unfinished, self.cache, self.conversations, self.engines, self.journal)
+        return sum(kinds) + self.other + sum(self.backends.values())
 
 
 def measure(home: Path, blobs: Collection[Path]) -> DiskUsage:
@@ -50,6 +52,7 @@ def measure(home: Path, blobs: Collection[Path]) -> DiskUsage:
     for folder in sorted(one for one in home.glob("backends/*") if one.is_dir()):
         usage.backends[folder.name] = _size(_walk(folder), seen)
     usage.cache = _size(_walk(home / "cache"), seen)
+    usage.conversations = _size(_walk(home / "conversations"), seen)
     usage.engines = _size(_walk(home / "engines"), seen)
     usage.journal = _size(sorted(home.glob("journal*")), seen)
     usage.other = _size(_walk(home), seen)

@@ -11,13 +11,18 @@ from greenroom.runner.installations.sources import redact
 from greenroom.runner.units import format_duration, format_size
 
 _DURATIONS = frozenset(
-    "keep_alive max_wait max_queued progress_after unread_for record_for engine_grace stall_after".split()
+    "keep_alive max_wait max_queued progress_after unread_for conversation_expiry record_for engine_grace "
+    "stall_after".split()
 )
-_SIZES = frozenset(("memory_budget", "headroom", "gpu_headroom", "prompt_cache", "max_body"))
+_SIZES = frozenset(
+    "memory_budget headroom gpu_headroom prompt_cache conversation_cache conversation_writes max_body".split()
+)
 _UNSET = {
     "memory_budget": "auto (90% of memory, minus the headroom)",
     "slots": "auto (the backend's default, fewer if memory is short)",
     "prompt_cache": "auto (two contexts, at most 1 GB, less if memory is short)",
+    "conversation_cache": "auto (10 GB, or a tenth of what is free)",
+    "conversation_writes": "auto (ten times conversation_cache)",
 }
 _ALWAYS = frozenset("bind port install_policy keep_alive memory_budget headroom slots max_wait".split())
 """Noted at each start even if they are defaults."""

@@ -453,7 +453,7 @@ def _follow(file: Path) -> Iterator[str]:
         time.sleep(_POLL_EVERY)  # files send no notification of growth; ends with Ctrl-C
 
 
-_OTHERS = ("cache", "unfinished", "engines", "journal", "other", "total")
+_OTHERS = ("cache", "unfinished", "conversations", "engines", "journal", "other", "total")
 
 
 @click.command("df")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import msgspec
+
+from greenroom.runner.config import Settings
 
 MOST = 10_000_000_000
 """Bytes kept unless configured otherwise: this, or a tenth of what is free, if that is less."""
@@ -15,6 +19,20 @@ _HOURS = 24
 def default_cache(free: int, kept: int) -> int:
     """Bytes that may be kept on a disk with so many free, of which so many are kept already."""
     return min(MOST, max(free + kept, 0) // 10)
+
+
+def cache_budget(settings: Settings, kept: int) -> int:
+    """Bytes that may be kept, of which so many are kept already. Raises OSError."""
+    if settings.conversation_cache is not None:
+        return settings.conversation_cache
+    return default_cache(shutil.disk_usage(settings.home).free, kept)
+
+
+def off(settings: Settings) -> str:
+    """Why nothing is saved on the disk by these settings; "" if it is."""
+    if settings.conversations != "disk":
+        return f'the setting conversations is "{settings.conversations}"'
+    return "the setting conversation_cache is 0" if settings.conversation_cache == 0 else ""
 
 
 class Written(msgspec.Struct, frozen=True):

@@ -20,8 +20,9 @@ from pathlib import Path
 import msgspec
 
 from greenroom.actors.journal.fsync import TEMPORARY
+from greenroom.runner.config import Settings
 from greenroom.runner.conversations import files
-from greenroom.runner.conversations.budget import DAILY, Written
+from greenroom.runner.conversations.budget import DAILY, Written, cache_budget, off
 from greenroom.runner.conversations.entry import (
     MOST_BYTES,
     MOST_PARTS,
@@ -37,6 +38,7 @@ from greenroom.runner.conversations.entry import (
 )
 from greenroom.runner.conversations.index import PrefixIndex, shared
 from greenroom.runner.conversations.value import least
+from greenroom.runner.threads import start_thread
 from greenroom.runner.units import format_size
 
 FOLDER = "conversations"
@@ -48,6 +50,7 @@ _LEFT_FREE = 500_000_000
 """Bytes of the disk that saving leaves free."""
 _QUIET = 60.0
 """Seconds between two complaints about the disk; meanwhile nothing is saved."""
+_SWEEP_EVERY = 600.0
 _REMEMBERED = 256
 """Dropped conversations whose reason is remembered."""
 _GONE = {
@@ -71,9 +74,11 @@ class ConversationStore:
         clock: Callable[[], float] = time.time,
         *,
         daily: Callable[[], int] | None = None,
+        off: str = "",
     ) -> None:
         """`budget`: bytes that may be kept. `expiry`: seconds since an entry was last used. `daily`: bytes
-        that may be written in 24 hours, by default ten times the budget.
+        that may be written in 24 hours, by default ten times the budget. `off`: why nothing is to be kept;
+        what an earlier life has kept is removed then.
         """
         self._folder = folder
         self._budget = budget
@@ -94,17 +99,36 @@ class ConversationStore:
         self._failures = 0
         self._failed_at = 0.0
         """Monotonic time of the last complaint."""
-        self._problem = "the store is not open"
+        self._off = off
+        self._problem = "the store is not open yet"
+        self._closed = threading.Event()
+
+    @classmethod
+    def of(cls, settings: Settings) -> ConversationStore:
+        """The store of a data directory, as it is configured."""
+        writes = settings.conversation_writes
+        store: ConversationStore = cls(
+            settings.home / FOLDER,
+            lambda: cache_budget(settings, store.usage().bytes),
+            settings.conversation_expiry,
+            daily=None if writes is None else lambda: writes,
+            off=off(settings),
+        )
+        return store
 
     # its life
 
     def open(self) -> None:
-        """Read the metadata, and remove what was never saved, is incomplete or has expired. Never raises."""
+        """Read the metadata, and remove what was never saved, is incomplete or has expired. Never raises.
+
+        The folder is created with the first conversation.
+        """
         with self._disk:
             try:
-                self._folder.mkdir(mode=0o700, exist_ok=True)
-                self._folder.chmod(0o700)
                 names = sorted(os.listdir(self._folder))
+                self._folder.chmod(0o700)
+            except FileNotFoundError:
+                names = []
             except OSError as error:
                 self._problem = f"its folder cannot be used: {error.strerror or error}"
                 self._complain(error)
@@ -122,8 +146,27 @@ class ConversationStore:
                     stray = kind in ("bin", "json") and is_id(stem) and self._index.get(stem) is None
                 if stray or name.startswith(TEMPORARY):
                     self._unlink(self._folder / name)
-            self._problem = ""
+            self._problem = self._off
+        if self._off:
+            self.drop()
         self.sweep()
+
+    def start(self, models: Callable[[], Collection[str]], every: float = _SWEEP_EVERY) -> None:
+        """Open it and sweep every so many seconds, on a thread of its own, until `close`.
+
+        `models`: the ids of those that are stored; if it names none, that says nothing.
+        """
+
+        def run() -> None:
+            self.open()
+            while not self._closed.wait(every):
+                self.sweep(models() or None)
+
+        start_thread(run, "conversations")
+
+    def close(self) -> None:
+        """Stop sweeping; what is kept stays."""
+        self._closed.set()
 
     def _take_in(self, entry_id: str) -> None:
         try:
@@ -234,7 +277,7 @@ class ConversationStore:
             return "the disk has just refused to be written"
         try:
             budget, daily = self._budget(), self._daily()
-            free = shutil.disk_usage(self._folder).free
+            free = shutil.disk_usage(self._folder.parent).free
         except OSError as error:
             self._complain(error)
             return f"the disk cannot be used: {error.strerror or error}"
@@ -273,6 +316,7 @@ class ConversationStore:
             self._unlink(file)
             return None
         try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             files.move(file, data)
             size, checksum = files.checksum(data)
             now = self._clock()

@@ -212,6 +212,7 @@ class Models:
                 "models_shared_disk_usage": usage.models_shared,
                 "unfinished_disk_usage": usage.unfinished,
                 "cache_disk_usage": usage.cache,
+                "conversations_disk_usage": usage.conversations,
                 "engines_disk_usage": usage.engines,
                 "journal_disk_usage": usage.journal,
                 "other_disk_usage": usage.other,

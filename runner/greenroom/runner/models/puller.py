@@ -99,6 +99,7 @@ class Puller:
         packages: PackageSources | None = None,
         registries: Mapping[str, RegistrySettings] | None = None,
         machine: Callable[[], Machine] = Machine,
+        forget: Callable[[str], int] = lambda _: 0,
         at_once: int = PULLS_AT_ONCE,
         patience: float = PATIENCE,
     ) -> None:
@@ -106,6 +107,7 @@ class Puller:
 
         Args:
             machine: What models have to fit; asked again for each pull.
+            forget: Removes what else is kept of a removed model, by its id; returns the bytes freed.
             patience: Seconds that what is cancelled has to end by itself.
         """
         self._store = store
@@ -115,6 +117,7 @@ class Puller:
         self._packages = packages
         self._registries = registries or {}
         self._machine = machine
+        self._forget = forget
         self._pulls = Crew(at_once, "pull", patience=patience)
         self._changes = Crew(1, "store", patience=patience)
         self._change_numbers = itertools.count()
@@ -348,7 +351,7 @@ class Puller:
                 models = self._store.look()
                 yield ModelsSeen(models=models, running=running, recovered=self._store.recovered())
             case DeleteModel(model_id=one):
-                freed = self._store.remove(one)
+                freed = self._store.remove(one) + self._forget(one)
                 removed = ModelRemoved(model_id=one, reason="requested by the user", freed=freed)
                 yield EffectEnded(effect=effect, event=removed)
             case AddTag(model_id=one, tag=tag):

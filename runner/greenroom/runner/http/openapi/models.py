@@ -156,6 +156,7 @@ class DiskUsageAnswer(msgspec.Struct):
     models_shared_disk_usage: int
     unfinished_disk_usage: int
     cache_disk_usage: int
+    conversations_disk_usage: int
     engines_disk_usage: int
     journal_disk_usage: int
     other_disk_usage: int

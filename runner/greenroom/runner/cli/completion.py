@@ -112,6 +112,16 @@ def job_names() -> Iterable[str]:
     return [title_of(name) for name in names if name.startswith(("install/", "pull/"))]
 
 
+def conversation_ids() -> Iterable[str]:
+    """Ids of saved conversations."""
+    from greenroom.runner.config import BadSetting, load
+
+    try:
+        return [one.stem for one in (load().home / "conversations").glob("c-*.json")]
+    except (BadSetting, OSError):
+        return ()
+
+
 def model_names() -> Iterable[str]:
     """Names of models in the store."""
     return _here()

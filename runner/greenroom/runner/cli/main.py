@@ -45,6 +45,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "adopt": ("adopt", "Take over the models that Ollama, LM Studio and others keep on this machine."),
     "purge": ("models", "Remove all models."),
     "prune": ("models", "Remove interrupted downloads and unused data."),
+    "conversations": ("saved_conversations", "List or remove what is saved of conversations."),
     "ps": ("engines", "List the running engines."),
     "memory": ("memory", "Show which model holds how much memory, and for what."),
     "queue": ("memory", "List the requests that wait for an engine."),

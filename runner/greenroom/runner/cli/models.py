@@ -364,7 +364,7 @@ def _remove(client: HttpClient, model: str, query: str) -> bool:
 @click.option("-f", "--force", is_flag=True, help="Also models in use, once their requests are done.")
 @click.pass_context
 def purge_command(ctx: click.Context, yes: bool, force: bool) -> None:
-    """Remove all models, what was configured for them, and downloads that no model needs. Asks first."""
+    """Remove all models, what was configured for them, their conversations, and all downloads. Asks first."""
     client = client_for(settings_of(ctx))
     models = client.get("/models") or []
     used = client.get("/engines/df", timeout=120.0) or {}
@@ -384,7 +384,7 @@ def purge_command(ctx: click.Context, yes: bool, force: bool) -> None:
 
 
 def _model_bytes(used: Mapping[str, Any]) -> float:
-    return float(used.get("models_disk_usage") or 0) + float(used.get("unfinished_disk_usage") or 0)
+    return sum(float(used.get(f"{one}_disk_usage") or 0) for one in ("models", "unfinished", "conversations"))
 
 
 class _ModelsGroup(click.Group):

@@ -83,7 +83,7 @@ class ConversationStore:
         self._folder = folder
         self._budget = budget
         self._daily = daily or (lambda: DAILY * budget())
-        self._expiry = expiry
+        self.expiry = expiry
         self._clock = clock
         self._disk = threading.Lock()
         """Held while the folder's entries change; taken before the other one."""
@@ -99,7 +99,8 @@ class ConversationStore:
         self._failures = 0
         self._failed_at = 0.0
         """Monotonic time of the last complaint."""
-        self._off = off
+        self.off = off
+        """Why nothing is saved; empty if it is."""
         self._problem = "the store is not open yet"
         self._closed = threading.Event()
 
@@ -146,8 +147,8 @@ class ConversationStore:
                     stray = kind in ("bin", "json") and is_id(stem) and self._index.get(stem) is None
                 if stray or name.startswith(TEMPORARY):
                     self._unlink(self._folder / name)
-            self._problem = self._off
-        if self._off:
+            self._problem = self.off
+        if self.off:
             self.drop()
         self.sweep()
 
@@ -262,6 +263,14 @@ class ConversationStore:
     def usage(self) -> SavedBytes:
         with self._memory:
             return SavedBytes(len(self._index), self._bytes, self._written.today(self._clock()))
+
+    def limits(self) -> tuple[int, int]:
+        """Bytes that may be kept, and that may be written in 24 hours; 0 where the disk cannot be read."""
+        try:
+            return self._budget(), self._daily()
+        except OSError as error:
+            self._complain(error)
+            return 0, 0
 
     def counts(self) -> StoreCounts:
         with self._memory:
@@ -501,7 +510,7 @@ class ConversationStore:
         return self._folder / f"{entry_id}.bin"
 
     def _has_expired(self, entry: SavedConversation, now: float) -> bool:
-        return now - entry.used_at > self._expiry
+        return now - entry.used_at > self.expiry
 
     def _note_written(self, entry: SavedConversation) -> None:
         with self._memory:

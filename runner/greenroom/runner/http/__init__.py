@@ -35,6 +35,7 @@
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
 - `backends`, `engines`: installing; what runs, and unloading
 - `configuring`, `effective`: how models are loaded
+- `conversations`: what is saved of conversations
 - `daemon`: alive, ready, jobs, why, stop; `live`: what `why` asks of the running daemon
 - `journal`: what has happened, the state at any time, the file for a bug report
 - `logs`, `engine_metrics`: what the daemon and its engines have printed; the engines' own numbers

@@ -195,6 +195,9 @@ class Models:
                 if refused.refusal.kind != "not_found":
                     kept.append(refused)
         await system.ask(Prune())
+        # Also of models that have gone in another way.
+        left = {one.id for one in self._context.greenroom.models()}
+        await in_thread(lambda: self._context.greenroom.conversations.sweep(left))
         if kept:
             raise kept[0]
         return Response()

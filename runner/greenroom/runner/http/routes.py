@@ -13,6 +13,7 @@ from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.completion_fields import COMPLETION, EMBEDDING
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.conversations import Conversations
 from greenroom.runner.http.daemon import DaemonRoutes
 from greenroom.runner.http.docker_requests import DockerRequests
 from greenroom.runner.http.embedding_dimensions import shortened_if_asked
@@ -105,6 +106,12 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _ours("GET", "/requests/record", record.bodies_wanted)
     yield _ours("POST", "/requests/record", record.record_bodies)
     yield _ours("GET", "/requests/{id}", record.one)
+
+    conversations = Conversations(context)
+    yield _ours("GET", "/conversations", conversations.all, "model")
+    yield _ours("DELETE", "/conversations", conversations.remove_all, "model")
+    yield _ours("GET", "/conversations/{id}", conversations.one)
+    yield _ours("DELETE", "/conversations/{id}", conversations.remove)
 
     engines, configuring = Engines(context), Configuring(context)
     yield Route("GET", "/engines/status", engines.status)

@@ -4,7 +4,7 @@
 - `document`: the OpenAPI document, made of the routes and their operations
 - `operations`: finds the operation of a route
 - `operation`: what the document says of a route
-- `inference`, `ollama`, `models`, `engines`, `backends`, `requests`, `journal`, `daemon`: the entries, and
-  what answers look like
+- `inference`, `ollama`, `models`, `conversations`: the entries of these routes, and what answers look like
+- `engines`, `backends`, `requests`, `journal`, `daemon`: the same
 - `schemas`: types and fields as JSON schemas
 """

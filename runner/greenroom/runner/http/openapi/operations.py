@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from greenroom.runner.http.openapi import (
     backends,
+    conversations,
     daemon,
     engines,
     inference,
@@ -25,6 +26,7 @@ TAGS = {
     "Models": models.OPERATIONS,
     "Engines": engines.OPERATIONS,
     "Backends": backends.OPERATIONS,
+    "Conversations": conversations.OPERATIONS,
     "Requests": requests.OPERATIONS,
     "Journal": journal.OPERATIONS,
     "Daemon": daemon.OPERATIONS,

@@ -86,13 +86,7 @@ from greenroom.actors.installer.state import (
     waits,
     whole_of,
 )
-from greenroom.actors.installer.versions import (
-    activate,
-    not_needed,
-    verified,
-    verify,
-    verify_key,
-)
+from greenroom.actors.installer.versions import activate, not_needed, verified, verify, verify_key
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,

@@ -180,9 +180,7 @@ def _go_on(name: str, job: JobState, now: float) -> list[Event]:
     if job.retry_at:  # it goes on waiting
         return []
     failure = Failure(
-        kind="transient",
-        code="daemon_restarted",
-        message="The daemon stopped during the installation.",
+        kind="transient", code="daemon_restarted", message="The daemon stopped during the installation."
     )
     return [
         InstallAttemptFailed(

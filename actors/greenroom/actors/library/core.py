@@ -199,9 +199,7 @@ class Library(SingleStream[LibraryState]):
                 events.append(PullCancelled(job=pull.job, reason=reason))
             elif pull.retry_at <= now.wall:
                 failure = Failure(
-                    kind="transient",
-                    code="daemon_restarted",
-                    message="The daemon stopped during the pull.",
+                    kind="transient", code="daemon_restarted", message="The daemon stopped during the pull."
                 )
                 events.append(
                     PullAttemptFailed(

@@ -349,9 +349,7 @@ class Scheduler(SingleStream[SchedulerState]):
 def _kept(volatile: SchedulerVolatile, key: str, seconds: float, request: str) -> SchedulerVolatile:
     """With a model's latest keep-alive; `request` is empty for one that was configured."""
     return msgspec.structs.replace(
-        volatile,
-        keep_alive={**volatile.keep_alive, key: seconds},
-        kept_by={**volatile.kept_by, key: request},
+        volatile, keep_alive={**volatile.keep_alive, key: seconds}, kept_by={**volatile.kept_by, key: request}
     )
 
 
@@ -364,10 +362,4 @@ def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:
 
 
 def _shape(config: ModelConfigState) -> tuple[object, ...]:
-    return (
-        config.context_size,
-        config.flags,
-        config.slots,
-        config.prompt_cache,
-        config.require_device,
-    )
+    return (config.context_size, config.flags, config.slots, config.prompt_cache, config.require_device)

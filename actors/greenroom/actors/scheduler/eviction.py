@@ -20,12 +20,7 @@ from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.holdings import device_footprint, footprint, holding
 from greenroom.actors.scheduler.messages import Unload
 from greenroom.actors.scheduler.placement import Need, Placement
-from greenroom.actors.scheduler.state import (
-    SchedulerState,
-    SchedulerVolatile,
-    Waiting,
-    fits,
-)
+from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile, Waiting, fits
 from greenroom.actors.scheduler.turn_context import TurnContext
 from greenroom.actors.values import Engine, EngineSpec
 

@@ -62,13 +62,7 @@ def move(turn: TurnContext, engine: Engine, place: Placement) -> None:
     key, load = config_key(spec.model_id, spec.mode), turn.state.loads[spec.engine_id]
     need = place.needs[0]
     evicted = eviction(
-        engine,
-        turn.volatile,
-        turn.now,
-        MOVED,
-        needed=need.size,
-        free=need.account.free,
-        device=need.device,
+        engine, turn.volatile, turn.now, MOVED, needed=need.size, free=need.account.free, device=need.device
     )
     evicted = msgspec.structs.replace(
         evicted,

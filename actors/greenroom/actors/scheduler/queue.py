@@ -31,11 +31,7 @@ from greenroom.actors.scheduler.eviction import eviction, make_room, room_for, y
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.scheduler.placement import Need, Placement, Placements
-from greenroom.actors.scheduler.quarantine import (
-    FAILURES_TO_OPEN,
-    LONGEST_COOL_DOWN,
-    cool_down,
-)
+from greenroom.actors.scheduler.quarantine import FAILURES_TO_OPEN, LONGEST_COOL_DOWN, cool_down
 from greenroom.actors.scheduler.state import (
     BreakerState,
     FailedInstalls,

@@ -105,10 +105,7 @@ class LlamaCpp(Backend):
         path="/health", loading=frozenset({503}), counters=("/slots", "/metrics"), rests=True
     )
     dialect = Dialect(
-        cannot=_CANNOT,
-        completion_schema="json_schema",
-        lacks=frozenset({"/score"}),
-        pools_by_header=True,
+        cannot=_CANNOT, completion_schema="json_schema", lacks=frozenset({"/score"}), pools_by_header=True
     )
     allowed_flags = LLAMA_CPP
     overhead_bytes = 150 * 2**20

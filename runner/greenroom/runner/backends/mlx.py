@@ -116,8 +116,7 @@ class Mlx(Backend):
         """mlx-lm's server cannot listen on a unix socket; our launcher adds that."""
         args = ("--model", str(launch.model.path), "--socket", str(launch.socket), *_capacity(launch))
         return CommandLine(
-            argv=launch.launched("mlx", *args),
-            env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            argv=launch.launched("mlx", *args), env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         )
 
 

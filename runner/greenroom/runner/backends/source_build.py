@@ -173,7 +173,7 @@ _ERROR = re.compile(
 )
 _NO_MEMORY = re.compile(
     r"Killed signal|terminated signal 9|\bKilled\b|signal: 9|virtual memory exhausted|out of memory"
-    r"|Cannot allocate memory|std::bad_alloc|LLVM ERROR: out of memory",
+    r"|Cannot allocate memory|std::bad_alloc|LLVM ERROR: out of memory"
 )
 
 

@@ -24,12 +24,7 @@ from greenroom.runner.backends.variants import VLLM_CPU, VLLM_CUDA, VLLM_ROCM
 
 _MIN_MACOS = 15
 _CUDA = Environment(
-    distribution="vllm",
-    lock="vllm",
-    probe=("vllm",),
-    requirements=("vllm",),
-    computes="vllm",
-    on_device=True,
+    distribution="vllm", lock="vllm", probe=("vllm",), requirements=("vllm",), computes="vllm", on_device=True
 )
 _CPU = Environment(
     distribution="vllm-cpu",
@@ -166,8 +161,7 @@ class _VllmOnDevice(Vllm):
 def _on_device(launch: Launch) -> CommandLine:
     return CommandLine(
         argv=launch.launched(
-            *("vllm", "vllm.entrypoints.cli.main", "serve", str(launch.model.path)),
-            *_serve_arguments(launch),
+            *("vllm", "vllm.entrypoints.cli.main", "serve", str(launch.model.path)), *_serve_arguments(launch)
         ),
         env=_ENVIRONMENT,
     )

@@ -198,12 +198,7 @@ def reinstall_runner_command(ctx: click.Context, backend: str, variant: str, ver
 @click.option("--force", is_flag=True, help="Stop its engines even while they serve requests.")
 @click.pass_context
 def uninstall_runner_command(
-    ctx: click.Context,
-    name: str | None,
-    backend: str | None,
-    variant: str,
-    version: str | None,
-    force: bool,
+    ctx: click.Context, name: str | None, backend: str | None, variant: str, version: str | None, force: bool
 ) -> None:
     """Remove a backend, or a version or variant of it, when its engines have finished their requests.
 

@@ -53,14 +53,7 @@ CLIENTS: Sequence[LaunchedClient] = (
         "Codex",
         "codex",
         "npm install -g @openai/codex",
-        (
-            "--config",
-            'model="{model}"',
-            "--config",
-            'model_provider="greenroom"',
-            "--config",
-            _CODEX,
-        ),
+        ("--config", 'model="{model}"', "--config", 'model_provider="greenroom"', "--config", _CODEX),
         agent=True,
     ),
     LaunchedClient(

@@ -77,13 +77,7 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
         def tell(history: History) -> Explanation:
             histories.append(history)
             return answer(
-                history,
-                question,
-                now,
-                backends=known,
-                recorded=recorded,
-                rows=recorded.latest,
-                live=live,
+                history, question, now, backends=known, recorded=recorded, rows=recorded.latest, live=live
             )
 
         try:

@@ -104,12 +104,7 @@ def install(
 
 
 def pull(
-    client: HttpClient,
-    reference: str,
-    *,
-    token: str = "",
-    force: bool = False,
-    shown: Display | None = None,
+    client: HttpClient, reference: str, *, token: str = "", force: bool = False, shown: Display | None = None
 ) -> str:
     """Pull a model and show progress; Ctrl-C cancels the job unless another client waits for it.
 

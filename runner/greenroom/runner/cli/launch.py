@@ -38,11 +38,7 @@ def _names() -> list[str]:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def launch_command(
-    ctx: click.Context,
-    model: str | None,
-    only_print: bool,
-    client: str | None,
-    arguments: tuple[str, ...],
+    ctx: click.Context, model: str | None, only_print: bool, client: str | None, arguments: tuple[str, ...]
 ) -> None:
     """Start CLIENT, such as codex, claude or opencode, set up to use a local model.
 

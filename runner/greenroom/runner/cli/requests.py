@@ -39,12 +39,7 @@ _WIDTHS = (8, 14, 16, 28, 20, 7, 7, 7, 10, 8, 5)
 _ROUTE = 40
 """Characters of a route that are shown."""
 _LAST = 30
-_ENDINGS = {
-    "": "running",
-    "left": "client left",
-    "died": "engine died",
-    "cut": "cut off",
-}
+_ENDINGS = {"": "running", "left": "client left", "died": "engine died", "cut": "cut off"}
 
 Row = Mapping[str, Any]
 

@@ -225,13 +225,7 @@ class ConversationStore:
         return None
 
     def why_not(
-        self,
-        compat: str,
-        owner: str,
-        chain: Sequence[bytes],
-        *,
-        model_id: str = "",
-        part: str = "message",
+        self, compat: str, owner: str, chain: Sequence[bytes], *, model_id: str = "", part: str = "message"
     ) -> str:
         """Why nothing, or so little, of a chain can be restored, to follow a colon; "" if that is not known.
 

@@ -12,12 +12,7 @@ _DETAIL = 4_000
 
 def _problem(code: str, message: str, advice: str, detail: str = "") -> Failure:
     return Failure(
-        kind="permanent",
-        code=code,
-        message=message,
-        advice=advice,
-        detail=detail[:_DETAIL],
-        blame="machine",
+        kind="permanent", code=code, message=message, advice=advice, detail=detail[:_DETAIL], blame="machine"
     )
 
 

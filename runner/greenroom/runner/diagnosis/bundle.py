@@ -160,11 +160,7 @@ class Bundle:
             "platform": platform.platform(),
             "machine": platform.machine(),
             "processors": os.cpu_count(),
-            "memory": {
-                "total": memory.total,
-                "available": memory.available,
-                "limited_by": memory.limited_by,
-            },
+            "memory": {"total": memory.total, "available": memory.available, "limited_by": memory.limited_by},
             "disk": {"total": disk.total, "free": disk.free} if disk is not None else None,
             "sqlite": SQLITE_VERSION,
             "libraries": {name: _version(name) for name in libraries},

@@ -16,12 +16,7 @@ from greenroom.actors.engine_runner.events import (
     EngineStartRequested,
     EngineStopRequested,
 )
-from greenroom.actors.scheduler.events import (
-    BackendChosen,
-    EvictionDecided,
-    LoadAdmitted,
-    LoadFailed,
-)
+from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadAdmitted, LoadFailed
 from greenroom.actors.values import EngineExit, EngineSpec
 from greenroom.runner.diagnosis.configured import changes
 from greenroom.runner.diagnosis.history import Happening, History

@@ -11,12 +11,7 @@ from greenroom.actors.installer.events import (
     InstallFailed,
     InstallNotNeeded,
 )
-from greenroom.actors.library.events import (
-    ModelCommitted,
-    PullAttemptFailed,
-    PullCancelled,
-    PullFailed,
-)
+from greenroom.actors.library.events import ModelCommitted, PullAttemptFailed, PullCancelled, PullFailed
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop, tool_output
 from greenroom.runner.diagnosis.history import Happening, History
 from greenroom.runner.diagnosis.names import shown_model

@@ -39,10 +39,7 @@ _NOT_LOADED = "it could not load the model {0}"
 _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), sentence)
     for pattern, sentence in (
-        (
-            r"unknown model architecture: '?([\w.-]+)",
-            "this version does not support the architecture {0}",
-        ),
+        (r"unknown model architecture: '?([\w.-]+)", "this version does not support the architecture {0}"),
         (r"unusable flag: (.*)", "{0}"),
         (
             r"common_chat_templates_init: error: (?:parser: )?(.*)",
@@ -70,14 +67,8 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             ),
             _OUT_OF_MEMORY[2],
         ),
-        (
-            r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)",
-            _OUT_OF_MEMORY[0],
-        ),
-        (
-            r"(?:unable|failed) to allocate (?:\w+ )?buffer|insufficient memory",
-            _OUT_OF_MEMORY[1],
-        ),
+        (r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)", _OUT_OF_MEMORY[0]),
+        (r"(?:unable|failed) to allocate (?:\w+ )?buffer|insufficient memory", _OUT_OF_MEMORY[1]),
         (r"invalid magic|not a gguf|failed to read magic", "the file is not a model it can read"),
         (
             r"tensor '?[^']*'? data is not within the file bounds|gguf_init_from_reader: failed to read",
@@ -158,11 +149,7 @@ def engine_exit(
 
 
 def _lacked(
-    end: Mapping[str, Any],
-    own: Sequence[str],
-    lines: Sequence[str] | None,
-    summary: str,
-    spec: EngineSpec,
+    end: Mapping[str, Any], own: Sequence[str], lines: Sequence[str] | None, summary: str, spec: EngineSpec
 ) -> Failure | None:
     """What the machine ran out of while the engine loaded, or that its device or keeper was lost; else None.
 

@@ -140,11 +140,7 @@ class Handle:
 
     def probe(self) -> Probe:
         return Probe(
-            self.endpoint,
-            self.readiness,
-            model_name=self.model_name,
-            leader=self.pid,
-            mode=self.spec.mode,
+            self.endpoint, self.readiness, model_name=self.model_name, leader=self.pid, mode=self.spec.mode
         )
 
     def about(self, prepared: PreparedEngine) -> dict[str, Any]:

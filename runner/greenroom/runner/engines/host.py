@@ -53,13 +53,7 @@ from greenroom.runner.engines.handle import (
     never_spawned,
     take_pulse,
 )
-from greenroom.runner.engines.health_monitor import (
-    KILL,
-    DeviceUsage,
-    HealthMonitor,
-    Readings,
-    WatchMemory,
-)
+from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, HealthMonitor, Readings, WatchMemory
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.keeper_watch import Channel, KeeperGone, KeeperWatch, cleaned

@@ -360,10 +360,7 @@ class Admission:
         if self.keep_alive is None:
             return
         keep = Keep(
-            model_id=self.model.id,
-            mode=self.mode,
-            keep_alive=self.keep_alive,
-            request_id=self._original,
+            model_id=self.model.id, mode=self.mode, keep_alive=self.keep_alive, request_id=self._original
         )
         # It is about the time after this request: not worth an error.
         with contextlib.suppress(KernelError):

@@ -67,11 +67,7 @@ def front_door(
     context = Context(greenroom, stop)
     door = _FrontDoor(context, _Guard(allowed_hosts, allowed_origins))
     return mount(
-        all_routes(context),
-        door.serve,
-        held=context,
-        closing=context.clients.dismiss,
-        close=context.close,
+        all_routes(context), door.serve, held=context, closing=context.clients.dismiss, close=context.close
     )
 
 

@@ -29,10 +29,7 @@ class EffectiveRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def effective(
-    model: Model,
-    configs: Mapping[str, ModelConfigState],
-    engines: Sequence[Engine],
-    settings: Settings,
+    model: Model, configs: Mapping[str, ModelConfigState], engines: Sequence[Engine], settings: Settings
 ) -> list[EffectiveRow]:
     """What holds for a model in the mode it is made for, and in others that are configured."""
     usual: Mode = model.made_for or "completion"

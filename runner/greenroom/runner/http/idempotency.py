@@ -15,14 +15,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.idempotency import (
-    AwaitKeyed,
-    BeginKeyed,
-    Begun,
-    EndKeyed,
-    Outcome,
-    UnderWay,
-)
+from greenroom.actors.idempotency import AwaitKeyed, BeginKeyed, Begun, EndKeyed, Outcome, UnderWay
 from greenroom.actors.kernel.answers import Reply
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import KernelError, Refusal, Refused

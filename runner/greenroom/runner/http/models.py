@@ -246,11 +246,7 @@ class Models:
         pruned = await system.ask(Prune())
         dropped = await system.ask(DropFetched())
         return json_response(
-            {
-                "deleted": deleted,
-                "freed": freed + pruned.freed + dropped.freed,
-                "kept_for": dropped.kept_for,
-            }
+            {"deleted": deleted, "freed": freed + pruned.freed + dropped.freed, "kept_for": dropped.kept_for}
         )
 
     async def verify(self, request: Request) -> AnyResponse:

@@ -65,10 +65,7 @@ _NO_PACKAGE = ("unsupported_platform", "no_lock")
 
 
 def source_of(
-    backend: Backend,
-    platform: Platform,
-    named: ExternalBackend | None = None,
-    variant: str = "",
+    backend: Backend, platform: Platform, named: ExternalBackend | None = None, variant: str = ""
 ) -> Environment | Image | SourceBuild:
     """What a variant is installed from: as it is declared, or out of what the user has named instead.
 
@@ -563,8 +560,7 @@ def _fitting(one: Installation, source: Environment, installed: InstallationStor
     if not projects or normalized(source.distribution) in projects:
         return one
     return msgspec.structs.replace(
-        one,
-        broken=f"it was made for a machine with other processors; this one needs {source.distribution}",
+        one, broken=f"it was made for a machine with other processors; this one needs {source.distribution}"
     )
 
 

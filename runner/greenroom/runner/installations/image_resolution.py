@@ -163,12 +163,7 @@ class ImageResolver:
         return max(found)[1] if found else ""
 
     def _chosen(
-        self,
-        registry: Registry,
-        tag_or_digest: str,
-        wanted: images.ImagePlatform,
-        name: str,
-        cancel: Event,
+        self, registry: Registry, tag_or_digest: str, wanted: images.ImagePlatform, name: str, cancel: Event
     ) -> tuple[bytes, images.ImageManifest]:
         """The manifest for this platform: the one requested, or the one the requested index points to."""
         for _ in range(_NESTED):

@@ -86,9 +86,7 @@ def segment(name: str) -> str:
     """
     if not _SEGMENT.fullmatch(name) or ".." in name:
         raise JobFailed.permanent(
-            "bad_name",
-            f"{name!r} is not a valid folder name.",
-            advice="Use letters, digits, `-`, `.`, `_`.",
+            "bad_name", f"{name!r} is not a valid folder name.", advice="Use letters, digits, `-`, `.`, `_`."
         )
     return name
 

@@ -43,10 +43,7 @@ if TYPE_CHECKING:
 
 LOCKS = Path(__file__).parent / "locks"
 BUILD_TOOLS = Environment(
-    distribution="cmake",
-    lock="build-tools",
-    probe=(),
-    requirements=("cmake>=3.28", "ninja>=1.11"),
+    distribution="cmake", lock="build-tools", probe=(), requirements=("cmake>=3.28", "ninja>=1.11")
 )
 """For builds from source on machines without them."""
 

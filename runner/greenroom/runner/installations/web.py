@@ -268,12 +268,7 @@ class Web:
             sentence = f"{host} sent nothing for {self._sources.timeout_seconds:.0f}s."
         else:
             sentence = f"The connection to {host} was interrupted."
-        return JobFailed.transient(
-            "unreachable",
-            sentence,
-            advice=self._advice,
-            detail=detail,
-        )
+        return JobFailed.transient("unreachable", sentence, advice=self._advice, detail=detail)
 
     def _slow(self, url: str, seconds: float) -> JobFailed:
         failed = JobFailed.transient(

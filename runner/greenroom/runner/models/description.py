@@ -148,10 +148,7 @@ def model_text(store: ModelStore, model_id: str) -> ModelText:
             with contextlib.suppress(OSError):
                 licenses.append(store.blob(layer.digest).read_text("utf-8", "replace"))
     return ModelText(
-        header,
-        read_header(projector).values if projector is not None else {},
-        template,
-        "\n".join(licenses),
+        header, read_header(projector).values if projector is not None else {}, template, "\n".join(licenses)
     )
 
 
@@ -168,10 +165,7 @@ def flat_config(data: bytes) -> dict[str, Any]:
     if "paramSize" in config:
         size = config["paramSize"]
         known = ("format", "architecture", "quantization")
-        return {name: config[name] for name in known if config.get(name)} | {
-            "parameters": size,
-            "size": size,
-        }
+        return {name: config[name] for name in known if config.get(name)} | {"parameters": size, "size": size}
     return config
 
 

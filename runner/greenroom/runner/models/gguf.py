@@ -21,12 +21,7 @@ from greenroom.actors.limits import is_line
 from greenroom.actors.values import Medium
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error, not_a_model
-from greenroom.runner.models.gguf_layers import (
-    WeightsByLayer,
-    WeightsCounter,
-    cache_by_layer,
-    layers_of,
-)
+from greenroom.runner.models.gguf_layers import WeightsByLayer, WeightsCounter, cache_by_layer, layers_of
 from greenroom.runner.models.manifest import is_projector
 from greenroom.runner.models.metadata import Metadata, Readable
 from greenroom.runner.models.purpose import of_gguf

@@ -149,11 +149,7 @@ def shard_of(name: str) -> tuple[str, int, int]:
 
 
 def build(
-    layers: Sequence[Layer],
-    metadata: Metadata,
-    *,
-    licenses: Sequence[Layer] = (),
-    context_size: int = 0,
+    layers: Sequence[Layer], metadata: Metadata, *, licenses: Sequence[Layer] = (), context_size: int = 0
 ) -> Artifact:
     """Describe a model's files as an artifact. The same files always make the same one.
 

@@ -66,9 +66,7 @@ def check_machine(offer: Offer, machine: Machine) -> None:
     if not able:
         reasons = " ".join(one.verdict for one in readers) or f"No backend reads {offer.format} models."
         raise JobFailed.permanent(
-            "cannot_run_here",
-            f"{_name(offer)} cannot run on this machine: {reasons}",
-            advice=_ANYWAY,
+            "cannot_run_here", f"{_name(offer)} cannot run on this machine: {reasons}", advice=_ANYWAY
         )
     needed = offer.weights + min(one.overhead for one in able)
     if offer.weights and machine.memory and needed > machine.memory:

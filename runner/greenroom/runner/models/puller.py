@@ -277,13 +277,7 @@ class Puller:
         )
 
     def _fetch(
-        self,
-        source: Source,
-        offer: Offer,
-        wanted: Reference,
-        force: bool,
-        attempt: _Attempt,
-        cancel: Cancel,
+        self, source: Source, offer: Offer, wanted: Reference, force: bool, attempt: _Attempt, cancel: Cancel
     ) -> Model:
         attempt.blobs, attempt.had = offer.blobs, self._store.present(offer.blobs)
         if not force:

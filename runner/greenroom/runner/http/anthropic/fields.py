@@ -35,9 +35,7 @@ def _address(_: Any, where: str) -> Any:
 
 def _file(_: Any, where: str) -> Any:
     raise Wrong(
-        where,
-        f"{where} names a file of Anthropic's service. Send the image in base64.",
-        "unsupported_value",
+        where, f"{where} names a file of Anthropic's service. Send the image in base64.", "unsupported_value"
     )
 
 

@@ -111,9 +111,7 @@ def _refused(fields: dict[str, Any]) -> None:
         )
     if fields.get("suffix"):
         raise Wrong(
-            "suffix",
-            "suffix is not supported: this model does not support insert.",
-            "unsupported_parameter",
+            "suffix", "suffix is not supported: this model does not support insert.", "unsupported_parameter"
         )
     if fields.get("raw") and fields.get("images"):
         needed = "images need the model's chat template; leave raw out."

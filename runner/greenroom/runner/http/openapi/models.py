@@ -250,10 +250,7 @@ OPERATIONS: Mapping[str, Operation] = {
         errors=WITH_BODY | JOB,
     ),
     "POST /models/{reference}/{action}": Operation(
-        summary="Refused: unknown action",
-        path={"action": "An unknown action."},
-        answers={},
-        errors=COMMAND,
+        summary="Refused: unknown action", path={"action": "An unknown action."}, answers={}, errors=COMMAND
     ),
     "DELETE /models/{reference}": Operation(
         summary="Remove a model's name; with its last name, the model",

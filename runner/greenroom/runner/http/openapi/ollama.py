@@ -213,8 +213,7 @@ OPERATIONS: Mapping[str, Operation] = {
         answers={200: Returns("Both versions.", OllamaVersionAnswer)},
     ),
     "GET /api/tags": Operation(
-        summary="List the names of all models",
-        answers={200: Returns("The names.", OllamaTagsAnswer)},
+        summary="List the names of all models", answers={200: Returns("The names.", OllamaTagsAnswer)}
     ),
     "GET /api/ps": Operation(
         summary="List the loaded models and when they expire",

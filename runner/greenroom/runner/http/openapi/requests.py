@@ -67,9 +67,7 @@ OPERATIONS = {
                 bool,
             ),
         },
-        answers={
-            200: Returns("The requests.", list[Row], streams=streamed(Row, lines=True)),
-        },
+        answers={200: Returns("The requests.", list[Row], streams=streamed(Row, lines=True))},
         errors=frozenset({404}),
     ),
     "GET /requests/{id}": Operation(

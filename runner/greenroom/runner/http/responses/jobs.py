@@ -126,12 +126,7 @@ class Jobs:
             log.forget()
 
     async def _run(
-        self,
-        job: Job,
-        kind: Kind,
-        backend: str,
-        refused: list[AnyResponse],
-        accepted: Callable[[], None],
+        self, job: Job, kind: Kind, backend: str, refused: list[AnyResponse], accepted: Callable[[], None]
     ) -> None:
         context = self._context
 

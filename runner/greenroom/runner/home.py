@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import threading
@@ -159,8 +158,6 @@ def _user_name(number: int) -> str:
         return f"user {number}"
 
 
-_log = logging.getLogger(__name__)
-
 _EVERY = 1.0
 _PATIENCE = 5.0
 """Seconds a check may take before the disk counts as hung."""
@@ -208,4 +205,8 @@ class HomeWatch:
             self._looking_since = 0.0
             if is_gone != self._is_gone and not self._closed.is_set():
                 self._is_gone = is_gone
+                # Every command imports this module, and only the daemon comes here.
+                import logging
+
+                _log = logging.getLogger(__name__)
                 _log.error("%s", self.problem or f"The data directory {self._home} is back.")

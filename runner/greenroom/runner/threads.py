@@ -12,7 +12,6 @@ the interpreter's exit waits for them.
 from __future__ import annotations
 
 import _thread
-import asyncio
 import errno
 import logging
 import threading
@@ -476,6 +475,8 @@ def _tell(call: Callable[[], None]) -> None:
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Await something that blocks, on a thread of its own: one that hangs takes no other's place."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 from pathlib import Path
 
 _CANNOT = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS})
@@ -42,7 +41,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     Raises:
         OSError: Nothing has changed.
     """
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}")
+    temporary = path.with_name(f"{TEMPORARY}{os.urandom(6).hex()}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from greenroom.actors.graphics import Graphics
 from greenroom.actors.values import EngineSpec, Loaded, Mode, ModelFormat, Pooling
 from greenroom.runner.backends.source_build import SourceBuild
-from greenroom.runner.devices import inventory
 from greenroom.runner.engines.launchers import launcher
 
 if TYPE_CHECKING:
@@ -43,7 +42,10 @@ class Platform:
     @classmethod
     def here(cls, graphics: Graphics | None = None) -> Platform:
         """`graphics`: what is known of the devices already; else they are read, which may take seconds."""
-        graphics = inventory.read() if graphics is None else graphics
+        if graphics is None:
+            from greenroom.runner.devices import inventory
+
+            graphics = inventory.read()
         machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(
             _platform.machine().lower(), _platform.machine().lower()
         )

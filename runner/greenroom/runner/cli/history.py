@@ -82,8 +82,11 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
 
         try:
             # What happened on another machine has nothing to do with what this one can run.
-            known = _backends() if journal is None else {}
             live = _live(ctx) if journal is None else None
+            known: Mapping[str, str] = {}
+            if journal is None:
+                asked = live.verdicts if live is not None else None
+                known = asked if asked is not None else _backends()
             running = {one.id: one for one in live.requests} if live is not None else {}
             with recorded_in(path.parent, running) as recorded, _uncollected():
                 found = told(reader, question, tell)

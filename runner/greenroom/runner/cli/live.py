@@ -47,6 +47,7 @@ def live_facts(settings: Settings) -> Live | None:
             problem = refused.message
         jobs = client.get("/jobs", timeout=_WITHIN) or ()
         requests = _requests(client)
+        engines = client.get("/engines", timeout=_WITHIN) or ()
     except Unreachable as gone:
         return Live(pid=daemon.pid, silence=str(gone))
     return Live(
@@ -55,6 +56,7 @@ def live_facts(settings: Settings) -> Live | None:
         ledger=ledger,
         jobs={str(one["job"]): describe(one) for one in jobs},
         requests=requests,
+        verdicts={str(one["name"]): str(one["verdict"]) for one in engines},
     )
 
 

@@ -7,7 +7,6 @@ import errno
 import io
 import os
 import re
-import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import click
 from greenroom.actors.characters import visible
 
 # Of a private area, so that no text has them by chance; three, so that none has them by trying.
-_MARK = "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(3))
+_MARK = "".join(chr(0xF0000 + int.from_bytes(os.urandom(2)) % 0xFFFE) for _ in range(3))
 _OWN = re.compile(re.escape(_MARK) + r"(\[[0-9;]*[A-Za-z])")
 
 

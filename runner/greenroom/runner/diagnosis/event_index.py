@@ -79,9 +79,10 @@ class EventIndex:
     def type_of(self, seq: int) -> str:
         return self.topics[self.topic_of[seq - 1]].type
 
-    def of_topics(self, topics: Iterable[int]) -> list[int]:
-        """The events of these topics, in order."""
-        return sorted(seq for topic in topics for seq in self._numbers[topic])
+    def of_topics(self, topics: Iterable[int], limit: int | None = None) -> list[int]:
+        """The events of these topics, in order; with a limit the latest of them."""
+        found = sorted(seq for topic in topics for seq in self._numbers[topic][-(limit or 0) :])
+        return found[-(limit or 0) :]
 
     def of_engines(self, starts: tuple[str, ...]) -> dict[str, list[int]]:
         """The events of each engine whose id begins with one of these, in order."""

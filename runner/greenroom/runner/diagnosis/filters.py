@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenroom.actors.journal.port import Record
-from greenroom.runner.diagnosis.problems import Problems
 from greenroom.runner.diagnosis.sentences import TOLD
 from greenroom.runner.diagnosis.subjects import About, Subjects
 from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
 from greenroom.runner.record.row import ID
+
+if TYPE_CHECKING:
+    from greenroom.runner.diagnosis.problems import Problems
 
 _SHORTEST_PREFIX = 4
 """Characters of an engine's id."""
@@ -62,7 +64,11 @@ class Filter:
         self._cause = cause
         self._led_to = {cause}
         self._causes = frozenset(causes)
-        self._problems = Problems() if problems else None
+        self._problems: Problems | None = None
+        if problems:
+            from greenroom.runner.diagnosis.problems import Problems
+
+            self._problems = Problems()
         self._model = model
         self._references = _references(model) if model else frozenset()
         self._subjects = Subjects()

@@ -99,7 +99,7 @@ class Shelves(Mapping[str, Sequence[Happening]]):
         return self._pick([seq for seq in self._numbers(subject) if self._index.type_of(seq) in types])
 
     def _numbers(self, subject: str) -> list[int]:
-        return self._index.of_topics(self._topics[subject])[-_KEPT:]
+        return self._index.of_topics(self._topics[subject], _KEPT)
 
 
 class History:
@@ -371,7 +371,7 @@ class History:
 
     def _of_stream(self, stream: str) -> list[Happening]:
         topics = [number for number, topic in self._topics if topic.stream == stream]
-        return self._pick(self.index.of_topics(topics)[-_KEPT:])
+        return self._pick(self.index.of_topics(topics, _KEPT))
 
     def _known(self, numbers: Iterable[int]) -> list[int]:
         """Without events that were stored after the last one that was read."""

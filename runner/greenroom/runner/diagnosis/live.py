@@ -27,6 +27,8 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     """The progress board's key of a job → how far it is, for people."""
     requests: tuple[Row, ...] = ()
     """Those under way."""
+    verdicts: Mapping[str, str] | None = None
+    """The backends that it knows, with why this machine cannot run them (empty: it can)."""
 
     @property
     def queue(self) -> tuple[QueueEntry, ...]:

@@ -24,7 +24,6 @@ from greenroom.actors.installer.state import JobState
 from greenroom.actors.scheduler.backend_choice import in_a_row
 from greenroom.actors.scheduler.events import BackendChosen, LoadRefused
 from greenroom.actors.values import Failure, Installation
-from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.diagnosis.explanation import (
     Explanation,
     Remedy,
@@ -156,6 +155,8 @@ class WhyBackend:
         best = next((one for one in state.ranked if one.usable and one.name not in barred), None)
         if last is None or best is None or best.name in state.declined or not usable.managed:
             return
+        from greenroom.runner.backends.discovery import BACKENDS
+
         declared = BACKENDS.get(self._name)
         usual = {one.name for one in declared.variants if one.source is None} if declared else self._usual()
         chosen = set(declared.builds) if declared else set()

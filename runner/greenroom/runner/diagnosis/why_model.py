@@ -25,7 +25,6 @@ from greenroom.actors.scheduler.state import (
     counts_against_model,
 )
 from greenroom.actors.values import Model
-from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.diagnosis import stop_reasons
 from greenroom.runner.diagnosis.configured import changes
 from greenroom.runner.diagnosis.engine_history import EngineHistory, usual_seconds
@@ -362,6 +361,9 @@ def _episode(model: ModelHistory, decisive: Happening) -> list[Happening]:
 
 
 def _never_requested(model: ModelHistory, stored: Model) -> Explanation:
+    # Rarely needed, and not quick to import.
+    from greenroom.runner.backends.discovery import BACKENDS
+
     committed = latest(model.own, ModelCommitted)
     since = f" since {moment(committed[0].at, model.now)}" if committed is not None else ""
     never = "but was never requested"
@@ -403,6 +405,8 @@ def _is_first_look(committed: Happening, history: History) -> bool:
 
 def _being_installed(model: ModelHistory, stored: Model) -> Iterator[str]:
     """Backends that are being installed for a request and could serve this model."""
+    from greenroom.runner.backends.discovery import BACKENDS
+
     for name, one in model.history.installer.backends.items():
         wanted = one.job is not None and one.job.wanted_by == "request"
         if wanted and name in BACKENDS and stored.format in BACKENDS[name].formats:

@@ -99,8 +99,6 @@ class DaemonRoutes:
         asked = request.params.get("name") or request.query.get("name", "")
         name = checked(asked, Name, "name") if asked else ""
         as_text = request.headers.get("Accept", "").startswith("text/plain")
-        known = self._context.verdicts
-
         record = self._context.record
         live = await live_facts(self._context)
         running = {row.id: row for row in live.requests}
@@ -114,7 +112,7 @@ class DaemonRoutes:
                         history,
                         name,
                         time.time(),
-                        backends=known,
+                        backends=live.verdicts or {},
                         recorded=recorded,
                         rows=recorded.latest,
                         live=live,

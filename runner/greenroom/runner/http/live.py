@@ -29,4 +29,5 @@ async def live_facts(context: Context) -> Live:
         ledger=ledger,
         jobs={key: sentence_of(one) for key, one in greenroom.board.running().items()},
         requests=tuple(context.record.running()),
+        verdicts=context.verdicts,
     )

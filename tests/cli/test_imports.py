@@ -1,0 +1,68 @@
+"""Each command imports little, since people wait for it. Modules are counted: their time depends on load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from greenroom.actors.daemon_log import DaemonStarted
+from greenroom.actors.journal.port import Entry
+from greenroom.actors.journal.sqlite import SqliteJournal
+
+SLOW = {
+    "aiohttp",
+    "asyncio",
+    "greenroom.runner.backends.discovery",
+    "greenroom.runner.daemon",
+    "importlib.metadata",
+    "psutil",
+    "secrets",
+    "ssl",
+}
+"""What takes longest to import; a command imports it only if it uses it."""
+
+COUNT = """
+import json, sys
+before = set(sys.modules)
+from greenroom.runner.cli.main import run
+code = run(sys.argv[1:])
+print()
+print(json.dumps([code, sorted(set(sys.modules) - before)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "most"),
+    [
+        pytest.param(("help",), 95, id="help"),
+        pytest.param(("ps",), 130, id="ps"),
+        pytest.param(("list",), 150, id="list"),
+        pytest.param(("queue",), 132, id="queue"),
+        pytest.param(("log", "--journal", "JOURNAL"), 175, id="log"),
+        pytest.param(("why", "daemon", "--journal", "JOURNAL"), 300, id="why"),
+    ],
+)
+def test_a_command_imports_only_what_it_uses(command: tuple[str, ...], most: int, tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db")
+    event = DaemonStarted(pid=1, version="0.1.0", platform="Linux")
+    data = msgspec.json.encode(event).decode()
+    journal.append([Entry(stream="daemon", version=1, type=event.TAG, schema=1, cause="", data=data, at=1.0)])
+    journal.close()
+    words = [str(journal.files.db) if one == "JOURNAL" else one for one in command]
+    environment = {"GREENROOM_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), "GREENROOM_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, *words],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    _, modules = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(SLOW & set(modules)) == [], done.stderr
+    assert len(modules) <= most, modules

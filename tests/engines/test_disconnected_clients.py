@@ -19,6 +19,7 @@ from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.engines.folders import prompt_speed
 from greenroom.runner.engines.launchers import launcher
+from greenroom.runner.engines.launchers.kept_slots import Slots
 from greenroom.runner.engines.launchers.prompt_pace import LEAST, MOST, Pace
 from greenroom.runner.engines.launchers.replies import ClientLeft, Replies, has_left
 
@@ -137,7 +138,7 @@ def test_mlxs_queue_drops_requests_whose_clients_have_left() -> None:
         def _next_request(self, timeout: Any = None) -> Any:
             return self.requests.get_nowait()
 
-    generator = mlx_launcher().attentive(Generator, Pace(), 100)()
+    generator = mlx_launcher().attentive(Generator, Pace(), 100, Slots(""))()
     left, waits = Replies(None), Replies(None)
     left.leave()
     generator.requests.put((left, "a", "b"))
@@ -156,7 +157,7 @@ def test_mlxs_batches_take_the_pace_that_was_measured() -> None:
             return [SimpleNamespace(uid=1, progress=(self.prefill_step_size, 4000), end_of_prompt=False)], []
 
     pace = Pace()
-    generator = mlx_launcher().paced(Generator, pace)()
+    generator = mlx_launcher().paced(Generator, pace, Slots(""))()
     generator.next()
     batch = generator._prompt_batch  # noqa: SLF001 - mlx-lm's own
     assert (generator.prefill_step_size, batch.prefill_step_size) == (32, 32)

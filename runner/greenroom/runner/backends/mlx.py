@@ -33,6 +33,7 @@ _CANNOT = (
         "It reads only text. Use a GGUF version of the model with a projector, which llama.cpp serves.",
         code="unsupported_input",
     ),
+    Cannot("id_slot", lambda fields: "id_slot" in fields, "Leave it out: Greenroom chooses the slot."),
     Cannot("n", lambda fields: fields.get("n", 1) > 1, "Send the request several times."),
     Cannot("seed", lambda fields: fields.get("seed", 0) < 0, "Use one that is not negative."),
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
@@ -103,7 +104,7 @@ class Mlx(Backend):
 
     slots = 4
     keeps_prompts = True
-    conversations = "engine"
+    conversations = "slots"
 
     def verdict(self, platform: Platform) -> str:
         if platform.system == "darwin" and platform.machine != "arm64":
@@ -115,6 +116,8 @@ class Mlx(Backend):
     def command(self, launch: Launch) -> CommandLine:
         """mlx-lm's server cannot listen on a unix socket; our launcher adds that."""
         args = ("--model", str(launch.model.path), "--socket", str(launch.socket), *_capacity(launch))
+        if launch.slot_files is not None:
+            args += ("--slots", str(launch.slot_files))
         return CommandLine(
             argv=launch.launched("mlx", *args), env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         )

@@ -1,10 +1,11 @@
-"""Runs mlx-lm's own server: `launch_mlx.py --socket PATH --context TOKENS --kept BYTES --model FOLDER …`.
+"""Runs mlx-lm's own server:
+`launch_mlx.py --socket PATH --context TOKENS --kept BYTES [--slots FOLDER] --model FOLDER …`.
 
 Adds: a unix socket; limits on each request's context and on kept prompts; prompts are read in pieces of about
 a second; a request ends when its client leaves, even if it is not streamed, is queued, or is having its
 prompt read; answers that follow a JSON schema, call a tool, or call none; `/progress` counts what was
 computed; on request a stream counts its tokens in every chunk, as vllm's do; and llama-server's `/tokenize`,
-`/detokenize` and `/apply-template`.
+`/detokenize`, `/apply-template` and `/slots/N?action=…`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from answer_schema import unquoted  # type: ignore[import-not-found]
 from end_with_keeper import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
 from grammars import STRAYED, Grammars, NoGrammar  # type: ignore[import-not-found]
 from held_answer import Strayed  # type: ignore[import-not-found]
+from kept_slots import Errand, Slots, asked  # type: ignore[import-not-found]
 from prompt_pace import Pace  # type: ignore[import-not-found]
 from replies import Replies  # type: ignore[import-not-found]
 from token_routes import ANSWERS, answered  # type: ignore[import-not-found]
@@ -48,6 +50,8 @@ class _Answer(threading.local):
     """Tokens so far."""
     plan: Any = None
     """What was asked of it; None if it is free."""
+    slot: Any = None
+    """The slot that was asked for; None for no one."""
 
 
 _of_this_thread = _Answer()
@@ -58,14 +62,15 @@ def main() -> None:
     end_with_keeper()
     die_at_once_when_told()
     path, context, kept = taken("--socket"), int(taken("--context")), int(taken("--kept"))
+    slots = Slots(taken("--slots") if "--slots" in sys.argv else "")
 
     from mlx_lm import server  # type: ignore[import-not-found,unused-ignore]
 
     pace = Pace()
     # mlx-lm's own option limits kept prompts only when the next request joins others, and only in total.
-    server.LRUPromptCache = functools.partial(server.LRUPromptCache, max_bytes=kept)
-    server.BatchGenerator = paced(server.BatchGenerator, pace)
-    server.ResponseGenerator = attentive(server.ResponseGenerator, pace, context)
+    server.LRUPromptCache = functools.partial(noting(server.LRUPromptCache), max_bytes=kept)
+    server.BatchGenerator = paced(server.BatchGenerator, pace, slots)
+    server.ResponseGenerator = attentive(server.ResponseGenerator, pace, context, slots)
     # mlx-lm has no public way to add a processor. This name exists since 0.32.0, the oldest version we run.
     usual = server._make_logits_processors  # noqa: SLF001
     server._make_logits_processors = lambda args: [*usual(args), *getattr(args, "processors", ())]  # noqa: SLF001
@@ -74,6 +79,7 @@ def main() -> None:
     class Handler(server.APIHandler):  # type: ignore[misc,unused-ignore]
         def handle_completion(self, request: Any, *args: Any) -> None:
             _of_this_thread.connection, _of_this_thread.context = self.connection, None
+            _of_this_thread.slot = self.body.get("id_slot")
             tokenizer = self.response_generator.model_provider.tokenizer
             try:
                 _of_this_thread.plan = planned(self.body, tokenizer, grammars)
@@ -110,12 +116,16 @@ def main() -> None:
 
         def do_POST(self) -> None:  # noqa: N802 - the name http.server calls
             answer = ANSWERS.get(self.path)
-            if answer is None:
+            is_slot = self.path.startswith("/slots/")
+            if answer is None and not is_slot:
                 super().do_POST()
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            provider = self.response_generator.model_provider
-            status, data = answered(answer, provider, server.process_message_content, body)
+            if is_slot:
+                status, data = self.response_generator.kept(self.path, body)
+            else:
+                provider = self.response_generator.model_provider
+                status, data = answered(answer, provider, server.process_message_content, body)
             self._set_completion_headers(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -173,8 +183,10 @@ def taken(option: str) -> str:
     return value
 
 
-def attentive(base: Any, pace: Pace, context: int) -> Any:
-    """A `ResponseGenerator` whose requests end when their clients leave, or their context is full."""
+def attentive(base: Any, pace: Pace, context: int, slots: Slots) -> Any:
+    """A `ResponseGenerator` whose requests end when their clients leave, or their context is full; it saves
+    and restores slots.
+    """
 
     class AttentiveGenerator(base):  # type: ignore[misc]
         def generate(self, request: Any, args: Any, progress_callback: Any = None) -> tuple[Any, Any]:
@@ -183,6 +195,7 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
             replies, plan = Replies(_of_this_thread.connection), _of_this_thread.plan
             if plan is not None:
                 args.plan, args.processors = plan, plan.processors(replies.put)
+            args.slot = _of_this_thread.slot
             self.requests.put((replies, request, args))
             said = replies.follow(self.generation_available)
             context = next(said)
@@ -204,18 +217,50 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
             keep_in_vocabulary(args, tokenizer.vocab_size + len(tokenizer.get_added_vocab()))
             if (plan := getattr(args, "plan", None)) is not None:
                 plan.arranged(tokenizer, args.stop_words, found[3])
+            slots.begins(getattr(args, "slot", None), found[0])
             return found
 
         def _next_request(self, timeout: float | None = None) -> Any:
             found = super()._next_request(timeout)
+            if found is not None and isinstance(found[0], Errand):
+                found[0].run()
+                return None
             return None if found is not None and getattr(found[0], "left", False) else found
 
         def _serve_single(self, request: Any, stream: Any) -> None:
             request[0].piece = pace.took
             self.cli_args.prefill_step_size = pace.step
+            self.prompt_cache.latest = None
             super()._serve_single(request, stream)
+            slots.ended_alone(self.prompt_cache.latest)
+
+        def kept(self, path: str, body: bytes) -> tuple[int, bytes]:
+            """Status and body of what a client asked of a slot. Waits for the generating thread."""
+            try:
+                slot, action, name = asked(path, body)
+            except ValueError:
+                return 400, b'{"error": {"message": "it makes no sense"}}'
+            if not slots.can:
+                return 501, b'{"error": {"message": "it was started without --slots"}}'
+            errand = Errand(lambda: slots.done(self, slot, action, name))
+            self.requests.put((errand, None, None))
+            status, said = errand.answer(self.generation_available)
+            return status, json.dumps(said).encode()
 
     return AttentiveGenerator
+
+
+def noting(base: Any) -> Any:
+    """An `LRUPromptCache` that knows what it was given last."""
+
+    class NotingCache(base):  # type: ignore[misc]
+        latest: Any = None
+
+        def insert_cache(self, model: Any, tokens: Any, *args: Any, **options: Any) -> None:
+            self.latest = tokens
+            super().insert_cache(model, tokens, *args, **options)
+
+    return NotingCache
 
 
 def keep_in_vocabulary(args: Any, vocabulary: int) -> None:
@@ -245,8 +290,8 @@ def tokens(said: Iterator[Any], progress: Any) -> Iterator[Any]:
             progress(*item)
 
 
-def paced(base: Any, pace: Pace) -> Any:
-    """A `BatchGenerator` that reads prompts in pieces sized for this machine."""
+def paced(base: Any, pace: Pace, slots: Slots) -> Any:
+    """A `BatchGenerator` that reads prompts in pieces sized for this machine, and says what slots hold."""
 
     class PacedGenerator(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -264,11 +309,21 @@ def paced(base: Any, pace: Pace) -> Any:
                 if not one.end_of_prompt:
                     self._prompts_read[one.uid] = one.progress[0]
             pace.took(longest, took)
+            for one in tokens:
+                if one.finish_reason is not None:
+                    slots.ended(one.uid, one.all_tokens)
             return prompts, tokens
+
+        def insert_segments(self, *args: Any, **options: Any) -> Any:
+            uids = super().insert_segments(*args, **options)
+            for uid in uids:
+                slots.joined(uid)
+            return uids
 
         def remove(self, uids: Any, *args: Any, **options: Any) -> Any:
             for uid in uids:
                 self._prompts_read.pop(uid, None)
+                slots.left(uid)
             return super().remove(uids, *args, **options)
 
     return PacedGenerator

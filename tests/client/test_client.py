@@ -96,6 +96,9 @@ def test_a_text_ends_with_its_reader(open_client: OpenClient, tiny: str) -> None
 
     async def cancelled() -> None:
         asking = client.in_asyncio()
+        async for _ in asking.chat(tiny, "hello", stream=True):
+            break
+        await asyncio.to_thread(until, lambda: inside(client) == 0)
         task = asyncio.create_task(asking.chat(tiny, "hello"))
         await asyncio.to_thread(until, lambda: inside(client) == 1)
         task.cancel()

@@ -60,6 +60,14 @@ def test_settings_are_checked_where_they_are_given(home: Path, monkeypatch: pyte
     assert not (home / "mine").exists()
 
 
+def test_a_home_that_cannot_be_used_is_said_to_be_so(home: Path) -> None:
+    (home / "file").touch()
+    for client in (Greenroom.open(home / "file" / "home"), connect(home / "file" / "home")):
+        with pytest.raises(NotAvailable, match="is a file and should be a folder") as caught:
+            client.models()
+        assert caught.value.code == "home_unusable"
+
+
 def test_a_greenroom_that_runs_stays_its_owners(home: Path) -> None:
     with fake_greenroom(home) as runner:
         with runner.client() as client:

@@ -89,6 +89,21 @@ def test_importing_a_package_imports_nothing_else() -> None:
     assert not loaded & {"msgspec", "pykka", "aiohttp", "sqlite3"}
 
 
+@pytest.mark.parametrize(
+    ("program", "libraries", "left_out"),
+    [
+        ("from greenroom.actors import ActorSystem, Event, SqliteJournal", {"msgspec", "pykka"}, "runner"),
+        ("from greenroom import GreenroomError, connect", {"msgspec"}, "actors.kernel"),
+    ],
+)
+def test_a_program_imports_no_more_than_it_uses(program: str, libraries: set[str], left_out: str) -> None:
+    loaded = json.loads(python(f"{program}; import sys, json; print(json.dumps(list(sys.modules)))"))
+    others = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
+    # The first two are of the interpreter's own set-up; msgspec imports the third where it is installed.
+    assert others - {"__main__", "_distutils_hack", "typing_extensions", "greenroom"} == libraries
+    assert not [name for name in loaded if name.startswith(f"greenroom.{left_out}.")]
+
+
 def test_importing_everything_public_starts_and_sets_up_nothing() -> None:
     program = """
 import logging, signal, threading, greenroom.actors, greenroom.runner

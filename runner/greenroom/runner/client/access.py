@@ -6,13 +6,23 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from greenroom.runner.client.daemons import Daemon, client_for, ensure_daemon, not_running, probe, taken
+from greenroom.runner.client.daemons import (
+    Daemon,
+    client_for,
+    ensure_daemon,
+    not_running,
+    probe,
+    taken,
+    unusable,
+)
 from greenroom.runner.client.errors import NotAvailable
 from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.client.wire import SOCKET
 from greenroom.runner.config import Settings, load
+from greenroom.runner.home import HomeUnusable
 
 if TYPE_CHECKING:
     from greenroom.runner.daemon import Greenroom
@@ -62,9 +72,9 @@ class DaemonAccess(Access):
         self._http: HttpClient | None = None
         if self._url:
             host = {} if self._url.startswith(SOCKET) else {"host": self._url}
-            self.settings = load(host, tolerant=True)
+            self.settings = settings_from(host, tolerant=True)
         elif target is None:
-            self.settings = load({"port": port}, tolerant=True)
+            self.settings = settings_from({"port": port}, tolerant=True)
         else:
             self.settings = _of_home(os.fspath(target), port)
         self._target = self._url or (None if target is None else self.settings.home)
@@ -109,10 +119,19 @@ def _of_home(home: str, port: int | None) -> Settings:
 
     Unless a port is given or configured, the system chooses one: the usual one is the user's own daemon's.
     """
-    settings = load({"home": home, "port": port}, tolerant=True).changed("connect", host="", instance="")
-    if settings.origin("port") == "default" and settings.home != load({}, tolerant=True).home:
+    settings = settings_from({"home": home, "port": port}, tolerant=True)
+    settings = settings.changed("connect", host="", instance="")
+    if settings.origin("port") == "default" and settings.home != settings_from({}, tolerant=True).home:
         settings = settings.changed("flag --port", port=0)
     return settings
+
+
+def settings_from(given: Mapping[str, Any], *, tolerant: bool = False) -> Settings:
+    """`load`, whose error about the data directory is one of ours. Raises BadSetting, NotAvailable."""
+    try:
+        return load(given, tolerant=tolerant)
+    except HomeUnusable as error:
+        raise unusable(error) from error
 
 
 def closed() -> NotAvailable:

@@ -14,10 +14,11 @@ from typing import Any, NoReturn, TypeVar
 
 from greenroom.actors.journal.port import JournalError
 from greenroom.actors.kernel.errors import KernelError
-from greenroom.runner.client.access import Access, closed
+from greenroom.runner.client.access import Access, closed, settings_from
+from greenroom.runner.client.daemons import unusable
 from greenroom.runner.client.errors import IN_PROCESS, NotAvailable
 from greenroom.runner.client.http_client import HttpClient
-from greenroom.runner.config import NAMES, Settings, load
+from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import HomeLocked
 from greenroom.runner.errors import JobFailed
@@ -45,7 +46,7 @@ def open_home(home: str | os.PathLike[str] | None, settings: dict[str, Any]) -> 
         raise TypeError(f"home must be a path, not {type(home).__name__}")
     if unknown := settings.keys() - set(NAMES):
         raise TypeError(f"there is no setting {min(unknown)!r}; there are {', '.join(NAMES)}")
-    wanted = load({**settings, "home": os.fspath(home) if home is not None else None})
+    wanted = settings_from({**settings, "home": os.fspath(home) if home is not None else None})
     with _opening:
         known = _open.get(wanted.home)
         if known is None or known.is_over:
@@ -141,8 +142,7 @@ class LocalAccess(Access):
         except JournalError as error:
             raise NotAvailable(_sentence(error), code="journal_unusable", kind="internal") from error
         except OSError as error:
-            unusable = HomeUnusable(error, self._runner.home)
-            raise NotAvailable(unusable.sentence, unusable.advice, code="home_unusable") from error
+            raise unusable(HomeUnusable(error, self._runner.home)) from error
         except (KernelError, JobFailed) as error:
             raise NotAvailable(_sentence(error), code="not_started", kind="internal") from error
 
@@ -262,7 +262,10 @@ def _whole(work: Callable[[], R], undo: Callable[[R], None] | None = None) -> R:
         finally:
             over.set()
 
-    threading.Thread(target=run, name="greenroom-open", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="greenroom-open", daemon=True).start()
+    except RuntimeError:  # while the interpreter shuts down, as in `atexit`, there are no new threads
+        run()
     try:
         over.wait()
     except BaseException:

@@ -101,11 +101,11 @@ def test_every_setting_is_documented() -> None:
 
 def test_every_command_and_exit_code_is_documented() -> None:
     from greenroom.runner import exit_codes
-    from greenroom.runner.cli.main import _COMMANDS
+    from greenroom.runner.cli.main import COMMANDS
 
     text = read("docs/cli.md")
 
-    for command in _COMMANDS:
+    for command in COMMANDS:
         assert re.search(rf"^\| `{command}[` ]", text, re.MULTILINE), command
     codes = {str(value) for name, value in vars(exit_codes).items() if name.isupper()}
     assert set(re.findall(r"^\| (\d+) \|", text, re.MULTILINE)) == codes

@@ -96,7 +96,7 @@ def test_a_key_is_forgotten_after_a_day() -> None:
 
 def test_only_the_last_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "REMEMBERED", 20)
-    monkeypatch.setattr(idempotency, "_NEWEST", 8)
+    monkeypatch.setattr(idempotency, "NEWEST", 8)
     many = [CommandKeyed(key=f"k{number}", command="c", name="n") for number in range(25)]
     case = given(Idempotency(), *many)
     assert [*case.state.keys] == [f"k{number}" for number in range(5, 25)]

@@ -325,8 +325,8 @@ def test_what_fails_does_not_end_the_chat(answering: Any, talk: Any, tmp_path: P
 def test_the_history_is_bounded_and_keeps_its_latest_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_editor, "_MOST_BYTES", 1000)
-    monkeypatch.setattr(line_editor, "_KEPT_BYTES", 500)
+    monkeypatch.setattr(line_editor, "MOST_BYTES", 1000)
+    monkeypatch.setattr(line_editor, "KEPT_BYTES", 500)
     path = tmp_path / "history"
     path.write_text("".join(f"\n# 2026-01-01 00:00:00\n+entry {number}\n" for number in range(100)))
     path.chmod(0o644)

@@ -20,10 +20,10 @@ def progress(phase: str, done: int = 0, total: int = 0) -> str:
 
 
 def test_the_help_lists_every_command_and_each_has_help(greenroom: Any) -> None:
-    from greenroom.runner.cli.main import _COMMANDS
+    from greenroom.runner.cli.main import COMMANDS
 
     listed = greenroom("--help").out
-    for name in _COMMANDS:
+    for name in COMMANDS:
         assert re.search(rf"^  {name}[ ,]", listed, re.MULTILINE), name
         assert greenroom(name, "--help").code == 0
 

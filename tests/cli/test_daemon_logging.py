@@ -102,7 +102,7 @@ def test_a_message_is_one_line_whatever_is_in_it_and_a_traceback_stays_readable(
 def test_the_log_is_its_owners_and_is_put_aside_when_it_is_long(
     daemon_log: DaemonLogging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon_logging, "_LOG_BYTES", 1000)
+    monkeypatch.setattr(daemon_logging, "LOG_BYTES", 1000)
     (tmp_path / "daemon.log").write_text("from before\n")
     (tmp_path / "daemon.log").chmod(0o644)
     for number in range(30):

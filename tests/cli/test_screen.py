@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.cli.main import _ALIASES, _COMMANDS
+from greenroom.runner.cli.main import ALIASES, COMMANDS
 from greenroom.runner.cli.output import own, table, wrapped
-from greenroom.runner.cli.peers import _WORDS, meant
+from greenroom.runner.cli.peers import WORDS, meant
 from terminal import Terminal
 
 GREENROOM = [sys.executable, "-m", "greenroom.runner.cli"]
 LONG = "hf.co/an-organization-with-a-long-name/a-model-with-a-longer-name-gguf:Q4_K_M"
-COMMANDS = (
+SHOWN = (
     "list",
     "ps --all",
     "status",
@@ -68,7 +68,7 @@ def full_daemon(our_daemon: Any) -> Any:
 
 @pytest.mark.parametrize("columns", [60, 200])
 def test_everything_fits_the_terminal(full_daemon: Any, columns: int) -> None:
-    for command in COMMANDS:
+    for command in SHOWN:
         with Terminal([*GREENROOM, *command.split()], columns=columns) as terminal:
             terminal.ends()
         for line in terminal.text.splitlines():
@@ -118,13 +118,13 @@ def test_sentences_are_broken_between_words_and_go_on_further_in() -> None:
     ],
 )
 def test_words_of_other_runners_and_typos_are_answered_with_ours(typed: str, guess: str) -> None:
-    assert meant(typed.split(), [*_COMMANDS, *_ALIASES]) == guess
+    assert meant(typed.split(), [*COMMANDS, *ALIASES]) == guess
 
 
 def test_what_is_suggested_exists() -> None:
-    commands = {*_COMMANDS, *_ALIASES}
-    assert {one.split()[0] for one in _WORDS.values()} <= commands
-    assert not commands & set(_WORDS), "a command is not translated"
+    commands = {*COMMANDS, *ALIASES}
+    assert {one.split()[0] for one in WORDS.values()} <= commands
+    assert not commands & set(WORDS), "a command is not translated"
 
 
 def test_an_unknown_command_says_what_was_meant(greenroom: Any) -> None:

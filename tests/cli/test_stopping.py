@@ -16,8 +16,8 @@ from greenroom.runner.daemon_lock import DaemonLock
 def test_a_daemon_that_has_released_its_data_directory_has_ended_even_if_its_pid_is_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stop, "_STOP_SECONDS", 0.5)
-    monkeypatch.setattr(stop, "_LET_GO", 0.1)
+    monkeypatch.setattr(stop, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(stop, "LET_GO", 0.1)
     daemon = Daemon(
         url="http://127.0.0.1:1",
         instance_id="i",

@@ -68,8 +68,8 @@ def test_timers_come_later_by_the_time_that_was_lost() -> None:
 def test_the_clock_looks_by_itself_so_that_time_without_questions_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_EVERY", 0.01)
-    monkeypatch.setattr(module, "_GAP", 0.5)
+    monkeypatch.setattr(module, "EVERY", 0.01)
+    monkeypatch.setattr(module, "GAP", 0.5)
     clock = AwakeClock(AwakeTime())
     try:
         began, real = clock.now().monotonic, time.monotonic()

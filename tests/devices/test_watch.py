@@ -119,7 +119,7 @@ def test_without_a_tool_or_a_card_no_device_is_found(tmp_path: Path) -> None:
 def test_a_driver_that_hangs_does_not_delay_a_start(
     monkeypatch: pytest.MonkeyPatch, machine: Machine
 ) -> None:
-    monkeypatch.setattr(module, "_FIRST_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "FIRST_LOOK_SECONDS", 0.05)
     before = set(threading.enumerate())
     watch = DeviceWatch(headroom=0, view=machine("exec sleep 600", seconds=0.3))
     watch.start()

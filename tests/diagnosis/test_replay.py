@@ -240,7 +240,7 @@ def test_a_walk_forwards_and_back_shows_the_same_states(life: Life) -> None:
 
 
 def test_stepping_back_beyond_the_remembered_states_replays_them(life: Life, monkeypatch: Any) -> None:
-    monkeypatch.setattr("greenroom.runner.diagnosis.replay._REMEMBERED", 3)
+    monkeypatch.setattr("greenroom.runner.diagnosis.replay.REMEMBERED", 3)
     walk = Walk(lambda: read_journal(life.journal), 20)
 
     steps = [walk.back() for _ in range(20)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from greenroom.runner.cli.main import _ALIASES, _COMMANDS, greenroom
+from greenroom.runner.cli.main import ALIASES, COMMANDS, greenroom
 from pages import PAGES, Page
 
 CLI = Page("docs/cli.md")
@@ -29,7 +29,7 @@ def flags_of(command: click.Command) -> set[str]:
 def every_command() -> Iterator[tuple[str, click.Command]]:
     """By the words that call it."""
     context = click.Context(greenroom)
-    for name in _COMMANDS:
+    for name in COMMANDS:
         command = greenroom.get_command(context, name)
         assert command is not None
         yield name, command
@@ -72,7 +72,7 @@ def wrong(words: list[str]) -> str:
         del words[: 1 if "=" in words[0] or words[0] in ("--version", "-v", "--help", "-h") else 2]
     if not words or not re.fullmatch(r"[a-z][a-z-]*", words[0]):
         return ""
-    name = _ALIASES.get(words[0], words[0])
+    name = ALIASES.get(words[0], words[0])
     if name not in TABLE:
         return f"there is no command {words[0]!r}"
     command = TABLE[name]

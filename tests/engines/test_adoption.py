@@ -279,7 +279,7 @@ def test_a_sweep_ends_unknown_engines_and_leaves_known_ones(stage: Stage) -> Non
 def test_a_sweep_removes_folders_of_ended_engines_but_the_newest(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.engines.folders._KEPT_AT_SWEEP", 2)
+    monkeypatch.setattr("greenroom.runner.engines.folders.KEPT_AT_SWEEP", 2)
     for index in range(4):
         folder = EngineFolder.of(stage.folder, f"e-{index}")
         folder.create()

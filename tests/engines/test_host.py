@@ -261,8 +261,8 @@ def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(
 ) -> None:
     from greenroom.runner.engines import folders as module
 
-    monkeypatch.setattr(module, "_KEPT_MEANWHILE", 3)
-    monkeypatch.setattr(module, "_PRUNED_EVERY", 4)
+    monkeypatch.setattr(module, "KEPT_MEANWHILE", 3)
+    monkeypatch.setattr(module, "PRUNED_EVERY", 4)
 
     def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         return PreparedEngine(CommandLine(argv=("/nowhere/llama-server",)), Readiness())

@@ -196,7 +196,7 @@ def test_waking_the_keeper_watch_never_blocks() -> None:
 def test_folders_of_starts_that_came_to_nothing_are_removed_too_and_those_of_living_engines_are_not(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "_KEPT_MEANWHILE", 2)
+    monkeypatch.setattr(folders, "KEPT_MEANWHILE", 2)
     engines, spec = stage.host(), stage.spec()
     engines.start(spec)
     stage.heard.wait("ready")

@@ -256,7 +256,7 @@ def test_a_keeper_whose_socket_was_cleaned_away_makes_it_again(stage: Stage) -> 
 def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_module, "_SPAWN_SECONDS", 0.3)
+    monkeypatch.setattr(host_module, "SPAWN_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host.spare_pid)
     os.kill(spare, signal.SIGSTOP)

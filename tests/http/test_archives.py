@@ -57,7 +57,7 @@ async def test_archives_that_stall_do_not_block_other_clients(open_server: Any) 
 
 
 async def test_an_archive_that_trickles_is_ended(open_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_WINDOW", 0.3)
+    monkeypatch.setattr(archives, "WINDOW", 0.3)
     server = await open_server()
     reader, writer = await begin(server)
     began = time.monotonic()
@@ -101,7 +101,7 @@ async def test_a_body_that_never_arrives_does_not_block_other_clients(
 async def test_a_client_that_takes_nothing_of_an_archive_is_cut_off(
     open_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_WINDOW", 0.3)
+    monkeypatch.setattr(archives, "WINDOW", 0.3)
     server = await open_server()
 
     def endless(store: Any, model_id: str) -> tuple[int, Any]:

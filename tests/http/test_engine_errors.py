@@ -143,7 +143,7 @@ async def test_the_same_mistake_gets_the_same_error_warm_cold_whole_and_streamed
 async def test_an_answer_without_end_that_must_be_whole_is_given_up(
     open_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.http.inference._WHOLE", 1000)
+    monkeypatch.setattr("greenroom.runner.http.inference.WHOLE", 1000)
     server = await open_server("--answer", "200", "x" * 100_000, backend={"dialect": Dialect(model_name="m")})
     status, error = await server.error(server.chat())
     assert (status, error["code"]) == (502, "engine_failed")

@@ -69,7 +69,7 @@ async def test_a_request_with_a_complete_answer_leaves_at_once(open_server: Any,
 async def test_a_place_is_not_kept_forever(
     open_server: Any, at_work: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.http.admission._LONGEST", 0.3)
+    monkeypatch.setattr("greenroom.runner.http.admission.LONGEST", 0.3)
     server = await open_server("--tokens", "1000", "--token-delay", "0.01")
     await _leave_a_stream(server)
     await until_async(lambda: server.inside() == 0)

@@ -83,7 +83,7 @@ async def test_news_are_followed_as_events_of_a_stream(open_server: Any) -> None
 
 
 async def test_only_so_many_clients_follow(open_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "_FOLLOWERS", 1)
+    monkeypatch.setattr(routes, "FOLLOWERS", 1)
     server = await open_server()
 
     async with server.get("/log?follow=true&last=1") as first:

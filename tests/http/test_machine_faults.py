@@ -34,7 +34,7 @@ async def test_a_thread_that_never_starts_blocks_neither_the_loop_nor_the_caller
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As one does that finds no memory to begin with."""
-    monkeypatch.setattr(threads, "_BEGUN_WITHIN", 0.05)
+    monkeypatch.setattr(threads, "BEGUN_WITHIN", 0.05)
     monkeypatch.setattr(_thread, "start_new_thread", lambda run, arguments: 1)
     with pytest.raises(MemoryError):
         await in_thread(lambda: 1)
@@ -43,5 +43,5 @@ async def test_a_thread_that_never_starts_blocks_neither_the_loop_nor_the_caller
 async def test_work_that_takes_longer_than_a_thread_may_take_to_begin_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads, "_BEGUN_WITHIN", 0.05)
+    monkeypatch.setattr(threads, "BEGUN_WITHIN", 0.05)
     assert await in_thread(lambda: __import__("time").sleep(0.2) or 7) == 7

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import greenroom.runner.http as front
-from greenroom.runner.http.bodies import _fitted
+from greenroom.runner.http.bodies import fitted
 from greenroom.runner.http.engine_requests import routing_of
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import Dialogue, Wrong
@@ -40,7 +40,7 @@ def test_a_body_of_nulls_is_the_same_as_an_empty_one(name: str) -> None:
     fields = [one.encode_name for one in msgspec.structs.fields(kind)]
     body = msgspec.json.encode(dict.fromkeys(fields))
     unknown: list[str] = []
-    assert decoded(_fitted(body, kind, {}, unknown), kind) == decoded(b"{}", kind)
+    assert decoded(fitted(body, kind, {}, unknown), kind) == decoded(b"{}", kind)
     assert unknown == []
 
 

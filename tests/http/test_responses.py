@@ -311,7 +311,7 @@ async def test_a_response_is_its_makers_also_where_processes_are_looked_up_too_s
 ) -> None:
     server = await open_server(*answered(content="Hello."))
     with monkeypatch.context() as slow:
-        slow.setattr("greenroom.runner.http.admission._LOOK_WITHIN", 0.0)
+        slow.setattr("greenroom.runner.http.admission.LOOK_WITHIN", 0.0)
         response_id = (await made(server))["id"]
     async with (
         aiohttp.ClientSession() as another_connection,

@@ -13,7 +13,7 @@ from greenroom.runner.http.aiohttp_adapter import Patience
 
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiohttp_adapter, "_STEP", 0.05)
+    monkeypatch.setattr(aiohttp_adapter, "STEP", 0.05)
 
 
 async def test_a_client_that_takes_too_long_gets_an_error() -> None:

@@ -195,7 +195,7 @@ async def test_an_answer_of_megabytes_is_not_read_ahead_of_its_reader(
 async def test_idle_connections_are_let_go_of(
     engine: Engine, upstreams: Upstreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.http.upstream._KEEP_ALIVE", 0.05)
+    monkeypatch.setattr("greenroom.runner.http.upstream.KEEP_ALIVE", 0.05)
     engine.scripts = [([LENGTH], False)]
     await _ask(upstreams, engine)
     await asyncio.wait_for(engine.cut.wait(), 5)

@@ -164,7 +164,7 @@ def test_what_writers_do_write_is_understood(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_whiteouts_over_and_over_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.image_layers._LOOKS", 20_000)
+    monkeypatch.setattr("greenroom.runner.installations.image_layers.LOOKS", 20_000)
     many = b"".join(whole(f"opt/{number}", b"") for number in range(1_000))
     failure = hostile(many + whole("opt/.wh..wh..opq", b"") * 1_000 + END, tmp_path).failure
     assert "unpacks to far more" in failure.message

@@ -188,7 +188,7 @@ def test_a_builder_ends_while_a_disk_hangs(
 def test_a_child_that_holds_the_pipes_of_a_probe_does_not_block_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "_END_SECONDS", 0.5)
+    monkeypatch.setattr(verification, "END_SECONDS", 0.5)
     script = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen(['sleep', '6'], start_new_session=True)\n"

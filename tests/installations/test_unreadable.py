@@ -98,7 +98,7 @@ def test_silence_of_a_python_is_no_proof_that_it_is_broken(
     script: str,
     seconds: float,
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.verification._IDENTITY_SECONDS", seconds)
+    monkeypatch.setattr("greenroom.runner.installations.verification.IDENTITY_SECONDS", seconds)
     python = folder_of(home, built) / "env" / "bin" / "python"
     python.unlink()
     python.write_text(f"#!/bin/sh\n{script}\n")
@@ -120,7 +120,7 @@ def test_a_disk_that_does_not_answer_delays_no_scan(
     environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("greenroom.runner.installations.installed._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("greenroom.runner.installations.installed.LOOK_SECONDS", 0.3)
     monkeypatch.setattr("greenroom.runner.installations.installed.read_record", lambda _: gate.wait(30))
     assert "has not answered" in environments.installed.judged("toy")[1][built.id]
     gate.set()

@@ -89,14 +89,14 @@ def sources(url: str) -> PackageSources:
 
 @pytest.mark.parametrize("say", [trickle_header, trickle_body])
 def test_a_page_that_trickles_is_given_up_after_a_bound(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webs, "_PAGE_SECONDS", 0.6)
+    monkeypatch.setattr(webs, "PAGE_SECONDS", 0.6)
     with answering(say) as (url, _), pytest.raises(JobFailed, match="did not finish its answer") as told:
         Web(sources(url)).read(f"{url}/simple/x/", accept="*/*")
     assert told.value.failure.kind == "transient"
 
 
 def test_the_head_of_a_files_answer_is_waited_for_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webs, "_ANSWER_SECONDS", 0.6)
+    monkeypatch.setattr(webs, "ANSWER_SECONDS", 0.6)
     with answering(trickle_header) as (url, _), pytest.raises(JobFailed, match="did not finish its answer"):
         Web(sources(url)).open(f"{url}/file")
 
@@ -125,7 +125,7 @@ def test_cancelling_ends_a_call_at_once_and_the_connection_with_it(say: Say) -> 
 def test_a_page_without_an_end_is_refused_before_it_fills_the_memory(
     say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webs, "_PAGE_BYTES", 2**20)
+    monkeypatch.setattr(webs, "PAGE_BYTES", 2**20)
     monkeypatch.setattr(Web.fetch, "__kwdefaults__", {**(Web.fetch.__kwdefaults__ or {}), "limit": 2**20})
     with answering(say) as (url, _), pytest.raises(JobFailed, match="sent more than 1 MB") as told:
         Web(sources(url)).read(f"{url}/simple/x/", accept="*/*")
@@ -174,7 +174,7 @@ def test_a_server_that_breaks_off_each_time_is_not_retried_forever(tmp_path: Pat
 def test_a_file_without_an_end_does_not_fill_the_disk(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.verified_download._UNKNOWN_MOST", 2_000_000)
+    monkeypatch.setattr("greenroom.runner.installations.verified_download.UNKNOWN_MOST", 2_000_000)
     with answering(endless) as (url, asked), pytest.raises(JobFailed) as told:
         Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(size)])
     assert told.value.failure.code == "hash_mismatch"
@@ -194,7 +194,7 @@ def test_what_is_kept_free_on_the_disk_is_not_fetched_into(tmp_path: Path) -> No
 def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.installations.verified_download._SILENCE", 0.6)
+    monkeypatch.setattr("greenroom.runner.installations.verified_download.SILENCE", 0.6)
     with answering(trickle_body) as (url, _), pytest.raises(JobFailed, match="bytes arrived in") as told:
         Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(10**9)])
     assert told.value.failure.kind == "transient"

@@ -59,7 +59,7 @@ def test_callers_that_wait_together_are_committed_together(
 def test_a_database_locked_by_another_program_refuses_and_then_goes_on(
     monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
     journal = SqliteJournal(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -121,7 +121,7 @@ def test_the_log_is_brought_in_when_it_has_grown_and_stays_small(path: Path) -> 
 
 
 def test_left_alone_the_log_is_brought_into_the_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.01)
     journal = SqliteJournal(path)
     journal.append([entry("a", 1)])
 

@@ -249,7 +249,7 @@ def test_a_server_that_stops_sending_is_reported_and_ends_the_attempt_and_what_c
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "STALL", 0.5)
-    monkeypatch.setattr(transfer, "_SILENCE", 2.5)
+    monkeypatch.setattr(transfer, "SILENCE", 2.5)
     hub.hold_after = 500_000
     what, failure = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")
     assert (what, failure.kind, failure.code) == ("failed", "transient", "too_slow")

@@ -19,7 +19,7 @@ def test_a_user_learns_what_is_waited_for_and_ctrl_c_shows_what_was_found(
     server = Trickle(next(one for one in HANGS if "token" not in one))
     monkeypatch.setenv("HF_ENDPOINT", f"http://{server.host}")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr(search_module, "_SAY_AFTER", 0.3)
+    monkeypatch.setattr(search_module, "SAY_AFTER", 0.3)
     told: list[str] = []
 
     def say(sentence: str) -> None:
@@ -44,7 +44,7 @@ def test_the_received_bytes_and_the_silent_server_are_shown(
     server = Trickle(hang)
     monkeypatch.setenv("HF_ENDPOINT", f"http://{server.host}")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr(search_module, "_SECONDS", 1.0)
+    monkeypatch.setattr(search_module, "SECONDS", 1.0)
     began = time.monotonic()
     try:
         found = search("smollm2", limit=5, catalogue=Catalogue.load(), docker_hub=f"http://{server.host}")

@@ -155,7 +155,7 @@ def test_a_store_that_another_process_holds_is_waited_for_in_bounds(
     store: ModelStore, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = bring(store, "a")
-    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
     with (store.root / "lock").open("r") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(JobFailed) as caught:

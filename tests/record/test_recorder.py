@@ -147,7 +147,7 @@ async def test_rows_are_recorded_again_after_one_that_cannot_be(
 async def test_more_than_can_wait_is_dropped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.record.recorder._MOST", 10)
+    monkeypatch.setattr("greenroom.runner.record.recorder.MOST", 10)
     recorder = recorder_in(tmp_path)
     writing, go_on = threading.Event(), threading.Event()
 

@@ -139,7 +139,7 @@ def test_json_without_end_is_no_list_of_tags(serve: Callable[[Answer], Registry]
 def test_a_credential_helper_that_is_no_help_delays_nothing(
     script: str, docker_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "_SECONDS", 1.0)
+    monkeypatch.setattr(credentials, "SECONDS", 1.0)
     docker_config.write_text('{"credsStore": "test"}')
     helper = tmp_path / "docker-credential-test"
     helper.write_text(f"#!/bin/sh\n{script}\n")

@@ -41,7 +41,7 @@ REMEMBERED = 1000
 """Keys."""
 REMEMBERED_FOR = 86_400.0
 """Seconds."""
-_NEWEST = 64
+NEWEST = 64
 
 
 _NOTHING = refuse(
@@ -144,7 +144,7 @@ class IdempotencyState(msgspec.Struct, frozen=True, kw_only=True):
 
     older: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
     newest: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
-    """At most `_NEWEST`; takes precedence over `older`."""
+    """At most `NEWEST`; takes precedence over `older`."""
 
     @property
     def keys(self) -> Mapping[str, Keyed]:
@@ -186,8 +186,8 @@ class Idempotency(SingleStream[IdempotencyState]):
                 keyed = replace(old, outcome=outcome)
             case _:
                 return state
-        newest = remembered(state.newest, event.key, keyed, _NEWEST)
-        if len(newest) < _NEWEST:
+        newest = remembered(state.newest, event.key, keyed, NEWEST)
+        if len(newest) < NEWEST:
             return IdempotencyState(older=state.older, newest=newest)
         full = IdempotencyState(older=state.older, newest=newest)
         older = {key: one for key, one in full.keys.items() if stored.at - one.at < REMEMBERED_FOR}

@@ -15,9 +15,9 @@ from greenroom.actors.kernel.clock import SystemClock
 
 _log = logging.getLogger(__name__)
 
-_EVERY = 0.5
+EVERY = 0.5
 """Seconds between two readings, so that a gap is noticed."""
-_GAP = 2.0
+GAP = 2.0
 """Seconds without a reading that mean the process did not run; a busy machine delays readings by less."""
 
 
@@ -35,8 +35,8 @@ class AwakeTime:
         with self._lock:
             now = self._source()
             gap, self._seen = now - self._seen, now
-            if gap > _GAP:
-                self._lost += gap - _EVERY
+            if gap > GAP:
+                self._lost += gap - EVERY
                 _log.warning("this process did not run for %.0f s; timeouts do not count that time", gap)
             return now - self._lost
 
@@ -49,4 +49,4 @@ class AwakeClock(SystemClock):
         self._look()
 
     def _look(self) -> None:
-        self.call_at(self.now().monotonic + _EVERY, self._look)
+        self.call_at(self.now().monotonic + EVERY, self._look)

@@ -202,7 +202,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds for which a cancelled job may end by itself."""
 
-_BEGUN_WITHIN = 5.0
+BEGUN_WITHIN = 5.0
 """Seconds within which a thread must have begun, or there was no memory for it."""
 
 
@@ -511,7 +511,7 @@ async def in_thread(work: Callable[[], T]) -> T:
     # Not `Thread.start`, which waits for the thread: one that finds no memory to begin with would block
     # the loop forever.
     _thread.start_new_thread(run, ())
-    check = loop.call_later(_BEGUN_WITHIN, expect_begun)
+    check = loop.call_later(BEGUN_WITHIN, expect_begun)
     try:
         return await future
     finally:

@@ -45,8 +45,8 @@ _FEWEST_PAGES = 32
 _PAGE = 4096
 _WAL_KEPT = 4 * 1024 * 1024
 # Left alone for this long, the log is brought into the database: little is then lost with it.
-_IDLE_SECONDS = 1.0
-_BUSY_SECONDS = 5.0
+IDLE_SECONDS = 1.0
+BUSY_SECONDS = 5.0
 
 _log = logging.getLogger("greenroom.journal")
 
@@ -294,7 +294,7 @@ class SqliteJournal:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self.files.db, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+            self.files.db, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS
         )
         try:
             mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
@@ -343,7 +343,7 @@ class SqliteJournal:
         while True:
             with self._wake:
                 if not self._queue and not self._closed:
-                    self._wake.wait(_IDLE_SECONDS if self._logged_pages else None)
+                    self._wake.wait(IDLE_SECONDS if self._logged_pages else None)
                 jobs, self._queue = self._queue, []
                 is_closing = self._closed
             if is_closing and not jobs:

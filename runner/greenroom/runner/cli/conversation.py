@@ -16,7 +16,7 @@ from greenroom.runner.client.http_client import HttpClient, path_of
 
 _READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
 _MEANT = re.compile(r"Did you mean [^?]*\?")
-_PATIENCE = 2.0
+PATIENCE = 2.0
 """Seconds before the progress of reading the prompt is shown."""
 
 CONTEXT = 2**27
@@ -264,7 +264,7 @@ def _told(comment: str, after: float) -> str:
     reading = _READING.fullmatch(comment)
     if reading is None:
         return comment
-    if after < _PATIENCE or reading["read"] == reading["all"]:
+    if after < PATIENCE or reading["read"] == reading["all"]:
         return ""
     return f"reading the prompt: {reading['read']} of {reading['all']} tokens"
 

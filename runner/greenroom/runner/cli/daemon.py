@@ -148,11 +148,11 @@ def _fields(daemon: Daemon, backends: dict[str, str], reason: str) -> dict[str, 
     }
 
 
-_STOP_SECONDS = 90.0
+STOP_SECONDS = 90.0
 """More than a daemon gives itself before it ends whatever hangs."""
 _SAY_AFTER = 5.0
 _CHECK_EVERY = 0.05
-_LET_GO = 2.0
+LET_GO = 2.0
 """Seconds after which a daemon that has let go of its data directory has ended, whatever runs as its pid."""
 _CONFIGURED = "configured"
 
@@ -284,12 +284,12 @@ def await_end(daemon: Daemon, home: Path) -> None:
     """
     began, has_said = time.monotonic(), False
     held_at = began
-    while time.monotonic() < began + _STOP_SECONDS:
+    while time.monotonic() < began + STOP_SECONDS:
         if not _is_there(daemon):
             return
         if not daemon.secret or holder_of(home) is not None:
             held_at = time.monotonic()
-        elif time.monotonic() > held_at + _LET_GO:
+        elif time.monotonic() > held_at + LET_GO:
             return
         if not has_said and time.monotonic() > began + _SAY_AFTER:
             has_said = True
@@ -297,7 +297,7 @@ def await_end(daemon: Daemon, home: Path) -> None:
         time.sleep(_CHECK_EVERY)  # waiting on another process, bounded
     raise Problem(
         f"The Greenroom daemon (process {daemon.pid}) was asked to stop but is still running after "
-        f"{_STOP_SECONDS:g}s.",
+        f"{STOP_SECONDS:g}s.",
         f"See its log: greenroom logs. Kill it: kill -9 {daemon.pid}",
     )
 

@@ -17,7 +17,7 @@ from greenroom.actors.characters import visible
 
 _ROOM = 5_000
 """Lines that wait at most, for each place they go to."""
-_LOG_BYTES = 4_000_000
+LOG_BYTES = 4_000_000
 """Of `daemon.log`; as many are kept in `daemon.log.1`."""
 _CLOSE_WITHIN = 2.0
 """Seconds the last lines have to be written."""
@@ -123,7 +123,7 @@ class _File(_Place):
     def write(self, line: str) -> bool:
         content = f"{line}\n".encode("utf-8", "backslashreplace")
         try:
-            if self._descriptor >= 0 and self._size + len(content) > _LOG_BYTES:
+            if self._descriptor >= 0 and self._size + len(content) > LOG_BYTES:
                 os.close(self._descriptor)
                 self._descriptor = -1
                 self._file.replace(self._file.with_name(f"{self._file.name}.1"))

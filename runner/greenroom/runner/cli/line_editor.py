@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 HISTORY = "chat-history"
 """The file in the data directory, readable by its owner only."""
 _BLOCK = '"""'
-_MOST_BYTES = 500_000
-_KEPT_BYTES = 250_000
+MOST_BYTES = 500_000
+KEPT_BYTES = 250_000
 """What is left of the history when it has become too long: its latest entries."""
 
 
@@ -58,9 +58,9 @@ def prepare_history(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "rb") as file:
         os.fchmod(file.fileno(), 0o600)
-        if file.seek(0, os.SEEK_END) <= _MOST_BYTES:
+        if file.seek(0, os.SEEK_END) <= MOST_BYTES:
             return
-        file.seek(-_KEPT_BYTES, os.SEEK_END)
+        file.seek(-KEPT_BYTES, os.SEEK_END)
         # An entry begins with a comment, its time.
         kept = file.read().partition(b"\n# ")
     new, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}-")

@@ -27,7 +27,7 @@ from greenroom.runner.client.errors import GreenroomError
 from greenroom.runner.config import BadSetting, Settings, ToleratedMistake, load
 from greenroom.runner.home import HomeUnusable
 
-_COMMANDS: dict[str, tuple[str, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Ask a model a question, or chat with it."),
     "pull": ("transfers", "Download a model."),
     "list": ("models", "List the models in the store."),
@@ -80,7 +80,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Each command, the module it is in, and its line in the help: listing them must not import them."""
 
-_ALIASES = {"ls": "list", "show": "inspect", "cp": "tag", "remove": "rm", "ledger": "memory"}
+ALIASES = {"ls": "list", "show": "inspect", "cp": "tag", "remove": "rm", "ledger": "memory"}
 """What other runners call some of them."""
 _WARNED = "greenroom.warned"
 _ERROR_LOG_LIMIT = 1_000_000
@@ -93,13 +93,13 @@ class CommandGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """All of them, in the order in which people meet them."""
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        name = _ALIASES.get(cmd_name, cmd_name)
-        if name not in _COMMANDS:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        module = import_module(f"greenroom.runner.cli.{_COMMANDS[name][0]}")
+        module = import_module(f"greenroom.runner.cli.{COMMANDS[name][0]}")
         command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
@@ -110,7 +110,7 @@ class CommandGroup(click.Group):
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             from greenroom.runner.cli.peers import meant
 
-            guess = meant(args, [*_COMMANDS, *_ALIASES])
+            guess = meant(args, [*COMMANDS, *ALIASES])
             hint = f" Did you mean {guess!r}?" if guess else " See: greenroom --help"
             raise click.UsageError(f"There is no command {name!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -119,10 +119,10 @@ class CommandGroup(click.Group):
         """The help's list, without importing a single command."""
         with formatter.section("Commands"):
             others: dict[str, list[str]] = {}
-            for alias, name in _ALIASES.items():
+            for alias, name in ALIASES.items():
                 others.setdefault(name, []).append(alias)
             formatter.write_dl(
-                [(", ".join([name, *others.get(name, ())]), line) for name, (_, line) in _COMMANDS.items()]
+                [(", ".join([name, *others.get(name, ())]), line) for name, (_, line) in COMMANDS.items()]
             )
 
 
@@ -263,4 +263,4 @@ def _unexpected(error: Exception) -> str:
 
 def _without_prompts(arguments: list[str]) -> list[str]:
     """The command and its flags: logs hold no prompts."""
-    return [word.split("=")[0] for word in arguments if word.startswith("-") or word in _COMMANDS]
+    return [word.split("=")[0] for word in arguments if word.startswith("-") or word in COMMANDS]

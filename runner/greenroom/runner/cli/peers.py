@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
-_WORDS = {
+WORDS = {
     "ask": "run",
     "benchmark": "bench",
     "chat": "run",
@@ -88,7 +88,7 @@ def _of_two(program: str, rest: Sequence[str]) -> str:
 def _of_one(word: str, commands: Collection[str]) -> str:
     if word in commands:
         return word
-    known = _WORDS.get(word.lower())
+    known = WORDS.get(word.lower())
     if known is not None and known.split()[0] in commands:
         return known
     near = difflib.get_close_matches(word.lower(), list(commands), n=1, cutoff=_CLOSE)

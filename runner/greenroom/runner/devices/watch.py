@@ -35,7 +35,7 @@ _TROUBLED_EVERY = 60.0
 """The same while something is wrong."""
 _LASTING = frozenset({"software", "hidden"})
 """Problems that cannot end while this process runs."""
-_FIRST_LOOK_SECONDS = 3.0
+FIRST_LOOK_SECONDS = 3.0
 _MODULE = "/proc/driver/nvidia/version"
 _SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/dxg", _MODULE)
 """What appears or goes away with a driver; with the list of the PCI bus it costs less than a millisecond."""
@@ -84,7 +84,7 @@ class DeviceWatch:
         self._closed.clear()
         self._thread = threading.Thread(target=self._run, name="devices", daemon=True)
         self._thread.start()
-        self._looked.wait(_FIRST_LOOK_SECONDS)
+        self._looked.wait(FIRST_LOOK_SECONDS)
 
     def close(self) -> None:
         self._closed.set()

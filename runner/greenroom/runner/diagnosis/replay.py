@@ -31,7 +31,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
 
 _RUNNER = "runner/"
-_REMEMBERED = 1_000
+REMEMBERED = 1_000
 """Steps that can be walked back without replaying the journal."""
 
 
@@ -258,7 +258,7 @@ class Walk:
         self.records = self._read()
         self.here = self._replay.snapshot
         # Snapshots share all that did not change between them.
-        self._behind: deque[Snapshot] = deque(maxlen=_REMEMBERED)
+        self._behind: deque[Snapshot] = deque(maxlen=REMEMBERED)
         self._ahead: list[Snapshot] = []
 
     def _go_again_to(self, seq: int) -> None:

@@ -40,11 +40,11 @@ _LOGGED = re.compile(
     r"^(?:\([\w -]+ pid=\d+\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):? +)?"
     r"(?:(?:\d{4}-)?\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? )?(?:\[[\w.-]+:\d+\] )?"
 )
-_KEPT_AT_SWEEP = 20
+KEPT_AT_SWEEP = 20
 """Folders of ended engines that a sweep keeps, newest first."""
-_KEPT_MEANWHILE = 64
+KEPT_MEANWHILE = 64
 """The same between sweeps: more than runners list, so that every engine in `ps --all` has its logs."""
-_PRUNED_EVERY = 16
+PRUNED_EVERY = 16
 """Prune after this many ends."""
 _LOOKED_AT = 5
 """Maximum logs of earlier engines to read, latest first."""
@@ -240,7 +240,7 @@ class Folders:
         """Count one more end; True when it is time to prune."""
         with self._lock:
             self._ends += 1
-            return self._ends % _PRUNED_EVERY == 0
+            return self._ends % PRUNED_EVERY == 0
 
     def sweep(self, known: Collection[str], end_unknown: Callable[[EngineFolder], bool]) -> list[str]:
         """End unknown engines and remove old folders of ended ones; returns the ids of the engines it
@@ -259,7 +259,7 @@ class Folders:
                 kept.append((path.stat().st_mtime, folder))
             except OSError as problem:
                 _log.warning("engine folder %s is kept, because it cannot be read: %s", path.name, problem)
-        _remove_beyond(_KEPT_AT_SWEEP, kept)
+        _remove_beyond(KEPT_AT_SWEEP, kept)
         return ended
 
     def prune(self) -> None:
@@ -277,7 +277,7 @@ class Folders:
                     continue
                 with contextlib.suppress(OSError):
                     ended.append((path.stat().st_mtime, folder))
-        _remove_beyond(_KEPT_MEANWHILE, ended)
+        _remove_beyond(KEPT_MEANWHILE, ended)
 
 
 def _remove_beyond(kept: int, folders: list[tuple[float, EngineFolder]]) -> None:

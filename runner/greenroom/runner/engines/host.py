@@ -71,7 +71,7 @@ ReadSpeed = Callable[[EngineSpec, str], float]
 KEEPER_SECONDS = 5.0
 """Seconds beyond those of its ladder that a keeper has to end its engine."""
 _PULSE_SECONDS = 1.0
-_SPAWN_SECONDS = 60.0
+SPAWN_SECONDS = 60.0
 """How long a keeper may take to claim and spawn; it takes milliseconds."""
 _PROBE_PAUSE = (0.01, 0.1)
 """The shortest and the longest pause between two questions whether an engine is ready, in seconds."""
@@ -231,7 +231,7 @@ class EngineHost:
             self._want_spare()
             return
         self._watch.add(handle)
-        if not handle.spawned.wait(_SPAWN_SECONDS):
+        if not handle.spawned.wait(SPAWN_SECONDS):
             _log.warning("engine %s: its keeper does not start the engine, so it is killed", handle.engine_id)
             handle.channel.kill()  # its end is then reported like that of any keeper that dies
             handle.spawned.wait()

@@ -50,7 +50,7 @@ _REBUILDS = 5
 """How often a request survives a rebuild of the scheduler."""
 _AFTERMATH = 5.0
 """Seconds during which an engine may still die of a request whose client has left."""
-_LONGEST = 30.0
+LONGEST = 30.0
 """Seconds a slot is kept at most after its client has left: batches last two."""
 _PAUSE = 0.015
 _STILL = 2
@@ -147,7 +147,7 @@ class SentRequests:
 
     def _late(self, sent: _EngineRequests) -> bool:
         """Whether a client has left early within the time that an engine may need to notice."""
-        since = self._clock() - _LONGEST
+        since = self._clock() - LONGEST
         while sent.left and sent.left[0] <= since:
             sent.left.popleft()
         return bool(sent.left)
@@ -371,7 +371,7 @@ class Admission:
 
 _RECENT = 8
 """Processes that are looked at before all others are."""
-_LOOK_WITHIN = 2.0
+LOOK_WITHIN = 2.0
 """Seconds after which a connection is filed under its user: many open files make this slow."""
 _USER_WITHIN = 2.0
 """Seconds after which it is filed under its address."""
@@ -420,7 +420,7 @@ class Callers:
         ends = _ends(request) if connection is not None and connection not in self._known else None
         if connection is None or ends is None:
             return self.at_once(request, user)
-        found = await _within(_LOOK_WITHIN, self._process(ends))
+        found = await _within(LOOK_WITHIN, self._process(ends))
         if found is not None:
             self._note(found)
         else:

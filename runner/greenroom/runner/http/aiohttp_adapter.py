@@ -55,7 +55,7 @@ _BODY_TIMEOUT = 120.0
 
 NAMING = 1_000_000
 """Bytes of a body that only names things: what is larger is not worth the time to read it."""
-_STEP = 1.0
+STEP = 1.0
 """Seconds between two looks; of a longer gap, in which this process was stopped, no more counts than two."""
 _UNREAD = 64 * 1024
 """Bytes a client may be behind and still count as keeping up."""
@@ -303,7 +303,7 @@ class Patience:
         await self._bound.__aexit__(kind, error, trace)
 
     def _wait(self) -> None:
-        self._timer = self._loop.call_later(max(0.0, min(_STEP, self._seconds - self.used)), self._look)
+        self._timer = self._loop.call_later(max(0.0, min(STEP, self._seconds - self.used)), self._look)
 
     def _look(self) -> None:
         self._count()
@@ -314,7 +314,7 @@ class Patience:
 
     def _count(self) -> None:
         now = self._loop.time()
-        self.used += min(now - self._seen, 2 * _STEP)
+        self.used += min(now - self._seen, 2 * STEP)
         self._seen = now
 
 

@@ -23,7 +23,7 @@ _AT_ONCE = 4
 _WAITING = 32
 """Clients that wait for their turn."""
 _TURN_SECONDS = 60.0
-_WINDOW = 30.0
+WINDOW = 30.0
 _LEAST = 64 * 1024
 """Bytes that have to move within a window of so many seconds, or the client is let go."""
 
@@ -136,11 +136,11 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
     waited, came = 0.0, 0
     while True:
         try:
-            async with Patience(_WINDOW - waited) as patience:
+            async with Patience(WINDOW - waited) as patience:
                 chunk = await request.read()
         except TimeoutError:
             raise HttpRefusal(
-                408, "body_too_slow", f"Only {came} bytes of the body arrived within {_WINDOW:.0f}s."
+                408, "body_too_slow", f"Only {came} bytes of the body arrived within {WINDOW:.0f}s."
             ) from None
         if not chunk:
             return
@@ -155,7 +155,7 @@ async def deliver(request: Request, stream: Stream, piece: bytes) -> None:
     """Hand a piece over, little by little: a client that takes nothing is cut off."""
     for start in range(0, len(piece), _LEAST):
         try:
-            async with Patience(_WINDOW):
+            async with Patience(WINDOW):
                 await stream.write(piece[start : start + _LEAST])
         except TimeoutError:
             request.abort()

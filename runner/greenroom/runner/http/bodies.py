@@ -41,7 +41,7 @@ async def read_json(
     body = (await read_body(request, NAMING)).strip() or b"{}"
     try:
         ignored: list[str] = []
-        found = msgspec.json.decode(_fitted(body, kind, aliases or {}, ignored), type=kind)
+        found = msgspec.json.decode(fitted(body, kind, aliases or {}, ignored), type=kind)
         if ignored:
             request.ignore(ignored)
     except NOT_UNDERSTOOD as error:
@@ -83,7 +83,7 @@ def checked(value: object, kind: Any, name: str) -> Any:
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _fitted(
+def fitted(
     body: bytes, kind: type[Any], aliases: Mapping[str, str], unknown: list[str], prefix: str = ""
 ) -> bytes:
     """A JSON object with every field under its own name, without the nulls that stand for "left out".
@@ -108,7 +108,7 @@ def _fitted(
         elif raw == b"null":
             continue
         elif inner is not None and raw.startswith(b"{"):
-            raw = _fitted(raw, inner, {}, unknown, f"{prefix}{name}.")
+            raw = fitted(raw, inner, {}, unknown, f"{prefix}{name}.")
         if name in fields:
             raise invalid(f'"{name}" is given twice', param=name)
         fields[name] = msgspec.Raw(raw)

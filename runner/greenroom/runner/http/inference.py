@@ -82,7 +82,7 @@ _OURS = frozenset({"keep_alive", "num_ctx"})
 """Fields that are for us and that an engine might refuse."""
 _TURN = 30.0
 """Seconds a request that was inside a dying engine with others waits for its turn to be retried alone."""
-_WHOLE = 256_000_000
+WHOLE = 256_000_000
 """Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
@@ -369,7 +369,7 @@ class Exchange:
 
         async def post(path: str, body: bytes) -> tuple[int, bytes]:
             answer = await send(path, body)
-            told = await answer.rest(_WHOLE)
+            told = await answer.rest(WHOLE)
             answer.close()
             return answer.status, told
 
@@ -425,9 +425,9 @@ class Exchange:
                 502, "engine_failed", f"The {place.backend} engine did not answer with a stream."
             )
         if rename is not None or self._translation is not None:
-            body = chunk + await upstream.rest(_WHOLE)
-            if len(body) > _WHOLE or not upstream.complete:
-                message = f"The {place.backend} engine's answer is larger than {format_size(_WHOLE)}."
+            body = chunk + await upstream.rest(WHOLE)
+            if len(body) > WHOLE or not upstream.complete:
+                message = f"The {place.backend} engine's answer is larger than {format_size(WHOLE)}."
                 raise HttpRefusal(502, "engine_failed", message)
             self._note.head, self._note.last = body[:_HEAD], body
             if self._translation is not None:

@@ -33,7 +33,7 @@ LAST = 10_000
 """Events that `last` may ask for: they are held in memory."""
 _PIECE = 500
 """Events that are read and sent together."""
-_FOLLOWERS = 32
+FOLLOWERS = 32
 _HEARTBEAT = 15.0
 _NAMES = ("about", "model", "backend", "engine", "stream", "cause")
 T = TypeVar("T")
@@ -54,9 +54,9 @@ class JournalRoutes:
 
         query, last, after = _query(request), _number(request, "last", LAST), _after(request)
         follow = is_true(request, "follow")
-        if follow and len(self._followers) >= _FOLLOWERS:
+        if follow and len(self._followers) >= FOLLOWERS:
             raise HttpRefusal(
-                503, "busy", f"{_FOLLOWERS} clients follow the journal already.", retry_after=10.0
+                503, "busy", f"{FOLLOWERS} clients follow the journal already.", retry_after=10.0
             )
         if request.method == "HEAD":
             return Response(content_type=_content_type(request))

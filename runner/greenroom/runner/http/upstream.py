@@ -32,7 +32,7 @@ _SMALL = 64 * 1024
 _INFORMATIONAL = 200
 _OVERHEAD = 64_000
 """Bytes an engine may send without one that belongs to an answer's body: heads, chunk sizes, trailers."""
-_KEEP_ALIVE = 2.0
+KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than any engine keeps it, so that none is found closed."""
 _CROWDED = 10.0
 """Seconds to go on knocking at an engine whose queue of new connections is full."""
@@ -423,7 +423,7 @@ class _Pool:
         self._closed = False
 
     def take(self) -> Connection | None:
-        fresh_since = self._loop.time() - _KEEP_ALIVE
+        fresh_since = self._loop.time() - KEEP_ALIVE
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and connection.idle_since >= fresh_since:
@@ -468,15 +468,15 @@ class _Pool:
             return
         self._idle.append(connection)
         if self._timer is None:
-            self._timer = self._loop.call_later(_KEEP_ALIVE, self._sweep)
+            self._timer = self._loop.call_later(KEEP_ALIVE, self._sweep)
 
     def _sweep(self) -> None:
-        fresh_since = self._loop.time() - _KEEP_ALIVE
+        fresh_since = self._loop.time() - KEEP_ALIVE
         for connection in self._idle:
             if connection.idle_since < fresh_since:
                 connection.abort()
         self._idle = [one for one in self._idle if one.usable]
-        self._timer = self._loop.call_later(_KEEP_ALIVE, self._sweep) if self._idle else None
+        self._timer = self._loop.call_later(KEEP_ALIVE, self._sweep) if self._idle else None
 
 
 # Only listed headers pass: an unknown one may carry a client's secret to an engine, or make a browser do what

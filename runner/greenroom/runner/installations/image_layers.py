@@ -33,7 +33,7 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _CHUNK = 1 << 20
 _ENTRIES = 500_000
-_LOOKS = 5_000_000
+LOOKS = 5_000_000
 """Names visited for whiteouts: those are quick to write and slow to follow."""
 _DEPTH = 64
 _PATH = 1_024
@@ -258,7 +258,7 @@ class Tree:
     def _hide(self, folder: int, name: str, path: str) -> None:
         self._go_on()
         self._looks += 1
-        if self._looks > _LOOKS:
+        if self._looks > LOOKS:
             raise self._bomb()
         if not _exists(folder, name):
             return

@@ -58,7 +58,7 @@ BUILD_FOLDER = "GREENROOM_BUILD_FOLDER"
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<build>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
-_LOOK_SECONDS = 60.0
+LOOK_SECONDS = 60.0
 UNREADABLE = "Check the disk and the owner of the data directory. Greenroom keeps checking."
 RESERVE = 64 * 2**20
 """Bytes of the disk left free for the journal, logs and other programs."""
@@ -141,11 +141,11 @@ class InstallationStore:
         unclear: dict[str, str] = {}
         for folder, look in zip(folders, looks, strict=True):
             try:
-                one = look.result(seconds=_LOOK_SECONDS)
+                one = look.result(seconds=LOOK_SECONDS)
             except Unclear as error:
                 unclear[folder.name] = str(error)
             except TookTooLong:
-                unclear[folder.name] = f"its disk has not answered for {_LOOK_SECONDS:.0f}s"
+                unclear[folder.name] = f"its disk has not answered for {LOOK_SECONDS:.0f}s"
             else:
                 found += [one] if one is not None else []
         return tuple(found), unclear

@@ -188,10 +188,10 @@ def flush(folder: Path, system: System = here) -> None:
 
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
-_IDENTITY_SECONDS = 20.0
+IDENTITY_SECONDS = 20.0
 _PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
 _PROBE_SECONDS = 300.0
-_END_SECONDS = 5.0
+END_SECONDS = 5.0
 _NOT_NOW = frozenset({errno.EIO, errno.ESTALE, errno.ETXTBSY, errno.EACCES, errno.EPERM, errno.ENOTCONN})
 """Once the disk or the permissions are repaired, the installation is intact."""
 _OUTPUT_LIMIT = 64 * 1024
@@ -296,7 +296,7 @@ def strange_program(program: Path) -> str:
     Raises:
         Unclear: It cannot be told now.
     """
-    outcome = run_briefly([str(program), "--version"], env=cleaned({}), seconds=_IDENTITY_SECONDS, both=True)
+    outcome = run_briefly([str(program), "--version"], env=cleaned({}), seconds=IDENTITY_SECONDS, both=True)
     if outcome.passing:
         raise Unclear(f"{program.name} did not answer ({outcome.ending})")
     if outcome.code != 0:
@@ -321,7 +321,7 @@ def identity(python: Path, cancel: Event | None = None) -> tuple[str, str]:
     Raises:
         NotRunning: It does not run.
     """
-    outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=_IDENTITY_SECONDS, cancel=cancel)
+    outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=IDENTITY_SECONDS, cancel=cancel)
     if outcome.code != 0:
         raise InterpreterFailed(outcome.ending, passing=outcome.passing)
     tag, _, version = outcome.output.strip().partition(" ")
@@ -525,6 +525,6 @@ def run_briefly(
                 os.killpg(process.pid, signal.SIGKILL)
             # Processes in a session of their own may hold the pipes, and hung storage may hold it.
             with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=_END_SECONDS)
+                process.communicate(timeout=END_SECONDS)
     text = out if process.returncode == 0 and not both else err + out
     return InterpreterRun(code=process.returncode, output=text[-_OUTPUT_LIMIT:].decode("utf-8", "replace"))

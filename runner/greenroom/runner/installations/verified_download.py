@@ -49,10 +49,10 @@ _TICK = 0.1
 _RESUMES = 3
 """How often one attempt resumes a file whose connection broke, as long as each try brings new bytes."""
 
-_SILENCE = 300.0
+SILENCE = 300.0
 _LEAST = 16_000
-"""Bytes that must arrive within `_SILENCE` seconds, all files together; less would never finish."""
-_UNKNOWN_MOST = 16 * 2**30
+"""Bytes that must arrive within `SILENCE` seconds, all files together; less would never finish."""
+UNKNOWN_MOST = 16 * 2**30
 """Maximum bytes of a file of unknown size."""
 _ROOM_EVERY = 32 * 2**20
 
@@ -213,7 +213,7 @@ class _Transfer:
                 on_bytes(min(done, self._total), self._total)
             if self._ended != sign[1] or done - sign[0] >= _LEAST:
                 sign, sign_at = (done, self._ended), now
-            elif now - sign_at > _SILENCE:
+            elif now - sign_at > SILENCE:
                 raise _too_slow(done - sign[0])
 
         calls = [partial(self._one, file) for file in self._missing]
@@ -345,7 +345,7 @@ class _Growing:
         self, file: LockedFile, here: dict[str, int], room: Callable[[], None], size: int = 0
     ) -> None:
         self.size = size
-        self.most = file.size or _UNKNOWN_MOST
+        self.most = file.size or UNKNOWN_MOST
         self._sha256 = file.sha256
         self._here = here
         self._room = room
@@ -365,7 +365,7 @@ class _Growing:
 def _too_slow(came: int) -> JobFailed:
     return JobFailed.transient(
         "unreachable",
-        f"Only {came} bytes arrived in {_SILENCE:.0f}s.",
+        f"Only {came} bytes arrived in {SILENCE:.0f}s.",
         advice="Check the network, and the index or mirror in the settings. Partial downloads are kept.",
     )
 

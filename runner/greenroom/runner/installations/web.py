@@ -34,10 +34,10 @@ from greenroom.runner.threads import Flag, TookTooLong, bounded
 from greenroom.runner.user_home import expanded
 
 _CONNECT_SECONDS = 10.0
-_ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
 """For the response head, redirects included."""
-_PAGE_SECONDS = 120.0
-_PAGE_BYTES = 64 * 2**20
+PAGE_SECONDS = 120.0
+PAGE_BYTES = 64 * 2**20
 """Unpacked; pages of projects with ten thousand files have a fifth of it."""
 _PIECE = 64 * 1024
 _AGENT = "greenroom (package installer)"
@@ -115,7 +115,7 @@ class Web:
             JobFailed: No response.
             JobCancelled: `cancel` was set.
         """
-        seconds = None if body is not None and not isinstance(body, bytes) else _ANSWER_SECONDS
+        seconds = None if body is not None and not isinstance(body, bytes) else ANSWER_SECONDS
 
         def exchange() -> BaseHTTPResponse:
             return self._send(url, headers, method, body, anonymous=anonymous)
@@ -130,7 +130,7 @@ class Web:
         method: str = "GET",
         body: bytes | None = None,
         anonymous: bool = False,
-        limit: int = _PAGE_BYTES,
+        limit: int = PAGE_BYTES,
     ) -> Fetched:
         """Send a request and read the whole, small response, with any status.
 
@@ -152,7 +152,7 @@ class Web:
                 response.close()
             return Fetched(response.status, data, response.headers, response.geturl() or url)
 
-        return self._within(url, _PAGE_SECONDS, exchange)
+        return self._within(url, PAGE_SECONDS, exchange)
 
     def _within(
         self,
@@ -218,10 +218,10 @@ class Web:
             return None
         if found.status >= 400 and found.status != 416:
             raise _refused(without_credentials(url), found.status)
-        if len(found.body) > _PAGE_BYTES:
+        if len(found.body) > PAGE_BYTES:
             raise JobFailed.permanent(
                 "bad_answer",
-                f"{urlsplit(url).hostname} sent more than {_PAGE_BYTES / 1e6:.0f} MB for one page.",
+                f"{urlsplit(url).hostname} sent more than {PAGE_BYTES / 1e6:.0f} MB for one page.",
                 advice="Check the index address in pip's or uv's settings.",
                 detail=redact(url),
             )

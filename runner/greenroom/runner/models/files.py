@@ -13,7 +13,7 @@ from pathlib import Path
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error
 
-_LOCK_SECONDS = 30.0
+LOCK_SECONDS = 30.0
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _hold(descriptor: int, path: Path) -> None:
-    deadline = time.monotonic() + _LOCK_SECONDS
+    deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,7 +46,7 @@ def _hold(descriptor: int, path: Path) -> None:
             if time.monotonic() > deadline:
                 raise JobFailed.transient(
                     "store_busy",
-                    f"Another process has locked {path} for {_LOCK_SECONDS:.0f}s.",
+                    f"Another process has locked {path} for {LOCK_SECONDS:.0f}s.",
                     advice="End it (fuser shows which it is), and try again.",
                 ) from None
             time.sleep(0.01)

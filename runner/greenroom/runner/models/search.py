@@ -17,9 +17,9 @@ from greenroom.runner.threads import Cancel, start_thread
 
 DOCKER_HUB = "https://hub.docker.com"
 _PAGE = 100
-_SECONDS = 30.0
+SECONDS = 30.0
 """For all sources: the user waits at a terminal."""
-_SAY_AFTER = 2.5
+SAY_AFTER = 2.5
 """Seconds after which the user learns what for."""
 
 
@@ -64,7 +64,7 @@ def search(
         "Hugging Face": lambda: list(_hugging_face(query, limit, cancel)),
     }
     asked = {name: _Question(source) for name, source in sources.items()}
-    limits = f"within {_SECONDS:.0f}s"
+    limits = f"within {SECONDS:.0f}s"
     try:
         _wait(asked, say)
     except KeyboardInterrupt:
@@ -87,12 +87,12 @@ def _wait(asked: Mapping[str, _Question], say: Callable[[str], None]) -> None:
     """Until all have answered, or their time is over."""
     began = time.monotonic()
     for question in asked.values():
-        question.over.wait(max(0.0, began + _SAY_AFTER - time.monotonic()))
+        question.over.wait(max(0.0, began + SAY_AFTER - time.monotonic()))
     waiting = [name for name, question in asked.items() if not question.over.is_set()]
     if waiting:
         say(f"Waiting for {' and '.join(waiting)}… (Ctrl-C shows what has been found.)")
     for question in asked.values():
-        question.over.wait(max(0.0, began + _SECONDS - time.monotonic()))
+        question.over.wait(max(0.0, began + SECONDS - time.monotonic()))
 
 
 class _Question:

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _PAUSE = 0.2
 """Seconds to gather notes for one batch."""
-_MOST = 4_096
+MOST = 4_096
 """Maximum length of the queue; further notes are dropped."""
 _CLOSING = 3.0
 """Maximum seconds to wait for the thread when closing."""
@@ -78,7 +78,7 @@ class Recorder:
             return  # a client that follows a stream, such as a log, ends it by leaving
         note.ended = now
         note.before, note.last = note.before[-_TAIL:], note.last[-_TAIL:]
-        if len(self._queue) >= _MOST:
+        if len(self._queue) >= MOST:
             self._dropped += 1
             return
         self._queue.append(note)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 DOCKER_HUB = "https://index.docker.io/v1/"
 """The Hub's name in Docker's configuration."""
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SECONDS = 20.0
+SECONDS = 20.0
 _LIMIT = 2**20
 
 
@@ -127,7 +127,7 @@ def _run(argv: list[str], asked: bytes, environment: Mapping[str, str]) -> bytes
         argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(environment), start_new_session=True
     ) as process:
         try:
-            answer, _ = process.communicate(asked, timeout=_SECONDS)
+            answer, _ = process.communicate(asked, timeout=SECONDS)
         except subprocess.TimeoutExpired:
             # Including its children, which may hold its output open.
             with suppress(ProcessLookupError, PermissionError):

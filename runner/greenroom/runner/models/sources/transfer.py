@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 256 * 1024
 _AT_ONCE = 4
-_SILENCE = 60.0
+SILENCE = 60.0
 _LEAST = 16_000
 """Bytes that must arrive within that time, since a slower server blocks other pulls."""
 _UNKNOWN_MOST = 2**40
@@ -128,10 +128,10 @@ class Transfer:
         now = time.monotonic()
         if self._come - self._seen >= _LEAST:
             self._seen, self._seen_at = self._come, now
-        elif now - self._seen_at > _SILENCE:
+        elif now - self._seen_at > SILENCE:
             raise JobFailed.transient(
                 TOO_SLOW,
-                f"Only {self._come - self._seen} bytes of the model arrived within {_SILENCE:.0f}s.",
+                f"Only {self._come - self._seen} bytes of the model arrived within {SILENCE:.0f}s.",
                 advice=NO_ANSWER,
             )
         if now - self._told_at >= 1.0:

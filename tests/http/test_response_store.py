@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from greenroom.actors.values import Caller
-from greenroom.runner.http.responses.routes import owner_of
+from greenroom.runner.http.admission import owner_of
 from greenroom.runner.http.responses.store import (
     FILE,
     KEPT,

@@ -19,12 +19,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 def test_llama_cpp_tells_its_timings_without_being_asked() -> None:
-    assert counts_of(b"", LAST, DONE) == Counts(20, 40, 97.5)
+    assert counts_of(b"", LAST, DONE) == Counts(20, 40, 97.5, 12)
 
 
 def test_usage_counts_where_a_client_asked_for_it() -> None:
-    assert counts_of(b"", USAGE, DONE) == Counts(9, 4, None)
-    assert counts_of(b"", LAST, USAGE + DONE) == Counts(9, 4, 97.5)
+    assert counts_of(b"", USAGE, DONE) == Counts(9, 4, None, 0)
+    assert counts_of(b"", LAST, USAGE + DONE) == Counts(9, 4, 97.5, 12)
 
 
 def test_a_whole_answer_may_tell_it_at_either_end() -> None:

@@ -6,6 +6,9 @@ happens. Only the scheduler opens and closes gates, and reserves a place for a r
 An engine has a limited number of slots, each with room for the whole context. When all are taken, the next
 request queues at the scheduler, and the gate is *held*: later requests queue behind it instead of taking the
 next free slot.
+
+What a slot has read stays in its cache. So a conversation goes back to the slot that has read most of it, and
+a new one to a slot that holds nothing, or else to the one used longest ago.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -89,6 +92,39 @@ class Slot(NamedTuple):
     caller: Caller
 
 
+class SlotContent(NamedTuple):
+    """What a slot has read: the prompt of its last request, and behind it that one's answer."""
+
+    parts: tuple[object, ...]
+    """The prompt's parts, or with `hashed` their chain of hashes."""
+    key: str = ""
+    """The key with which it was asked for: no other key may profit from it."""
+    owner: str = ""
+    """Whose it is on the disk; empty until the caller has been looked up."""
+    kept: bool = True
+    """It may be written to the disk."""
+    hashed: bool = False
+    serial: int = 0
+    """Another one for each request."""
+
+
+class SlotChoice(NamedTuple):
+    """The slot that a request has got, by what it holds."""
+
+    engine_id: str
+    number: int
+    held: int = 0
+    """Parts of the prompt, from the first, that the slot has read already."""
+    lost: SlotContent | None = None
+    """What the slot held that the prompt does not go on from."""
+    serial: int = 0
+    alone: bool = False
+    """The engine has no other."""
+
+
+Chain = Callable[[], Sequence[bytes]]
+
+
 class GateReading(NamedTuple):
     open: bool
     inside: int
@@ -126,7 +162,7 @@ class GateReading(NamedTuple):
 class _Gate:
     __slots__ = (
         *("backend", "endpoint", "held", "idle_since", "inside", "key", "last_byte", "open", "served"),
-        *("slots", "used"),
+        *("slots", "used", "contents", "chosen"),
     )
 
     def __init__(self, key: tuple[str, Mode], backend: str, endpoint: str, now: float, slots: int) -> None:
@@ -139,6 +175,10 @@ class _Gate:
         self.used = 0
         self.inside: dict[str, tuple[Caller, tuple[int, ...]]] = {}
         """request → its caller and slot numbers."""
+        self.contents: dict[int, SlotContent] = {}
+        """slot number → what it has read; the one used longest ago first."""
+        self.chosen: set[str] = set()
+        """Requests inside whose slot will not change any more."""
         self.idle_since = now
         self.served = 0
         self.last_byte = LastByte(now)
@@ -156,10 +196,13 @@ class GateBoard:
         self._bytes_clock = bytes_clock
         self._gates: dict[str, _Gate] = {}
         self._places: dict[str, str] = {}
+        self._serials = itertools.count(1)
         self._lock = threading.Lock()
         self._monotonic = monotonic
         self.on_empty: Callable[[str], None] | None = None
         """Called with the engine's id, outside the lock, when the last request has left it."""
+        self.on_open: Callable[[str], None] | None = None
+        """Called with the engine's id, outside the lock, when its gate has opened for the first time."""
         self.on_freed: Callable[[str], None] | None = None
         """Called with the engine's id, outside the lock, when a slot that a request is queued for is free."""
         on_fork(self)
@@ -168,7 +211,7 @@ class GateBoard:
         """The engines are the parent's."""
         self._lock = threading.Lock()
         self._gates, self._places = {}, {}
-        self.on_empty = self.on_freed = None
+        self.on_empty = self.on_freed = self.on_open = None
 
     # the scheduler's side
 
@@ -183,6 +226,8 @@ class GateBoard:
                 self._gates[engine_id] = _Gate((model_id, mode), backend, endpoint, now, slots)
             else:
                 gate.open = True
+        if gate is None and self.on_open is not None:
+            self.on_open(engine_id)
 
     def hold(self, engine_ids: Iterable[str]) -> None:
         """Requests are queued for exactly these engines."""
@@ -273,11 +318,14 @@ class GateBoard:
         request_id: str,
         caller: Caller = _NOBODY,
         slots: int = 1,
+        prompt: Sequence[object] = (),
     ) -> Place | None:
-        """Enter an open gate of this model and mode (and backend, unless empty) with so many free slots.
+        """Enter an open gate of this model and mode (and backend, unless empty) with so many free slots: of
+        several, the one whose engine has read most of the prompt's parts.
 
         None if there is none: the request then queues at the scheduler, and so do those after it.
         """
+        best: tuple[int, str, _Gate] | None = None
         with self._lock:
             for engine_id, gate in self._gates.items():
                 if not (gate.open and gate.key == (model_id, mode) and backend in ("", gate.backend)):
@@ -285,9 +333,92 @@ class GateBoard:
                 if gate.slots and (gate.held or gate.used + min(slots, gate.slots) > gate.slots):
                     gate.held = True
                     continue
-                self._put_inside(gate, engine_id, request_id, caller, slots)
-                return Place(engine_id, gate.backend, gate.endpoint)
-        return None
+                held = _most_read(gate, prompt) if len(self._gates) > 1 else 0
+                if best is None or held > best[0]:
+                    best = held, engine_id, gate
+            if best is None:
+                return None
+            _, engine_id, gate = best
+            self._put_inside(gate, engine_id, request_id, caller, slots)
+            return Place(engine_id, gate.backend, gate.endpoint)
+
+    def take_slot(
+        self,
+        request_id: str,
+        prompt: Sequence[object],
+        chain: Chain,
+        *,
+        key: str = "",
+        keeps: bool = True,
+        kept: bool = True,
+    ) -> SlotChoice | None:
+        """Choose among the free slots of the request's engine. None where the engine chooses itself.
+
+        `chain` makes the prompt's hashes, which only slots of an earlier daemon need. Without `keeps` nothing
+        is to stay of the request; without `kept` nothing on the disk.
+        """
+        with self._lock:
+            engine_id = self._places.get(request_id, "")
+            gate = self._gates.get(engine_id)
+            if gate is None or not gate.slots:
+                return None
+            caller, indexes = gate.inside[request_id]
+            others = [(one, taken) for one, (_, taken) in gate.inside.items() if one != request_id]
+            settled = {index for one, taken in others if one in gate.chosen or taken[1:] for index in taken}
+            free = [index for index in range(gate.slots) if index not in settled]
+            if len(indexes) != 1 or not free:
+                for index in free:
+                    gate.contents.pop(index, None)
+                return None
+            number, held = _best_slot(gate.contents, free, prompt, chain, key)
+            for one, (other, taken) in gate.inside.items():
+                if taken == (number,) and one != request_id:
+                    gate.inside[one] = (other, indexes)  # it had this one only until it chooses
+            gate.inside[request_id] = (caller, (number,))
+            gate.chosen.add(request_id)
+            serial, before = next(self._serials), gate.contents.pop(number, None)
+            if keeps and prompt:
+                gate.contents[number] = SlotContent(tuple(prompt), key, kept=kept, serial=serial)
+            lost = before if before is not None and held < len(before.parts) else None
+            return SlotChoice(engine_id, number, held, lost, serial, gate.slots == 1)
+
+    def forget(self, request_id: str) -> None:
+        """What the request's slot holds is not known: its engine has refused it."""
+        with self._lock:
+            gate = self._gates.get(self._places.get(request_id, ""))
+            if gate is not None and request_id in gate.chosen:
+                for index in gate.inside[request_id][1]:
+                    gate.contents.pop(index, None)
+
+    def contents(self, engine_id: str) -> dict[int, SlotContent]:
+        """What the engine's slots have read, by number, without those that requests have now."""
+        with self._lock:
+            gate = self._gates.get(engine_id)
+            if gate is None:
+                return {}
+            taken = {index for _, indexes in gate.inside.values() for index in indexes}
+            return {number: one for number, one in gate.contents.items() if number not in taken}
+
+    def own(self, choice: SlotChoice, owner: str) -> None:
+        """Whose the content of a slot is, unless another request has it by now."""
+        with self._lock:
+            gate = self._gates.get(choice.engine_id)
+            content = gate.contents.get(choice.number) if gate is not None else None
+            if gate is not None and content is not None and content.serial == choice.serial:
+                gate.contents[choice.number] = content._replace(owner=owner)
+
+    def learn(self, engine_id: str, contents: Mapping[int, SlotContent]) -> None:
+        """What the slots of an adopted engine hold, as far as no request has used them since."""
+        with self._lock:
+            gate = self._gates.get(engine_id)
+            if gate is not None:
+                used = {index for _, indexes in gate.inside.values() for index in indexes}
+                learnt = {
+                    number: one._replace(serial=next(self._serials))
+                    for number, one in contents.items()
+                    if number < gate.slots and number not in used and number not in gate.contents
+                }
+                gate.contents = {**learnt, **gate.contents}
 
     def is_wanted(self, engine_id: str) -> bool:
         gate = self._gates.get(engine_id)
@@ -301,6 +432,7 @@ class GateBoard:
             if gate is None or engine_id is None:
                 return
             _, indexes = gate.inside.pop(request_id)
+            gate.chosen.discard(request_id)
             gate.used -= len(indexes)
             gate.served += 1
             empty, held = not gate.inside, gate.held
@@ -332,6 +464,7 @@ class GateBoard:
         other = self._gates.get(self._places.get(request_id, ""))
         if other is not None:
             _, indexes = other.inside.pop(request_id)
+            other.chosen.discard(request_id)
             other.used -= len(indexes)
         if not gate.inside:
             gate.last_byte.ask(self._bytes_clock())
@@ -347,6 +480,40 @@ def _free_slots(gate: _Gate, count: int) -> tuple[int, ...]:
         return (len(gate.inside),)
     taken = {index for _, indexes in gate.inside.values() for index in indexes}
     return tuple(islice((index for index in itertools.count() if index not in taken), count))
+
+
+def shared(read: Sequence[object], prompt: Sequence[object]) -> int:
+    """How many parts two prompts have in common, from the first."""
+    pairs = zip(read, prompt, strict=False)
+    differs = next((at for at, (one, other) in enumerate(pairs) if one != other), None)
+    return min(len(read), len(prompt)) if differs is None else differs
+
+
+def _most_read(gate: _Gate, prompt: Sequence[object]) -> int:
+    return max((shared(one.parts, prompt) for one in gate.contents.values() if prompt), default=0)
+
+
+def _best_slot(
+    contents: Mapping[int, SlotContent], free: Sequence[int], prompt: Sequence[object], chain: Chain, key: str
+) -> tuple[int, int]:
+    """The slot for a prompt, and how many of its parts that has read.
+
+    Best is one of which nothing is lost, then an empty one, then the one used longest ago.
+    """
+    best, most = -1, 0
+    for number, one in contents.items():
+        if number in free and one.key == key:
+            held = shared(one.parts, chain() if one.hashed else prompt)
+            if held == len(one.parts) and held >= most:
+                best, most = number, held
+    if best >= 0:
+        return best, most
+    empty = [number for number in free if number not in contents]
+    if empty:
+        return empty[0], 0
+    oldest = next(number for number in contents if number in free)
+    one = contents[oldest]
+    return oldest, shared(one.parts, chain() if one.hashed else prompt) if one.key == key else 0
 
 
 class Emptied:

@@ -131,6 +131,11 @@ class ActorStates:
         """An engine there is, or was lately."""
         return next((one for one in self.engines() if one.spec.engine_id == engine_id), None)
 
+    def why_evicted(self, engine_id: str) -> tuple[str, str] | None:
+        """Why an engine was evicted, and for which model, which may be empty; None if it was not, lately."""
+        state: SchedulerState = self.system.state(SCHEDULER)
+        return state.evicted.get(engine_id)
+
     def live_endpoints(self) -> set[str]:
         """Where engines listen, or have listened until they end."""
         return {engine.endpoint for engine in self.engines() if engine.state != "gone"}

@@ -55,6 +55,7 @@ from greenroom.runner.backends.device_users import DeviceUser, device_users
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.backends.variants import order
 from greenroom.runner.config import DEFAULT_HEADROOM, Settings
+from greenroom.runner.conversations.saver import ConversationSaver
 from greenroom.runner.conversations.store import ConversationStore
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
@@ -76,7 +77,7 @@ from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import where
 from greenroom.runner.preload import Wanted, interrupted, load_again, preload
-from greenroom.runner.proof import keep_secret, prove, write_privately
+from greenroom.runner.proof import instance_id, keep_secret, prove
 from greenroom.runner.settings_text import in_force
 from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.systems.processes import boot_id
@@ -137,6 +138,16 @@ class Greenroom(ActorStates, Startable):
         self.conversations = ConversationStore.of(settings)
         self._store = ModelStore(self.home / "models")
         self._memory = MemoryReader()
+        self.conversation_saver = ConversationSaver(
+            self.home,
+            self.conversations,
+            self.gates,
+            self.backends,
+            self.engine,
+            self.why_evicted,
+            saves=not self.conversations.off,
+            clock=self._awake if clock is None else lambda: clock.now().monotonic,
+        )
         self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
         self._on_failure = on_failure
         self.attachments = Attachments()
@@ -200,7 +211,7 @@ class Greenroom(ActorStates, Startable):
         self._lock = DaemonLock(self.home)
         self._watch = HomeWatch(self.home, self._lock.is_in_place)
         try:
-            self.instance_id, self._secret = _instance_id(self.home), keep_secret(self.home)
+            self.instance_id, self._secret = instance_id(self.home), keep_secret(self.home)
             self.life = uuid.uuid4().hex
             self._start()
             self._watch.start()
@@ -263,6 +274,7 @@ class Greenroom(ActorStates, Startable):
             watch_memory=partial(MemoryWatch, room=self._room, factor=factor) if factor else None,
             loaded=lambda spec, log: self.backends[spec.backend].loaded(log),
             speed=lambda spec, log: self.backends[spec.backend].answer_speed(log),
+            before_end=self.conversation_saver.before_end,
         )
         self._puller = Puller(
             self._store,
@@ -298,6 +310,7 @@ class Greenroom(ActorStates, Startable):
         )
         for name in self.backends:
             system.register(Runner(name), effect_handler=self._host)
+        self.conversation_saver.start()
         system.register(Library(), effect_handler=self._puller)
         system.register(
             Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),
@@ -371,6 +384,7 @@ class Greenroom(ActorStates, Startable):
                     drained.get(timeout=_LEASES_END)
                 system.end_leases()
                 drained.get(timeout=STOP_BOUND / 2 - _LEASES_END)
+        self.conversation_saver.close()
         self._end_effects(keep_engines, ending, spare=STOP_BOUND / 5)
         if system.failure is None:
             try:
@@ -579,19 +593,6 @@ class Greenroom(ActorStates, Startable):
         if (puller := self._puller) is not None:
             work["pulls"] = puller.close
         ending.all_of(work, spare=spare)
-
-
-def _instance_id(home: Path) -> str:
-    """The id by which clients know this data directory; created once."""
-    file = home / "instance"
-    try:
-        text = file.read_text().strip()
-    except FileNotFoundError:
-        text = ""
-    if not text:
-        text = uuid.uuid4().hex
-        write_privately(file, f"{text}\n".encode())
-    return text
 
 
 __all__ = ["AmbiguousName", "BadReference", "Greenroom", "facts_of"]

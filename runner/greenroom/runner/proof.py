@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import uuid
 from pathlib import Path
 
 CHALLENGE = "Greenroom-Challenge"
@@ -79,3 +80,16 @@ def address_of(name: object) -> str:
     if isinstance(name, tuple) and len(name) >= 2:
         return f"{str(name[0]).partition('%')[0]}:{name[1]}"
     return ""
+
+
+def instance_id(home: Path) -> str:
+    """The id by which clients know this data directory; created once."""
+    file = home / "instance"
+    try:
+        text = file.read_text().strip()
+    except FileNotFoundError:
+        text = ""
+    if not text:
+        text = uuid.uuid4().hex
+        write_privately(file, f"{text}\n".encode())
+    return text

@@ -130,6 +130,8 @@ class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     """model|mode → codes of the refusals stored since it was last loaded."""
     ended: Mapping[str, str] = msgspec.field(default_factory=dict)
     """engine → id of the event that ended it; the last ones only."""
+    evicted: Mapping[str, tuple[str, str]] = msgspec.field(default_factory=dict)
+    """engine → why it was evicted, and for which model; the last ones only."""
     footprints: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Measured bytes, by kind of engine; the last ones only."""
     interrupted: Mapping[str, Interrupted] = msgspec.field(default_factory=dict)
@@ -401,6 +403,8 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 footprints=_apply_footprints(state, e),
             )
             if isinstance(e, EvictionDecided):
+                why = e.reason, e.in_favour_of
+                new = change(new, evicted=remembered(state.evicted, e.engine_id, why, _ENDED_REMEMBERED))
                 # One that is moved is loaded again at once, also by the next daemon.
                 by_daemon, ran_well = e.reason in ("shutdown", MOVED), bool(e.installation_id)
             elif counts_against_model(e.failure):

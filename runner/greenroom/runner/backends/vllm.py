@@ -80,7 +80,7 @@ class _VllmServer(Backend):
         model_name="{model_id}",
         dropped=LLAMA_CPP_SAMPLING,
         cannot=_CANNOT,
-        ignores=ignores("id_slot", "reasoning_format"),
+        ignores=ignores("id_slot", "cache_prompt", "reasoning_format"),
         # It has `/tokenize` and `/detokenize` with other fields.
         lacks=frozenset({"/tokenize", "/detokenize", "/apply-template", "/infill"}),
     )

@@ -1,5 +1,8 @@
 """What engines have read, kept on the disk so that it need not be read again after they have ended.
 
+- `saver`: saves them before engines end, and restores them for requests
+- `chain`: the hashes by which a prompt's beginnings are found
+- `restoration`: what became of a search for one
 - `store`: the saved conversations of a data directory
 - `entry`: one of them, and how its metadata lies on the disk
 - `index`: which of them begins as a prompt does

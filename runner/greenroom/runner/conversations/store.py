@@ -101,6 +101,8 @@ class ConversationStore:
         """Monotonic time of the last complaint."""
         self.off = off
         """Why nothing is saved; empty if it is."""
+        self.opened = threading.Event()
+        """Set once it is known what the folder holds."""
         self._problem = "the store is not open yet"
         self._closed = threading.Event()
 
@@ -160,6 +162,7 @@ class ConversationStore:
 
         def run() -> None:
             self.open()
+            self.opened.set()
             while not self._closed.wait(every):
                 self.sweep(models() or None)
 

@@ -101,10 +101,12 @@ class EngineHost:
         watch_memory: WatchMemory | None = None,
         loaded: ReadLoaded | None = None,
         speed: ReadSpeed | None = None,
+        before_end: Callable[[str], None] | None = None,
     ) -> None:
         """`readings` says which requests are inside which engine; without it, none is watched for doing
         nothing. `device_usage` says how many bytes of a graphics device's memory processes hold, `loaded`
         what an engine's output says about its layers there, `speed` what it says about its answers.
+        `before_end` is called, on a thread, with the id of one that was ready and is to be stopped in order.
         `watch_memory` makes what finds engines that take too much memory.
 
         `stall_after`: seconds without any sign of life after which an engine that loads, or that has requests
@@ -118,6 +120,7 @@ class EngineHost:
         self._stall_after = stall_after
         self._loaded: ReadLoaded = loaded or (lambda *_: None)
         self._speed: ReadSpeed = speed or (lambda *_: 0.0)
+        self._before_end = before_end or (lambda _: None)
         self._ladder = [(name, bound) for name, bound in ladder]
         self._stop_bound = sum(bound for _, bound in self._ladder) + KEEPER_SECONDS
         self._handles: dict[str, Handle] = {}
@@ -335,24 +338,31 @@ class EngineHost:
         if handle is None:
             return False
         handle.stop_requested, handle.stop_reason = True, reason
-        if handle.may_finish and not self._closing:
-            self._thread(f"engine-{engine_id}", partial(self._stop_when_left, handle, reason))
+        reason = reason or "a stop was requested"
+        if self._closing or not (handle.may_finish or handle.was_ready):
+            self._send_stop(handle, reason)
         else:
-            self._send_stop(handle, reason or "a stop was requested")
+            self._thread(f"engine-{engine_id}", partial(self._stop_in_order, handle, reason))
         return True
 
-    def _stop_when_left(self, handle: Handle, reason: str) -> None:
+    def _stop_in_order(self, handle: Handle, reason: str) -> None:
+        try:
+            if handle.may_finish:
+                self._let_finish(handle)
+            else:
+                self._before_end(handle.engine_id)
+        finally:
+            self._send_stop(handle, reason)
+
+    def _let_finish(self, handle: Handle) -> None:
         """No new request can reach it; those inside are not cut off as long as they are being answered."""
         deadline = time.monotonic() + _FINISH_SECONDS
         while not self._closing and time.monotonic() < deadline:
             reading = self._readings().get(handle.engine_id)
             if reading is None or not reading.inside or reading.unanswered_since:
                 break
-            if time.monotonic() - reading.quiet_since > _FINISH_QUIET:
+            if time.monotonic() - reading.quiet_since > _FINISH_QUIET or handle.over.wait(_FINISH_EVERY):
                 break
-            if handle.over.wait(_FINISH_EVERY):
-                return
-        self._send_stop(handle, reason or "a stop was requested")
 
     def _send_stop(self, handle: Handle, reason: str) -> None:
         channel = handle.channel

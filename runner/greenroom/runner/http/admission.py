@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
-from greenroom.actors.gates import GateBoard, Place
+from greenroom.actors.gates import GateBoard, Place, SlotChoice
 from greenroom.actors.installer.messages import PlanInstall
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
 from greenroom.actors.limits import ID, SLOTS, escaped
@@ -34,6 +34,7 @@ from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
 from greenroom.actors.values import Caller, Engine, Mode, Model, Plan, Progress
+from greenroom.runner.conversations.chain import chain_of
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.port import Request
 from greenroom.runner.record.row import Note
@@ -198,6 +199,10 @@ class Admission:
     """Seconds the model stays after this request; negative means indefinitely."""
     context_size: int = 0
     """Tokens that it may fill at least, whatever is configured; 0 leaves that open."""
+    prompt: tuple[object, ...] = ()
+    """Its parts: of several engines, the one that has read most of them is entered."""
+    keeps: tuple[bool, bool] = (True, True)
+    """What is read of it may stay in its slot, and go to the disk."""
     note: Note | None = None
     """For the record of requests: gets the phases of a wait."""
     request_id: str = ""
@@ -220,7 +225,13 @@ class Admission:
         self._original = self._original or self.request_id
         if not skip_gate and not self._wants_more():
             place = self.greenroom.gates.enter(
-                self.model.id, self.mode, self.backend, self.request_id, self.caller, self.slots
+                self.model.id,
+                self.mode,
+                self.backend,
+                self.request_id,
+                self.caller,
+                self.slots,
+                self.prompt,
             )
             if place is not None:
                 self._wish()
@@ -236,6 +247,18 @@ class Admission:
             await asyncio.sleep(0.05 * (rebuilds + 1))
             self.request_id = self.ids.next()  # the old one may still hold a slot
         raise AssertionError("the last round returns or raises")
+
+    def take_slot(self) -> SlotChoice | None:
+        """The slot of its engine that has read most of the prompt; None where the engine chooses."""
+        stays, goes_to_disk = self.keeps
+        return self.greenroom.gates.take_slot(
+            self.request_id,
+            self.prompt,
+            lambda: chain_of(self.prompt).hashes,
+            key=self.caller.key if self.caller.kind == "key" else "",
+            keeps=stays,
+            kept=goes_to_disk,
+        )
 
     def send_to(self, engine_id: str) -> None:
         """From now on the engine may work on the request, or die of it."""
@@ -440,6 +463,13 @@ class Callers:
         self._recent.pop(pid, None)
         self._recent = dict([*self._recent.items()][-(_RECENT - 1) :])
         self._recent[pid] = caller
+
+
+def owner_of(caller: Caller) -> str:
+    """Whose it is what a caller leaves here: a key's, a user's of this machine whatever the process, or an
+    address's.
+    """
+    return f"user:{caller.id.partition('/')[0]}" if caller.kind == "process" else caller.key
 
 
 class _Looks:

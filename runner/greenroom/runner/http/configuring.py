@@ -114,7 +114,7 @@ _TAKEN_WITHIN = 5.0
 class Configuring:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._preloads: dict[str, asyncio.Task[None]] = {}
+        self._preloads: dict[str, asyncio.Task[object]] = {}
         """What loads, by `config_key`."""
 
     async def configure(self, request: Request) -> Response:

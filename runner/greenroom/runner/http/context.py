@@ -47,7 +47,7 @@ class Context:
         self.defaults = ModelDefaults(greenroom.store)
         self.verdicts = {one.name: one.verdict for one in greenroom.facts}
         """Why this machine cannot run a backend; empty for those it can."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     def backend(self, name: str) -> str:
         """The name of a backend there is. Raises HttpRefusal: 404."""
@@ -67,8 +67,8 @@ class Context:
         return "another request waits" if waiting else ""
 
     def keep(
-        self, work: Coroutine[Any, Any, None], then: Callable[[], None] | None = None
-    ) -> asyncio.Task[None]:
+        self, work: Coroutine[Any, Any, object], then: Callable[[], None] | None = None
+    ) -> asyncio.Task[object]:
         """Run something in the background, and call `then` at its end, whatever it is.
 
         It may be cancelled before it has begun, when the front door closes; a `finally` in it would not run.

@@ -353,3 +353,12 @@ def _how(end: EngineExit | None) -> str:
     if end.signal:
         return f"it was killed by {end.signal}"
     return "it is gone" if end.code is None else f"it exited with code {end.code}"
+
+
+def answer_in(place: Place, body: bytes, field: str) -> dict[str, Any]:
+    """An engine's whole answer, which has this field."""
+    with contextlib.suppress(*NOT_UNDERSTOOD):
+        found = msgspec.json.decode(body)
+        if isinstance(found, dict) and found.get(field):
+            return found
+    raise HttpRefusal(502, "engine_failed", f"The {place.backend} engine's answer cannot be read.")

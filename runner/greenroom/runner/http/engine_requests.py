@@ -509,6 +509,42 @@ def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[s
     return msgspec.json.encode(fields)
 
 
+_BLOCK = 2_048
+"""Characters of a raw prompt that are one part, or tokens."""
+_RENDERED = ("tools", "tool_choice", "chat_template_kwargs", "reasoning_effort")
+"""Fields of a chat that its template may write before the first message."""
+TAKES_SLOT = frozenset({"/v1/chat/completions", "/v1/completions", "/infill"})
+"""Routes of engines whose requests are answered in a slot that can be named."""
+Prompt = tuple[object, ...]
+
+
+def parts_of(fields: Mapping[str, Any], path: str) -> Prompt:
+    """A prompt in parts: what is the same up to some part reads the same up to there.
+
+    Of a chat, what its template writes first and then each message; of a raw prompt, its whole blocks.
+    """
+    if path == "/v1/chat/completions":
+        first = {name: fields[name] for name in _RENDERED if fields.get(name)}
+        return (first, *(fields.get("messages") or ()))
+    prompt = fields.get("prompt") if path == "/v1/completions" else None
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+        prompt = prompt[0]
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
+        return tuple(prompt[at : at + _BLOCK] for at in range(0, len(prompt) - _BLOCK + 1, _BLOCK))
+    return ()
+
+
+def with_slot(body: bytes, number: int | None, *, keeps: bool = True) -> bytes:
+    """The body of a request that is to be answered in this slot, or in any; unless it `keeps`, without going
+    on from what the slot has read.
+    """
+    first = (b"" if number is None else b'"id_slot":%d,' % number) + (
+        b"" if keeps else b'"cache_prompt":false,'
+    )
+    at = body.index(b"{") + 1
+    return body[:at] + first + body[at:] if first else body
+
+
 def _schema_of(form: dict[str, Any]) -> Any:
     """The JSON schema of a checked response format; None where it asks for any text."""
     if form["type"] == "json_schema":

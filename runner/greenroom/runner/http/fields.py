@@ -543,6 +543,7 @@ SAMPLING: dict[str, Check] = {
     "logit_bias": _bias,
     "user": text(),
     "id_slot": whole(),
+    "cache_prompt": flag,
     "n_probs": whole(0, 100),
     "reasoning_format": one_of("none", "auto", "deepseek", "deepseek-legacy"),
 }

@@ -23,32 +23,42 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.gates import Place
+from greenroom.actors.gates import Place, SlotChoice
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.values import Mode, Model
-from greenroom.runner.http.admission import Admission, slots_of
+from greenroom.runner.http.admission import Admission, owner_of, slots_of
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.answer_filters import FilteredTranslation, Untranslated
-from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.cut_inputs import Uncountable, cut
 from greenroom.runner.http.defaults import with_defaults
-from greenroom.runner.http.engine_errors import broke_off, engine_error, error_body, lost, suspected
+from greenroom.runner.http.engine_errors import (
+    answer_in,
+    broke_off,
+    engine_error,
+    error_body,
+    lost,
+    suspected,
+)
 from greenroom.runner.http.engine_requests import (
+    TAKES_SLOT,
     TOO_LONG,
     Checked,
+    Prompt,
     RequestTarget,
     Routing,
     check,
     ignored_by,
+    parts_of,
     refuse_what_it_cannot,
     routing_of,
     spoken_by,
     translate,
     wished_context,
     wished_keep_alive,
+    with_slot,
 )
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.event_stream import EventStream, Held, ReadWatch, Said, Unfinished
@@ -70,7 +80,8 @@ from greenroom.runner.http.progress_stream import KeepAlive, comment, sentence_o
 from greenroom.runner.http.stop_sequences import StopSequences
 from greenroom.runner.http.suspects import fingerprint
 from greenroom.runner.http.translation import Renaming, Translation
-from greenroom.runner.http.upstream import Connection, Lost, Unreached, forwarded, returned
+from greenroom.runner.http.upstream import Connection, Lost, Unreached, first_chunk, forwarded, returned
+from greenroom.runner.record.counts import counts_of
 from greenroom.runner.units import format_size
 
 _log = logging.getLogger(__name__)
@@ -86,6 +97,8 @@ WHOLE = 256_000_000
 """Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
+_OWNED = 1_024
+"""Bytes of a body from which its caller is looked up, so that what was read may go to the disk."""
 _HEAD = 4_096
 """Bytes of a whole answer in which its tokens are looked for, beside its end."""
 
@@ -151,6 +164,9 @@ class Exchange:
         """The answer, once its head was sent by us."""
         self._translation: Translation | None = None
         self._context_size = 0
+        self._prompt: Prompt = ()
+        self._keeps = (True, True)
+        """What an engine has read of it may stay in its slot, and on the disk."""
         self._events: EventStream | None = None
         self._watch: ReadWatch | None = None
         self._fingerprint = b""
@@ -178,6 +194,9 @@ class Exchange:
             if self._admission is not None:
                 self._note.caller = self._admission.caller
                 self._admission.leave(early=early)
+            if self._note.restored is not None:
+                cached = counts_of(self._note.head, self._note.before, self._note.last).cached
+                self._context.greenroom.conversation_saver.judge(self._note.restored, cached)
             if self._has_turn:
                 await self._turn.aclose()
 
@@ -217,6 +236,8 @@ class Exchange:
         right = await check(body, kind.dialogue)
         if right.unread:
             request.ignore(right.unread)
+        stays = right.fields.get("cache_prompt") is not False and settings.conversations != "off"
+        self._keeps = (stays, right.fields.get("store") is not False)
         translation = self._translation = kind.translate(right.fields) if kind.translate else None
         if translation is not None:
             request.ignore(name for name in (*right.unknown, *translation.ignored) if name not in _OURS)
@@ -232,6 +253,7 @@ class Exchange:
         )
         streams = right.fields.get("stream") and kind.end
         right = await self._filtered(model, right)
+        self._prompt = parts_of(right.fields, kind.path)
         if self._is_suspect(model, right.body):
             raise suspected(self._asked_as)
         if self._accepted is not None:
@@ -282,6 +304,8 @@ class Exchange:
             first_id=request.id,
             keep_alive=wished_keep_alive(routing),
             context_size=self._context_size,
+            prompt=self._prompt,
+            keeps=self._keeps,
             note=self._note,
         )
         return self._admission
@@ -307,6 +331,11 @@ class Exchange:
                     names if self._translation is None else map(self._translation.named, names)
                 )
             translated = translate(right.body, dialect, spoken_by(dialect, model), self._ours)
+            saves = self._context.greenroom.backends[place.backend].conversations == "slots"
+            if saves and path in TAKES_SLOT and (choice := admission.take_slot()) is not None:
+                number = None if choice.alone else choice.number
+                translated = with_slot(translated, number, keeps=self._keeps[0])
+                await self._go_on(choice, model, len(right.body))
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             admission.send_to(place.engine_id)
             self._note.engine, self._note.backend, self._note.fault = place.engine_id, place.backend, ""
@@ -320,7 +349,7 @@ class Exchange:
                     place.endpoint, path, translated, headers, last_byte
                 )
                 self._upstream = upstream
-                return place, upstream, await _first_chunk(upstream)
+                return place, upstream, await first_chunk(upstream)
             except Unreached:
                 early = False
                 give_up = give_up or loop.time() + _REACH_FOR
@@ -344,6 +373,22 @@ class Exchange:
             admission.leave(early=early)
             await self._wait_for_turn(model, right.body)
             await asyncio.sleep(_REACH_PAUSE)
+
+    async def _go_on(self, choice: SlotChoice, model: Model, size: int) -> None:
+        """Restore what the slot lacks of the prompt, if it is on the disk, and see whose the request is."""
+        context, saver = self._context, self._context.greenroom.conversation_saver
+        if not (saver.saves and all(self._keeps)) or size < _OWNED:
+            return
+        if model.id not in saver.models or (choice.held and choice.lost is None):
+            context.keep(self._own(choice))
+            return
+        owner = await self._own(choice)
+        self._note.restored = await asyncio.to_thread(saver.restore, choice, self._prompt, owner)
+
+    async def _own(self, choice: SlotChoice) -> str:
+        owner = owner_of(await self._context.callers.looked_up(self._request))
+        self._context.greenroom.gates.own(choice, owner)
+        return owner
 
     async def _send_cut(
         self, place: Place, model: Model, right: Checked, upstream: Connection, chunk: bytes
@@ -380,7 +425,7 @@ class Exchange:
             raise refused from None
         body = msgspec.json.encode({**right.fields, "input": inputs})
         again = await send(self._kind.path, translate(body, dialect, name, self._ours))
-        return again, await _first_chunk(again)
+        return again, await first_chunk(again)
 
     async def _wait_for_turn(self, model: Model, body: bytes) -> None:
         """Requests that were inside a dying engine together are retried one at a time, to find the cause."""
@@ -399,6 +444,8 @@ class Exchange:
         if begun is not None and self._install_text is not None and (said := self._install_text.done()):
             await begun.write(said)
         if not 200 <= upstream.status < 300:
+            if self._admission is not None:
+                self._context.greenroom.gates.forget(self._admission.request_id)
             raise engine_error(upstream.status, await error_body(upstream, chunk), self._asked(place.backend))
         spoken = self._spoken(place, model)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
@@ -431,7 +478,7 @@ class Exchange:
                 raise HttpRefusal(502, "engine_failed", message)
             self._note.head, self._note.last = body[:_HEAD], body
             if self._translation is not None:
-                body = self._translation.whole(_answer(place, body, self._translation.answers))
+                body = self._translation.whole(answer_in(place, body, self._translation.answers))
             elif rename is not None:
                 body = rename(body)
             self._request.served = upstream.status
@@ -548,20 +595,3 @@ class Exchange:
         if progress is None:
             return before + comment(f"waiting for {self._asked_as}")
         return before + comment(f"waiting for {self._asked_as}: {sentence_of(progress, board)}")
-
-
-def _answer(place: Place, body: bytes, field: str) -> dict[str, Any]:
-    """An engine's whole answer, which has this field."""
-    with contextlib.suppress(*NOT_UNDERSTOOD):
-        found = msgspec.json.decode(body)
-        if isinstance(found, dict) and found.get(field):
-            return found
-    raise HttpRefusal(502, "engine_failed", f"The {place.backend} engine's answer cannot be read.")
-
-
-async def _first_chunk(upstream: Connection) -> bytes:
-    first = await upstream.read()
-    if not first and upstream.status == 200 and upstream.length != 0:
-        # An answer that is delimited by the end of the connection ends the same way when its engine dies.
-        raise Lost("the engine closed the connection")
-    return first

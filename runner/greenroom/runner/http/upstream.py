@@ -505,3 +505,12 @@ def returned(answer: Connection) -> CIMultiDict[str]:
             if name.lower() in _RETURNED and _PLAIN.fullmatch(value)
         ]
     )
+
+
+async def first_chunk(upstream: Connection) -> bytes:
+    """The first bytes of an answer. Raises Lost where there are none."""
+    first = await upstream.read()
+    if not first and upstream.status == 200 and upstream.length != 0:
+        # An answer that is delimited by the end of the connection ends the same way when its engine dies.
+        raise Lost("the engine closed the connection")
+    return first

@@ -25,6 +25,8 @@ class Counts(NamedTuple):
     tokens_in: int | None = None
     tokens_out: int | None = None
     per_second: float | None = None
+    cached: int | None = None
+    """Of `tokens_in`: those that the engine had read before."""
 
 
 def counts_of(head: bytes, before: bytes, last: bytes) -> Counts:
@@ -40,7 +42,10 @@ def counts_of(head: bytes, before: bytes, last: bytes) -> Counts:
     speed = timings.get("predicted_per_second")
     if not isinstance(speed, int | float) or not 0 < speed < _MOST or (written or 0) < 2:
         speed = None
-    return Counts(read, written, speed)
+    cached = _count(timings, "cache_n")
+    if cached is None and isinstance(details := usage.get("prompt_tokens_details"), dict):
+        cached = _count(details, "cached_tokens")
+    return Counts(read, written, speed, cached)
 
 
 def _object(pattern: re.Pattern[bytes], data: bytes) -> dict[str, Any]:

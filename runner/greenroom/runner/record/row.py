@@ -11,6 +11,7 @@ import msgspec
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import escaped
 from greenroom.actors.values import Caller, Model
+from greenroom.runner.conversations.restoration import Restoration
 from greenroom.runner.models.references import familiar
 from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.counts import counts_of
@@ -67,6 +68,8 @@ class Note(msgspec.Struct):
     """Of the engine's response: its beginning, if it is not streamed, and its last two pieces."""
     kept: Kept | None = None
     """The bodies, if they are recorded."""
+    restored: Restoration | None = None
+    """What was found of the conversation on the disk; None if it was not looked for."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +119,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Generation speed, without the time for the prompt."""
     recorded: bool = False
     """Whether the bodies were recorded."""
+    tokens_cached: int | None = None
+    """Of `tokens_in`: those that the engine did not read for this request."""
+    tokens_restored: int = 0
+    """Of these: those that it had been given from the disk for it."""
+    seconds_saved: float = 0.0
+    """How long it would have taken to read them."""
+    restored_from: float = 0.0
+    """When they had been saved, in seconds since 1970."""
+    restored_why: str = ""
+    """Why they had been saved then; of a request without any, why there were none, if that is known."""
 
 
 def row_of(note: Note, now: float | None = None) -> Row:
@@ -133,6 +146,7 @@ def row_of(note: Note, now: float | None = None) -> Row:
     if speed is None and out and took > 0:
         speed = out / took
     caller, refusal, model = note.caller or Caller(), note.refusal, note.model
+    restored = note.restored or Restoration()
     return Row(
         id=note.id,
         at=note.at,
@@ -162,6 +176,11 @@ def row_of(note: Note, now: float | None = None) -> Row:
         estimated=estimated,
         tokens_per_second=round(speed, 3) if speed is not None else None,
         recorded=note.kept is not None,
+        tokens_cached=counts.cached,
+        tokens_restored=restored.tokens if counts.cached is None else min(restored.tokens, counts.cached),
+        seconds_saved=round(restored.seconds, 3),
+        restored_from=restored.saved_at,
+        restored_why=escaped(restored.why(), _SENTENCE),
     )
 
 

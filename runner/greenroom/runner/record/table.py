@@ -27,7 +27,7 @@ BODIES = 64_000_000
 """Maximum bytes of all bodies together; the oldest are deleted first."""
 LISTED = 1_000
 """Maximum rows of a list."""
-_VERSION = 1
+_VERSION = 2
 _BUSY = 5.0
 """Seconds to wait for a lock that another connection holds."""
 _DAMAGED = frozenset(
@@ -39,9 +39,10 @@ _COLUMNS = Row.__struct_fields__
 _TYPES = {
     **dict.fromkeys(_COLUMNS, "TEXT NOT NULL"),
     **dict.fromkeys(("at", "queued", "installing", "loading", "seconds"), "REAL NOT NULL"),
-    **dict.fromkeys(("status", "estimated", "recorded"), "INTEGER NOT NULL"),
+    **dict.fromkeys(("seconds_saved", "restored_from"), "REAL NOT NULL"),
+    **dict.fromkeys(("status", "estimated", "recorded", "tokens_restored"), "INTEGER NOT NULL"),
     **dict.fromkeys(("first_token", "tokens_per_second"), "REAL"),
-    **dict.fromkeys(("tokens_in", "tokens_out"), "INTEGER"),
+    **dict.fromkeys(("tokens_in", "tokens_out", "tokens_cached"), "INTEGER"),
 }
 _SCHEMA = f"""
 PRAGMA auto_vacuum = INCREMENTAL;

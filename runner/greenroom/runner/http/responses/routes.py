@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from greenroom.actors.limits import escaped
-from greenroom.actors.values import Caller
+from greenroom.runner.http.admission import owner_of
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid
 from greenroom.runner.http.context import Context
@@ -293,11 +293,6 @@ class Responses:
         """Wait for what is about to be kept: a client may go on from it at once."""
         if self._keeping:
             await asyncio.wait(self._keeping)
-
-
-def owner_of(caller: Caller) -> str:
-    """Whose a response is: a key's, a user's of this machine whatever the process, or an address's."""
-    return f"user:{caller.id.partition('/')[0]}" if caller.kind == "process" else caller.key
 
 
 def _resolved(items: list[Item], found: Mapping[str, Item]) -> list[Item]:

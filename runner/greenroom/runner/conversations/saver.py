@@ -1,0 +1,449 @@
+"""Conversations over an engine's life: saved before it ends and while it is idle, restored for a request.
+
+What is saved is what reading it again would cost more than writing and reading the file, by speeds measured
+here. Whatever fails costs only what could have been gained: the engine reads the prompt as it always does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from greenroom.actors.gates import GateBoard, SlotChoice, SlotContent
+from greenroom.actors.values import Engine, EngineSpec
+from greenroom.runner.backends.base import Backend
+from greenroom.runner.conversations.chain import PromptChain, chain_of
+from greenroom.runner.conversations.entry import SavedConversation
+from greenroom.runner.conversations.restoration import Restoration
+from greenroom.runner.conversations.store import ConversationStore
+from greenroom.runner.engines.folders import EngineFolder
+from greenroom.runner.engines.slots import SlotFailure, SlotFiles, slot_files
+from greenroom.runner.threads import NoThread, Thread
+
+_log = logging.getLogger(__name__)
+
+END_BOUND = 5.0
+"""Seconds that the end of an engine waits at most for what it has read to be saved."""
+_IDLE = 5.0
+"""Seconds without a request after which an engine's slots are saved."""
+_NOTED = 1.0
+"""The same for a note of what they hold, which another daemon may need."""
+_LOOK_EVERY = 1.0
+_IDLE_BOUND = 30.0
+_RESTORE_BOUND = 2.0
+"""Seconds that a request waits for a restore, beside what reading the file takes."""
+_LEAST_TOKENS = 64
+_CHARACTERS = 4.0
+"""Bytes of JSON that are a token, until measured."""
+_READS = 300.0
+"""Tokens a second that an engine reads, until measured."""
+_DISK = 200e6
+"""Bytes a second that the disk writes and reads, until measured."""
+_TELLING = 1_000_000
+"""Bytes from which a file shows the disk's speed."""
+_PAYS = {"idle": 4.0}
+"""How many times as long as the file reading again must take: an idle engine may never end."""
+_FUTILE = 3
+"""Restores in a row without effect after which no more are tried with such engines."""
+_NOTES = "notes.json"
+"""Beside the files of an engine's slots, and removed with them."""
+
+# Flags that change nothing in what an engine's cache holds.
+_HARMLESS = frozenset(
+    {"-t", "--threads", "-tb", "--threads-batch", "-c", "--ctx-size", "-np", "--parallel", "--temp", "--seed"}
+)
+
+
+class _Every:
+    """All models, until it is known which."""
+
+    def __contains__(self, model_id: object) -> bool:
+        return True
+
+
+class EndReason(NamedTuple):
+    """Why an engine ends."""
+
+    reason: str = "stopping"
+    cause: str = ""
+    """The model that needs the room."""
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """What a slot holds, without its text."""
+
+    chain: tuple[bytes, ...]
+    key: str
+    owner: str
+    kept: bool
+    saved: bool
+
+
+class _Speeds:
+    """Of one kind of engine, and of its files."""
+
+    def __init__(self) -> None:
+        self.reads = 0.0
+        """Tokens a second; 0 until measured."""
+        self.per_token = 0.0
+        """Bytes of a file for each token; 0 until measured."""
+        self.characters = _CHARACTERS
+        self.futile = 0
+        self.has_worked = False
+
+
+class ConversationSaver:
+    """Of one data directory. Thread-safe; `before_end` and `restore` wait, within their bounds."""
+
+    def __init__(
+        self,
+        home: Path,
+        store: ConversationStore,
+        gates: GateBoard,
+        backends: Mapping[str, Backend],
+        engine: Callable[[str], Engine | None],
+        evicted: Callable[[str], tuple[str, str] | None],
+        *,
+        saves: bool = True,
+        idle: float = _IDLE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`engine` finds one by its id, `evicted` says why it was evicted and for which model.
+
+        Without `saves` nothing is written. `clock` is the gates' own.
+        """
+        self.store = store
+        self.saves = saves
+        self.models: Container[str] = _Every()
+        """Ids of models of which something may be on the disk: a request for any other need not look."""
+        self._engines_dir = home / "engines"
+        self._gates = gates
+        self._backends = backends
+        self._engine = engine
+        self._evicted = evicted
+        self._idle = idle
+        self._clock = clock
+        self._speeds: dict[str, _Speeds] = {}
+        self._disk = _DISK
+        self._done: dict[tuple[str, int], int] = {}
+        """Of a slot, the serial of the content that has been saved, or that it does not pay to save."""
+        self._found: set[str] = set()
+        """Engines of an earlier daemon that have a note."""
+        self._noted: dict[str, dict[int, tuple[int, bool]]] = {}
+        """Of an engine, the contents and whether they were saved, as they were last noted in its folder."""
+        self._cannot: dict[str, str] = {}
+        """Engines that cannot save slots, and why."""
+        self._saving = threading.Lock()
+        self._over = threading.Event()
+        self._thread: Thread | None = None
+
+    # its life
+
+    def start(self) -> None:
+        """Begin to look for idle engines; the store is opened meanwhile."""
+        if not self.saves:
+            return
+        self._found = {path.parts[-3] for path in self._engines_dir.glob(f"*/slots/{_NOTES}")}
+        self._gates.on_open = self._opened if self._found else None
+        thread = Thread(self._watch, "conversations")
+        try:
+            thread.start()
+        except NoThread as error:
+            _log.warning("what engines have read is saved only when they end: %s", error)
+        else:
+            self._thread = thread
+
+    def close(self) -> None:
+        """End, within a bound, and leave a note of what running engines hold."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(END_BOUND)
+            for engine_id in self._gates.readings():
+                self._note(engine_id)
+
+    def _opened(self, engine_id: str) -> None:
+        """An engine takes requests. If an earlier daemon started it, learn what its slots hold."""
+        if engine_id not in self._found:
+            return
+        self._found.remove(engine_id)
+        try:
+            notes = msgspec.json.decode(self._notes(engine_id).read_bytes(), type=dict[int, _Note])
+        except (OSError, msgspec.MsgspecError) as error:
+            _log.info("engine %s: what its slots hold is not known: %s", engine_id, error)
+            return
+        self._noted[engine_id] = {}
+        learnt = {
+            number: SlotContent(one.chain, one.key, one.owner, one.kept, hashed=True)
+            for number, one in notes.items()
+        }
+        self._gates.learn(engine_id, learnt)
+        for number, content in self._gates.contents(engine_id).items():
+            if content.hashed and notes[number].saved:
+                self._done[engine_id, number] = content.serial
+
+    # saving
+
+    def before_end(self, engine_id: str) -> None:
+        """Save what the slots hold, before the engine is stopped. Returns within `END_BOUND`."""
+        engine = self._engine(engine_id) if self.saves else None
+        if engine is None or engine.failure is not None or engine.fault:
+            return
+        until = time.monotonic() + END_BOUND
+        if not self._saving.acquire(timeout=END_BOUND):
+            return
+        try:
+            why = EndReason(*(self._evicted(engine_id) or ()))
+            contents = self._gates.contents(engine_id).items()
+            # The largest part of the time saved comes first: the bound may end it.
+            for number, content in sorted(contents, key=lambda one: len(one[1].parts), reverse=True):
+                if (left := until - time.monotonic()) > 0:
+                    self._save(engine, number, content, why, within=left)
+        finally:
+            self._saving.release()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_EVERY):
+            if not self.store.opened.is_set():
+                continue
+            try:
+                self.models = frozenset(one.model_id for one in self.store.entries())
+                self._look()
+            except Exception:  # noqa: BLE001 - it must not end for one engine
+                _log.exception("idle engines could not be looked at")
+
+    def _look(self) -> None:
+        now, readings = self._clock(), self._gates.readings()
+        for engine_id, reading in readings.items():
+            if reading.inside or now - reading.idle_since < _NOTED:
+                continue
+            if now - reading.idle_since >= self._idle and reading.open:
+                self._save_idle(engine_id)
+            self._note(engine_id)
+        for known in [one for one in self._noted if one not in readings]:
+            del self._noted[known]
+        self._done = {key: serial for key, serial in self._done.items() if key[0] in readings}
+        self._cannot = {one: why for one, why in self._cannot.items() if one in readings}
+
+    def _save_idle(self, engine_id: str) -> None:
+        engine = self._engine(engine_id)
+        for number, content in self._gates.contents(engine_id).items():
+            reading = self._gates.readings().get(engine_id)
+            if engine is None or reading is None or reading.inside or self._over.is_set():
+                return
+            with self._saving:
+                self._save(engine, number, content, EndReason("idle"), within=_IDLE_BOUND)
+
+    def _save(
+        self, engine: Engine, number: int, content: SlotContent, why: EndReason, *, within: float
+    ) -> SavedConversation | None:
+        """Save a slot if that pays, and if nothing else is in it meanwhile."""
+        spec, key = engine.spec, (engine.spec.engine_id, number)
+        files = self._files(engine)
+        is_done = self._done.get(key) == content.serial
+        if files is None or is_done or not content.kept or not content.owner:
+            return None
+        compat = compat_of(spec)
+        speeds = self._of(compat)
+        chain = PromptChain(_hashes(content), ()) if content.hashed else chain_of(content.parts)
+        if not self._pays(spec, speeds, chain, content.owner, why):
+            self._done[key] = content.serial
+            return None
+        began = time.monotonic()
+        found = files.save(number, f"s{content.serial}", within)
+        if isinstance(found, SlotFailure):
+            if found.kind == "unsupported":
+                self._cannot[spec.engine_id] = found.reason
+            _log.info("engine %s: slot %d was not saved: %s", spec.engine_id, number, found.reason)
+            self._done[key] = content.serial
+            return None
+        self._learn_disk(found.size, time.monotonic() - began)
+        now = self._gates.contents(spec.engine_id).get(number)
+        if now is None or now.serial != content.serial:
+            found.path.unlink(missing_ok=True)  # it may hold another conversation by now
+            return None
+        speeds.per_token = found.size / found.tokens
+        if chain.ends:
+            speeds.characters = max(1.0, chain.ends[-1] / found.tokens)
+        entry = self.store.put(
+            found.path,
+            compat=compat,
+            owner=content.owner,
+            model_id=spec.model_id,
+            model=spec.model_ref,
+            backend=spec.backend,
+            chain=chain.hashes,
+            ends=chain.ends,
+            tokens=found.tokens,
+            seconds=found.tokens / self._reads(spec, speeds),
+            reason=why.reason,
+            cause=why.cause,
+        )
+        self._done[key] = content.serial
+        self.models = _Every()
+        return entry
+
+    def _pays(
+        self, spec: EngineSpec, speeds: _Speeds, chain: PromptChain, owner: str, why: EndReason
+    ) -> bool:
+        """Whether reading it again would take longer than writing and reading a file."""
+        entry, shared = self.store.best(compat_of(spec), owner, chain.hashes) or (None, 0)
+        if entry is not None and entry.ends:
+            speeds.characters, speeds.per_token = entry.ends[-1] / entry.tokens, entry.size / entry.tokens
+        # What an earlier daemon knew of is only known to be new or not.
+        is_new = shared < len(chain.hashes)
+        tokens, size = float(_LEAST_TOKENS * is_new), 0
+        if chain.ends:
+            before = chain.ends[shared - 1] if shared else 0
+            tokens = (chain.ends[-1] - before) / speeds.characters
+            size = int(chain.ends[-1] / speeds.characters * speeds.per_token)
+        seconds = tokens / self._reads(spec, speeds)
+        if tokens < _LEAST_TOKENS or seconds < _PAYS.get(why.reason, 1.0) * 2 * size / self._disk:
+            return False
+        if refused := self.store.may_write(size):
+            _log.info("a conversation with %s is not saved: %s", spec.model_ref, refused)
+            return False
+        return True
+
+    def _note(self, engine_id: str) -> None:
+        """Leave word in the engine's folder of what its slots hold."""
+        contents = self._gates.contents(engine_id)
+        is_saved = {
+            number: (one.serial, self._done.get((engine_id, number)) == one.serial)
+            for number, one in contents.items()
+        }
+        if is_saved == self._noted.get(engine_id, {}):
+            return
+        notes = {
+            number: _Note(
+                _hashes(one) if one.hashed else chain_of(one.parts).hashes,
+                one.key,
+                one.owner,
+                one.kept,
+                saved=is_saved[number][1],
+            )
+            for number, one in contents.items()
+        }
+        path = self._notes(engine_id)
+        try:
+            beside = path.with_suffix(".new")
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(notes))
+            beside.rename(path)
+        except OSError as error:
+            _log.debug("engine %s: what its slots hold was not noted: %s", engine_id, error)
+        self._noted[engine_id] = is_saved
+
+    # restoring
+
+    def restore(self, choice: SlotChoice, parts: Sequence[object], owner: str) -> Restoration | None:
+        """Give a slot what of this prompt is on the disk. None if that is not worth telling of."""
+        engine = self._engine(choice.engine_id) if self.saves else None
+        files = self._files(engine) if engine is not None else None
+        if engine is None or files is None:
+            return None
+        began = time.monotonic()
+        self.store.opened.wait(_RESTORE_BOUND)
+        compat, chain = compat_of(engine.spec), chain_of(parts)
+        speeds = self._of(compat)
+        if speeds.futile >= _FUTILE and not speeds.has_worked:
+            return Restoration(why_not="the engine does not go on from what it restores")
+        found = self.store.best(compat, owner, chain.hashes)
+        if found is None or found[1] <= choice.held:
+            why = self.store.why_not(compat, owner, chain.hashes, model_id=engine.spec.model_id)
+            return Restoration(why_not=why) if why else None
+        entry, shared = found
+        tokens = entry.tokens_in(shared)
+        seconds = (tokens - entry.tokens_in(choice.held)) * entry.seconds / entry.tokens
+        if seconds < entry.size / self._disk:
+            return Restoration(why_not="reading it again takes less time than the file")
+        name = f"r{choice.serial}"
+        if not self.store.lend(entry, files.path(name)):
+            return Restoration(why_not="its file cannot be used")
+        restored = files.restore(choice.number, name, _RESTORE_BOUND + 2 * entry.size / self._disk)
+        if isinstance(restored, SlotFailure):
+            _log.info("engine %s: %s was not restored: %s", choice.engine_id, entry.id, restored.reason)
+            return Restoration(why_not=restored.reason)
+        took = time.monotonic() - began
+        self._learn_disk(entry.size, took)
+        self.store.used(entry)
+        return Restoration(
+            tokens=min(tokens, restored.tokens),
+            seconds=seconds,
+            took=took,
+            saved_at=entry.saved_at,
+            reason=entry.reason,
+            cause=entry.cause,
+            compat=compat,
+            whole=shared == len(entry.chain),
+        )
+
+    def judge(self, restoration: Restoration, cached: int | None) -> None:
+        """How many tokens the engine had of a prompt after a restore, by its own account."""
+        if cached is None or not restoration.tokens or not restoration.whole:
+            return
+        speeds = self._of(restoration.compat)
+        if cached >= restoration.tokens // 2:
+            speeds.futile, speeds.has_worked = 0, True
+            return
+        speeds.futile += 1
+        if speeds.futile == _FUTILE and not speeds.has_worked:
+            _log.warning("an engine does not go on from what it restores, so nothing is restored for it")
+
+    # what is known
+
+    def cannot(self, engine_id: str) -> str:
+        """Why an engine's conversations are not saved; empty if they are, as far as that is known."""
+        return self._cannot.get(engine_id, "")
+
+    def _files(self, engine: Engine) -> SlotFiles | None:
+        backend = self._backends.get(engine.spec.backend)
+        if backend is None or backend.conversations != "slots" or not engine.endpoint.startswith("/"):
+            return None
+        if engine.spec.engine_id in self._cannot:
+            return None
+        folder = EngineFolder(self._engines_dir / engine.spec.engine_id)
+        return slot_files(folder, Path(engine.endpoint), engine.pid)
+
+    def _notes(self, engine_id: str) -> Path:
+        return EngineFolder(self._engines_dir / engine_id).slots / _NOTES
+
+    def _of(self, compat: str) -> _Speeds:
+        return self._speeds.setdefault(compat, _Speeds())
+
+    def _reads(self, spec: EngineSpec, speeds: _Speeds) -> float:
+        """Tokens a second that an engine reads."""
+        folder = EngineFolder(self._engines_dir / spec.engine_id)
+        speeds.reads = self._backends[spec.backend].prompt_speed(folder.read_log()) or speeds.reads
+        return speeds.reads or _READS
+
+    def _learn_disk(self, size: int, seconds: float) -> None:
+        if size >= _TELLING and seconds > 0:
+            self._disk = 0.5 * self._disk + 0.5 * size / seconds
+
+
+def compat_of(spec: EngineSpec) -> str:
+    """What engines must have in common to go on from each other's files.
+
+    How large their context is and how many slots they have may differ.
+    """
+    flags = []
+    skips = False
+    for flag in spec.flags:
+        if flag.startswith("-"):
+            skips = flag.partition("=")[0] in _HARMLESS
+        if not skips:
+            flags.append(flag)
+    same = (spec.model_id, spec.backend, spec.installation_id, spec.mode, flags)
+    return hashlib.blake2b(msgspec.json.encode(same), digest_size=16).hexdigest()
+
+
+def _hashes(content: SlotContent) -> tuple[bytes, ...]:
+    return tuple(part for part in content.parts if isinstance(part, bytes))

@@ -1,0 +1,121 @@
+"""Conversations outlive their engine: a real model goes on without reading them again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from waiting import until
+
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
+
+RULES = " ".join(f"Rule {number}: be kind to whale number {number}." for number in range(60))
+"""Some 800 tokens."""
+MORE = " ".join(f"Remember that whale number {number} likes to sing." for number in range(12))
+"""Some 150."""
+
+
+class Chat:
+    """One conversation, and how much of its last prompt had to be read."""
+
+    def __init__(self, daemon: Any, model: str, first: str = "Tell me of the first rule.") -> None:
+        self.daemon, self.model = daemon, model
+        self.messages = [{"role": "system", "content": RULES}, {"role": "user", "content": first}]
+
+    def turn(self, said: str = "", **more: Any) -> tuple[int, int]:
+        """Tokens of the prompt that the engine had, and those that it read."""
+        if said:
+            self.messages.append({"role": "user", "content": said})
+        body = {"model": self.model, "messages": self.messages, "max_tokens": 8, "temperature": 0, **more}
+        answer = self.daemon.post("/v1/chat/completions", body)
+        assert answer.status == 200, answer.body
+        self.messages.append(answer.json["choices"][0]["message"])
+        timings = answer.json["timings"]
+        return timings["cache_n"], timings["prompt_n"]
+
+
+@pytest.fixture
+def daemon(furnished: Path, make_daemon: Callable[..., Any]) -> Any:
+    made = make_daemon(furnished, GREENROOM_MEMORY_BUDGET="2GB")
+    made.bound = 300.0
+    return made.start()
+
+
+def saved(daemon: Any) -> list[dict[str, Any]]:
+    folder = daemon.home / "conversations"
+    return [json.loads(one.read_text().partition("\n")[2]) for one in folder.glob("c-*.json")]
+
+
+def unload(daemon: Any, model: str) -> None:
+    """End the model's engine, and wait until it is gone."""
+    assert daemon.post("/engines/unload", {"models": [model]}).status == 200
+    until(lambda: not daemon.engines(), 60)
+
+
+def engine_of(daemon: Any) -> int:
+    found = max((daemon.home / "engines").iterdir(), key=lambda one: (one / "claim").stat().st_mtime)
+    return int(json.loads((found / "claim").read_text())["pid"])
+
+
+def test_the_next_turn_after_an_unload_reads_only_what_is_new(daemon: Any, smollm2_gguf: Path) -> None:
+    model = str(smollm2_gguf)
+    daemon.configure(model)
+    chat = Chat(daemon, model)
+    cached, read = chat.turn()
+    assert cached == 0
+    assert read > 800
+    unload(daemon, model)
+    (entry,) = saved(daemon)
+    assert entry["tokens"] >= read
+    assert entry["reason"] == "unload"
+    cached, fresh = chat.turn("And of the second?")
+    assert cached >= read - 4
+    assert fresh < 40
+    (entry,) = saved(daemon)
+    assert entry["restored"] == 1
+
+
+def test_a_conversation_outlives_keep_alive_daemon_and_the_death_of_its_engine(
+    daemon: Any, smollm2_gguf: Path
+) -> None:
+    model = str(smollm2_gguf)
+    daemon.configure(model)
+    chat = Chat(daemon, model)
+    _, read = chat.turn(keep_alive="1s")
+    until(lambda: saved(daemon) and not daemon.engines(), 60)
+    assert saved(daemon)[0]["reason"] == "idle"
+
+    # An engine that is killed had been idle before. What is new must be worth a file.
+    cached, _ = chat.turn(f"And of the second? {MORE}", keep_alive="10m")
+    assert cached >= read - 4
+    until(lambda: len(saved(daemon)) == 1 and saved(daemon)[0]["tokens"] > read + 100, 60)
+    os.kill(engine_of(daemon), signal.SIGKILL)
+    until(lambda: not daemon.engines(), 60)
+    cached, fresh = chat.turn(f"And of the third? {MORE}", keep_alive="10m")
+    assert cached > read + 100
+    assert fresh < 300
+
+    # The next daemon takes the engine over, and knows what its slots hold.
+    pid = engine_of(daemon)
+    daemon.restart()
+    assert engine_of(daemon) == pid
+    cached, fresh = chat.turn(f"And of the fourth? {MORE}", keep_alive="10m")
+    assert cached > read + 200
+    assert fresh < 300
+
+    # Neither the daemon nor the engine ends in order.
+    until(lambda: saved(daemon)[0]["tokens"] > read + 300, 60)
+    daemon.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    daemon.start()
+    cached, fresh = chat.turn("And of the fifth?")
+    assert cached > read + 300
+    assert fresh < 40

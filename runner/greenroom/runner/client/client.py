@@ -358,4 +358,4 @@ class Client:
     def __repr__(self) -> str:
         opened = self._access.opened
         where: Any = self._access.runner.home if self._access.runner is not None else opened and opened.url
-        return f"<greenroom client of {where or 'a daemon that was not needed yet'}>"
+        return f"<greenroom.Client of {where or 'a daemon that was not needed yet'}>"

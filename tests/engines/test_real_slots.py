@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.handle import PreparedEngine
+from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.engines.slots import Restored, Saved, SlotFailure, SlotFiles, slot_files
+from greenroom.runner.installations.compute_check import restores
 from tiny_vision import png, projector
 
 pytestmark = pytest.mark.real
@@ -285,3 +288,8 @@ def test_mlx_refuses_what_is_no_file_of_a_slot_and_serves_on(mlx: Starts, tmp_pa
     assert engine.bring(1, tmp_path / "good") == Restored(tokens)
     assert engine.say(1, following)[1] >= tokens - 1
     assert json.dumps(sorted(path.name for path in engine.slots.path("x").parent.iterdir())) == "[]"
+
+
+def test_an_installation_of_llama_cpp_is_tried_with_two_servers(llama_cpp_python: Path) -> None:
+    argv = (str(llama_cpp_python), "-I", str(launcher("llama_cpp", "compute")))
+    assert restores(argv, cancel=Event()) == ""

@@ -542,6 +542,7 @@ class Greenroom(ActorStates, Startable):
         external = self.settings.backends.get(spec.backend)
         files = self._store.open_model(spec.model_id, name=spec.model_ref)
         keeps = backend.conversations == "slots" and spec.mode == "completion"
+        keeps = keeps and self.settings.conversations == "disk" and not self.builder.no_restore(installation)
         launch = Launch(
             spec=spec,
             root=folder_of(self.home, installation),

@@ -419,9 +419,18 @@ def backends_command(ctx: click.Context, as_json: bool) -> int:
         )
     for line in (line for one in known for line in _told_variants(one)):
         say(line)
+    for line in (line for one in known for line in _told_restoring(one)):
+        say(line)
     for problem in BACKENDS.problems:
         click.echo(f"Warning: {problem}", err=True)
     return exit_codes.OK
+
+
+def _told_restoring(backend: dict[str, Any]) -> Iterator[str]:
+    """Which of a backend's installations cannot go on with saved conversations."""
+    for one in backend["installations"]:
+        if why := one.get("no_restore"):
+            yield f"{backend['name']} {one['version']} does not go on with saved conversations: {why}."
 
 
 def _told_variants(backend: dict[str, Any]) -> Iterator[str]:

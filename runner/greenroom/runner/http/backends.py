@@ -323,7 +323,9 @@ class Backends:
             "version": status.current.version if status.current is not None else "",
             "pinned_version": facts.version,
             "installations": [
-                _installed(one, facts, status, using.get(one.id, 0)) for one in status.installations
+                _installed(one, facts, status, using.get(one.id, 0))
+                | {"no_restore": greenroom.builder.no_restore(one)}
+                for one in status.installations
             ],
             "size": sum(one.size for one in status.installations),
             "verdict": facts.verdict,

@@ -185,6 +185,7 @@ class Builder:
         self._free_memory = free_memory
         self._guard = threading.Lock()
         self._jobs: dict[str, _Job] = {}
+        self._no_restore: dict[tuple[str, str], str | None] = {}
         self._made: _Makers | None = None
         self._closing = Event()
         self._logged: set[tuple[str, str, str]] = set()
@@ -333,6 +334,20 @@ class Builder:
         if not installation.built_with:
             return None
         return folder_of(self._home, installation) / self._makers().installed.record(installation).program
+
+    def no_restore(self, installation: Installation) -> str | None:
+        """Why its engines cannot go on with what others have read and saved; empty if they can, None if that
+        was never tried. Reads the disk the first time.
+        """
+        if not installation.managed:
+            return None
+        key = (installation.backend, installation.id)
+        if key not in self._no_restore:
+            try:
+                self._no_restore[key] = self._makers().installed.record(installation).no_restore
+            except JobFailed:
+                return None
+        return self._no_restore[key]
 
     def close(self) -> None:
         """Cancel every job and wait, for a bounded time, until their processes are gone."""

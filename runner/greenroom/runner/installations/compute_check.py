@@ -91,6 +91,38 @@ def prove(argv: Sequence[str], name: str, *, on_device: bool, cancel: Event) -> 
         raise JobFailed(_reason(name, outcome, on_device=on_device))
 
 
+RESTORING = frozenset({"llama_cpp", "llama_server", "mlx"})
+"""Launchers that can also say whether a saved slot is of use to a new server."""
+
+
+def restores(argv: Sequence[str], *, cancel: Event) -> str | None:
+    """Have an installation save what it has read, and go on with it in a new server.
+
+    Args:
+        argv: A launcher of `RESTORING`, but for its last argument.
+        cancel: Ends it.
+
+    Returns:
+        Empty if that works; else why not, a clause: it can be used all the same. None if the machine was too
+        busy to try it.
+
+    Raises:
+        JobCancelled: `cancel` was set.
+    """
+    outcome = run_briefly(
+        [*argv, "slots"],
+        env=cleaned({"GGML_NO_BACKTRACE": "1", "PYTHONNOUSERSITE": "1"}),
+        seconds=SECONDS,
+        cancel=cancel,
+    )
+    if outcome.passing:
+        return None
+    if outcome.code != 0:
+        said = outcome.output.strip().splitlines()
+        return f"saving and restoring failed when it was tried ({said[-1][:200] if said else outcome.ending})"
+    return "" if outcome.output.strip() not in ("", "0") else "what is restored has no effect"
+
+
 def _reason(name: str, outcome: InterpreterRun, *, on_device: bool) -> Failure:
     detail = outcome.output[-4_000:]
     told = f"{name} was installed but does not compute here: it"

@@ -25,7 +25,7 @@ from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.archive import kept_lock
-from greenroom.runner.installations.compute_check import prove
+from greenroom.runner.installations.compute_check import RESTORING, prove, restores
 from greenroom.runner.installations.installed import (
     ATTEMPT,
     LOCK,
@@ -187,25 +187,31 @@ class Environments(Maker):
                 # Most of what the commit waits for reaches the disk meanwhile.
                 flushed = Beside(partial(flush, folder), f"flush-{job}")
                 probe(folder, source.distribution, source.probe, cancel)
-                if source.computes:
-                    script = launcher(source.computes, "compute")
-                    argv = (str(interpreter(folder)), "-I", str(script))
-                    prove(
-                        argv,
-                        " ".join(filter(None, (backend, variant))),
-                        on_device=source.on_device,
-                        cancel=cancel,
-                    )
+                no_restore = (
+                    self._tried(folder, backend, source, variant, cancel) if source.computes else None
+                )
                 flushed.result(cancel=cancel)
                 contents = (sizes, links, sums.result(cancel=cancel))
                 stop_if(cancel)  # the last moment at which cancelling leaves nothing: the commit comes next
                 found = self._record(folder, backend, variant, source, lock, files, contents)
+                found = msgspec.structs.replace(found, no_restore=no_restore)
                 (folder / ATTEMPT).unlink()
                 write_record(folder, found)
         return found.installation()
 
     def close(self) -> None:
         self._closing.set()
+
+    def _tried(
+        self, folder: Path, backend: str, source: Environment, variant: str, cancel: Event
+    ) -> str | None:
+        """Have it compute; returns why its engines cannot go on with what others have saved, as a record has
+        it.
+        """
+        argv = (str(interpreter(folder)), "-I", str(launcher(source.computes, "compute")))
+        name = " ".join(filter(None, (backend, variant)))
+        prove(argv, name, on_device=source.on_device, cancel=cancel)
+        return restores(argv, cancel=cancel) if source.computes in RESTORING else None
 
     def _caches(self) -> list[Path]:
         return [self.store.root, self._cache]

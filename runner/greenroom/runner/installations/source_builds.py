@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+import msgspec
 import psutil
 
 from greenroom.actors.progress import ProgressReport
@@ -35,7 +36,7 @@ from greenroom.runner.engines.keeper_watch import cleaned
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.compiling import Compiling
-from greenroom.runner.installations.compute_check import prove
+from greenroom.runner.installations.compute_check import RESTORING, prove, restores
 from greenroom.runner.installations.errors import machine_failed
 from greenroom.runner.installations.installed import (
     ATTEMPT,
@@ -151,11 +152,13 @@ class SourceBuilds(Maker):
                 _link(program, place)
                 report.phase("verifying", f"Starting {build.target} once")
                 probe_program(place, name, build, cancel)
+                no_restore = None
                 if build.computes:
-                    script = launcher(build.computes, "compute")
-                    argv = (str(base_python()), "-I", str(script), str(place))
+                    argv = (str(base_python()), "-I", str(launcher(build.computes, "compute")), str(place))
                     prove(argv, f"{backend} {variant}", on_device=bool(build.sees), cancel=cancel)
+                    no_restore = restores(argv, cancel=cancel) if build.computes in RESTORING else None
                 found = self._record(folder, backend, variant, build, toolchain, files, key)
+                found = msgspec.structs.replace(found, no_restore=no_restore)
                 (folder / ATTEMPT).unlink()
                 write_record(folder, found)
         return found.installation()

@@ -114,6 +114,9 @@ class InstallationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the program compiled on this machine; empty if a Python runs the engine."""
     built_with: str = ""
     """Compilers and options of that program."""
+    no_restore: str | None = None
+    """Why its engines cannot go on with what others have read and saved; empty if they can, None if that was
+    never tried."""
 
     def installation(self, broken: str = "") -> Installation:
         """The fact others see."""

@@ -1,22 +1,24 @@
 """Computes one token with a compiled `llama-server`, to see whether it works on this machine.
 
-`compute_llama_server.py PROGRAM device|processor`. The exit code is 3 if a device is wanted and the program
-lists none, 1 if the token did not come. The program's own reasons are on stderr.
+`compute_llama_server.py PROGRAM device|processor|slots`. The exit code is 3 if a device is wanted and the
+program lists none, 1 if the token did not come. The program's own reasons are on stderr. With `slots` it
+prints how many tokens of a saved slot a new server does not read again.
 """
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import json
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from slot_check import CONTEXT, ask, not_read_again  # type: ignore[import-not-found]
 from tiny_model import gguf  # type: ignore[import-not-found]
 
 sys.path.pop(0)
@@ -28,47 +30,20 @@ _DEVICE = re.compile(r"^\s*[A-Za-z]+\d+: ", re.MULTILINE)
 _REQUEST = {"prompt": "a", "n_predict": 1, "temperature": 0, "ignore_eos": True}
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(str(self._path))
-
-
-def _ask(path: Path, route: str, body: object = None) -> tuple[int, bytes]:
-    connection = _Connection(path)
-    try:
-        connection.request(
-            "POST" if body else "GET",
-            route,
-            json.dumps(body) if body else None,
-            {"Content-Type": "application/json"},
-        )
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
-
-
-def computed(program: str, folder: Path) -> int:
-    """How many tokens it has computed, one if all is well."""
+@contextlib.contextmanager
+def served(program: str, folder: Path, *options: str) -> Iterator[Path]:
+    """A server with the tiny model, ready; yields its socket. Raises OSError if it ends before that."""
     model, place = folder / "tiny.gguf", folder / "tiny.sock"
     model.write_bytes(gguf())
-    argv = [program, "--model", str(model), "--host", str(place), "-ngl", "99", "--ctx-size", "32"]
+    place.unlink(missing_ok=True)
+    argv = [program, "--model", str(model), "--host", str(place), "-ngl", "99", *options]
     server = subprocess.Popen([*argv, "--parallel", "1", "--no-warmup"], stdout=sys.stderr.fileno())
     try:
-        while server.poll() is None:
-            try:
-                if _ask(place, "/health")[0] == 200:
-                    status, answer = _ask(place, "/completion", _REQUEST)
-                    return int(json.loads(answer)["tokens_predicted"]) if status == 200 else 0
-            except OSError:
-                pass  # it does not listen yet; when it ends, the loop does
+        while not _is_ready(place):
+            if server.poll() is not None:
+                raise OSError(f"it ended with {server.returncode}")
             time.sleep(_ASK_EVERY)
-        return 0
+        yield place
     finally:
         server.terminate()
         try:
@@ -77,8 +52,30 @@ def computed(program: str, folder: Path) -> int:
             server.kill()
 
 
+def _is_ready(place: Path) -> bool:
+    try:
+        return bool(ask(place, "/health")[0] == 200)
+    except OSError:
+        return False  # it does not listen yet
+
+
+def computed(program: str, folder: Path) -> int:
+    """How many tokens it has computed, one if all is well."""
+    try:
+        with served(program, folder, "--ctx-size", "32") as place:
+            status, answer = ask(place, "/completion", _REQUEST)
+            return int(json.loads(answer)["tokens_predicted"]) if status == 200 else 0
+    except OSError:
+        return 0
+
+
 def main() -> int:
     program, where = sys.argv[1:]
+    if where == "slots":
+        with tempfile.TemporaryDirectory(prefix="greenroom-tiny-") as folder:
+            options = ("--ctx-size", str(CONTEXT), "--slot-save-path", f"{folder}/")
+            sys.stdout.write(str(not_read_again(lambda: served(program, Path(folder), *options))))
+        return 0
     listed = subprocess.run(
         [program, "--list-devices"], stdout=subprocess.PIPE, text=True, errors="replace", check=False
     )

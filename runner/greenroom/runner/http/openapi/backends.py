@@ -38,6 +38,8 @@ class InstalledRow(Installation, frozen=True, kw_only=True):
     """New engines start from it."""
     retiring: bool
     engines: int
+    no_restore: str | None
+    """Why its engines cannot go on with saved conversations; empty if they can, null if it is not known."""
 
 
 class VariantRow(RankedVariant, frozen=True, kw_only=True):

@@ -53,6 +53,14 @@ def test_a_request_that_was_cancelled_or_named_no_slot_changes_none() -> None:
     assert held(slots, 1) == 0
 
 
+def test_the_only_slot_is_everyones() -> None:
+    for alone in (True, False):
+        slots = Slots("/folder", alone=alone)
+        slots.begins(None, PROMPT)
+        slots.ended_alone(PROMPT + ANSWER)
+        assert held(slots, 0) == (5 if alone else 0)
+
+
 def test_without_a_folder_nothing_is_remembered() -> None:
     slots = Slots("")
     assert not slots.can

@@ -96,12 +96,16 @@ Starts = Callable[..., Running]
 
 @pytest.fixture
 def llama(stage: Stage, llama_cpp_python: Path, smollm2_gguf: Path) -> Starts:
+    return llama_with(stage, llama_cpp_python, smollm2_gguf)
+
+
+def llama_with(stage: Stage, llama_cpp_python: Path, path: Path) -> Starts:
     def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         launch = Launch(
             spec=replace(spec, flags=("--threads", "1", *spec.flags)),
             root=Path("/"),
             python=llama_cpp_python,
-            model=ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2"),
+            model=ModelFiles(path=path, format="gguf", name="ai/smollm2"),
             socket=socket,
             slot_files=EngineFolder.of(stage.folder, spec.engine_id).make_slots(),
         )
@@ -199,6 +203,39 @@ def test_a_context_that_was_shifted_is_restored_as_it_was(llama: Starts, tmp_pat
     engine = llama(**shape)
     assert engine.bring(1, tmp_path / "shifted") == Restored(tokens)
     assert engine.say(1, following) == live
+    engine.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sliding_window_goes_on_alike_even_where_a_template_leaves_out_what_was_thought(
+    stage: Stage, llama_cpp_python: Path, gemma3_gguf: Path, tmp_path: Path
+) -> None:
+    """The window of Gemma 3 is 512 tokens: what lies before it cannot be read again from the cache."""
+    starts = llama_with(stage, llama_cpp_python, gemma3_gguf)
+    rules = " ".join(f"Rule {i}: be kind to whale {i}." for i in range(60))
+    asked = {"role": "user", "content": f"{rules} Tell me of the first rule."}
+    engine = starts(slots=2, context_size=2048)
+    message, _ = engine.say(0, [asked], max_tokens=40)
+    tokens = engine.keep(0, tmp_path / "saved")
+    assert tokens > 600
+    more = {"role": "user", "content": "And the second?"}
+    shortened = {**message, "content": " ".join(message["content"].split()[8:])}
+    turns = {"whole": [asked, {"role": "assistant", **message}, more]}
+    turns["left out"] = [asked, {"role": "assistant", **shortened}, more]
+    live = {}
+    for name, turn in turns.items():
+        engine.slots.erase(0, BOUND)
+        engine.say(0, [asked], max_tokens=40)
+        live[name] = engine.say(0, turn)
+    engine.end()
+    assert live["whole"][1] >= tokens - 1
+    engine = starts(slots=2, context_size=2048)
+    for name, turn in turns.items():
+        assert engine.bring(1, tmp_path / "saved") == Restored(tokens)
+        answer, cached = engine.say(1, turn)
+        assert answer == live[name][0], name
+        assert cached > tokens // 2, f"{name}: it read all again"
     engine.end()
 
 

@@ -1,8 +1,9 @@
 """What the slots of mlx-lm's server have read, as files: llama-server's `POST /slots/N?action=…` for it.
 
-mlx-lm keeps prompts by their tokens, and knows no slots. A slot here is the `id_slot` of a request: it holds
-the tokens of its last one, prompt and answer, for as long as mlx-lm keeps them. A file is mlx-lm's own
-prompt cache with these tokens beside it; restored, any request finds it that begins with them.
+mlx-lm keeps prompts by their tokens, and knows no slots. A slot here is the `id_slot` of a request, or the
+only one of a server that takes one request at a time: it holds the tokens of its last one, prompt and answer,
+for as long as mlx-lm keeps them. A file is mlx-lm's own prompt cache with these tokens beside it; restored,
+any request finds it that begins with them.
 
 All of it happens on the generating thread, the only one that may compute, between two batches.
 """
@@ -33,10 +34,14 @@ class _Held(NamedTuple):
 
 
 class Slots:
-    """The slots of one server, and their files in `folder`; an empty one refuses all."""
+    """The slots of one server, and their files in `folder`; an empty one refuses all.
 
-    def __init__(self, folder: str) -> None:
+    `alone`: there is one slot only, whether or not requests name it.
+    """
+
+    def __init__(self, folder: str, *, alone: bool = False) -> None:
         self._folder = folder
+        self._alone = alone
         self._held: dict[int, _Held] = {}
         self._running: dict[Any, tuple[int, int]] = {}
         self._next: tuple[int, int] | None = None
@@ -49,6 +54,7 @@ class Slots:
 
     def begins(self, slot: object, prompt: list[int]) -> None:
         """The generating thread begins with a request."""
+        slot = 0 if slot is None and self._alone else slot
         is_slot = isinstance(slot, int) and 0 <= slot < _MOST_SLOTS
         self._next = (slot, len(prompt)) if is_slot and self._folder else None  # type: ignore[assignment]
 

@@ -62,7 +62,8 @@ def main() -> None:
     end_with_keeper()
     die_at_once_when_told()
     path, context, kept = taken("--socket"), int(taken("--context")), int(taken("--kept"))
-    slots = Slots(taken("--slots") if "--slots" in sys.argv else "")
+    alone = sys.argv[sys.argv.index("--decode-concurrency") + 1] == "1"
+    slots = Slots(taken("--slots") if "--slots" in sys.argv else "", alone=alone)
 
     from mlx_lm import server  # type: ignore[import-not-found,unused-ignore]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
-PROGRAMS = ("journal", "kernel", "front_door", "families", "engines", "clients", "installer", "daemon")
+PROGRAMS = ("journal", "kernel", "front_door", "families", "engines", "clients", "installer", "daemon", "why")
 QUICK = {
     "journal": ["--seconds", "0.5", "--events", "20000"],
     "kernel": ["--seconds", "0.3"],
@@ -29,6 +29,7 @@ QUICK = {
     "clients": ["--repeat", "1", "--clients", "4", "16", "--tokens", "16", "--context", "256"],
     "installer": ["--repeat", "1"],
     "daemon": ["--events", "20000", "--repeat", "2", "--callers", "200"],
+    "why": ["--events", "20000", "--repeat", "2"],
 }
 ALWAYS_JSON = ("front_door",)
 BUSY = 0.5
@@ -124,6 +125,13 @@ BUDGETS = (
         "daemon",
         lambda found: found["command_line"]["ps_ms"],
         150,
+        "ms",
+    ),
+    Budget(
+        "`greenroom why`, 100,000 events, processor",
+        "why",
+        lambda found: max(found["why"].values()) * 1_000,
+        300,
         "ms",
     ),
     Budget("daemon memory, idle", "daemon", lambda found: found["restart"]["empty_memory_mb"], 84, "MB"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.journal.port import Entry
 from greenroom.actors.journal.sqlite import SqliteJournal
+from greenroom.runner import exit_codes
 
 SLOW = {
     "aiohttp",
@@ -66,3 +68,31 @@ def test_a_command_imports_only_what_it_uses(command: tuple[str, ...], most: int
     _, modules = json.loads(done.stdout.splitlines()[-1])
     assert sorted(SLOW & set(modules)) == [], done.stderr
     assert len(modules) <= most, modules
+
+
+INTERRUPT = """
+import os, signal, sys
+from greenroom.runner.cli.__main__ import main
+
+class Interrupt:
+    at = sys.argv.pop(1)
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == cls.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [("greenroom.runner.cli.main", -signal.SIGINT), ("greenroom.runner.cli.engines", exit_codes.INTERRUPTED)],
+)
+def test_ctrl_c_while_modules_are_imported_ends_a_command_without_a_traceback(module: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, module, "ps"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (code, "", "")

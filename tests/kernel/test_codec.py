@@ -233,6 +233,30 @@ def test_an_event_type_needs_a_tag_and_an_upcaster_from_each_older_schema() -> N
         Codec().register([Gap])
 
 
+def test_a_lazy_codec_reads_and_writes_what_another_does() -> None:
+    eager, lazy = Codec(), Codec(lazy=True)
+    for codec in (eager, lazy):
+        codec.register([Weighed, Counted])
+    past = journal(
+        entry("scales", 1, "weighed", '{"pounds": 2}'),
+        entry("scales", 2, "weighed", '{"kilos": 1}', schema=2),
+        entry("scales", 3, "weighed", '{"grams": 1}', schema=3),
+        entry("counter", 1, "counted", '{"by": 2}'),
+    )
+    for record in (*past.records, *past.records):
+        assert lazy.decode(record) == eager.decode(record)
+    for stranger in (
+        entry("scales", 1, "weighed", '{"stones": 2}', schema=3),
+        entry("scales", 1, "weighed", '{"grams": "many"}', schema=3),
+    ):
+        with pytest.raises(EventChanged):
+            lazy.decode(journal(stranger).records[0])
+    unread = Codec(lazy=True)
+    unread.register([Counted])
+    written = unread.entry(Counted(by=3), stream="counter", version=1, cause="", at=1.0)
+    assert written == eager.entry(Counted(by=3), stream="counter", version=1, cause="", at=1.0)
+
+
 def test_defaults_are_not_stored_and_come_back() -> None:
     class Roomy(Event, frozen=True, kw_only=True):
         TAG = "roomy"

@@ -50,7 +50,11 @@ class Batch(NamedTuple):
 class Codec:
     """The event types of one system, by tag. Each actor registers its own, a host's actor too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lazy: bool = False) -> None:
+        """With `lazy`, how a type is decoded is worked out when the first such event comes, which is quicker
+        for a program that reads few types; else a type that cannot be decoded is refused by `register`.
+        """
+        self._is_lazy = lazy
         self._types: dict[str, type[Event]] = {}
         self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
         # By tag and schema, what is stored as it is written today: nearly all there ever is.
@@ -68,13 +72,18 @@ class Codec:
             known = self._types.setdefault(tag, kind)
             if known is not kind:
                 raise ValueError(f"two event types have the tag {tag!r}: {known} and {kind}")
-            decoder = self._decoders[tag] = msgspec.json.Decoder(kind)
-            self._current[tag, kind.SCHEMA] = decoder.decode
+            if not self._is_lazy:
+                self._learn(kind)
             upcasters = kind.UPCASTERS
             missing = [schema for schema in range(1, kind.SCHEMA) if schema not in upcasters]
             if missing:
                 raise ValueError(f"{tag!r} has schema {kind.SCHEMA} and no upcaster from {missing}")
             self._upcasters[tag] = upcasters
+
+    def _learn(self, kind: type[Event]) -> msgspec.json.Decoder[Any]:
+        decoder = self._decoders[kind.TAG] = msgspec.json.Decoder(kind)
+        self._current[kind.TAG, kind.SCHEMA] = decoder.decode
+        return decoder
 
     def retire(self, *tags: str) -> None:
         """Tombstones: events of these tags are still in old journals and mean nothing any more."""
@@ -100,7 +109,7 @@ class Codec:
         kind = type(event)
         data = self.encode(event)
         try:
-            read = self._decoders[kind.TAG].decode(data)
+            read = (self._decoders.get(kind.TAG) or self._learn(kind)).decode(data)
         except msgspec.MsgspecError as error:
             raise CannotEncode(f"{kind.__name__} could not be read back: {error}") from error
         entry = Entry(
@@ -151,6 +160,9 @@ class Codec:
                 f"event {record.seq} ({record.id}, {record.type}) has schema {record.schema}; this version "
                 f"knows up to {kind.SCHEMA}. A newer version wrote it"
             )
+        if record.schema == kind.SCHEMA:
+            event: Event = self._learn(kind).decode(record.data)
+            return event
         fields: dict[str, Any] = msgspec.json.decode(record.data)
         for schema in range(record.schema, kind.SCHEMA):
             fields = self._upcasters[record.type][schema](fields)

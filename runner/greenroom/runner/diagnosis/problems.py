@@ -32,7 +32,7 @@ class Events:
     """Reads single records as the events they are."""
 
     def __init__(self) -> None:
-        self._codec = Codec()
+        self._codec = Codec(lazy=True)
         self._codec.register(_TYPES)
 
     def of(self, record: Record) -> Event | None:

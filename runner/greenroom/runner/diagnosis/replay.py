@@ -55,7 +55,7 @@ class Replay:
     """Folds one journal from its beginning, a record at a time."""
 
     def __init__(self) -> None:
-        self._codec = Codec()
+        self._codec = Codec(lazy=True)
         self._codec.register([CommandParked])
         # What a core was made with matters to `decide` alone, and nothing is decided here.
         started = DaemonStarted(pid=0, version="", platform="")

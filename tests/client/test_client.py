@@ -160,6 +160,17 @@ def test_a_refusal_has_its_numbers() -> None:
     assert str(refused) == refused.sentence == "It does not fit. Use a smaller one."
 
 
+def test_a_pull_that_fails_says_what_kind_of_failure_it_is(open_client: OpenClient, home: Path) -> None:
+    client = open_client()
+    (home / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(RequestRefused) as caught:
+        client.pull(str(home / "broken.gguf"))
+    assert (caught.value.kind, caught.value.message[:6] != "Error:") == ("invalid", True)
+    with pytest.raises(RequestRefused, match="backend not found") as caught:
+        client.install("absent")
+    assert caught.value.kind == "not_found"
+
+
 def test_threads_share_a_client(open_client: OpenClient, tiny: str) -> None:
     client = open_client()
     said: list[str] = []

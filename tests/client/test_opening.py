@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -39,8 +40,13 @@ def test_the_same_home_opened_again_is_the_same_greenroom_until_the_last_is_clos
         assert (caught.value.code, caught.value.kind) == ("home_in_use", "conflict")
     with pytest.raises(NotAvailable, match="closed"):
         first.models()
-    with Greenroom.open(home, install_policy="never", keep_alive="1h") as third:
-        assert third.runner is not first.runner
+    third = Greenroom.open(home, install_policy="never", keep_alive="1h")
+    assert third.models() == []
+    assert third.runner is not first.runner
+    del third  # as in a program that forgets to close it
+    gc.collect()
+    with Greenroom.open(home, install_policy="never") as fourth:
+        assert fourth.models() == []
 
 
 def test_settings_are_checked_where_they_are_given(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +140,24 @@ def test_ctrl_c_in_a_start_leaves_the_home_free(home: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         greenroom.client().models()
     until(lambda: not greenroom.is_running)
+    with fake_greenroom(home) as another:
+        assert another.statuses()
+
+
+def test_ctrl_c_in_a_stop_waits_for_its_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    greenroom = fake_greenroom(home)
+    client = greenroom.client()
+    assert client.models() == []
+    stop, main = greenroom.stop, threading.get_ident()
+
+    def interrupted(**more: Any) -> None:
+        signal.pthread_kill(main, signal.SIGINT)
+        stop(**more)
+
+    monkeypatch.setattr(greenroom, "stop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.close()
+    assert not greenroom.is_running
     with fake_greenroom(home) as another:
         assert another.statuses()
 

@@ -237,6 +237,7 @@ async def test_progress_comes_as_lines_of_json(open_server: Any, permanent: Fail
         "message": rest[-1]["message"],
         "advice": "Make room.",
         "code": "no_space",
+        "kind": "exhausted",
     }
 
 

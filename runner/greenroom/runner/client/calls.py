@@ -92,8 +92,9 @@ class ModelSettings(TypedDict, total=False):
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 _LINES = "application/x-ndjson"
+_STATUSES = {"invalid_request_error": 400, "rate_limit_error": 429}
 _FAILED = 502
-"""The status that a failure in the middle of an answer would have had."""
+"""The status that a failure in the middle of an answer stands for, by its type, and otherwise."""
 
 
 class Call(ABC, Generic[S, R]):
@@ -277,8 +278,9 @@ class JobCall(Call[JobProgress, R]):
 
 
 def _failed(fields: Mapping[str, Any]) -> RequestRefused:
-    message = str(fields.get("message") or "The answer broke off.")
-    return RequestRefused(_FAILED, fields, message, str(fields.get("advice") or ""))
+    message = str(fields.get("message") or "The answer broke off.").removeprefix("Error: ")
+    status = _STATUSES.get(str(fields.get("type")), _FAILED)
+    return RequestRefused(status, fields, message, str(fields.get("advice") or ""))
 
 
 def _progress(event: Mapping[str, Any]) -> JobProgress:

@@ -69,7 +69,7 @@ class Client:
         """See `Greenroom.open`."""
         from greenroom.runner.client.local import open_home
 
-        return cls(open_home(home, settings))
+        return open_home(home, settings, cls)
 
     @classmethod
     def inside(cls, runner: Greenroom) -> Client:

@@ -69,6 +69,10 @@ class GreenroomError(Exception):
         return self.sentence
 
 
+def _kind_of(status: int) -> ErrorKind:
+    return cast("ErrorKind", _KINDS.get(status, "invalid" if status < 500 else "internal"))
+
+
 class RequestRefused(GreenroomError):
     """Greenroom refused the request, or could not carry it out."""
 
@@ -83,7 +87,7 @@ class RequestRefused(GreenroomError):
             message,
             advice,
             code=str(fields.get("code") or ""),
-            kind=cast("ErrorKind", _KINDS.get(status, "invalid" if status < 500 else "internal")),
+            kind=fields.get("kind") or _kind_of(status),
             numbers=numbers,
             retry_after=float(fields.get("retry_after") or 0.0),
         )

@@ -36,8 +36,10 @@ _open: dict[Path, LocalAccess] = {}
 _opening = threading.Lock()
 
 
-def open_home(home: str | os.PathLike[str] | None, settings: dict[str, Any]) -> LocalAccess:
-    """The access to the Greenroom of a data directory in this program, shared by all who open it.
+def open_home(
+    home: str | os.PathLike[str] | None, settings: dict[str, Any], make: Callable[[LocalAccess], R]
+) -> R:
+    """What `make` makes of the access to the Greenroom of a data directory, which all who open it share.
 
     Raises TypeError for a setting that does not exist, ValueError for one that cannot be used or differs
     from those with which it is open.
@@ -49,14 +51,16 @@ def open_home(home: str | os.PathLike[str] | None, settings: dict[str, Any]) -> 
     wanted = settings_from({**settings, "home": os.fspath(home) if home is not None else None})
     with _opening:
         known = _open.get(wanted.home)
+        if known is not None and (differing := _differing(known.settings, wanted)):
+            known.close_if_unused()  # its clients may have been dropped without being closed
+            if not known.is_over:
+                raise ValueError(
+                    f"{wanted.home} is open in this process with other settings ({', '.join(differing)}). "
+                    "Close the client that has it open first, or open it with the same settings."
+                )
         if known is None or known.is_over:
             known = _open[wanted.home] = LocalAccess(Greenroom(wanted))
-        elif differing := _differing(known.settings, wanted):
-            raise ValueError(
-                f"{wanted.home} is open in this process with other settings ({', '.join(differing)}). "
-                "Close the client that has it open first, or open it with the same settings."
-            )
-        return known
+        return make(known)
 
 
 def _differing(one: Settings, other: Settings) -> list[str]:
@@ -116,6 +120,10 @@ class LocalAccess(Access):
 
     def close(self, user: object) -> None:
         self._users.discard(user)
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        """Stop it unless a client has it open. Idempotent."""
         if self._users or self._pid != os.getpid():
             return
         with self._lock:
@@ -124,7 +132,7 @@ class LocalAccess(Access):
             self._over = True
             door, self._door = self._door, None
             if _open.get(self._runner.home) is self:
-                del _open[self._runner.home]
+                _open.pop(self._runner.home)
             if door is not None:
                 _whole(lambda: self._end(door))
 
@@ -196,8 +204,9 @@ class _Door:
     def close(self) -> None:
         """End the requests under way with a sentence, and the thread. Idempotent."""
         loop, ending = self._loop, self._ending
-        if loop is not None and ending is not None and self._thread.is_alive():
-            loop.call_soon_threadsafe(ending.set)
+        if loop is not None and ending is not None:
+            with contextlib.suppress(RuntimeError):  # it has just ended by itself
+                loop.call_soon_threadsafe(ending.set)
         self._thread.join(4 * _CLOSE)
         self._runner.attachments.remove(self)
 

@@ -147,9 +147,8 @@ class ObjectLines:
 
     def error(self, refusal: Refusal) -> bytes:
         """`{"type": "error", …}`."""
-        return self.encode(
-            {"type": "error", "message": refusal.message, "advice": refusal.advice, "code": refusal.code}
-        )
+        said = {"message": refusal.message, "advice": refusal.advice, "code": refusal.code}
+        return self.encode({"type": "error", **said, "kind": refusal.kind})
 
     def encode(self, line: dict[str, Any]) -> bytes:
         """The object as this content type has it."""

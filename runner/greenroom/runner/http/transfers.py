@@ -281,7 +281,7 @@ class TransferLines:
 
     def error(self, refusal: Refusal) -> bytes:
         """The last line of a transfer that failed."""
-        return self._line("error", f"Error: {refusal.sentence()}", code=refusal.code)
+        return self._line("error", f"Error: {refusal.sentence()}", code=refusal.code, kind=refusal.kind)
 
     def _moved(self, part: Part, **more: Any) -> bytes:
         sent = self._layers.get(part.id)
@@ -295,9 +295,9 @@ class TransferLines:
         more |= {"done": self._done, "of": self._total}
         return self._line("progress", f"{_VERBS[self._mode]}: {_megabytes(part.done)}", layer=layer, **more)
 
-    def _line(self, kind: str, message: str, *, layer: dict[str, Any] | None = None, **more: Any) -> bytes:
+    def _line(self, type_: str, message: str, *, layer: dict[str, Any] | None = None, **more: Any) -> bytes:
         line = {
-            "type": kind,
+            "type": type_,
             "message": message,
             "total": self._total if layer else 0,
             "layer": layer or {"size": 0, "current": 0},

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from greenroom.actors.installer.messages import BackendState, Uninstalled, Verified
+from greenroom.actors.kernel.errors import ErrorKind
 from greenroom.actors.scheduler.state import Quarantine
 from greenroom.actors.values import Failure, Installation, Mode, ModelFormat, Part, Plan
 from greenroom.actors.variants import RankedVariant
@@ -123,6 +124,7 @@ class InstallError(msgspec.Struct, kw_only=True, tag="error"):
     message: str
     advice: str
     code: str
+    kind: ErrorKind
 
 
 InstallLine = InstallProgress | InstallSuccess | InstallError

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from greenroom.actors.kernel.errors import ErrorKind
 from greenroom.actors.values import Mode
 from greenroom.runner.http.effective import EffectiveRow
 from greenroom.runner.http.models import FREED, KEPT, PruneBody, RepackageBody
@@ -131,6 +132,8 @@ class TransferLine(msgspec.Struct, kw_only=True):
     of: int | msgspec.UnsetType = _UNSET
     code: str | msgspec.UnsetType = _UNSET
     """The code of an error."""
+    kind: ErrorKind | msgspec.UnsetType = _UNSET
+    """Its kind, such as `exhausted` where there is no room."""
 
 
 class TaggedAnswer(msgspec.Struct):

@@ -21,7 +21,7 @@ from greenroom.runner.client.calls import (
     TextOptions,
 )
 from greenroom.runner.client.engine_slot import EngineSlot, Mode
-from greenroom.runner.client.errors import Unreachable
+from greenroom.runner.client.errors import NotAvailable, Unreachable
 from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.client.results import (
     InstalledBackend,
@@ -140,6 +140,13 @@ class AsyncClient:
     async def aclose(self) -> None:
         """End it, as `Client.close` does."""
         await stop_in_thread(self._client.close)
+
+    @property
+    def url(self) -> str:
+        """Where the Greenroom listens, once it is open: see `Client.url`. Raises NotAvailable before."""
+        if (opened := self._access.opened) is None:
+            raise NotAvailable("This client is not open yet.", "Use it in `async with`.", code="closed")
+        return opened.url
 
     @property
     def runner(self) -> Greenroom | None:

@@ -96,7 +96,7 @@ def test_a_greenroom_that_its_owner_stops_takes_its_clients_along(home: Path) ->
 
 def test_only_a_shared_daemon_goes_to_another_process(home: Path) -> None:
     sent = pickle.loads(pickle.dumps(connect(home, start=False)))
-    with pytest.raises(NotAvailable, match="not running"):
+    with pytest.raises(NotAvailable, match="No Greenroom daemon runs on"):
         sent.models()
     with pytest.raises(TypeError, match=r"share a daemon instead: greenroom\.connect"):
         pickle.dumps(Greenroom.open(home))
@@ -176,6 +176,7 @@ def test_connecting_to_what_another_program_has_inside_names_that_program(home: 
         with pytest.raises(NotAvailable, match=rf"process {os.getpid()} ") as caught:
             connect(home, start=False).models()
     assert caught.value.code == "home_in_use"
+    assert "127.0.0.1" not in caught.value.sentence
 
 
 def test_nothing_is_started_where_that_is_not_wanted(home: Path, unused_tcp_port: int) -> None:

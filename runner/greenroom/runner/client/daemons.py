@@ -86,9 +86,10 @@ class InsideAnother(NotAvailable):
     """The data directory is in use by a program that has Greenroom inside it and listens nowhere we know."""
 
     def __init__(self, settings: Settings, holder: DaemonHolder) -> None:
+        at = f" at {settings.url}" if settings.port else ""
         super().__init__(
             f"The data directory {settings.home} is in use by another program that embeds Greenroom: "
-            f"{holder}. It does not accept commands at {settings.url}.",
+            f"{holder}. It does not accept commands{at}.",
             "Stop that program, or choose another data directory with GREENROOM_HOME.",
             code="home_in_use",
             kind="conflict",
@@ -298,6 +299,12 @@ def not_running(settings: Settings) -> NotAvailable:
         return NotAvailable(
             f"No Greenroom daemon answers at {settings.host}.",
             "Start it there, or unset GREENROOM_HOST to use one on this machine.",
+            code="not_running",
+        )
+    if not settings.port:  # the system would choose one
+        return NotAvailable(
+            f"No Greenroom daemon runs on {settings.home}.",
+            f"Start it: greenroom --home {settings.home} serve",
             code="not_running",
         )
     return NotAvailable(

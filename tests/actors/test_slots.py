@@ -283,6 +283,8 @@ def test_more_slots_come_before_a_prompt_cache() -> None:
     assert found == [(3, 7), (3, 0), (2, 7), (2, 0), (1, 7)]
     fixed = Capacity(slots=2, prompt_cache=5)
     assert larger(fixed, 2, 0) == []
+    found = [(one.slots, one.prompt_cache) for one in larger(smallest, 3, 7, alone=True)]
+    assert found == [(3, 0), (2, 0), (1, 7)], "it has no use for one with several slots"
 
 
 def test_the_caller_is_stored_with_the_load_that_it_caused() -> None:

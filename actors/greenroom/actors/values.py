@@ -436,6 +436,8 @@ class BackendFacts(Fact, frozen=True, kw_only=True):
     their context."""
     prompt_cache: bool = False
     """It keeps prompts in memory after their requests, and can be told how many bytes of them."""
+    prompt_cache_alone: bool = False
+    """It has no use for that memory if it has several slots, since each request names its own."""
     version: str = ""
     """What is installed when no version is named, where known."""
     versions: Mapping[str, str] = {}

@@ -25,6 +25,7 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         slots=backend.slots,
         shares_cache=backend.shares_cache,
         prompt_cache=backend.keeps_prompts,
+        prompt_cache_alone=backend.keeps_prompts_alone,
         one_batch=backend.one_batch,
         device=backend.uses_devices or (named is not None and named.gpu),
         runtimes=_runtimes(backend, here),

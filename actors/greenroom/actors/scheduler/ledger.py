@@ -127,18 +127,19 @@ def batch_memory(model: Model, batch: int, context: int) -> int:
     return batch * (parts.activations + parts.logits + MASK * context)
 
 
-def larger(smallest: Capacity, slots: int, prompt_cache: int) -> list[Capacity]:
+def larger(smallest: Capacity, slots: int, prompt_cache: int, *, alone: bool = False) -> list[Capacity]:
     """What a capacity may grow to, the largest first. More slots come before a prompt cache.
 
     Args:
         slots: The most there may be.
         prompt_cache: Bytes it may have where it has none; 0 leaves it as it is.
+        alone: It may only with one slot.
     """
     caches = [prompt_cache, smallest.prompt_cache] if prompt_cache else [smallest.prompt_cache]
     return [
         msgspec.structs.replace(smallest, slots=count, prompt_cache=size)
         for count in range(max(slots, smallest.slots), smallest.slots - 1, -1)
-        for size in caches
+        for size in (caches if count == 1 or not alone else caches[-1:])
     ][:-1]
 
 

@@ -189,7 +189,8 @@ class Placements:
             shares_cache=facts.shares_cache,
         )
         most = default_prompt_cache(model, spec.context_size) if keeps_prompts and not asked else 0
-        return smallest, larger(smallest, slots or self._default_slots(spec, facts), most)
+        most_slots = slots or self._default_slots(spec, facts)
+        return smallest, larger(smallest, most_slots, most, alone=facts.prompt_cache_alone)
 
     def _default_slots(self, spec: EngineSpec, facts: BackendFacts) -> int:
         installation = self._installation(spec)

@@ -319,6 +319,8 @@ class Backend(ABC):
     """An input to embed or to rank must fit into one batch."""
     keeps_prompts: ClassVar[bool] = False
     """Keeps prompts in memory after their requests, up to `EngineSpec.prompt_cache` bytes."""
+    keeps_prompts_alone: ClassVar[bool] = False
+    """It has no use for them if it has several slots, since each request names its own."""
     conversations: ClassVar[Literal["slots", "engine", ""]] = ""
     """What becomes of the prompts that an engine has read: `slots` if it saves and restores its slots as
     files (`engines/slots.py`), `engine` if it keeps them for as long as it runs, empty if it keeps none."""

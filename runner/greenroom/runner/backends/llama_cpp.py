@@ -114,6 +114,7 @@ class LlamaCpp(Backend):
     device_overhead = 300 * 2**20
     layer_flags = ("-ngl", "--gpu-layers", "--n-gpu-layers")
     keeps_prompts = True
+    keeps_prompts_alone = True
     conversations = "slots"
     limits_data = True
     one_batch = True

@@ -56,11 +56,6 @@ _FUTILE = 3
 _NOTES = "notes.json"
 """Beside the files of an engine's slots, and removed with them."""
 
-# Flags that change nothing in what an engine's cache holds.
-_HARMLESS = frozenset(
-    {"-t", "--threads", "-tb", "--threads-batch", "-c", "--ctx-size", "-np", "--parallel", "--temp", "--seed"}
-)
-
 
 class _Every:
     """All models, until it is known which."""
@@ -250,7 +245,7 @@ class ConversationSaver:
         is_done = self._done.get(key) == content.serial
         if files is None or is_done or not content.kept or not content.owner:
             return None
-        compat = compat_of(spec)
+        compat = self._compat(spec)
         speeds = self._of(compat)
         chain = PromptChain(_hashes(content), ()) if content.hashed else chain_of(content.parts)
         if not self._pays(spec, speeds, chain, content.owner, why):
@@ -294,7 +289,7 @@ class ConversationSaver:
         self, spec: EngineSpec, speeds: _Speeds, chain: PromptChain, owner: str, why: EndReason
     ) -> bool:
         """Whether reading it again would take longer than writing and reading a file."""
-        entry, shared = self.store.best(compat_of(spec), owner, chain.hashes) or (None, 0)
+        entry, shared = self.store.best(self._compat(spec), owner, chain.hashes) or (None, 0)
         if entry is not None and entry.ends:
             speeds.characters, speeds.per_token = entry.ends[-1] / entry.tokens, entry.size / entry.tokens
         # What an earlier daemon knew of is only known to be new or not.
@@ -351,7 +346,7 @@ class ConversationSaver:
             return None
         began = time.monotonic()
         self.store.opened.wait(_RESTORE_BOUND)
-        compat, chain = compat_of(engine.spec), chain_of(parts)
+        compat, chain = self._compat(engine.spec), chain_of(parts)
         speeds = self._of(compat)
         if speeds.futile >= _FUTILE and not speeds.has_worked:
             return Restoration(why_not="the engine does not go on from what it restores")
@@ -412,6 +407,9 @@ class ConversationSaver:
         folder = EngineFolder(self._engines_dir / engine.spec.engine_id)
         return slot_files(folder, Path(engine.endpoint), engine.pid)
 
+    def _compat(self, spec: EngineSpec) -> str:
+        return compat_of(spec, self._backends[spec.backend].slot_layout(spec))
+
     def _notes(self, engine_id: str) -> Path:
         return EngineFolder(self._engines_dir / engine_id).slots / _NOTES
 
@@ -429,19 +427,9 @@ class ConversationSaver:
             self._disk = 0.5 * self._disk + 0.5 * size / seconds
 
 
-def compat_of(spec: EngineSpec) -> str:
-    """What engines must have in common to go on from each other's files.
-
-    How large their context is and how many slots they have may differ.
-    """
-    flags = []
-    skips = False
-    for flag in spec.flags:
-        if flag.startswith("-"):
-            skips = flag.partition("=")[0] in _HARMLESS
-        if not skips:
-            flags.append(flag)
-    same = (spec.model_id, spec.backend, spec.installation_id, spec.mode, flags)
+def compat_of(spec: EngineSpec, layout: str) -> str:
+    """What engines must have in common to go on from each other's files; `layout`: `Backend.slot_layout`."""
+    same = (spec.model_id, spec.backend, spec.installation_id, spec.mode, layout)
     return hashlib.blake2b(msgspec.json.encode(same), digest_size=16).hexdigest()
 
 

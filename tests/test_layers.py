@@ -46,6 +46,7 @@ LAYERS = (
     ("runner",),
     ("runner.daemon", "runner.daemon_lock"),
     ("runner.http",),
+    ("runner.embedded",),
     ("runner.client",),
     ("runner.cli",),
 )

@@ -27,7 +27,6 @@ from greenroom.runner.http.app import asgi, context_of, front_door
 from greenroom.runner.http.asgi_adapter import AsgiApplication
 from greenroom.runner.http.context import Context
 from greenroom.runner.testing import fake_backend, tiny_gguf
-from under_uvicorn import under_uvicorn
 from waiting import until_async
 
 
@@ -164,6 +163,8 @@ async def open_server(
         await _tag(greenroom, model)
         app: web.Application | AsgiApplication
         if adapter == "asgi":
+            from under_uvicorn import under_uvicorn
+
             app = asgi(greenroom, **(door or {}))
             address = await stack.enter_async_context(under_uvicorn(app, prefix))
             server = ServedGreenroom(greenroom, app, f"http://{address}{prefix}", address)

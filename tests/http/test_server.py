@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
+import stat
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from daemon_process import DaemonProcess
+from daemon_process import DaemonProcess, without_settings
 from waiting import BOUND, until
 
 
@@ -178,3 +180,32 @@ def test_a_new_daemon_starts_after_a_killed_one(start: Start) -> None:
     second = start("0")
     assert second.get("/livez")["instance_id"] == instance
     assert json.loads((second.home / "daemon.json").read_text())["pid"] == second.running.pid
+
+
+def test_a_daemon_listens_on_a_unix_socket_too_and_refuses_one_that_is_taken(short_path: Path) -> None:
+    path = short_path / "door.sock"
+    daemon = Daemon(short_path / "home")
+    try:
+        daemon.fork("serve_cli", "--port", "0", "--uds", str(path), env=cli_env(short_path / "home"))
+        until(daemon.listens)
+        assert f"and {path}" in daemon.log()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with contextlib.closing(http.client.HTTPConnection("localhost")) as asking:
+            asking.sock = socket.socket(socket.AF_UNIX)
+            asking.sock.connect(str(path))
+            asking.request("GET", "/livez")
+            told = json.loads(asking.getresponse().read())
+        assert told["instance_id"] == daemon.get("/livez")["instance_id"]
+        other = Daemon(short_path / "other")
+        other.fork("serve_cli", "--port", "0", "--uds", str(path), env=cli_env(short_path / "other"))
+        assert other.running.wait(BOUND) == 2
+        assert "Another program listens on" in other.log()
+        daemon.running.terminate()
+        assert daemon.running.wait(BOUND) == 0
+        assert not path.exists()
+    finally:
+        daemon.send_kill().wait(BOUND)
+
+
+def cli_env(home: Path) -> dict[str, str]:
+    return {**without_settings(), "GREENROOM_HOME": str(home), "GREENROOM_INSTALL_POLICY": "never"}

@@ -23,6 +23,7 @@ class Attachments:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._closing = threading.Lock()
         self._all: list[Attachment] = []
 
     def add(self, one: Attachment) -> None:
@@ -46,13 +47,14 @@ class Attachments:
             return made
 
     def close(self) -> None:
-        """End them all, the last one first."""
-        while True:
-            with self._lock:
-                if not self._all:
-                    return
-                one = self._all.pop()
-            try:
-                one.close_from_elsewhere()
-            except Exception:  # noqa: BLE001 - one that fails must not keep the others, nor the stop
-                _log.exception("%s could not be closed", type(one).__name__)
+        """End them all, the last one first: it may depend on those before it."""
+        with self._closing:  # of two stops at once, the second waits
+            while True:
+                with self._lock:
+                    if not self._all:
+                        return
+                    one = self._all.pop()
+                try:
+                    one.close_from_elsewhere()
+                except Exception:  # noqa: BLE001 - one that fails must not keep the others, nor the stop
+                    _log.exception("%s could not be closed", type(one).__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -43,9 +44,15 @@ if TYPE_CHECKING:
     "--keep-alive", metavar="DURATION", help="How long models stay loaded after their last request (5m)."
 )
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="The log level (info).")
+@click.option(
+    "--uds",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Listen on this unix socket too; only its owner may use it.",
+)
 @click.option("--detached", is_flag=True, hidden=True, help="Log to daemon.log alone.")
 @click.pass_context
-def serve_command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
+def serve_command(ctx: click.Context, /, detached: bool, uds: Path | None, **flags: str | None) -> None:
     """Run the daemon in the foreground until Ctrl-C or `greenroom stop`. It logs here and to daemon.log.
 
     A second Ctrl-C stops it at once.
@@ -63,29 +70,32 @@ def serve_command(ctx: click.Context, /, detached: bool, **flags: str | None) ->
     log = DaemonLogging(log_of(settings.home), terminal=not detached)
     logging.getLogger("greenroom").setLevel(settings.log_level.upper())
     try:
-        _serve(settings, detached)
+        _serve(settings, detached, uds)
     finally:
         log.close()
 
 
-def _serve(settings: Settings, detached: bool) -> None:
+def _serve(settings: Settings, detached: bool, uds: Path | None) -> None:
     from greenroom.runner.daemon import Greenroom
     from greenroom.runner.http.server import BadBind, HomeLocked, PortTaken, SystemStopped, run
+    from greenroom.runner.http.unix_socket import SocketUnusable
     from greenroom.runner.models.short_names import BadCatalogue
 
     def opened(url: str) -> None:
         if not detached:
+            also = "" if uds is None else f" and {uds}"
             click.echo(
-                f"Greenroom listens on {url} (data directory {settings.home}). Ctrl-C stops it.", err=True
+                f"Greenroom listens on {url}{also} (data directory {settings.home}). Ctrl-C stops it.",
+                err=True,
             )
 
     try:
-        run(Greenroom(settings), opened=opened)
+        run(Greenroom(settings), opened=opened, uds=uds)
     except HomeLocked as error:
         raise Problem(str(error), code=exit_codes.ALREADY_RUNNING) from error
     except PortTaken as error:
         raise _port_taken(settings, error) from error
-    except BadBind as error:
+    except (BadBind, SocketUnusable) as error:
         raise Problem(str(error), code=exit_codes.USAGE) from error
     except BadCatalogue as error:
         raise Problem(f"{settings.config_file}: {error}", code=exit_codes.USAGE) from error

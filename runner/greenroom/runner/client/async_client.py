@@ -34,6 +34,10 @@ from greenroom.runner.client.results import (
 )
 
 if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+    from ollama import AsyncClient as AsyncOllama
+    from openai import AsyncOpenAI
+
     from greenroom.runner.client.client import Client
     from greenroom.runner.daemon import Greenroom
 
@@ -335,7 +339,31 @@ class AsyncClient:
         """A slot in an engine that has this model loaded, for as long as an `async with` block runs."""
         return EngineSlot(self._access, model, mode, backend, wait)
 
+    # other clients
+
+    async def openai(self, **options: Any) -> AsyncOpenAI:
+        """OpenAI's official client of this Greenroom: an `AsyncOpenAI`."""
+        from greenroom.runner.embedded.official import async_openai
+
+        return async_openai(await self._place(), **options)
+
+    async def anthropic(self, **options: Any) -> AsyncAnthropic:
+        """Anthropic's official client of this Greenroom: an `AsyncAnthropic`."""
+        from greenroom.runner.embedded.official import async_anthropic
+
+        return async_anthropic(await self._place(), **options)
+
+    async def ollama(self, **options: Any) -> AsyncOllama:
+        """Ollama's official client of this Greenroom: an `AsyncClient`."""
+        from greenroom.runner.embedded.official import async_ollama
+
+        return async_ollama(await self._place(), **options)
+
     # inside
+
+    async def _place(self) -> Greenroom | str:
+        http = await _opened(self._access)
+        return self._access.runner or http.url
 
     async def _do(self, call: Call[S, R]) -> R:
         async with AsyncStepStream(self._access, call) as steps:

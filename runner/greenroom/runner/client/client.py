@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from greenroom.runner.client import calls
 from greenroom.runner.client.access import Access, DaemonAccess
 from greenroom.runner.client.calls import Call, ChatOptions, Message, ModelSettings, OnProgress, TextOptions
+from greenroom.runner.client.errors import NotAvailable
 from greenroom.runner.client.results import (
     InstalledBackend,
     RunningEngine,
@@ -21,9 +22,15 @@ from greenroom.runner.client.results import (
 from greenroom.runner.client.streams import ProgressStream, StepStream, TextStream
 
 if TYPE_CHECKING:
+    from anthropic import Anthropic
+    from ollama import Client as Ollama
+    from openai import OpenAI
+
     from greenroom.runner.client.async_client import AsyncClient
     from greenroom.runner.client.engine_slot import EngineSlot, Mode
     from greenroom.runner.daemon import Greenroom
+    from greenroom.runner.embedded.unix_door import UnixDoor
+    from greenroom.runner.http.asgi_adapter import AsgiApplication
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -346,7 +353,66 @@ class Client:
 
         return EngineSlot(self._access, model, mode, backend, wait)
 
+    # for other programs, and other clients
+
+    def openai(self, **options: Any) -> OpenAI:
+        """OpenAI's official client of this Greenroom, which needs no port if it is inside this program.
+
+        `options` are its own, such as `timeout`. Raises ModuleNotFoundError if the package is not installed.
+        """
+        from greenroom.runner.embedded.official import openai
+
+        return openai(self._place(), **options)
+
+    def anthropic(self, **options: Any) -> Anthropic:
+        """Anthropic's official client of this Greenroom: see `openai`."""
+        from greenroom.runner.embedded.official import anthropic
+
+        return anthropic(self._place(), **options)
+
+    def ollama(self, **options: Any) -> Ollama:
+        """Ollama's official client of this Greenroom: see `openai`."""
+        from greenroom.runner.embedded.official import ollama
+
+        return ollama(self._place(), **options)
+
+    def asgi(self, *, allowed_hosts: Collection[str] = ()) -> AsgiApplication:
+        """The front door as an ASGI application: see `greenroom.runner.asgi`.
+
+        Its lifespan opens this client and closes it. Raises NotAvailable for a daemon.
+        """
+        from greenroom.runner.http.app import asgi
+
+        return asgi(self._inside("asgi"), allowed_hosts=allowed_hosts, runs=self.in_asyncio)
+
+    def serve(self, *, uds: str | os.PathLike[str]) -> UnixDoor:
+        """Open the front door on a unix socket, for other processes: see `greenroom.runner.serve`.
+
+        Raises NotAvailable for a daemon, which is started with `greenroom serve --uds` for that.
+        """
+        from greenroom.runner.embedded.unix_door import serve
+
+        runner = self._inside("serve")
+        self._access.http()
+        return serve(runner, uds=uds)
+
     # inside
+
+    def _place(self) -> Greenroom | str:
+        """What official clients ask. It is opened for that."""
+        http = self._access.http()
+        return self._access.runner or http.url
+
+    def _inside(self, what: str) -> Greenroom:
+        runner = self._access.runner
+        if runner is None:
+            raise NotAvailable(
+                f"{what} is only for a Greenroom inside this program, and this one is a daemon.",
+                "Open one with Greenroom.open(), or give the daemon's address to the other programs.",
+                code="not_in_this_program",
+                kind="invalid",
+            )
+        return runner
 
     def _do(self, call: Call[S, R]) -> R:
         with StepStream(self._access, call) as steps:

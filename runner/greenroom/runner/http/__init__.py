@@ -6,6 +6,7 @@
 - `asgi_adapter`, `matching`: the same for servers of ASGI; which route a path means
 - `aiohttp_adapter`: the server behind it, whether clients are still connected, and what they send
 - `server`: the daemon's main loop: bind, start, wait, stop
+- `unix_socket`: listening on a unix socket
 - `accepting`: clients are accepted while there are descriptors
 - `context`: what all routes share: the runner, clients, connections to engines
 - `bodies`: bodies and parameters of our own routes

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -77,6 +77,7 @@ def asgi(
     allowed_hosts: Collection[str] = (),
     allowed_origins: Collection[str] = (),
     stop: Stop | None = None,
+    runs: Callable[[], AbstractAsyncContextManager[object]] | None = None,
 ) -> AsgiApplication:
     """An ASGI application that serves a `Greenroom`: alone under any server, or mounted under any prefix.
 
@@ -92,17 +93,13 @@ def asgi(
         allowed_origins: origins of web pages that may call, beside pages served from this machine; `*` is
             any.
         stop: called by `POST /daemon/stop`.
+        runs: what the lifespan enters in place of the Greenroom, and leaves at its end.
     """
     guard = _Guard(allowed_hosts, allowed_origins)
 
     def open_door() -> Door:
         if not greenroom.is_running:
-            raise HttpRefusal(
-                503,
-                "not_running",
-                "Greenroom is not running in this program.",
-                advice="Serve the application with its lifespan, or start the Greenroom first.",
-            )
+            raise not_running("Serve the application with its lifespan, or start the Greenroom first.")
         context = Context(greenroom, stop)
         door = Door(
             RouteTable(all_routes(context)),
@@ -116,10 +113,15 @@ def asgi(
         greenroom.attachments.add(door)
         return door
 
-    def runs() -> AbstractAsyncContextManager[object]:
+    def run_it() -> AbstractAsyncContextManager[object]:
         return contextlib.nullcontext() if greenroom.is_running else greenroom
 
-    return AsgiApplication(open_door, runs)
+    return AsgiApplication(open_door, runs or run_it)
+
+
+def not_running(advice: str) -> HttpRefusal:
+    """The refusal of every request while the Greenroom that a program has inside does not run."""
+    return HttpRefusal(503, "not_running", "Greenroom is not running in this program.", advice=advice)
 
 
 def context_of(app: Application) -> Context:

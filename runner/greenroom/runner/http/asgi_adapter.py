@@ -40,6 +40,8 @@ _HEADERS = 128
 """Headers of a request."""
 _EMPTYING = 3.0
 """Seconds that requests under way have for their last words when the front door closes."""
+_LINGER = 2.0
+"""Seconds that a client may go on sending a body that was refused."""
 _DIGITS = 18
 """Of a length that are read: more are a body that is too large, whatever its length."""
 _NO_BODY = frozenset({204, 304})
@@ -194,7 +196,8 @@ class AsgiApplication:
                     return
                 door = self._opened()
             except Exception as error:  # noqa: BLE001 - `refusal_of` logs what is unexpected
-                await request.finish(answer_error(request, error, family_of(request)))
+                # As JSON, whatever is asked for: the clients that ask whether it is ready are programs.
+                await request.finish(answer_error(request, error, "openai"))
                 return
             request.match(door.table)
             await request.begin()
@@ -237,7 +240,8 @@ class _Request(Request):
         self._scope, self._receive, self._send = scope, receive, send
         self._query: MultiDict[str] | None = None
         self._stream: _Stream | None = None
-        self._answered = False
+        self._over = False
+        """The end of the answer is sent, if it is no stream."""
         self._gone = False
         self._sending = 0
         self._reading: asyncio.Task[None] | None = None
@@ -315,8 +319,17 @@ class _Request(Request):
         if response.close and self._scope.get("http_version", "1.1").startswith("1"):
             headers["Connection"] = "close"
         await self._head(response.status, headers)
-        self._answered = True
-        await self.hand_over({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+        body = b"" if self.method == "HEAD" else body
+        if not self._complete and (self._reading is not None or not self._expects):
+            # It still sends: if the connection were closed with that unread, the answer would be lost.
+            await self.hand_over({"type": "http.response.body", "body": body, "more_body": True})
+            with contextlib.suppress(TimeoutError, BodyBroken):
+                async with asyncio.timeout(_LINGER):
+                    while await self.read():
+                        """It is thrown away."""
+            body = b""
+        self._over = True
+        await self.hand_over({"type": "http.response.body", "body": body, "more_body": False})
 
     def _all(self, headers: Mapping[str, str]) -> CIMultiDict[str]:
         made = CIMultiDict(headers)
@@ -395,9 +408,9 @@ class _Request(Request):
                     await self._taken.wait()
         except OSError as error:
             _log.debug("a client has left: %s", error)
-        stream = self._stream
-        if not self._answered and not (stream is not None and stream.ended):
-            self._gone = True
+        except Exception:  # noqa: BLE001 - a fault of the server's costs this request and no other
+            _log.exception("a request cannot be read on")
+        self._gone = self._gone or not (self._stream.ended if self._stream is not None else self._over)
         self._news.set()
 
     # the client

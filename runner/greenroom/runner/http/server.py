@@ -30,6 +30,7 @@ from greenroom.runner.descriptors import connections_within, open_now, raise_sof
 from greenroom.runner.http.accepting import Connections
 from greenroom.runner.http.aiohttp_adapter import ServerRunner, watch
 from greenroom.runner.http.app import context_of, front_door
+from greenroom.runner.http.unix_socket import UnixListener
 from greenroom.runner.plain_settings import values_of
 from greenroom.runner.proof import write_privately
 from greenroom.runner.shutdown import LastResort
@@ -76,6 +77,7 @@ def run(
     allowed_hosts: Collection[str] = (),
     allowed_origins: Collection[str] = (),
     opened: Callable[[str], None] | None = None,
+    uds: Path | None = None,
     drain: float = 5.0,
     bound: float = _BOUND,
 ) -> None:
@@ -86,8 +88,10 @@ def run(
     then they are ended with a sentence. A stop that has not come to its end after `bound` seconds more ends
     the process, whatever it hangs on; engines then end with their keepers.
 
-    Raises BadBind, PortTaken, HomeLocked (all before anything has changed), what `Greenroom.start` raises,
-    and SystemStopped.
+    `uds` is a unix socket to listen on too.
+
+    Raises BadBind, PortTaken, SocketUnusable, HomeLocked (all before anything has changed), what
+    `Greenroom.start` raises, and SystemStopped.
     """
     listener = _bind(greenroom)
     greenroom.address = _url(listener)
@@ -95,7 +99,7 @@ def run(
     serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened, drain, last_resort)
     # A thread that hangs, on a frozen disk say, would be waited for here.
     with last_resort, contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serving.serve())
+        runner.run(serving.serve(uds))
 
 
 @dataclass
@@ -111,12 +115,12 @@ class _Serving:
     _reason: str = ""
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def serve(self) -> None:
+    async def serve(self, uds: Path | None) -> None:
         _begin_threads()
-        with _signals(self._signalled):
+        with _listening_on(uds) as also, _signals(self._signalled):
             await asyncio.to_thread(self.greenroom.start)
             try:
-                await self._receive()
+                await self._receive([self.listener, *also])
             finally:
                 self.last_resort.begin()
                 _log.info("stopping: %s", self._reason or "an error")
@@ -125,7 +129,7 @@ class _Serving:
         if failure is not None:
             raise SystemStopped(str(failure)) from failure
 
-    async def _receive(self) -> None:
+    async def _receive(self, listeners: list[socket.socket]) -> None:
         greenroom = self.greenroom
         app = front_door(
             greenroom, allowed_hosts=self.hosts, allowed_origins=self.origins, stop=self._asked_to_stop
@@ -134,8 +138,9 @@ class _Serving:
             app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_CLOSE, handle_signals=False
         )
         most = connections_within(raise_soft_limit(), open_now())
-        connections = Connections(self.listener, most)
-        watch(app, connections.begin, connections.end)
+        doors = [Connections(listener, most) for listener in listeners]
+        for one in doors:
+            watch(app, one.begin, one.end)
         await runner.setup()
         server = runner.server
         assert server is not None
@@ -143,16 +148,19 @@ class _Serving:
         url = _url(self.listener)
         try:
             await asyncio.to_thread(_write_note, note, url, greenroom)
-            connections.start(server, lambda: server.connections)
+            for one in doors:
+                one.start(server, lambda: server.connections)
             _log.info("listening on %s, for %d clients at a time", url, most)
             if self.opened is not None:
                 self.opened(url)
             await self._until_the_end()
             self.last_resort.begin()
-            await connections.stop()
+            for one in doors:
+                await one.stop()
             await context_of(app).clients.empty(self.drain)
         finally:
-            await connections.stop()
+            for one in doors:
+                await one.stop()
             await self._bounded(asyncio.to_thread(note.unlink, missing_ok=True), f"removing {note}")
             await self._bounded(runner.cleanup(), "closing the front door")
 
@@ -253,6 +261,15 @@ def _begin_threads() -> None:
 def _remove(note: Path) -> None:
     with contextlib.suppress(OSError):
         note.unlink()
+
+
+@contextlib.contextmanager
+def _listening_on(uds: Path | None) -> Iterator[list[socket.socket]]:
+    if uds is None:
+        yield []
+        return
+    with UnixListener(uds) as listener:
+        yield [listener.socket]
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ run: export MODEL_NAME := $(value MODEL)
 run: export PROMPT_TEXT := $(value PROMPT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients check actionlint format lock package coverage words golden docs bench clean
+.PHONY: help run test test-slow test-clients test-embedding check actionlint format lock package coverage words golden docs bench clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
@@ -42,6 +42,9 @@ test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 test-clients: $(VENV)/.installed-dev ## run the clients that people use, at their newest versions
 	$(BIN)/python -m pytest -m clients
 	$(BIN)/python tests/shared/real_clients.py $(or $(GREENROOM_TEST_CACHE),$(VENV)/test-cache) docs/clients.md
+
+test-embedding: $(VENV)/.installed-dev ## run the front door in ASGI frameworks and servers, at their newest versions
+	$(BIN)/python -m pytest -m embedding
 
 check: $(VENV)/.installed-dev ## lint, formatting, spelling, types for Linux and macOS, pyright
 	$(BIN)/ruff check

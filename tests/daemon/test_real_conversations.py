@@ -119,3 +119,25 @@ def test_a_conversation_outlives_keep_alive_daemon_and_the_death_of_its_engine(
     cached, fresh = chat.turn("And of the fifth?")
     assert cached > read + 300
     assert fresh < 40
+
+
+def test_a_model_that_was_evicted_goes_on_and_why_says_so(
+    daemon: Any, smollm2_gguf: Path, gemma3_gguf: Path
+) -> None:
+    daemon.restart(GREENROOM_MEMORY_BUDGET="700MB")
+    daemon.pull(str(gemma3_gguf))
+    chats = [Chat(daemon, str(one)) for one in (smollm2_gguf, gemma3_gguf)]
+    for chat in chats:
+        daemon.configure(chat.model)
+        chat.turn()
+    for chat in chats * 2:
+        cached, fresh = chat.turn("And then?")
+        assert cached > 800
+        assert fresh < 150
+    rows = json.loads(daemon.run("requests", "--json").stdout)
+    row = next(one for one in reversed(rows) if one["tokens_restored"])
+    assert row["tokens_restored"] > 800
+    assert row["restored_why"].startswith("when the model was evicted for ")
+    told = daemon.run("why", row["id"]).stdout
+    assert "tokens of its prompt were restored from" in told
+    assert "greenroom_conversations_restored_total" in daemon.get("/metrics").body.decode()

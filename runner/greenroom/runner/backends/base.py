@@ -324,6 +324,8 @@ class Backend(ABC):
     conversations: ClassVar[Literal["slots", "engine", ""]] = ""
     """What becomes of the prompts that an engine has read: `slots` if it saves and restores its slots as
     files (`engines/slots.py`), `engine` if it keeps them for as long as it runs, empty if it keeps none."""
+    keeps_prompts_of_no_slot: ClassVar[bool] = False
+    """Prompts of requests that name a slot are not among those that it keeps in memory."""
     limits_data: ClassVar[bool] = False
     """Without a device, the memory that its engines may write to is known, so the system can limit it."""
     uses_devices: ClassVar[bool] = False

@@ -116,6 +116,7 @@ class LlamaCpp(Backend):
     keeps_prompts = True
     keeps_prompts_alone = True
     conversations = "slots"
+    keeps_prompts_of_no_slot = True
     limits_data = True
     one_batch = True
 

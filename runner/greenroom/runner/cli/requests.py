@@ -278,8 +278,14 @@ def _facts(row: Row) -> Iterator[tuple[str, str]]:
     if row["tokens_out"] is not None:
         speed = row["tokens_per_second"]
         fast = f", {speed:.1f} a second" if speed is not None else ""
-        read = f"{row['tokens_in']} read, " if row["tokens_in"] is not None else ""
+        read = "" if row["tokens_in"] is None else f"{row['tokens_in'] - (row['tokens_cached'] or 0)} read, "
+        read += f"{row['tokens_cached']} known already, " if row["tokens_cached"] else ""
         yield "Tokens", f"{read}{_estimated(row)} written{fast}"
+    if row["tokens_restored"]:
+        since = f"{row['tokens_restored']} tokens from {_clock(row['restored_from'])}, {row['restored_why']}"
+        yield "Restored", f"{since}; reading them takes {format_duration(row['seconds_saved'])}"
+    elif row["restored_why"]:
+        yield "Restored", f"nothing: {row['restored_why']}"
     when = f"after {format_duration(row['seconds'])}"
     yield "Ended", f"{_ended(row)}, {when}" if row["outcome"] else f"not yet, {when}"
     if row["sentence"]:

@@ -72,6 +72,18 @@ class EndReason(NamedTuple):
     """The model that needs the room."""
 
 
+class RestoredTotals(NamedTuple):
+    """What engines have been given back."""
+
+    times: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """That reading the tokens would have taken."""
+
+    def plus(self, tokens: int, seconds: float) -> RestoredTotals:
+        return RestoredTotals(self.times + 1, self.tokens + tokens, self.seconds + seconds)
+
+
 class _Note(msgspec.Struct, frozen=True):
     """What a slot holds, without its text."""
 
@@ -136,6 +148,8 @@ class ConversationSaver:
         """Of an engine, the contents and whether they were saved, as they were last noted in its folder."""
         self._cannot: dict[str, str] = {}
         """Engines that cannot save slots, and why."""
+        self.restored = RestoredTotals()
+        """Since the start."""
         self._saving = threading.Lock()
         self._over = threading.Event()
         self._thread: Thread | None = None
@@ -369,6 +383,7 @@ class ConversationSaver:
         took = time.monotonic() - began
         self._learn_disk(entry.size, took)
         self.store.used(entry)
+        self.restored = self.restored.plus(tokens, seconds)
         return Restoration(
             tokens=min(tokens, restored.tokens),
             seconds=seconds,

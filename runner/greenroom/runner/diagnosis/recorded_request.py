@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop, listed
-from greenroom.runner.diagnosis.times import moment
+from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.record.row import Row
 from greenroom.runner.units import format_duration
 
@@ -80,13 +80,29 @@ def _spent(row: Row) -> str:
         read = f" after {counted(row.tokens_in, 'token')} of prompt" if row.tokens_in is not None else ""
         about = "about " if row.estimated else ""
         told += f" The answer has {about}{counted(row.tokens_out, 'token')}{read}{speed}."
-    return told
+    return told + _restored(row)
+
+
+def _restored(row: Row) -> str:
+    """What of its prompt was restored from the disk, or why nothing was."""
+    if not row.tokens_restored:
+        return f" Nothing of its prompt was restored: {row.restored_why}." if row.restored_why else ""
+    saved = clock(row.restored_from, row.at)
+    of = f" of {row.tokens_in:,}" if row.tokens_in is not None else ""
+    read = ""
+    if row.tokens_in is not None and row.tokens_cached is not None:
+        read = f"; {row.tokens_in - row.tokens_cached:,} were read"
+    return (
+        f" {row.tokens_restored:,}{of} tokens of its prompt were restored from {saved}, "
+        f"{row.restored_why}{read}. Reading them would have taken {format_duration(row.seconds_saved)}."
+    )
 
 
 def _numbers(row: Row) -> Iterator[tuple[str, float]]:
-    for name in ("status", "seconds", "queued", "installing", "loading", "first_token"):
+    restored = "tokens_restored", "seconds_saved"
+    for name in ("status", "seconds", "queued", "installing", "loading", "first_token", *restored):
         if value := getattr(row, name):
             yield name, float(value)
-    for name in ("tokens_in", "tokens_out", "tokens_per_second"):
+    for name in ("tokens_in", "tokens_out", "tokens_per_second", "tokens_cached"):
         if (value := getattr(row, name)) is not None:
             yield name, float(value)

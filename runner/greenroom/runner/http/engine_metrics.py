@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from greenroom.actors.values import Engine
+from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.http.upstream import Lost, Unreached
@@ -38,7 +39,7 @@ class EngineMetrics:
         body = "".join(
             f"# {one.spec.backend} {one.spec.engine_id} did not answer in time\n" for one in silent
         )
-        body += merged(told)
+        body += merged(told) + _conversations(context.greenroom)
         return Response((body or "# No active runners\n").encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _read(self, engine: Engine) -> str | None:
@@ -53,6 +54,29 @@ class EngineMetrics:
         except (TimeoutError, Lost, Unreached):
             return None
         return data.decode("utf-8", "replace") if answer.status == 200 else ""
+
+
+def _conversations(greenroom: Greenroom) -> str:
+    """What has been saved of conversations and restored since the start; empty while that is nothing."""
+    saved, restored = greenroom.conversations.counts().saved, greenroom.conversation_saver.restored
+    if not saved.count and not restored.times:
+        return ""
+    numbers = (
+        ("saved_total", "Conversations saved", saved.count),
+        ("saved_bytes_total", "Bytes of conversations saved", saved.bytes),
+        ("restored_total", "Conversations restored", restored.times),
+        ("restored_tokens_total", "Tokens of prompts restored", restored.tokens),
+        (
+            "spared_seconds_total",
+            "Seconds that reading these tokens would have taken",
+            round(restored.seconds, 3),
+        ),
+    )
+    return "".join(
+        f"# HELP greenroom_conversations_{name} {help_}.\n# TYPE greenroom_conversations_{name} counter\n"
+        f"greenroom_conversations_{name} {value}\n"
+        for name, help_, value in numbers
+    )
 
 
 def _labels(engine: Engine) -> Mapping[str, str]:

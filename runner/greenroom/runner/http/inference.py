@@ -331,9 +331,10 @@ class Exchange:
                     names if self._translation is None else map(self._translation.named, names)
                 )
             translated = translate(right.body, dialect, spoken_by(dialect, model), self._ours)
-            saves = self._context.greenroom.backends[place.backend].conversations == "slots"
-            if saves and path in TAKES_SLOT and (choice := admission.take_slot()) is not None:
-                number = None if choice.alone else choice.number
+            backend = self._context.greenroom.backends[place.backend]
+            saves = backend.conversations == "slots" and path in TAKES_SLOT
+            if saves and (choice := admission.take_slot()) is not None:
+                number = None if choice.alone and backend.keeps_prompts_of_no_slot else choice.number
                 translated = with_slot(translated, number, keeps=self._keeps[0])
                 await self._go_on(choice, model, len(right.body))
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)

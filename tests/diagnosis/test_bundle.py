@@ -16,6 +16,8 @@ from greenroom.actors.values import Failure
 from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.row import Row
 from greenroom.runner.record.table import FILE, RecordTable
+from saved import kept as kept_conversation
+from saved import store_in
 
 SECRETS = {
     "index": "p4ss-of-the-index",
@@ -76,6 +78,9 @@ def planted(script: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "capsule.json").write_text(json.dumps({"last_lines": said, "api_key": SECRETS["header"]}))
     (folder / "exit.json").write_text(f"broken {SECRETS['hub']}")
     (folder / "log").write_text("\n".join(said))
+    saved = kept_conversation(store_in(home), home.parent, "abc", content=PROMPT.encode())
+    (folder / "slots").mkdir()
+    (folder / "slots" / saved.id).write_text(PROMPT)
     (home / "backends" / "mlx" / "0.32-ab.1").mkdir(parents=True)
     (home / "backends" / "mlx" / "0.32-ab.1" / "installation.json").write_text(
         json.dumps(
@@ -125,6 +130,9 @@ def test_no_secret_and_no_prompt_is_anywhere_in_it(greenroom: Any, planted: Path
         assert str(tmp_path / "person") not in text, "the home directory has a name"
     recorded = json.loads(parts["requests.jsonl"])
     assert (recorded["id"], recorded["address"], recorded["caller"]) == ("r-0a1b2c3d-1", "***", "***")
+    (conversation,) = (planted / "conversations").glob("c-*.json")
+    assert not any("conversations/" in name or "slots" in name for name in parts)
+    assert not any(conversation.stem in text or "checksum" in text for text in parts.values())
     assert "Removed: " in outcome.out
     assert "possible prompts" in outcome.out
 

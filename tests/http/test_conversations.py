@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from greenroom.runner.conversations.entry import SavedConversation
 from saved import kept
@@ -100,3 +103,16 @@ async def test_a_purge_leaves_none(open_server: Any, tmp_path: Path) -> None:
         assert response.status == 200
     assert server.greenroom.conversations.entries() == []
     assert not await asyncio.to_thread(lambda: list((server.greenroom.home / "conversations").glob("c-*")))
+
+
+async def test_what_does_not_fit_otherwise_takes_their_place(
+    open_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await open_server()
+    rooms = (server.greenroom.store.room, server.greenroom.builder.room)
+    for room in rooms:
+        await saved(server, tmp_path, "abc")
+        with monkeypatch.context() as patched:
+            patched.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
+            await asyncio.to_thread(room.free, 10**9 + 3_000)
+        assert server.greenroom.conversations.entries() == []

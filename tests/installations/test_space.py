@@ -11,7 +11,8 @@ import pytest
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.environment import Environments
-from greenroom.runner.installations.installed import RESERVE, need_space
+from greenroom.runner.installations.installed import need_space
+from greenroom.runner.systems.disk_room import RESERVE, DiskRoom
 from package_index import Index, Misbehaviour
 from toys import Toy
 
@@ -91,7 +92,7 @@ def test_the_reserve_is_named_with_its_size(home: Path, small: Callable[[int], N
     with pytest.raises(
         JobFailed, match=r"needs 68 MB, including 67 MB kept free for the journal and the logs"
     ):
-        need_space(home, 1_000_000)
+        need_space(DiskRoom(home), 1_000_000)
 
 
 def test_a_disk_that_others_fill_while_bytes_come_stops_the_download_in_time(

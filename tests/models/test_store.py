@@ -28,7 +28,7 @@ def test_an_empty_store_is_empty_before_it_is_made(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "nowhere" / "models")
     assert store.models() == ()
     assert store.look() == ()
-    assert store.free() > 0
+    assert store.room.free() > 0
     assert not store.root.exists()
 
 

@@ -136,7 +136,7 @@ class Greenroom(ActorStates, Startable):
         self._builder: Builder | None = None
         self._puller: Puller | None = None
         self.conversations = ConversationStore.of(settings)
-        self._store = ModelStore(self.home / "models")
+        self._store = ModelStore(self.home / "models", make_room=self.conversations.make_room)
         self._memory = MemoryReader()
         self.conversation_saver = ConversationSaver(
             self.home,
@@ -261,6 +261,7 @@ class Greenroom(ActorStates, Startable):
             external=self.settings.backends,
             registries=self.settings.registries,
             free_memory=lambda: self._memory.now().available,
+            make_room=self.conversations.make_room,
         )
         self._host = EngineHost(
             self.home / "engines",

@@ -389,12 +389,12 @@ class ConversationStore:
             return False
         try:
             files.give(self._data(entry.id), into)
-        except FileNotFoundError:
-            if not self._data(entry.id).exists():
-                self._damaged(entry, "its file is gone")
-            return False
         except OSError as error:
-            self._complain(error)
+            # Either the file is at fault, or the place where it was to be.
+            if not self._data(entry.id).is_file():
+                self._damaged(entry, "its file is gone")
+            else:
+                self._complain(error)
             return False
         try:
             if files.checksum(into) == (current.size, current.checksum):
@@ -441,19 +441,25 @@ class ConversationStore:
             self._drop(fitting, "removed")
             return self._remove_doomed()
 
-    def make_room(self, wanted: int) -> int:
+    def make_room(self, wanted: int, where: Path | None = None) -> int:
         """Drop the least valuable so that so many bytes more are free; returns the bytes dropped.
 
-        Nothing is dropped where all of them would not be enough.
+        Nothing is dropped where all of them would not be enough, or if `where` is on another disk.
         """
         with self._disk:
             entries = self.entries()
-            if wanted <= 0 or sum(one.size for one in entries) < wanted:
+            if wanted <= 0 or self.usage().bytes < wanted or not self._is_on_disk_of(where):
                 return 0
             victims = least(entries, self._clock(), bytes_=wanted)
             self._drop(victims, "space")
             self._remove_doomed()
         return sum(one.size for one in victims)
+
+    def _is_on_disk_of(self, where: Path | None) -> bool:
+        try:
+            return where is None or where.stat().st_dev == self._folder.stat().st_dev
+        except OSError:
+            return False
 
     def _damaged(self, entry: SavedConversation, why: str) -> None:
         _log.warning("the saved conversation %s is dropped: %s", entry.id, why)

@@ -28,6 +28,7 @@ from greenroom.runner.installations.installed import LOCK, InstallationStore, ne
 from greenroom.runner.installations.lock_file import FileStore, Lock, LockedFile
 from greenroom.runner.installations.tar_stream import BadTar, TarEntry, TarStream
 from greenroom.runner.installations.verification import InstallationRecord, Wheel
+from greenroom.runner.systems.disk_room import DiskRoom
 
 MANIFEST = "backend.json"
 SUMS = "SHA256SUMS"
@@ -152,7 +153,7 @@ def _read(home: Path, archive: TarStream, wheels: FileStore, kept: list[LockedFi
     first[LOCK] = _small(archive, next(members, None), LOCK)
     lock = Lock(first[LOCK].decode())
     files = {one.sha256: one.locked() for one in manifest.wheels}
-    need_space(home, sum(file.size for file in wheels.missing(files.values())))
+    need_space(DiskRoom(home), sum(file.size for file in wheels.missing(files.values())))
     whole = False
     for member in members:
         if member.name == SUMS:

@@ -55,6 +55,7 @@ from greenroom.runner.installations.lock_file import normalized, shipped_version
 from greenroom.runner.installations.source_builds import SourceBuilds
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import Unclear
+from greenroom.runner.systems.disk_room import DiskRoom, MakeRoom, spare_nothing
 from greenroom.runner.threads import Thread, start_thread
 
 _log = logging.getLogger(__name__)
@@ -125,8 +126,9 @@ class _Makers:
         uv_binary: Path | None,
         user_home: Path | None,
         free_memory: Callable[[], int] | None,
+        room: DiskRoom,
     ) -> None:
-        self.installed = InstallationStore(home)
+        self.installed = InstallationStore(home, room)
         self.environments = Environments(
             home, sources, installed=self.installed, platform=platform, uv_binary=uv_binary
         )
@@ -161,6 +163,7 @@ class Builder:
         uv_binary: Path | None = None,
         user_home: Path | None = None,
         free_memory: Callable[[], int] | None = None,
+        make_room: MakeRoom = spare_nothing,
     ) -> None:
         """Touch nothing yet.
 
@@ -171,6 +174,7 @@ class Builder:
             uv_binary: A uv to use instead of the one we depend on.
             user_home: Where backends look for what is prebuilt; the user's when not given.
             free_memory: Bytes that compilers may use; what the system has available when not given.
+            make_room: Drops what can be spared where an installation would not fit otherwise.
         """
         self._home = home
         self._tell = tell
@@ -183,6 +187,7 @@ class Builder:
         self._uv_binary = uv_binary
         self._user_home = user_home
         self._free_memory = free_memory
+        self.room = DiskRoom(home, make_room)
         self._guard = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._no_restore: dict[tuple[str, str], str | None] = {}
@@ -537,6 +542,7 @@ class Builder:
                     self._uv_binary,
                     self._user_home,
                     self._free_memory,
+                    self.room,
                 )
             return self._made
 

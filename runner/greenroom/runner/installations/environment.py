@@ -266,7 +266,7 @@ class Environments(Maker):
         def before(batch: list[LockedFile]) -> None:
             if not linked:
                 sizes = (unpacked_wheel(self.store.path(file), file.size) for file in batch)
-                need_space(self.installed.home, sum(sizes))
+                need_space(self.installed.room, sum(sizes))
 
         name = f"{source.distribution} {lock.version_of(source.distribution)}"
         unpacking = _Unpacking(self._unpacker, self.store, folder, report.job, before)
@@ -274,7 +274,7 @@ class Environments(Maker):
         try:
             if self.store.missing(files):
                 sources.understood()
-            Fetcher(self.store, sources, room=partial(keep_reserve, self.installed.home)).fetch(
+            Fetcher(self.store, sources, room=partial(keep_reserve, self.installed.room)).fetch(
                 sorted(files, key=_unpacking_last),
                 cancel=AnyOf(cancel, unpacking),
                 on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),
@@ -324,14 +324,14 @@ class Environments(Maker):
         self, source: Environment, lock: Lock, files: Sequence[LockedFile], plan: Plan, cancel: Event
     ) -> None:
         """Check that everything fits on the disk; in doubt, ask the index how large it is."""
-        home = self.installed.home
-        if is_ample(home, plan.download_bytes, plan.total_bytes):
+        room = self.installed.room
+        if is_ample(room, plan.download_bytes, plan.total_bytes):
             return
         if self._is_linked(lock):
-            need_space(home, plan.download_bytes)
+            need_space(room, plan.download_bytes)
             return
         # If the packed size does not fit, there is no need to ask.
-        need_space(home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
+        need_space(room, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
         from greenroom.runner.installations.verified_download import PackageOrigin
 
         origin = PackageOrigin(self._sources_of(source))
@@ -339,7 +339,7 @@ class Environments(Maker):
         def here(file: LockedFile) -> Path | None:
             return self.store.path(file) if self.store.has(file) else origin.local(file)
 
-        need_space(home, plan.download_bytes + unpacked(files, here, origin.tail, cancel))
+        need_space(room, plan.download_bytes + unpacked(files, here, origin.tail, cancel))
 
     @contextmanager
     def _explained(self, files: Sequence[LockedFile]) -> Iterator[None]:
@@ -350,7 +350,7 @@ class Environments(Maker):
             if failed.failure.code == "no_space":
                 needed = sum(2 * file.size - self.store.arrived(file) for file in files)
                 try:
-                    need_space(self.installed.home, needed)
+                    need_space(self.installed.room, needed)
                 except JobFailed as told:
                     detailed = msgspec.structs.replace(told.failure, detail=failed.failure.detail)
                     raise JobFailed(detailed) from failed.__cause__

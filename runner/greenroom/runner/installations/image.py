@@ -168,24 +168,24 @@ class Images(Maker):
         from greenroom.runner.installations.verified_download import Fetcher
 
         largest_first = sorted(image.parts, key=lambda part: (-part.size, part.name))
-        fetcher = Fetcher(self.store, RegistryOrigin(image), room=partial(keep_reserve, self.installed.home))
+        fetcher = Fetcher(self.store, RegistryOrigin(image), room=partial(keep_reserve, self.installed.room))
         fetcher.fetch(largest_first, cancel=cancel, on_bytes=on_bytes)
 
     def _need_all(self, image: ResolvedImage, plan: Plan) -> None:
         """Check that everything fits on the disk; in doubt, ask the registry how large it is."""
         from greenroom.runner.installations.image_layers import unpacked_size
 
-        home = self.installed.home
-        if is_ample(home, plan.download_bytes, plan.total_bytes):
+        room = self.installed.room
+        if is_ample(room, plan.download_bytes, plan.total_bytes):
             return
-        need_space(home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
+        need_space(room, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
         needed = 0
         for layer, _ in image.layers:
             if self.store.has(layer):
                 needed += unpacked_size(self.store.path(layer))
             else:
                 needed += image.unpacked_size(layer)
-        need_space(home, plan.download_bytes + needed)
+        need_space(room, plan.download_bytes + needed)
 
     def _fill(
         self,
@@ -201,9 +201,9 @@ class Images(Maker):
 
         tree = folder / ENVIRONMENT
         need_space(
-            self.installed.home, sum(unpacked_size(self.store.path(layer)) for layer, _ in image.layers)
+            self.installed.room, sum(unpacked_size(self.store.path(layer)) for layer, _ in image.layers)
         )
-        room = partial(keep_reserve, self.installed.home)
+        room = partial(keep_reserve, self.installed.room)
         with Tree(tree, source.tree, image.name, cancel, room) as laid:
             for number, (layer, diff_id) in enumerate(image.layers, 1):
                 report.phase("unpacking", f"Unpacking layer {number} of {len(image.layers)}")

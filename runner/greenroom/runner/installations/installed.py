@@ -45,6 +45,7 @@ from greenroom.runner.installations.verification import (
     read_record,
     walk,
 )
+from greenroom.runner.systems.disk_room import RESERVE, DiskRoom, existing
 from greenroom.runner.systems.processes import ProcessIdentity, of_folder
 from greenroom.runner.systems.programs import kill_all
 from greenroom.runner.threads import Beside, TookTooLong
@@ -60,8 +61,6 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<build>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 LOOK_SECONDS = 60.0
 UNREADABLE = "Check the disk and the owner of the data directory. Greenroom keeps checking."
-RESERVE = 64 * 2**20
-"""Bytes of the disk left free for the journal, logs and other programs."""
 _AMPLE = 8
 """Packages unpack to three times their size; with room for this many times, sizes are not asked."""
 _KEPT_SECONDS = 7 * 86400.0
@@ -107,9 +106,10 @@ def python_of(home: Path, installation: Installation) -> Path:
 
 
 class InstallationStore:
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, room: DiskRoom | None = None) -> None:
         self.home = home
         self.root = home / "backends"
+        self.room = room or DiskRoom(home)
         self._guard = threading.Lock()
         self._live: set[Path] = set()
 
@@ -416,13 +416,6 @@ def discard(folder: Path) -> None:
     shutil.rmtree(going)
 
 
-def existing(place: Path) -> Path:
-    """The nearest existing folder above a path."""
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    return place
-
-
 def no_exec(home: Path) -> str:
     """A clause saying that the data directory's disk is mounted noexec; empty when it is not."""
     place = existing(home)
@@ -533,42 +526,37 @@ def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int])
 # space on their disk
 
 
-def free(home: Path) -> int:
-    """Bytes that can be written to the data directory's disk."""
-    return shutil.disk_usage(existing(home)).free
-
-
-def need_space(home: Path, needed: int) -> None:
-    """Raise if the data directory's disk lacks room for `needed` bytes besides the reserve.
+def need_space(room: DiskRoom, needed: int) -> None:
+    """Raise if the disk lacks room for `needed` bytes besides the reserve, whatever can be spared on it.
 
     Raises:
         JobFailed: Permanent, `no_space`, with what is needed and what is there.
     """
-    there = free(home)
+    there = room.free(needed + RESERVE if needed else 0)
     if needed and there < needed + RESERVE:
         raise _no_space(
             f"Installing needs {(needed + RESERVE) / 1e6:.0f} MB, including {RESERVE / 1e6:.0f} MB kept free "
-            f"for the journal and the logs; the disk of {existing(home)} has {there / 1e6:.0f} MB left."
+            f"for the journal and the logs; the disk of {room.folder} has {there / 1e6:.0f} MB left."
         )
 
 
-def keep_reserve(home: Path) -> None:
+def keep_reserve(room: DiskRoom) -> None:
     """Raise if the disk is down to the reserve; for use while writing.
 
     Raises:
         JobFailed: Permanent, `no_space`.
     """
-    there = free(home)
+    there = room.free(RESERVE)
     if there < RESERVE:
         raise _no_space(
-            f"The disk of {existing(home)} has {there / 1e6:.0f} MB left; {RESERVE / 1e6:.0f} MB of it must "
+            f"The disk of {room.folder} has {there / 1e6:.0f} MB left; {RESERVE / 1e6:.0f} MB of it must "
             "stay free for the journal and the logs."
         )
 
 
-def is_ample(home: Path, download: int, total: int) -> bool:
+def is_ample(room: DiskRoom, download: int, total: int) -> bool:
     """Whether there is room however much these packages unpack to."""
-    return free(home) >= download + _AMPLE * total + RESERVE
+    return room.free() >= download + _AMPLE * total + RESERVE
 
 
 def _no_space(message: str) -> JobFailed:

@@ -237,11 +237,11 @@ class SourceBuilds(Maker):
         from greenroom.runner.installations.verified_download import Fetcher
 
         missing = self.store.missing(files)
-        need_space(self.installed.home, build.disk_bytes + sum(file.size for file in missing))
+        need_space(self.installed.room, build.disk_bytes + sum(file.size for file in missing))
         if missing:
             self._sources.understood()
         name = f"Downloading {build.distribution} {build.version}"
-        fetcher = Fetcher(self.store, self._sources, room=partial(keep_reserve, self.installed.home))
+        fetcher = Fetcher(self.store, self._sources, room=partial(keep_reserve, self.installed.room))
         fetcher.fetch(files, cancel=cancel, on_bytes=lambda done, total: report.bytes(name, done, total))
 
     def _compile(

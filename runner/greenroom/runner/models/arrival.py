@@ -23,11 +23,10 @@ from greenroom.runner.models.manifest import Artifact, Layer
 from greenroom.runner.models.recipe import Recipe
 from greenroom.runner.models.references import BadReference, blob_name, relative_name, shown
 from greenroom.runner.models.safe_open import HeldFile, hold
+from greenroom.runner.systems.disk_room import RESERVE, DiskRoom
 from greenroom.runner.threads import stop_if
 
 _CHUNK = 2**20
-RESERVE = 64 * 2**20
-"""Bytes that models leave free on the disk for the journal and the logs."""
 
 Count = Callable[[int], None]
 """Receives how many more bytes have been handled."""
@@ -36,10 +35,13 @@ Count = Callable[[int], None]
 class Arrival:
     """Collects one model's files and hashes them. Not thread-safe."""
 
-    def __init__(self, incoming: Path, partial: Path, stored: Callable[[str, int], Path | None]) -> None:
+    def __init__(
+        self, incoming: Path, partial: Path, stored: Callable[[str, int], Path | None], room: DiskRoom
+    ) -> None:
         incoming.mkdir(parents=True, exist_ok=True)
         self._partial = partial
         self._stored = stored
+        self._room = room
         self.folder = Path(tempfile.mkdtemp(dir=incoming))
         self.work = self.folder / "work"
         """For the source's own use, such as a download cache."""
@@ -127,7 +129,7 @@ class Arrival:
 
     def check_room(self) -> None:
         """Raise JobFailed, permanent, `no_space`, when the disk is down to the reserve."""
-        free = shutil.disk_usage(self.folder).free
+        free = self._room.free(RESERVE)
         if free < RESERVE:
             raise nearly_full(free, str(self._partial.parent))
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from greenroom.actors.values import ModelFormat
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.models.arrival import RESERVE
 from greenroom.runner.models.sources.base import Offer
+from greenroom.runner.systems.disk_room import RESERVE
 from greenroom.runner.units import format_size
 
 _ANYWAY = "greenroom pull --force fetches it anyway."

@@ -53,6 +53,7 @@ from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Offer, Pins, Source, SourceContext
 from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.systems.disk_room import RESERVE
 from greenroom.runner.threads import PATIENCE, Cancel, Crew, JobEnding, repeating, start_thread
 
 if TYPE_CHECKING:
@@ -282,7 +283,8 @@ class Puller:
         attempt.blobs, attempt.had = offer.blobs, self._store.present(offer.blobs)
         if not force:
             check_machine(offer, self._machine())
-            check_disk(offer, attempt.had, self._free_beside(attempt), str(self._store.root))
+            free = self._free_beside(attempt, offer.writes - attempt.had)
+            check_disk(offer, attempt.had, free, str(self._store.root))
         with self._store.arrival() as arrival:
             source.fetch(offer, arrival, attempt.report, cancel)
             if cancel.is_set():
@@ -297,11 +299,15 @@ class Puller:
                 recipe=arrival.recipe,
             )
 
-    def _free_beside(self, attempt: _Attempt) -> int:
-        """Bytes free on the disk, less what the other pulls still have to bring."""
+    def _free_beside(self, attempt: _Attempt, needed: int) -> int:
+        """Bytes free on the disk, less what the other pulls still have to bring.
+
+        If they are fewer than needed, what can be spared on the disk is dropped first.
+        """
         with self._lock:
             others = [one.last for one in self._attempts.values() if one is not attempt]
-        return self._store.free() - sum(max(0, one.total - one.done) for one in others)
+        theirs = sum(max(0, one.total - one.done) for one in others)
+        return self._store.room.free(needed + theirs + RESERVE if needed > 0 else 0) - theirs
 
     def _here(self, wanted: Reference) -> Model | None:
         """The model of that name; for a name with a digest the one with that id, whatever it is called."""

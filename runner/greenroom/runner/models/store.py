@@ -54,6 +54,7 @@ from greenroom.runner.models.recipe import Defaults, Recipe, defaults_of, made
 from greenroom.runner.models.references import BadReference, blob_name, digest_of
 from greenroom.runner.models.sweep import UnreferencedBlobs, sweep_partial
 from greenroom.runner.models.uploads import Uploads
+from greenroom.runner.systems.disk_room import DiskRoom, MakeRoom, spare_nothing
 
 log = logging.getLogger(__name__)
 
@@ -74,14 +75,17 @@ class StoreUsage:
 class ModelStore:
     """The models on disk. Thread-safe; changes are serialised, also between processes."""
 
-    def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, root: Path, *, clock: Callable[[], float] = time.time, make_room: MakeRoom = spare_nothing
+    ) -> None:
         self.root = root
+        self.room = DiskRoom(root, make_room)
         self._clock = clock
         self._blobs = root / "blobs" / "sha256"
         self._bundles = root / "bundles" / "sha256"
         self._incoming = root / "incoming"
         self._partial = root / "partial"
-        self.uploads = Uploads(root / "uploads", clock)
+        self.uploads = Uploads(root / "uploads", clock, self.room)
         self._unnamed = UnreferencedBlobs(root / "unnamed", self._blobs)
         self._index = IndexFile(root, self._blobs, self._bundles)
         self._lock = threading.Lock()
@@ -201,11 +205,6 @@ class ModelStore:
                 return min(place.stat().st_size, size)
         return size if wheel.with_name(name).is_dir() else 0
 
-    def free(self) -> int:
-        """Bytes that can still be written to the store's disk."""
-        folder = next(p for p in (self.root, *self.root.parents) if p.exists())
-        return shutil.disk_usage(folder).free
-
     # Writing
 
     def prepare(self) -> None:
@@ -247,7 +246,7 @@ class ModelStore:
         """
         self.check_writable()
         with self._lock:  # a sweep sees it only once it is known
-            arrival = Arrival(self._incoming, self._partial, self._whole_blob)
+            arrival = Arrival(self._incoming, self._partial, self._whole_blob, self.room)
             self._arrivals.add(arrival.folder)
         try:
             yield arrival

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +18,10 @@ from pathlib import Path
 
 from greenroom.actors.journal.fsync import force, sync_folder
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.models.arrival import RESERVE
 from greenroom.runner.models.errors import from_os_error, nearly_full, no_space
 from greenroom.runner.models.files import children, unlink
 from greenroom.runner.models.references import blob_name
+from greenroom.runner.systems.disk_room import RESERVE, DiskRoom
 
 MOST = 1_000
 """Files that may wait to be used."""
@@ -36,8 +35,9 @@ _LOOK_EVERY = 64 * 2**20
 class Uploads:
     """Thread-safe."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float], room: DiskRoom | None = None) -> None:
         self._folder = folder
+        self._room = room or DiskRoom(folder)
         self._clock = clock
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
@@ -66,13 +66,13 @@ class Uploads:
                     f"{MOST} uploaded files wait to be used, and no more are kept.",
                     advice="Create models of them, or remove them: greenroom prune",
                 )
-            free = shutil.disk_usage(self._folder).free
+            free = self._room.free(size + RESERVE)
             if free - size < RESERVE:
                 raise no_space(size, max(0, free - RESERVE), str(self._folder.parent))
             part = self._folder / f"{_PART}{secrets.token_hex(8)}"
             self._parts.add(part)
             try:
-                return Upload(part, self._folder / blob_name(digest), digest, self._ended)
+                return Upload(part, self._folder / blob_name(digest), digest, self._ended, self._room)
             except OSError:
                 self._parts.discard(part)
                 raise
@@ -120,11 +120,14 @@ class Uploads:
 class Upload:
     """One file on its way; it blocks. Only `close` may be called while another call goes on."""
 
-    def __init__(self, part: Path, place: Path, digest: str, ended: Callable[[Path], None]) -> None:
+    def __init__(
+        self, part: Path, place: Path, digest: str, ended: Callable[[Path], None], room: DiskRoom
+    ) -> None:
         self._part = part
         self._place = place
         self._digest = digest
         self._ended = ended
+        self._room = room
         self._hash = hashlib.sha256()
         self._size = 0
         self._file = part.open("xb", buffering=0)
@@ -141,7 +144,7 @@ class Upload:
                     view = view[self._file.write(view) :]
             before, self._size = self._size, self._size + len(data)
             if before // _LOOK_EVERY != self._size // _LOOK_EVERY:
-                free = shutil.disk_usage(self._part.parent).free
+                free = self._room.free(RESERVE)
                 if free < RESERVE:
                     raise nearly_full(free, str(self._part.parent))
         except OSError as error:

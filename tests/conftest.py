@@ -61,15 +61,18 @@ MLX_REQUIREMENTS = [
 
 
 LONGEST = (
-    "daemon/test_real_engines engines/test_real_engines wedges/test_t06_alive_but_dead "
-    "daemon/test_real_mistakes daemon/test_real_scheduling wedges/test_t08_killed_daemon "
-    "cli/test_lifecycle engines/test_liveness models/test_huggingface engines/test_real_liveness "
-    "daemon/test_run_from_hub http/test_server wedges/test_t10_install_killed wedges/test_devices "
-    "wedges/test_t04_deaf_engine daemon/test_installing_full_disk daemon/test_restart http/test_keep_alive "
-    "installations/test_environment crash/test_boundaries daemon/test_vllm_metal models/test_crash "
-    "http/test_management_routes http/test_disconnects installations/test_unreadable "
-    "examples/test_another_backend daemon/test_installing daemon/test_retries models/test_puller "
-    "daemon/test_concurrent_commands journal/test_kill"
+    "daemon/test_real_engines wedges/test_t06_alive_but_dead engines/test_liveness http/test_background "
+    "daemon/test_real_mistakes http/test_hostile installations/test_source_builds "
+    "wedges/test_t08_killed_daemon cli/test_lifecycle http/test_conformity wedges/test_devices "
+    "models/test_huggingface engines/test_real_engines daemon/test_real_scheduling http/test_disconnects "
+    "http/test_ollama daemon/test_run_from_hub installations/test_environment installations/test_disk "
+    "models/test_crash wedges/test_memory_without_end http/test_keep_alive engines/test_adoption "
+    "histories/test_machine docs/test_sessions http/test_models installations/test_unreadable "
+    "models/test_puller daemon/test_real_routes daemon/test_vllm_metal daemon/test_retries "
+    "examples/test_examples engines/test_real_liveness engines/test_host daemon/test_real_embeddings "
+    "wedges/test_new_card daemon/test_real_ollama examples/test_another_backend daemon/test_restart "
+    "wedges/test_t10_install_killed wedges/test_t04_deaf_engine crash/test_boundaries "
+    "daemon/test_installing"
 ).split()
 """Files that take longest, longest first."""
 

@@ -226,10 +226,13 @@ def test_list_has_a_row_for_each_tag(greenroom: Any, our_daemon: Any) -> None:
         },
         {"id": "sha256:" + "cd" * 32, "created": 1, "config": {}},
     ]
+    configured = {"id": "docker.io/ai/smollm2:latest", "dmr": {"context_window": 512}}
+    our_daemon.routes["GET /v1/models"] = {"object": "list", "data": [configured]}
 
     lines = greenroom("list").out.splitlines()
 
     assert [line.split()[0] for line in lines[1:]] == ["<none>", "small:1", "smollm2"]
+    assert "512" in lines[3].split(), "as it is configured"
     assert greenroom("list", "-q").out.split() == ["abababababab", "cdcdcdcdcdcd"]
     assert len(greenroom("list", "smollm2").out.splitlines()) == 3
 

@@ -205,7 +205,7 @@ def test_registries_have_mirrors_and_backends_may_come_from_another_image(
 
 UNPRINTABLE = ["\x1b[2J", "a\nb", "\udc80", "9" * 5000, "x" * 10_000]
 NO_NUMBERS = [*UNPRINTABLE, "9" * 400 + "GB", "1e400", "-" * 4000]
-TEXTS = ("host", "instance", "bind", "warm")
+TEXTS = ("host", "instance", "bind", "warm", "allowed_hosts")
 OTHERS = [name for name in NAMES if name not in (*TEXTS, "home", "models", "backends", "registries")]
 
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from explained import GB
+from greenroom.actors.daemon_log import DaemonStarted, SettingInForce
 from greenroom.actors.installer.events import InstallAttemptFailed, InstallRequested
 from greenroom.actors.library.events import ModelCommitted, PullFailed, PullRequested
 from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, QueueEntry
@@ -322,3 +323,15 @@ def test_a_request_tells_its_place(script: Any) -> None:
 def test_what_a_daemon_says_survives_the_way_over_http() -> None:
     ledger = live(account("e-1"), queue=(entry(),)).ledger
     assert msgspec.convert(msgspec.to_builtins(ledger), LedgerReading) == ledger
+
+
+def test_a_model_that_is_to_be_loaded_at_the_start_and_is_not_here_is_a_problem(script: Any) -> None:
+    script.model()
+    warm = SettingInForce(name="warm", value="smolm2, smollm2, tiny", origin="config.toml")
+    script.add(DaemonStarted(pid=100, version="0.1.0", platform="Linux", settings=(warm,)))
+    found = script.why("", live=live())
+    start = "which is to be loaded whenever the daemon starts (warm, config.toml), is not in the store."
+    assert found.also == (
+        f"- smolm2, {start} Did you mean smollm2?",
+        f"- tiny, {start} To pull it: greenroom pull tiny",
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ _LONGEST = 4_096
 """Maximum characters of a text or path."""
 _MOST = 10**6
 """Maximum integer: queued requests, or a port."""
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]{1,253}")
 _SAID = 400
 """Characters of an error message about a value."""
 DEFAULT_PORT = 12400
@@ -132,6 +135,10 @@ class Settings:
     """Memory an engine may use for prompts it has read before; None lets the ledger decide, 0 is none."""
     require_device: bool = False
     """Refuse models that do not lie on graphics devices as a whole, rather than let the processor compute."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which clients may call, beside those of this machine: that of a proxy in front of it."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call, beside those of this machine."""
     max_body: int = 10_000_000
     """The largest request body."""
     engine_grace: float = 120.0
@@ -418,6 +425,22 @@ def _names(raw: Any) -> tuple[str, ...]:
     return tuple(name for name in (_text(word) for word in words) if name)
 
 
+def _hosts(raw: Any) -> tuple[str, ...]:
+    for one in (names := _names(raw)):
+        if one != "*" and not _HOST_NAME.fullmatch(one):
+            raise ValueError(
+                f"{one[:60]!r} must be a host name without scheme and port, such as models.example.org"
+            )
+    return tuple(one.lower() for one in names)
+
+
+def _origins(raw: Any) -> tuple[str, ...]:
+    for one in (names := _names(raw)):
+        if one != "*" and not _ORIGIN.fullmatch(one):
+            raise ValueError(f"{one[:60]!r} must be an origin, such as https://chat.example.org")
+    return tuple(one.lower() for one in names)
+
+
 def _stall(raw: Any) -> float:
     seconds = parse_duration(raw)
     if seconds < 1:
@@ -569,6 +592,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "slots": _slots,
     "prompt_cache": _budget,
     "require_device": _true_or_false,
+    "allowed_hosts": _hosts,
+    "allowed_origins": _origins,
     "max_body": parse_size,
     "engine_grace": parse_duration,
     "stall_after": _stall,

@@ -30,11 +30,12 @@ from greenroom.runner.client.daemons import (
     find,
     is_on_this_machine,
     not_running,
+    note,
     noted_url,
     probe,
 )
 from greenroom.runner.client.errors import GreenroomError, RequestRefused, Unreachable
-from greenroom.runner.client.http_client import HttpClient
+from greenroom.runner.client.http_client import HttpClient, path_of
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import holder_of
 from greenroom.runner.units import format_duration, format_size, parse_duration
@@ -82,7 +83,7 @@ def status_command(ctx: click.Context, as_json: bool) -> int:
         say(f"{title}: {describe(job)}" if title else describe(job))
     for one in _devices(client):
         say(line(one))
-    for told in _shortfalls(client):
+    for told in (*_shortfalls(client), *_missing(client, daemon.home)):
         say(told)
     click.echo()
     click.echo(table(("BACKEND", "STATUS", "DETAILS"), rows(backends), width=terminal_width()))
@@ -100,6 +101,17 @@ def _shortfalls(client: HttpClient) -> list[str]:
         for one in engines
         if one.get("shortfall")
     ]
+
+
+def _missing(client: HttpClient, home: str) -> Iterator[str]:
+    """For each model that the daemon is to load when it starts, and that is not in the store."""
+    settings = note(Path(home)).get("settings")
+    for name in settings.get("warm") or () if isinstance(settings, dict) else ():
+        try:
+            client.get(path_of("models", name))
+        except RequestRefused as refused:
+            if refused.status == 404:
+                yield f"{name} is to be loaded when the daemon starts (warm), but is not in the store."
 
 
 def _devices(client: HttpClient) -> list[dict[str, Any]]:

@@ -43,7 +43,8 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
     """List the models in the store, or only MODEL."""
     from greenroom.runner.models.references import familiar
 
-    models = client_for(settings_of(ctx)).get("/models") or []
+    client = client_for(settings_of(ctx))
+    models = client.get("/models") or []
     if model:
         wanted = familiar(model)
         models = [
@@ -63,7 +64,8 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
         )
         announce(f"Pull one: greenroom pull {model or 'smollm2'}")
     else:
-        rows = [row for each in models for row in _model_rows(each)]
+        contexts = _contexts(client)
+        rows = [row for each in models for row in _model_rows(each, contexts)]
         listed = sorted(rows, key=lambda row: row[0].lower())
         click.echo(table(_LISTED, listed, spare=_LISTED_SPARE, width=terminal_width()))
     return exit_codes.FAILED if model and not models else exit_codes.OK
@@ -75,9 +77,15 @@ def _names_of(model: dict[str, Any]) -> list[str]:
     return [familiar(tag) for tag in model.get("tags") or ()]
 
 
-def _model_rows(model: dict[str, Any]) -> list[tuple[str, ...]]:
+def _contexts(client: HttpClient) -> dict[str, int]:
+    """Tag or id → the tokens of context that a model is loaded with, as it is configured now."""
+    listed = (client.get("/v1/models") or {}).get("data") or ()
+    return {str(one["id"]): int((one.get("dmr") or {}).get("context_window") or 0) for one in listed}
+
+
+def _model_rows(model: dict[str, Any], contexts: Mapping[str, int]) -> list[tuple[str, ...]]:
     config = model.get("config") or {}
-    context = config.get("context_size") or (config.get("gguf") or {}).get("llama.context_length") or ""
+    context = next((contexts[one] for one in (*(model.get("tags") or ()), model["id"]) if one in contexts), 0)
     created = float(model.get("created") or 0)
     more = (
         str(config.get("parameters") or ""),
@@ -85,7 +93,7 @@ def _model_rows(model: dict[str, Any]) -> list[tuple[str, ...]]:
         str(config.get("architecture") or ""),
         _short_id(model),
         f"{format_duration(max(0.0, time.time() - created))} ago" if created else "",
-        str(context),
+        str(context or ""),
         _size(config),
     )
     return [(name, *more) for name in _names_of(model) or ["<none>"]]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.library.events import ModelCommitted, PullAttemptFailed, PullCancelled, PullFailed
 from greenroom.actors.scheduler.events import LoadFailed, LoadRefused
 from greenroom.actors.scheduler.state import OVER_MEMORY
 from greenroom.runner.diagnosis import why_daemon
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop
-from greenroom.runner.diagnosis.history import Happening, History
+from greenroom.runner.diagnosis.history import Happening, History, latest
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.model_history import ModelHistory
@@ -18,6 +20,7 @@ from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.diagnosis.why_memory import place_of
+from greenroom.runner.models.references import AmbiguousName, BadReference, familiar, find_model
 from greenroom.runner.units import format_size
 
 _DAY = 86_400.0
@@ -42,6 +45,7 @@ def why_overview(history: History, now: float, verdicts: Mapping[str, str], live
         *_backends(history, now),
         *_models(history, now, verdicts),
         *_pulls(history, now, live),
+        *_warm(history),
         *_memory(history, live),
         *(Trouble(one, "daemon", "device") for one in why_daemon.devices(history)),
     ]
@@ -200,6 +204,27 @@ def _pulls(history: History, now: float, live: Live | None) -> Iterator[Trouble]
                 )
             case _:
                 pass
+
+
+def _warm(history: History) -> Iterator[Trouble]:
+    """Models that are to be loaded at the start and are not here: most likely a name that was mistyped."""
+    started = latest(history.daemons, DaemonStarted)
+    known = {familiar(tag) for model in history.library.models.values() for tag in model.tags}
+    for setting in started[1].settings if started is not None else ():
+        for name in setting.value.split(", ") if setting.name == "warm" else ():
+            try:
+                is_here = find_model(name, history.library.models.values()) is not None
+            except (AmbiguousName, BadReference):
+                is_here = False
+            if not is_here:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f" Did you mean {near[0]}?" if near else f" To pull it: greenroom pull {name}"
+                yield Trouble(
+                    f"{name}, which is to be loaded whenever the daemon starts (warm, {setting.origin}), is "
+                    f"not in the store.{hint}",
+                    name,
+                    "warm",
+                )
 
 
 def _pulled_since(failed: Happening, history: History) -> bool:

@@ -272,7 +272,8 @@ class _Guard:
                     403,
                     "host_not_allowed",
                     f"Host not allowed: {host[:_CHARS]!r}.",
-                    advice="Call Greenroom by localhost or 127.0.0.1.",
+                    advice="Call Greenroom by localhost or 127.0.0.1. For a proxy in front of it, add the "
+                    "proxy's name to the setting allowed_hosts.",
                 )
         return None
 

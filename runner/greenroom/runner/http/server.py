@@ -83,10 +83,11 @@ def run(
 ) -> None:
     """Serve until SIGINT, SIGTERM, SIGHUP or `POST /daemon/stop`; a second SIGINT or SIGTERM ends at once.
 
-    `greenroom` is not started yet; it is started and stopped here. `opened` is called with the URL once the
-    front door is open. `drain` are the seconds that requests under way have to end by themselves at a stop;
-    then they are ended with a sentence. A stop that has not come to its end after `bound` seconds more ends
-    the process, whatever it hangs on; engines then end with their keepers.
+    `greenroom` is not started yet; it is started and stopped here. `allowed_hosts` and `allowed_origins`
+    add to its settings of the same names. `opened` is called with the URL once the front door is open.
+    `drain` are the seconds that requests under way have to end by themselves at a stop; then they are ended
+    with a sentence. A stop that has not come to its end after `bound` seconds more ends the process,
+    whatever it hangs on; engines then end with their keepers.
 
     `uds` is a unix socket to listen on too.
 
@@ -96,7 +97,9 @@ def run(
     listener = _bind(greenroom)
     greenroom.address = _url(listener)
     last_resort = LastResort(drain + bound)
-    serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened, drain, last_resort)
+    hosts = (*allowed_hosts, *greenroom.settings.allowed_hosts)
+    origins = (*allowed_origins, *greenroom.settings.allowed_origins)
+    serving = _Serving(greenroom, listener, hosts, origins, opened, drain, last_resort)
     # A thread that hangs, on a frozen disk say, would be waited for here.
     with last_resort, contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serving.serve(uds))

@@ -29,8 +29,6 @@ _LONGEST = 4_096
 """Maximum characters of a text or path."""
 _MOST = 10**6
 """Maximum integer: queued requests, or a port."""
-_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]")
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]{1,253}")
 _SAID = 400
 """Characters of an error message about a value."""
 DEFAULT_PORT = 12400
@@ -136,9 +134,8 @@ class Settings:
     require_device: bool = False
     """Refuse models that do not lie on graphics devices as a whole, rather than let the processor compute."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which clients may call, beside those of this machine: that of a proxy in front of it."""
+    """Names by which clients may call, such as a proxy's, and origins of web pages, beside this machine's."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins of web pages that may call, beside those of this machine."""
     max_body: int = 10_000_000
     """The largest request body."""
     engine_grace: float = 120.0
@@ -425,20 +422,14 @@ def _names(raw: Any) -> tuple[str, ...]:
     return tuple(name for name in (_text(word) for word in words) if name)
 
 
-def _hosts(raw: Any) -> tuple[str, ...]:
-    for one in (names := _names(raw)):
-        if one != "*" and not _HOST_NAME.fullmatch(one):
-            raise ValueError(
-                f"{one[:60]!r} must be a host name without scheme and port, such as models.example.org"
-            )
-    return tuple(one.lower() for one in names)
+def _callers(pattern: str, example: str) -> Callable[[Any], tuple[str, ...]]:
+    def read(raw: Any) -> tuple[str, ...]:
+        names = tuple(one.lower() for one in _names(raw))
+        if odd := [one for one in names if one != "*" and not re.fullmatch(pattern, one)]:
+            raise ValueError(f"{odd[0][:60]!r} must be like {example}")
+        return names
 
-
-def _origins(raw: Any) -> tuple[str, ...]:
-    for one in (names := _names(raw)):
-        if one != "*" and not _ORIGIN.fullmatch(one):
-            raise ValueError(f"{one[:60]!r} must be an origin, such as https://chat.example.org")
-    return tuple(one.lower() for one in names)
+    return read
 
 
 def _stall(raw: Any) -> float:
@@ -592,8 +583,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "slots": _slots,
     "prompt_cache": _budget,
     "require_device": _true_or_false,
-    "allowed_hosts": _hosts,
-    "allowed_origins": _origins,
+    "allowed_hosts": _callers(r"[a-z0-9_.-]{1,253}|\[[0-9a-f:.]+\]", "models.example.org"),
+    "allowed_origins": _callers(r"[a-z][a-z0-9+.-]*://[^/\s,]{1,253}", "https://chat.example.org"),
     "max_body": parse_size,
     "engine_grace": parse_duration,
     "stall_after": _stall,

@@ -275,6 +275,11 @@ class Bundle:
                 if fields[name] and fields["caller_kind"] != "process" and fields["address"] not in _LOOPBACK:
                     fields[name] = GONE
                     self._redactor.taken["clients of requests"] += 1
+            asked = fields["asked"]
+            if " " in asked:
+                # Names of models have no spaces: a client has sent something else there.
+                fields |= {"asked": GONE, "sentence": fields["sentence"].replace(asked, GONE)}
+                self._redactor.taken["possible prompts"] += 1
             lines.append(json.dumps(self._redactor.value(fields), ensure_ascii=False))
         yield BundleFile(
             name="requests.jsonl",

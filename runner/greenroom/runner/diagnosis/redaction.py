@@ -91,6 +91,11 @@ _SHAPES = (
         rf"(--?(?:[a-z0-9]{{1,40}}-){{0,6}}{_NAMED}[ =]+)(?!\*\*\*)[^\s\"',]+",
     ),
     _shape(
+        "credentials before hosts",
+        rf"{GONE}@",
+        r"(?<![\w.:/@*-])[\w.+-]{1,64}:[^\s@/:'\"]{1,200}@(?=[\w-]{1,63}(?:\.[\w-]{1,63})*[:/])",
+    ),
+    _shape(
         "netrc entries",
         rf"\g<1>{GONE}",
         r"(\blogin\s+\S+\s+(?:account\s+\S+\s+)?passw(?:or)?d\s+)(?!\*\*\*)\S+",

@@ -207,7 +207,7 @@ def _pulls(history: History, now: float, live: Live | None) -> Iterator[Trouble]
 
 
 def _warm(history: History) -> Iterator[Trouble]:
-    """Models that are to be loaded at the start and are not here: most likely a name that was mistyped."""
+    """Models that are to be loaded at the start and are not in the store, such as mistyped names."""
     started = latest(history.daemons, DaemonStarted)
     known = {familiar(tag) for model in history.library.models.values() for tag in model.tags}
     for setting in started[1].settings if started is not None else ():

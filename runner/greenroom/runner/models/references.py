@@ -105,7 +105,8 @@ class Reference:
             pin = f"sha256:{name}" if len(name) == 64 else ""
             return cls(scheme="id", text=text, name=text, digest=pin)
         if _URL.match(text):
-            bare = _URL.sub("", text)
+            host, slash, path = _URL.sub("", text).partition("/")
+            bare = f"{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
             raise BadReference(f'"{shown(text)}" is a URL, not a model name. Try: {shown(bare)}')
         if text.startswith(("hf.co/", f"{_HUB}/")):
             return _huggingface(text)

@@ -12,6 +12,9 @@
 83. another variant of a backend was installed, so models on the old one end
 84. the folder of an installation was moved away
 85. the disk is full: a load, and a pull
+86. configured flags end its engine
+87. loaded again for a request's larger context
+88. its file was deleted from the store
 """
 
 from __future__ import annotations
@@ -73,6 +76,56 @@ async def test_many_are_inside_one_engine_or_queued_for_it(make_told: Any) -> No
         "crowd, which has 2.",
     )
     assert asked["also"][0].startswith("Its engine is answering 2 requests in 2 slots, 2 requests queued")
+
+
+async def test_flags_a_larger_context_and_a_deleted_file(make_told: Any) -> None:
+    daemon = await make_told("--tokens", "3", install_policy="never")
+    await daemon.add("flagged")
+    body = {"model": "flagged", "runtime-flags": ["--die-in-load", "7"], "preload": False}
+    configured = await daemon.post("/engines/_configure", body)
+    await daemon.chat("flagged")
+    found = await daemon.why("flagged")
+    reads(
+        found["answer"],
+        "flagged is not loaded: it could not be loaded at {at}. The fake engine for flagged exited with code "
+        "7 while it loaded: it could not load the model it was asked to fail. It was loaded with the flags "
+        "--die-in-load 7, which {configured} configured at {clock}.",
+        configured=sent(configured, "POST /engines/_configure"),
+    )
+    assert found["remedies"][0]["command"] == "greenroom configure flagged --reset flags"
+    await daemon.post(
+        "/engines/_configure", {"model": "flagged", "reset": ["runtime-flags"], "preload": False}
+    )
+
+    async def answers() -> bool:
+        return bool((await daemon.chat("flagged")).status == 200)
+
+    await until_async(answers)
+
+    await daemon.add_wide("wide")
+    await daemon.chat("wide")
+    body = {"model": "wide", "stream": False, "messages": [{"role": "user", "content": "x"}]}
+    asked = await daemon.post("/api/chat", {**body, "options": {"num_ctx": 16384}})
+    line = sent(asked, "POST /api/chat to wide")
+    reads(
+        await daemon.first_line("wide"),
+        "wide is loaded: engine {engine} has served it on fake since {at}, because {asked} needed wide. It "
+        "was loaded again because that request asked for a context of 16384 tokens.",
+        asked=line,
+    )
+
+    await daemon.add("holey")
+    for blob in daemon.home.glob("models/blobs/**/*"):
+        if blob.is_file() and b"holey" in blob.read_bytes():
+            blob.unlink()
+    refused = await daemon.chat("holey")
+    message = refused.error["message"]
+    assert message.count("is damaged") == 1
+    assert ". Pull it again: greenroom pull " in message
+    reads(
+        await daemon.first_line("holey"),
+        "holey was in the store until {at}, when it was found damaged: its manifest is missing.",
+    )
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="no figure there tells own memory from files")

@@ -26,7 +26,7 @@ from greenroom.actors.scheduler.state import (
 )
 from greenroom.actors.values import Model
 from greenroom.runner.diagnosis import stop_reasons
-from greenroom.runner.diagnosis.configured import changes
+from greenroom.runner.diagnosis.configured import changes, last_change
 from greenroom.runner.diagnosis.engine_history import EngineHistory, usual_seconds
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop, listed
 from greenroom.runner.diagnosis.history import Happening, History, latest
@@ -241,6 +241,13 @@ def _replaced(model: ModelHistory, engine: EngineHistory) -> str:
         mine = [one for one in done if one.happening.record.cause == before.evicted_by]
         if mine and engine.caused_by != before.evicted_by:
             return f" It was loaded again because {mine[-1].who(model.history)} configured {mine[-1].told()}."
+    if before is not None and before.evicted is not None and before.evicted.reason == "larger_context":
+        old = before.spec.context_size if before.spec is not None else 0
+        who = model.history.who(before.evicted_by) or "a request"
+        if before.evicted_by == engine.caused_by:
+            who = "that request"
+        size = f"{engine.spec.context_size} tokens{f' instead of {old}' if old else ''}"
+        return f" It was loaded again because {who} asked for a context of {size}."
     context = [one for one in done if one.sets("context_size")]
     if not context or context[-1].happening.record.cause == engine.caused_by:
         return ""
@@ -312,12 +319,33 @@ def _of_failure(model: ModelHistory, failed: EngineHistory | None) -> Explanatio
         # It says nothing about the model: what happened to the daemon says more.
         found.steps = tuple(one.step for one in model.daemons(failed.began, failed.failed_at))
         return found
+    flags, target = _flags_of(model, failed)
+    if flags:
+        without = f"greenroom configure {target}--reset flags"
+        found.answer += f" {flags}"
+        found.remedies = (Remedy(aim="To load it without these flags", command=without), *found.remedies)
     count = model.failures(failed)
     if count > 1:
         others = [one for one in model.engines if one.failed is not None and one is not failed]
         found.also += stop_reasons.attempts(others[-(count - 1) :], model.now)
     found.numbers["failures"] = float(max(count, 1))
     return found
+
+
+def _flags_of(model: ModelHistory, failed: EngineHistory) -> tuple[str, str]:
+    """A sentence about the flags that an engine was started with and did not survive, and the model's name as
+    commands take it; empty if it was ready, or none were configured.
+    """
+    assert failed.failed is not None
+    if failed.failed.was_ready or failed.spec is None or not failed.spec.flags:
+        return "", ""
+    change = last_change(model.history, model.id, failed.spec.mode, "flags")
+    if change is None or not change.event.flags:
+        return "", ""
+    who, at = change.who(model.history), clock(change.happening.at, model.now)
+    mode = "" if failed.spec.mode == "completion" else f"--mode {failed.spec.mode} "
+    flags = " ".join(change.event.flags)
+    return f"It was loaded with the flags {flags}, which {who} configured at {at}.", f"{model.name} {mode}"
 
 
 def _of_breaker(model: ModelHistory, breaker: BreakerState) -> Explanation:

@@ -132,6 +132,7 @@ def _how(removed: Happening, model: ModelHistory) -> str:
     assert isinstance(event, ModelRemoved)
     who, reason = model.history.who(removed.record.cause), event.reason.rstrip(".")
     if event.damaged:
+        reason = reason.rpartition(" is damaged: ")[2]
         return f"when {who} found it damaged: {reason}" if who else f"when it was found damaged: {reason}"
     return f"when {who} removed it" if who else f"when it was removed: {reason}"
 

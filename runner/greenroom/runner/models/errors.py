@@ -85,11 +85,11 @@ def name_taken(reference: str) -> JobFailed:
 
 
 def model_damaged(model: Model, problem: str) -> JobFailed:
-    """`problem` is a sentence."""
+    """`problem` is a sentence, or its end."""
     name = familiar(model.tags[0]) if model.tags else model.id[7:19]
-    return JobFailed.permanent(
-        "model_damaged", f"The stored model {name} is damaged: {problem}", advice=f"greenroom pull {name}"
-    )
+    problem = problem.rpartition(" is damaged: ")[2].rstrip(".")  # said already of its id
+    sentence = f"The stored model {name} is damaged: {problem}."
+    return JobFailed.permanent("model_damaged", sentence, advice=f"Pull it again: greenroom pull {name}")
 
 
 def store_gone(root: Path) -> JobFailed:

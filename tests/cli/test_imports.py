@@ -45,8 +45,8 @@ print(json.dumps([code, sorted(set(sys.modules) - before)]))
         pytest.param(("ps",), 130, id="ps"),
         pytest.param(("list",), 150, id="list"),
         pytest.param(("queue",), 132, id="queue"),
-        pytest.param(("log", "--journal", "JOURNAL"), 175, id="log"),
-        pytest.param(("why", "daemon", "--journal", "JOURNAL"), 300, id="why"),
+        pytest.param(("log", "--journal", "JOURNAL"), 160, id="log"),
+        pytest.param(("why", "daemon", "--journal", "JOURNAL"), 280, id="why"),
     ],
 )
 def test_a_command_imports_only_what_it_uses(command: tuple[str, ...], most: int, tmp_path: Path) -> None:

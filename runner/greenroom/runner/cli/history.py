@@ -17,17 +17,23 @@ import msgspec
 from greenroom.actors.journal.port import Record
 from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, model_names
-from greenroom.runner.cli.journal import journal_option, journal_path, reading, set_aside_note
+from greenroom.runner.cli.journal import (
+    journal_elsewhere,
+    journal_option,
+    journal_path,
+    reading,
+    set_aside_note,
+)
 from greenroom.runner.cli.log import time_option
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import say, table, terminal_width
 from greenroom.runner.cli.problem import Problem
-from greenroom.runner.cli.remote_journal import RemoteJournal, journal_elsewhere
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.units import format_size
 
 if TYPE_CHECKING:
     from greenroom.actors.journal.reader import JournalReader
+    from greenroom.runner.cli.remote_journal import RemoteJournal
     from greenroom.runner.diagnosis.explanation import Explanation
     from greenroom.runner.diagnosis.history import History
     from greenroom.runner.diagnosis.live import Live

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -29,6 +29,9 @@ from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.units import format_size
 
+if TYPE_CHECKING:
+    from greenroom.runner.cli.remote_journal import RemoteJournal
+
 journal_option = click.option(
     "--journal",
     metavar="FILE",
@@ -41,6 +44,22 @@ def journal_path(ctx: click.Context, given: Path | None) -> Path:
     if given is None:
         return settings_of(ctx).home / "journal.db"
     return given / "journal.db" if given.is_dir() else given
+
+
+def journal_elsewhere(ctx: click.Context, journal: Path | None) -> RemoteJournal | None:
+    """The journal of the daemon that GREENROOM_HOST names.
+
+    None where a file is meant, or where that daemon's journal is the one in this data directory. Raises
+    Problem when no daemon answers.
+    """
+    settings = settings_of(ctx)
+    if journal is not None or not settings.host:
+        return None
+    # Rarely needed, and not quick to import.
+    from greenroom.runner.cli.remote_journal import RemoteJournal, daemon_elsewhere
+
+    daemon = daemon_elsewhere(settings)
+    return RemoteJournal(daemon) if daemon is not None else None
 
 
 @contextlib.contextmanager

@@ -16,10 +16,15 @@ import msgspec
 from greenroom.actors.journal.port import JournalDamaged
 from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names, engine_ids, model_names
-from greenroom.runner.cli.journal import journal_option, journal_path, reading, set_aside_note
+from greenroom.runner.cli.journal import (
+    journal_elsewhere,
+    journal_option,
+    journal_path,
+    reading,
+    set_aside_note,
+)
 from greenroom.runner.cli.output import announce, style, terminal_width, wrapped
 from greenroom.runner.cli.problem import Problem
-from greenroom.runner.cli.remote_journal import journal_elsewhere
 from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
 from greenroom.runner.diagnosis.times import parse_time
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-import click
 import msgspec
 
 from greenroom.actors.journal.port import JournalError, Record
 from greenroom.runner import exit_codes
-from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.client.daemons import Daemon, find, is_on_this_machine, not_running
 from greenroom.runner.client.errors import GreenroomError, RequestRefused
@@ -38,19 +36,6 @@ _PIECE = 2**20
 _LARGEST = 2**28
 """Bytes of an archive."""
 _GZIP = "application/gzip"
-
-
-def journal_elsewhere(ctx: click.Context, journal: Path | None) -> RemoteJournal | None:
-    """The journal of the daemon that GREENROOM_HOST names.
-
-    None where a file is meant, or where that daemon's journal is the one in this data directory. Raises
-    Problem when no daemon answers.
-    """
-    settings = settings_of(ctx)
-    if journal is not None or not settings.host:
-        return None
-    daemon = daemon_elsewhere(settings)
-    return RemoteJournal(daemon) if daemon is not None else None
 
 
 def daemon_elsewhere(settings: Settings) -> Daemon | None:

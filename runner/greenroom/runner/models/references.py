@@ -12,7 +12,6 @@ and only from a digest.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -242,6 +241,8 @@ def shown_name(model: Model) -> str:
 
 def digest_of(data: bytes) -> str:
     """`sha256:<hex>` of some bytes."""
+    import hashlib  # commands that hash nothing start sooner without it
+
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def test_texts_embeddings_models_and_engines(open_client: OpenClient, home: Path
     why = client.why(tiny)
     assert (why.kind, why.state) == ("model", "loaded")
     assert str(why).startswith(why.answer)
+    assert f"(process {os.getpid()})" in why.answer  # whose request had it loaded
     assert client.unload(tiny, "absent").unknown == ("absent",)
     client.unload()
     until(lambda: not client.ps())

@@ -23,8 +23,9 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import HomeLocked
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable
+from greenroom.runner.http.admission import process_caller
 from greenroom.runner.http.aiohttp_adapter import ServerRunner
-from greenroom.runner.http.app import front_door
+from greenroom.runner.http.app import context_of, front_door
 
 R = TypeVar("R")
 
@@ -170,6 +171,7 @@ class _Door:
 
     def __init__(self, runner: Greenroom) -> None:
         self._runner = runner
+        self._caller = process_caller(os.getpid())
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Event | None = None
@@ -224,9 +226,9 @@ class _Door:
             self._started.set()
 
     async def _serve(self) -> None:
-        served = ServerRunner(
-            front_door(self._runner), access_log=None, shutdown_timeout=_CLOSE, handle_signals=False
-        )
+        app = front_door(self._runner)
+        self._callers = context_of(app).callers
+        served = ServerRunner(app, access_log=None, shutdown_timeout=_CLOSE, handle_signals=False)
         await served.setup()
         try:
             self._server = served.server
@@ -238,12 +240,15 @@ class _Door:
         finally:
             await served.cleanup()
 
-    def _accept(self, connection: socket.socket) -> None:
+    async def _serve_on(self, connection: socket.socket) -> None:
         assert self._server is not None
         loop = asyncio.get_running_loop()
-        accepting: asyncio.Task[object] = loop.create_task(
-            loop.connect_accepted_socket(self._server, connection)
-        )
+        transport, _ = await loop.connect_accepted_socket(self._server, connection)
+        self._callers.introduce(transport, self._caller)
+
+    def _accept(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        accepting: asyncio.Task[object] = loop.create_task(self._serve_on(connection))
         self._connections.add(accepting)
         accepting.add_done_callback(self._connections.discard)
 

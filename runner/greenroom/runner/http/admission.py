@@ -437,6 +437,10 @@ class Callers:
         if known is not None:
             self._known[connection] = known
 
+    def introduce(self, connection: object, caller: Caller) -> None:
+        """Who asks on a connection that cannot be looked up."""
+        self._known[connection] = caller
+
     async def looked_up(self, request: Request, user: str = "") -> Caller:
         """The same, once the process behind a connection from this machine has been looked up."""
         connection = request.connection
@@ -535,7 +539,7 @@ def _among(ends: _Ends, recent: tuple[tuple[int, Caller], ...]) -> Caller | None
         except psutil.Error:
             continue
         # A pid comes again: what has it now may be another program.
-        if ends in {_ends_of(one) for one in connections} and caller == _caller(pid):
+        if ends in {_ends_of(one) for one in connections} and caller == process_caller(pid):
             return caller
     return None
 
@@ -548,7 +552,7 @@ def _processes() -> Mapping[_Ends, Caller]:
         if not one.pid:
             continue
         if one.pid not in callers:
-            callers[one.pid] = _caller(one.pid)
+            callers[one.pid] = process_caller(one.pid)
         if (ends := _ends_of(one)) is not None:
             found[ends] = callers[one.pid]
     return found
@@ -569,7 +573,8 @@ def _users() -> Mapping[_Ends, Caller]:
     }
 
 
-def _caller(pid: int) -> Caller:
+def process_caller(pid: int) -> Caller:
+    """A process as a caller. Reads what the system says of it."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():

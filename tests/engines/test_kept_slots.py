@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,3 +120,26 @@ def test_a_slot_whose_prompt_mlx_no_longer_keeps_is_empty(tmp_path: Path, monkey
         generator = SimpleNamespace(prompt_cache=kept, model_provider=SimpleNamespace(model_key="m"))
         assert slots.done(generator, 0, "save", "name") == {"id_slot": 0, "n_saved": 0, "n_written": 0}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_windows_that_slide_and_recurrent_models_go_on_as_well(mlx_python: Path, programs: Path) -> None:
+    """What such a model has read cannot be cut: where a template leaves the answer out, it goes on from the
+    prompt, which is saved as well.
+    """
+    done = subprocess.run(
+        [mlx_python, programs / "mlx_slots.py"], capture_output=True, text=True, timeout=250, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {name: one["cuts"] for name, one in found.items()} == {
+        "llama": True,
+        "sliding window": False,
+        "recurrent": False,
+    }
+    for name, one in found.items():
+        assert (one["saved"], one["restored"]) == (43, 43), name
+        assert one["extended"] == [43, True], name
+        assert one["left out"] == [40, True], name

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+import tiny_recurrent
 from engine_stage import Stage
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Launch, ModelFiles
@@ -236,6 +237,43 @@ def test_a_sliding_window_goes_on_alike_even_where_a_template_leaves_out_what_wa
         answer, cached = engine.say(1, turn)
         assert answer == live[name][0], name
         assert cached > tokens // 2, f"{name}: it read all again"
+    engine.end()
+
+
+def test_a_recurrent_model_goes_on_from_its_answer_and_from_its_prompt(
+    stage: Stage, llama_cpp_python: Path, tmp_path: Path
+) -> None:
+    """Its state cannot go back to an earlier token: llama.cpp saves one of the prompt's end as well."""
+    path = tmp_path / "recurrent.gguf"
+    path.write_bytes(tiny_recurrent.gguf())
+    starts = llama_with(stage, llama_cpp_python, path)
+
+    def complete(engine: Running, slot: int, prompt: Any) -> tuple[list[int], int]:
+        fields = {"n_predict": 8, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+        body = {"prompt": prompt, **fields, "id_slot": slot}
+        status, reply = engine.stage.request(engine.endpoint, "/completion", body)
+        assert status == 200, reply
+        return reply["tokens"], reply["timings"]["cache_n"]
+
+    shape = {"slots": 2, "context_size": tiny_recurrent.CONTEXT}
+    engine = starts(**shape)
+    said = {"content": "a quiet whale " * 10, "add_special": True}
+    prompt = engine.stage.request(engine.endpoint, "/tokenize", said)[1]["tokens"]
+    answer, _ = complete(engine, 0, prompt)
+    tokens = engine.keep(0, tmp_path / "saved")
+    turns = {"extended": [*prompt, *answer, 100, 101], "left out": [*prompt, 100, 101]}
+    live = {}
+    for name, turn in turns.items():
+        engine.slots.erase(0, BOUND)
+        complete(engine, 0, prompt)
+        live[name] = complete(engine, 0, turn)
+    engine.end()
+    assert live["extended"][1] == tokens
+    engine = starts(**shape)
+    for name, turn in turns.items():
+        assert engine.bring(1, tmp_path / "saved") == Restored(tokens)
+        assert complete(engine, 1, turn) == live[name], name
+    assert live["left out"][1] > len(prompt) // 2
     engine.end()
 
 

@@ -22,27 +22,27 @@ _TOKENS = ("<unk>", "<s>", "</s>", *(f"<0x{number:02X}>" for number in range(256
 def gguf() -> bytes:
     """The whole file; always the same bytes."""
     metadata = [
-        _entry("general.architecture", _STRING, "llama"),
-        _entry("llama.context_length", _UINT32, 64),
-        _entry("llama.embedding_length", _UINT32, WIDTH),
-        _entry("llama.block_count", _UINT32, 1),
-        _entry("llama.feed_forward_length", _UINT32, FEED_FORWARD),
-        _entry("llama.attention.head_count", _UINT32, HEADS),
-        _entry("llama.attention.layer_norm_rms_epsilon", _FLOAT32, 1e-5),
-        _entry("tokenizer.ggml.model", _STRING, "llama"),
-        _list("tokenizer.ggml.tokens", _STRING, _TOKENS),
-        _list("tokenizer.ggml.scores", _FLOAT32, [0.0] * len(_TOKENS)),
-        _list("tokenizer.ggml.token_type", _INT32, [_UNKNOWN, _CONTROL, _CONTROL] + [_BYTE] * 256),
+        entry("general.architecture", _STRING, "llama"),
+        entry("llama.context_length", _UINT32, 64),
+        entry("llama.embedding_length", _UINT32, WIDTH),
+        entry("llama.block_count", _UINT32, 1),
+        entry("llama.feed_forward_length", _UINT32, FEED_FORWARD),
+        entry("llama.attention.head_count", _UINT32, HEADS),
+        entry("llama.attention.layer_norm_rms_epsilon", _FLOAT32, 1e-5),
+        entry("tokenizer.ggml.model", _STRING, "llama"),
+        array("tokenizer.ggml.tokens", _STRING, _TOKENS),
+        array("tokenizer.ggml.scores", _FLOAT32, [0.0] * len(_TOKENS)),
+        array("tokenizer.ggml.token_type", _INT32, [_UNKNOWN, _CONTROL, _CONTROL] + [_BYTE] * 256),
     ]
     described, tensors = b"", b""
     chance = random.Random(1)  # noqa: S311 - weights are no secret
     for name, shape in _SHAPES.items():
-        described += _text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+        described += text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
         described += struct.pack("<IQ", 0, len(tensors))
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-        tensors += _padded(struct.pack(f"<{count}f", *(chance.uniform(-0.1, 0.1) for _ in range(count))))
+        tensors += padded(struct.pack(f"<{count}f", *(chance.uniform(-0.1, 0.1) for _ in range(count))))
     head = b"GGUF" + struct.pack("<IQQ", 3, len(_SHAPES), len(metadata))
-    return _padded(head + b"".join(metadata) + described) + tensors
+    return padded(head + b"".join(metadata) + described) + tensors
 
 
 _SHAPES = {
@@ -61,25 +61,25 @@ _SHAPES = {
 }
 
 
-def _text(text: str) -> bytes:
-    data = text.encode()
+def text(value: str) -> bytes:
+    data = value.encode()
     return struct.pack("<Q", len(data)) + data
 
 
 def _value(kind: int, value: object) -> bytes:
     if kind == _STRING:
-        return _text(str(value))
+        return text(str(value))
     return struct.pack({_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f"}[kind], value)
 
 
-def _entry(key: str, kind: int, value: object) -> bytes:
-    return _text(key) + struct.pack("<I", kind) + _value(kind, value)
+def entry(key: str, kind: int, value: object) -> bytes:
+    return text(key) + struct.pack("<I", kind) + _value(kind, value)
 
 
-def _list(key: str, kind: int, values: Sequence[object]) -> bytes:
-    head = _text(key) + struct.pack("<IIQ", _ARRAY, kind, len(values))
+def array(key: str, kind: int, values: Sequence[object]) -> bytes:
+    head = text(key) + struct.pack("<IIQ", _ARRAY, kind, len(values))
     return head + b"".join(_value(kind, one) for one in values)
 
 
-def _padded(data: bytes) -> bytes:
+def padded(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % _ALIGNMENT)

@@ -128,6 +128,7 @@ async def test_flags_a_larger_context_and_a_deleted_file(make_told: Any) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="no figure there tells own memory from files")
 async def test_it_used_too_much_memory_and_then_no_daemon_can_be_started(make_told: Any) -> None:
     grows = ("--grow-of", "grow", "--grow-to", "1600")
@@ -246,6 +247,7 @@ async def test_a_device_goes_away_and_the_journal_is_set_aside(make_told: Any, f
     )
 
 
+@pytest.mark.slow
 @CUDA
 async def test_another_variant_is_installed_and_its_folder_moved_away(make_told: Any, folder: Path) -> None:
     devices = folder / "cards"

@@ -243,6 +243,10 @@ async def test_it_unloaded_models(daemon: Told) -> None:
         await daemon.chat(name)
     answer = await daemon.post("/engines/unload", {"all": True})
     await check(daemon, answer, "POST /engines/unload", f"{DONE}It unloaded one and two.")
+    await daemon.ended("one")
+    await daemon.ended("two")
+    answer = await daemon.post("/engines/unload", {"all": True})
+    await check(daemon, answer, "POST /engines/unload", f"{DONE}It unloaded nothing.")
 
 
 async def test_it_configured_named_or_removed_a_model(daemon: Told) -> None:

@@ -97,6 +97,9 @@ def why_request(request: str, history: History, now: float, row: Row | None = No
         # How it ended is known, whatever became of what it began.
         found.state, found.cause = ended
         found.remedies = (*words, *(one for one in found.remedies if one not in words))
+        unloaded = any(isinstance(one.event, EvictionDecided) for one in caused)
+        if row.path.endswith("/unload") and row.outcome == "whole" and not unloaded:
+            found.answer += " It unloaded nothing."
         if row.outcome == "died":
             _tell_death(found, row, history, now)
     elif not found.cause:

@@ -141,3 +141,23 @@ def test_a_model_that_was_evicted_goes_on_and_why_says_so(
     told = daemon.run("why", row["id"]).stdout
     assert "tokens of its prompt were restored from" in told
     assert "greenroom_conversations_restored_total" in daemon.get("/metrics").body.decode()
+
+
+def test_a_conversation_with_mlx_outlives_its_engine(daemon: Any, smollm2_mlx: Path) -> None:
+    # mlx keeps prompts only in the memory for them, for which little memory leaves none.
+    daemon.restart(GREENROOM_MEMORY_BUDGET="5GB")
+    model = str(smollm2_mlx)
+    # A processor takes seconds for a hundred tokens here.
+    messages: list[dict[str, str]] = [{"role": "user", "content": RULES[:1_100]}]
+    for number in range(2):
+        body = {"model": model, "messages": messages, "max_tokens": 4, "temperature": 0}
+        answer = daemon.post("/v1/chat/completions", body)
+        assert answer.status == 200, answer.body
+        messages += [answer.json["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+        if not number:
+            unload(daemon, model)
+            assert [one["reason"] for one in saved(daemon)] == ["unload"]
+    details = answer.json["usage"]["prompt_tokens_details"]
+    assert details["cached_tokens"] > 200
+    (entry,) = saved(daemon)
+    assert entry["restored"] == 1

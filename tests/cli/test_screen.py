@@ -52,6 +52,10 @@ def full_daemon(our_daemon: Any) -> Any:
     size = {"mode": "completion", "setting": "context-size", "value": 4096, "source": "configured"}
     our_daemon.routes |= {
         "GET /models": [model],
+        "GET /v1/models": {
+            "object": "list",
+            "data": [{"id": LONG, "dmr": {"context_window": 4096}}],
+        },
         "GET /models/smollm2": {**model, "settings": [{**size, "trained": 8192}, row]},
         "GET /engines/ps": [],
         "GET /engines/ps?all=true": [engine],

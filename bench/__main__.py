@@ -20,18 +20,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
-PROGRAMS = ("journal", "kernel", "front_door", "families", "engines", "clients", "installer", "daemon", "why")
+PROGRAMS = (
+    *("journal", "kernel", "front_door", "asgi", "families", "engines"),
+    *("clients", "installer", "daemon", "why"),
+)
 QUICK = {
     "journal": ["--seconds", "0.5", "--events", "20000"],
     "kernel": ["--seconds", "0.3"],
     "front_door": ["--requests", "100", "--streams", "16", "--seconds", "2"],
+    "asgi": ["--requests", "100"],
     "families": ["--requests", "60", "--streams", "16", "--seconds", "2", "--repeat", "1"],
     "clients": ["--repeat", "1", "--clients", "4", "16", "--tokens", "16", "--context", "256"],
     "installer": ["--repeat", "1"],
     "daemon": ["--events", "20000", "--repeat", "2", "--callers", "200"],
     "why": ["--events", "20000", "--repeat", "2"],
 }
-ALWAYS_JSON = ("front_door",)
+ALWAYS_JSON = ("front_door", "asgi")
 BUSY = 0.5
 """Load for each processor above which figures are not to be trusted."""
 
@@ -64,6 +68,9 @@ BUDGETS = (
         lambda found: found["first_token_ms"]["added_p50"],
         0.4,
         "ms",
+    ),
+    Budget(
+        "first token as an ASGI application, beside aiohttp", "asgi", lambda found: found["ratio"], 1.15, "x"
     ),
     Budget(
         "first token, added by the record of requests",

@@ -4,6 +4,7 @@
 
 One Greenroom with the fake engine, in one process and one loop (uvloop): its front door is served by aiohttp
 and by uvicorn (httptools). One lean client asks both, and the bare engine, by turns for one streamed token.
+The ratio is that of the quickest tenth of the requests.
 """
 
 from __future__ import annotations
@@ -78,9 +79,12 @@ def measure(folder: Path, requests: int, binary: str) -> dict[str, Any]:
         process.terminate()
         process.wait(60)
     p50 = {name: statistics.median(found) for name, found in times.items()}
-    ratio = p50["asgi"] / p50["aiohttp"]
+    # Whatever else the machine does makes a request slower, never quicker.
+    quick = {name: statistics.quantiles(found, n=10)[0] for name, found in times.items()}
+    ratio = quick["asgi"] / quick["aiohttp"]
     return {
         "first_token_ms": {name: round(value, 3) for name, value in p50.items()},
+        "quickest_tenth_ms": {name: round(value, 3) for name, value in quick.items()},
         "added_ms": {name: round(p50[name] - p50["bare"], 3) for name in ("aiohttp", "asgi")},
         "ratio": round(ratio, 3),
         "budget": RATIO,

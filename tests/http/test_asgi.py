@@ -336,10 +336,12 @@ async def test_the_lifespan_starts_and_stops_and_says_why_it_cannot(short_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("area", ["streams", "disconnects", "hostile", "ollama", "slots", "timeouts"])
-def test_what_holds_at_the_daemons_own_door_holds_behind_uvicorn(area: str) -> None:
-    env = {"GREENROOM_TEST_ADAPTER": "asgi"}
+async def test_what_holds_at_the_daemons_own_door_holds_behind_uvicorn(area: str) -> None:
+    env = {**os.environ, "GREENROOM_TEST_ADAPTER": "asgi"}
     argv = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", str(TESTS / "http" / f"test_{area}.py")]
     # uvicorn answers what is not HTTP itself.
     argv += ["-k", "not not_http and not hostile_header"]
-    done = subprocess.run(argv, env={**os.environ, **env}, capture_output=True, text=True, timeout=1700)
+    done = await asyncio.to_thread(
+        subprocess.run, argv, env=env, capture_output=True, text=True, timeout=1700
+    )
     assert done.returncode == 0, done.stdout[-8_000:]

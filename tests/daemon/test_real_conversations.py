@@ -90,7 +90,7 @@ def test_a_conversation_outlives_keep_alive_daemon_and_the_death_of_its_engine(
     chat = Chat(daemon, model)
     _, read = chat.turn(keep_alive="1s")
     until(lambda: saved(daemon) and not daemon.engines(), 60)
-    assert saved(daemon)[0]["reason"] == "idle"
+    assert saved(daemon)[0]["reason"] == "keep_alive"
 
     # An engine that is killed had been idle before. What is new must be worth a file.
     cached, _ = chat.turn(f"And of the second? {MORE}", keep_alive="10m")

@@ -210,6 +210,8 @@ class ConversationSaver:
             return
         try:
             why = EndReason(*(self._evicted(engine_id) or ()))
+            if why.reason == "idle":
+                why = EndReason("keep_alive")  # `idle` is what was saved while it ran
             contents = self._gates.contents(engine_id).items()
             # The largest part of the time saved comes first: the bound may end it.
             for number, content in sorted(contents, key=lambda one: len(one[1].parts), reverse=True):

@@ -25,7 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engines import BOUND, CACHE, call
+from engines import BOUND, CACHE, backend_of, call
+
+from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.server import run
 
 RULE = "Rule {}: be kind to whale number {}, and remember that it likes to sing in the evening."
 RULE_TOKENS = 24
@@ -34,20 +38,26 @@ GOAL = 20.0
 """Times as soon as without, at 4,000 tokens."""
 
 
+def serve(python: str, home: Path, setting: Any) -> None:
+    """The daemon under test, in a process of its own."""
+    backend = backend_of("llama.cpp", python)
+    binary = ExternalBackend(binary=Path(sys.executable))
+    settings = Settings(home=home, port=0, conversations=setting, backends={backend.name: binary})
+    run(Greenroom(settings, backends={backend.name: backend}))
+
+
 class Place:
     """A data directory, and its daemon."""
 
     def __init__(self, python: str, home: Path, setting: str) -> None:
-        self._argv = [sys.executable, str(Path(__file__).with_name("engines.py")), "--serve", "llama.cpp"]
-        self._argv += [python, str(home)]
-        self._env = {**os.environ, "GREENROOM_CONVERSATIONS": setting}
+        self._argv = [sys.executable, __file__, "--serve", python, str(home), setting]
         self._home = home
         self.start()
 
     def start(self) -> None:
         note = self._home / "daemon.json"
         note.unlink(missing_ok=True)
-        self.process = subprocess.Popen(self._argv, env=self._env, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self._argv, stderr=subprocess.DEVNULL)
         until(note.exists)
         self.url = json.loads(note.read_text())["url"]
 
@@ -135,6 +145,9 @@ def measure(python: str, model: Path, folder: Path, setting: str, tokens: int) -
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], Path(sys.argv[3]), sys.argv[4])
+        return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--tokens", type=int, default=4_000)

@@ -179,9 +179,9 @@ stop, run = Greenroom.stop, server.run
 if what == "executor":
     # A call that was made off the loop, on a disk that does not answer.
     receive = server._Serving._receive
-    async def receiving(self):
+    async def receiving(self, *args):
         asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
-        await receive(self)
+        await receive(self, *args)
     server._Serving._receive = receiving
 if what == "stop":
     Greenroom.stop = lambda self, *a, **k: threading.Event().wait()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,9 @@ def test_settings_are_checked_where_they_are_given(home: Path, monkeypatch: pyte
         Greenroom.open(home, keep_alive="soon")
     with pytest.raises(TypeError, match="target must be a path or a URL"):
         connect(7)  # type: ignore[arg-type]
+    for address in ("127.0.0.1:12400", "localhost:80", "[::1]:12400"):
+        with pytest.raises(ValueError, match=re.escape(f"write http://{address}")):
+            connect(address)
     monkeypatch.setenv("HOME", str(home))
     runner = Greenroom.open("~/mine").runner
     assert runner is not None
@@ -170,10 +174,10 @@ def test_a_program_that_forgets_to_close_ends_all_the_same(home: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
-def test_connecting_to_what_another_program_has_inside_names_that_program(home: Path) -> None:
+def test_connecting_to_what_this_program_has_inside_says_so(home: Path) -> None:
     with fake_greenroom(home) as runner:
         assert runner.is_running
-        with pytest.raises(NotAvailable, match=rf"process {os.getpid()} ") as caught:
+        with pytest.raises(NotAvailable, match="is open in this very process") as caught:
             connect(home, start=False).models()
     assert caught.value.code == "home_in_use"
     assert "127.0.0.1" not in caught.value.sentence

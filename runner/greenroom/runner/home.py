@@ -27,6 +27,7 @@ _FILES = (
 )
 _OTHERS_WRITE = 0o022
 _ELSEWHERE = "Set GREENROOM_HOME to a folder you may write to."
+_OR_ELSEWHERE = _ELSEWHERE.replace("Set", "or set")
 
 
 class HomeUnusable(OSError):
@@ -99,13 +100,13 @@ def complaint(error: OSError, home: Path) -> tuple[str, str]:
         case errno.EROFS:
             return f"{begin}{path} is on a file system that is mounted read-only.", _ELSEWHERE
         case errno.ENOSPC | errno.EDQUOT:
-            return f"{begin}the disk of {path} is full.", f"Make room, or: {_ELSEWHERE}"
+            return f"{begin}the disk of {path} is full.", f"Make room, {_OR_ELSEWHERE}"
         case errno.EMFILE | errno.ENFILE:
             return f"{begin}too many files are open.", "Raise the limit (ulimit -n), then try again."
         case errno.EISDIR:
             return f"{begin}{path} is a folder and should be a file.", "Move it away, then try again."
         case errno.ENOTDIR | errno.EEXIST | errno.ENOENT | errno.ELOOP:
-            return f"{begin}{_not_a_folder(path, home)}.", f"Move it away, or: {_ELSEWHERE}"
+            return f"{begin}{_not_a_folder(path, home)}.", f"Move it away, {_OR_ELSEWHERE}"
     return f"{begin}{error.strerror or error} ({path}).", _ELSEWHERE
 
 

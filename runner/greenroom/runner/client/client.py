@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 R = TypeVar("R")
+_HOST_AND_PORT = re.compile(r"(?:localhost|[\w-]+(?:\.[\w-]+)+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
 
 
 def connect(
@@ -51,9 +53,12 @@ def connect(
     Raises:
         BadSetting: a value cannot be used; it is a ValueError.
         TypeError: `target` is neither text nor a path.
+        ValueError: `target` is a host and a port without `http://`.
     """
     if target is not None and not isinstance(target, str | os.PathLike):
         raise TypeError(f"target must be a path or a URL, not {type(target).__name__}")
+    if isinstance(target, str) and _HOST_AND_PORT.fullmatch(target):
+        raise ValueError(f"{target} is not a URL: write http://{target}, or ./{target} for a data directory")
     return Client(DaemonAccess(target, start, port))
 
 

@@ -86,6 +86,15 @@ class InsideAnother(NotAvailable):
     """The data directory is in use by a program that has Greenroom inside it and listens nowhere we know."""
 
     def __init__(self, settings: Settings, holder: DaemonHolder) -> None:
+        if holder.pid == os.getpid():
+            super().__init__(
+                f"The data directory {settings.home} is open in this very process, by Greenroom.open or "
+                "greenroom.runner.Greenroom, and no daemon can use it meanwhile.",
+                "Use that Greenroom, or close it first.",
+                code="home_in_use",
+                kind="conflict",
+            )
+            return
         at = f" at {settings.url}" if settings.port else ""
         super().__init__(
             f"The data directory {settings.home} is in use by another program that embeds Greenroom: "

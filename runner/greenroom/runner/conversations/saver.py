@@ -6,6 +6,7 @@ here. Whatever fails costs only what could have been gained: the engine reads th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -148,6 +149,8 @@ class ConversationSaver:
         """Of an engine, the contents and whether they were saved, as they were last noted in its folder."""
         self._cannot: dict[str, str] = {}
         """Engines that cannot save slots, and why."""
+        self._slot_files: dict[str, SlotFiles] = {}
+        """By engine: each remembers the files that it could not remove yet."""
         self.restored = RestoredTotals()
         """Since the start."""
         self._saving = threading.Lock()
@@ -160,7 +163,12 @@ class ConversationSaver:
         """Begin to look for idle engines; the store is opened meanwhile."""
         if not self.saves:
             return
-        self._found = {path.parts[-3] for path in self._engines_dir.glob(f"*/slots/{_NOTES}")}
+        files = list(self._engines_dir.glob("*/slots/*"))
+        self._found = {path.parent.parent.name for path in files if path.name == _NOTES}
+        for path in files:
+            if path.name != _NOTES:  # a daemon that was killed was saving or restoring it
+                with contextlib.suppress(OSError):
+                    path.unlink()
         self._gates.on_open = self._opened if self._found else None
         thread = Thread(self._watch, "conversations")
         try:
@@ -242,6 +250,8 @@ class ConversationSaver:
             del self._noted[known]
         self._done = {key: serial for key, serial in self._done.items() if key[0] in readings}
         self._cannot = {one: why for one, why in self._cannot.items() if one in readings}
+        for known in [one for one in list(self._slot_files) if one not in readings]:
+            self._slot_files.pop(known, None)
 
     def _save_idle(self, engine_id: str) -> None:
         engine = self._engine(engine_id)
@@ -421,8 +431,13 @@ class ConversationSaver:
             return None
         if engine.spec.engine_id in self._cannot:
             return None
-        folder = EngineFolder(self._engines_dir / engine.spec.engine_id)
-        return slot_files(folder, Path(engine.endpoint), engine.pid)
+        known = self._slot_files.get(engine.spec.engine_id)
+        if known is None:
+            folder = EngineFolder(self._engines_dir / engine.spec.engine_id)
+            known = slot_files(folder, Path(engine.endpoint), engine.pid)
+            if known is not None:
+                self._slot_files[engine.spec.engine_id] = known
+        return known
 
     def _compat(self, spec: EngineSpec) -> str:
         return compat_of(spec, self._backends[spec.backend].slot_layout(spec))

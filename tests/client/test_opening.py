@@ -60,6 +60,9 @@ def test_settings_are_checked_where_they_are_given(home: Path, monkeypatch: pyte
         Greenroom.open(home, keep_alive="soon")
     with pytest.raises(TypeError, match="target must be a path or a URL"):
         connect(7)  # type: ignore[arg-type]
+    client: Any = connect(home)
+    with pytest.raises(TypeError, match=r"no option 'n_ctx'; did you mean num_ctx\? there are"):
+        client.chat("poet", "Hello", n_ctx=2048)
     for address in ("127.0.0.1:12400", "localhost:80", "[::1]:12400"):
         with pytest.raises(ValueError, match=re.escape(f"write http://{address}")):
             connect(address)

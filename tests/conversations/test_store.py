@@ -140,7 +140,7 @@ def test_the_least_valuable_go_first(tmp_path: Path) -> None:
     clock.now += 600
     newest = kept(store, tmp_path, "mno")
     assert store.entries() == [newest, newer]
-    assert store.why_not("engine", "user:1", old.chain) == "it was dropped for want of space"
+    assert store.why_not("engine", "user:1", old.chain) == "it was removed to make room"
 
 
 def test_one_that_is_worth_less_than_all_others_is_not_kept_and_drops_none(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_may_be_written_is_bounded(tmp_path: Path) -> None:
 
 def test_nothing_is_written_to_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
     store = store_in(tmp_path, budget=lambda: 10**18, daily=lambda: 10**18)
-    assert "of the disk are free" in store.may_write(10**17)
+    assert "the disk has only" in store.may_write(10**17)
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing_but_the_gain(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_disk_that_refuses_is_left_alone_for_a_while(
         patched.setattr(files, "write", full)
         for _ in range(3):
             assert put(store, tmp_path, "abc") is None
-    assert store.may_write(1) == "the disk has just refused to be written"
+    assert store.may_write(1) == "writing to the disk has just failed"
     assert [one for one in caplog.messages if "No space left" in one] == [
         "saved conversations: [Errno 28] No space left on device"
     ]

@@ -430,7 +430,7 @@ def _told_restoring(backend: dict[str, Any]) -> Iterator[str]:
     """Which of a backend's installations cannot go on with saved conversations."""
     for one in backend["installations"]:
         if why := one.get("no_restore"):
-            yield f"{backend['name']} {one['version']} does not go on with saved conversations: {why}."
+            yield f"{backend['name']} {one['version']} cannot continue saved conversations: {why}."
 
 
 def _told_variants(backend: dict[str, Any]) -> Iterator[str]:

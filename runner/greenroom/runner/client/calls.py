@@ -439,11 +439,19 @@ def _fields(options: Mapping[str, Any], known: type) -> dict[str, Any]:
     return {**given, **extra}
 
 
+_ELSEWHERE = {"n_ctx": "num_ctx", "num_predict": "max_tokens", "n_predict": "max_tokens"}
+"""What llama-cpp-python and Ollama call some options, and what they are called here."""
+
+
 def _known(given: Mapping[str, Any], known: type) -> dict[str, Any]:
     """Without those that are None."""
     for name in given:
         if name not in known.__annotations__:
-            raise TypeError(f"there is no option {name!r}; there are {', '.join(known.__annotations__)}")
+            meant = _ELSEWHERE.get(name, "")
+            hint = f"did you mean {meant}? " if meant in known.__annotations__ else ""
+            raise TypeError(
+                f"there is no option {name!r}; {hint}there are {', '.join(known.__annotations__)}"
+            )
     return {name: value for name, value in given.items() if value is not None}
 
 

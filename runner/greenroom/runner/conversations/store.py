@@ -55,7 +55,7 @@ _REMEMBERED = 256
 """Dropped conversations whose reason is remembered."""
 _GONE = {
     "expired": "it has expired",
-    "space": "it was dropped for want of space",
+    "space": "it was removed to make room",
     "damaged": "its file was damaged",
     "removed": "it was removed",
 }
@@ -280,7 +280,7 @@ class ConversationStore:
         if self._problem:
             return self._problem
         if self._failures and time.monotonic() - self._failed_at < _QUIET:
-            return "the disk has just refused to be written"
+            return "writing to the disk has just failed"
         try:
             budget, daily = self._budget(), self._daily()
             free = shutil.disk_usage(self._folder.parent).free
@@ -293,7 +293,7 @@ class ConversationStore:
         if written + size > daily:
             return f"{format_size(written)} of at most {format_size(daily)} a day have been written"
         if free - size < _LEFT_FREE:
-            return f"only {format_size(free)} of the disk are free"
+            return f"the disk has only {format_size(free)} free"
         return ""
 
     def put(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from greenroom.runner.client import calls
@@ -96,18 +95,14 @@ class Client:
         self._access.http()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> AsyncClient:
         return await self.in_asyncio().__aenter__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.in_asyncio().__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self.in_asyncio().aclose()
 
     def in_asyncio(self) -> AsyncClient:
         """The same for asyncio. Either may be closed, which closes both."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from greenroom.runner.client.access import Access
@@ -70,9 +69,7 @@ class EngineSlot:
                 raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._leave(self._access.runner)
 
     async def __aenter__(self) -> Self:
@@ -88,9 +85,7 @@ class EngineSlot:
                 raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._leave(self._access.runner)
 
     def _check(self) -> None:
@@ -136,9 +131,7 @@ class _Named:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from greenroom.actors.kernel.errors import KernelError
         from greenroom.runner.actor_states import NotRunning
 

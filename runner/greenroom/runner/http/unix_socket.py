@@ -9,7 +9,6 @@ import secrets
 import socket
 import stat
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 _LONGEST = 103
@@ -53,9 +52,7 @@ class UnixListener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
         self.socket.close()
 

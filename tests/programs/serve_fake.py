@@ -5,11 +5,13 @@ Prints its URL once its door is open, and at the end the name of whatever it cou
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
+from greenroom.runner.diagnosis import freshener
 from greenroom.runner.http.server import run
 from greenroom.runner.testing import fake_backend
 
@@ -18,6 +20,7 @@ def main() -> int:
     given, flags = sys.argv[1:], []
     if "--" in given:
         given, flags = given[: given.index("--")], given[given.index("--") + 1 :]
+    freshener.LOOK_EVERY = float(os.environ.get("TEST_LOOK_EVERY", freshener.LOOK_EVERY))
     home, port, bind = Path(given[0]), int(given[1]), given[2] if len(given) > 2 else "127.0.0.1"
     settings = Settings(
         home=home,

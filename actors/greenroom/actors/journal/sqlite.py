@@ -113,6 +113,11 @@ class SqliteJournal:
                 self.close()
                 raise
 
+    @property
+    def last_seq(self) -> int:
+        """The number of the last event that is stored and checked; 0 while there is none. On any thread."""
+        return self._chain.seq
+
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         if self._is_forked:
             raise NotWritten(f"{self.files.db} belongs to process {self._pid}; this is a fork of it")

@@ -15,6 +15,7 @@
 - `stop_reasons`: why an engine stopped; `lost_devices`: whether its graphics device went away
 - `history`, `engine_history`, `model_history`: what the answers are read from
 - `subjects`, `event_index`: what each event concerns; `checkpoint`: all of that, kept for the next question
+- `freshener`: keeps that up to date beside a daemon
 - `aliases`, `configured`: the names of models, and their configurations, over time
 - `old_journals`: what earlier versions stored in sentences only
 - `replay`, `overview`: the state at any moment of the past (`replay`)

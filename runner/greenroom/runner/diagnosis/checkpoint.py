@@ -97,9 +97,23 @@ def told(reader: JournalReader, question: str, tell: Callable[[History], T]) -> 
         with contextlib.suppress(JournalDamaged):
             return tell(history)
         # An event before the checkpoint has changed since: the reading will say which.
+    return tell(_anew(reader, question))
+
+
+def refresh(reader: JournalReader) -> None:
+    """Bring the file up to date, if much was stored since. Raises as `told`."""
+    history = resumed(reader, "")
+    if history is None:
+        _anew(reader, "")
+    else:
+        begun = history.count
+        _keep(reader, history.read(reader.read(after=begun)), begun)
+
+
+def _anew(reader: JournalReader, question: str) -> History:
     history = History(question, reader).read(reader.read())
     _keep(reader, history, 0)
-    return tell(history)
+    return history
 
 
 def resumed(reader: JournalReader, question: str) -> History | None:

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from greenroom import __version__
+from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.runner.daemon import STOP_BOUND, Greenroom
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
+from greenroom.runner.diagnosis.freshener import Freshener
 from greenroom.runner.http.accepting import Connections
 from greenroom.runner.http.aiohttp_adapter import ServerRunner, watch
 from greenroom.runner.http.app import context_of, front_door
@@ -123,7 +125,8 @@ class _Serving:
         with _listening_on(uds) as also, _signals(self._signalled):
             await asyncio.to_thread(self.greenroom.start)
             try:
-                await self._receive([self.listener, *also])
+                with _fresh_why(self.greenroom):
+                    await self._receive([self.listener, *also])
             finally:
                 self.last_resort.begin()
                 _log.info("stopping: %s", self._reason or "an error")
@@ -259,6 +262,27 @@ def _begin_threads() -> None:
     for _ in range(_THREADS):
         executor.submit(together.wait, 10.0)
     asyncio.get_running_loop().set_default_executor(executor)
+
+
+@contextlib.contextmanager
+def _fresh_why(greenroom: Greenroom) -> Iterator[None]:
+    """Meanwhile, what `why` needs of the journal is kept up to date while no request and no job runs."""
+    journal = greenroom.system.journal
+    if not isinstance(journal, SqliteJournal):
+        yield
+        return
+
+    def is_idle() -> bool:
+        return not greenroom.board.running() and not any(
+            one.inside for one in greenroom.gates.readings().values()
+        )
+
+    freshener = Freshener(journal.files.db, lambda: journal.last_seq, is_idle)
+    freshener.start()
+    try:
+        yield
+    finally:
+        freshener.stop()
 
 
 def _remove(note: Path) -> None:

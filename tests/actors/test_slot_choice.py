@@ -164,9 +164,9 @@ def test_whose_a_slot_is_is_noted_only_while_it_holds_that_request() -> None:
     board.leave("r2")
     assert first is not None
     assert second is not None
-    board.own(first, "user:1")
+    board.own(first, "user:1", lambda: (4, 1))
     assert board.contents("e1")[0].owner == ""
-    board.own(second, "user:2")
+    board.own(second, "user:2", lambda: (4, 1))
     assert board.contents("e1")[0].owner == "user:2"
 
 

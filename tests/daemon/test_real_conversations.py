@@ -161,3 +161,20 @@ def test_a_conversation_with_mlx_outlives_its_engine(daemon: Any, smollm2_mlx: P
     assert details["cached_tokens"] > 200
     (entry,) = saved(daemon)
     assert entry["restored"] == 1
+
+
+def test_a_conversation_whose_slot_another_takes_at_once_goes_on_too(daemon: Any, smollm2_gguf: Path) -> None:
+    model = str(smollm2_gguf)
+    daemon.configure(model, slots=1)
+    one = Chat(daemon, model)
+    one.turn()
+    one.turn("And of the second?")
+    other = Chat(daemon, model, "Which rules do you know?")
+    other.messages[0] = {"role": "system", "content": MORE}
+    other.turn()
+    assert [entry["reason"] for entry in saved(daemon)] in (["overwritten"], ["idle"])
+    os.kill(engine_of(daemon), signal.SIGKILL)
+    until(lambda: not daemon.engines(), 60)
+    cached, fresh = one.turn("And of the third?")
+    assert cached > 800
+    assert fresh < 60

@@ -106,6 +106,8 @@ class SlotContent(NamedTuple):
     hashed: bool = False
     serial: int = 0
     """Another one for each request."""
+    counted: Counted = lambda: (None, None)
+    """The tokens of the prompt and of the answer, once that is complete; None where that is not known."""
 
 
 class SlotChoice(NamedTuple):
@@ -123,6 +125,7 @@ class SlotChoice(NamedTuple):
 
 
 Chain = Callable[[], Sequence[bytes]]
+Counted = Callable[[], tuple[int | None, int | None]]
 
 
 class GateReading(NamedTuple):
@@ -147,7 +150,6 @@ class GateReading(NamedTuple):
     used: int = 0
     held: bool = False
     """Requests are queued for it: only the scheduler admits any."""
-
     quiet_for: float = 0.0
     """Seconds since `quiet_since`."""
 
@@ -279,13 +281,8 @@ class GateBoard:
         with self._lock:
             return {
                 engine_id: GateReading(
-                    gate.open,
-                    len(gate.inside),
-                    gate.idle_since,
-                    gate.served,
-                    gate.last_byte.at,
-                    tuple(islice(gate.inside, _NAMED)),
-                    gate.last_byte.unanswered_since,
+                    *(gate.open, len(gate.inside), gate.idle_since, gate.served, gate.last_byte.at),
+                    *(tuple(islice(gate.inside, _NAMED)), gate.last_byte.unanswered_since),
                     slots=gate.slots,
                     used=gate.used,
                     held=gate.held,
@@ -399,13 +396,20 @@ class GateBoard:
             taken = {index for _, indexes in gate.inside.values() for index in indexes}
             return {number: one for number, one in gate.contents.items() if number not in taken}
 
-    def own(self, choice: SlotChoice, owner: str) -> None:
-        """Whose the content of a slot is, unless another request has it by now."""
+    def own(self, choice: SlotChoice, owner: str, counted: Counted) -> None:
+        """Whose a slot's content is, unless another request has it by now, and how to count its tokens."""
         with self._lock:
             gate = self._gates.get(choice.engine_id)
             content = gate.contents.get(choice.number) if gate is not None else None
             if gate is not None and content is not None and content.serial == choice.serial:
-                gate.contents[choice.number] = content._replace(owner=owner)
+                gate.contents[choice.number] = content._replace(owner=owner, counted=counted)
+
+    def forget_content(self, engine_id: str, serial: int) -> None:
+        """A slot does not hold this, it has turned out."""
+        with self._lock:
+            gate = self._gates.get(engine_id)
+            if gate is not None:
+                gate.contents = {number: one for number, one in gate.contents.items() if one.serial != serial}
 
     def learn(self, engine_id: str, contents: Mapping[int, SlotContent]) -> None:
         """What the slots of an adopted engine hold, as far as no request has used them since."""

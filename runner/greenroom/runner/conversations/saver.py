@@ -39,6 +39,8 @@ _NOTED = 1.0
 """The same for a note of what they hold, which another daemon may need."""
 _LOOK_EVERY = 1.0
 _IDLE_BOUND = 30.0
+_LOSS_BOUND = 1.0
+"""Seconds that a request waits at most for what its slot held before to be saved."""
 _RESTORE_BOUND = 2.0
 """Seconds that a request waits for a restore, beside what reading the file takes."""
 _LEAST_TOKENS = 64
@@ -50,8 +52,11 @@ _DISK = 200e6
 """Bytes a second that the disk writes and reads, until measured."""
 _TELLING = 1_000_000
 """Bytes from which a file shows the disk's speed."""
-_PAYS = {"idle": 4.0}
-"""How many times as long as the file reading again must take: an idle engine may never end."""
+_PAYS = {"idle": 4.0, "overwritten": 4.0}
+"""How many times as long as the file reading again must take: an idle engine may never end, and a
+conversation that another has followed may not go on."""
+_SLACK = 8
+"""Tokens by which the engine's counts of an answer and of a file may differ."""
 _FUTILE = 3
 """Restores in a row without effect after which no more are tried with such engines."""
 _NOTES = "notes.json"
@@ -142,7 +147,7 @@ class ConversationSaver:
         self._speeds: dict[str, _Speeds] = {}
         self._disk = _DISK
         self._done: dict[tuple[str, int], int] = {}
-        """Of a slot, the serial of the content that has been saved, or that it does not pay to save."""
+        """Of a slot, the serial of the content that has been saved, or that is not worth it."""
         self._found: set[str] = set()
         """Engines of an earlier daemon that have a note."""
         self._noted: dict[str, dict[int, tuple[int, bool]]] = {}
@@ -228,6 +233,27 @@ class ConversationSaver:
         finally:
             self._saving.release()
 
+    def before_loss(self, choice: SlotChoice, request_id: str) -> None:
+        """Save what a request's slot has held, before the request is sent; returns within `_LOSS_BOUND`.
+
+        Only of an engine that has no other request, and only what has gone on after its first answer: single
+        questions rarely come back.
+        """
+        lost, engine = choice.lost, self._engine(choice.engine_id)
+        if lost is None or engine is None or not _has_gone_on(lost):
+            return
+        until = time.monotonic() + _LOSS_BOUND
+        if self._gates.inside(choice.engine_id) != {request_id} or not self._saving.acquire(
+            timeout=_LOSS_BOUND
+        ):
+            return
+        try:
+            if (left := until - time.monotonic()) > 0:
+                why = EndReason("overwritten")
+                self._save(engine, choice.number, lost, why, within=left, stays=choice.held, waits=request_id)
+        finally:
+            self._saving.release()
+
     def _watch(self) -> None:
         while not self._over.wait(_LOOK_EVERY):
             if not self.store.opened.is_set():
@@ -263,9 +289,20 @@ class ConversationSaver:
                 self._save(engine, number, content, EndReason("idle"), within=_IDLE_BOUND)
 
     def _save(
-        self, engine: Engine, number: int, content: SlotContent, why: EndReason, *, within: float
+        self,
+        engine: Engine,
+        number: int,
+        content: SlotContent,
+        why: EndReason,
+        *,
+        within: float,
+        stays: int = 0,
+        waits: str = "",
     ) -> SavedConversation | None:
-        """Save a slot if that pays, and if nothing else is in it meanwhile."""
+        """Save a slot if that pays, and if nothing else is in it meanwhile.
+
+        `stays`: parts that the slot will hold in any case. `waits`: the request that has the slot and waits.
+        """
         spec, key = engine.spec, (engine.spec.engine_id, number)
         files = self._files(engine)
         is_done = self._done.get(key) == content.serial
@@ -274,7 +311,7 @@ class ConversationSaver:
         compat = self._compat(spec)
         speeds = self._of(compat)
         chain = PromptChain(_hashes(content), ()) if content.hashed else chain_of(content.parts)
-        if not self._pays(spec, speeds, chain, content.owner, why):
+        if not self._pays(spec, speeds, chain, content.owner, why, stays):
             self._done[key] = content.serial
             return None
         began = time.monotonic()
@@ -286,9 +323,14 @@ class ConversationSaver:
             self._done[key] = content.serial
             return None
         self._learn_disk(found.size, time.monotonic() - began)
-        now = self._gates.contents(spec.engine_id).get(number)
-        if now is None or now.serial != content.serial:
+        if not self._is_undisturbed(spec.engine_id, number, content, waits):
             found.path.unlink(missing_ok=True)  # it may hold another conversation by now
+            return None
+        if not _fits(found.tokens, content):
+            # Such as after a check of the engine's health, which reads a prompt in any slot.
+            _log.info("engine %s: slot %d holds something else by now", spec.engine_id, number)
+            found.path.unlink(missing_ok=True)
+            self._gates.forget_content(spec.engine_id, content.serial)
             return None
         speeds.per_token = found.size / found.tokens
         if chain.ends:
@@ -311,11 +353,26 @@ class ConversationSaver:
         self.models = _Every()
         return entry
 
+    def _is_undisturbed(self, engine_id: str, number: int, content: SlotContent, waits: str) -> bool:
+        """Whether no other request can have used the slot."""
+        if waits:
+            taken = self._gates.slots(engine_id)
+            return any((one.number, one.request_id) == (number, waits) for one in taken)
+        now = self._gates.contents(engine_id).get(number)
+        return now is not None and now.serial == content.serial
+
     def _pays(
-        self, spec: EngineSpec, speeds: _Speeds, chain: PromptChain, owner: str, why: EndReason
+        self,
+        spec: EngineSpec,
+        speeds: _Speeds,
+        chain: PromptChain,
+        owner: str,
+        why: EndReason,
+        stays: int = 0,
     ) -> bool:
         """Whether reading it again would take longer than writing and reading a file."""
         entry, shared = self.store.best(self._compat(spec), owner, chain.hashes) or (None, 0)
+        shared = max(shared, stays)
         if entry is not None and entry.ends:
             speeds.characters, speeds.per_token = entry.ends[-1] / entry.tokens, entry.size / entry.tokens
         # What an earlier daemon knew of is only known to be new or not.
@@ -326,6 +383,8 @@ class ConversationSaver:
             tokens = (chain.ends[-1] - before) / speeds.characters
             size = int(chain.ends[-1] / speeds.characters * speeds.per_token)
         seconds = tokens / self._reads(spec, speeds)
+        if why.reason == "overwritten" and size / self._disk > _LOSS_BOUND:
+            return False
         if tokens < _LEAST_TOKENS or seconds < _PAYS.get(why.reason, 1.0) * 2 * size / self._disk:
             return False
         if refused := self.store.may_write(size):
@@ -463,6 +522,19 @@ def compat_of(spec: EngineSpec, layout: str) -> str:
     """What engines must have in common to go on from each other's files; `layout`: `Backend.slot_layout`."""
     same = (spec.model_id, spec.backend, spec.installation_id, spec.mode, layout)
     return hashlib.blake2b(msgspec.json.encode(same), digest_size=16).hexdigest()
+
+
+def _has_gone_on(content: SlotContent) -> bool:
+    """Whether a conversation has had an answer before its last prompt, as far as its parts tell."""
+    return any(isinstance(part, Mapping) and part.get("role") == "assistant" for part in content.parts)
+
+
+def _fits(tokens: int, content: SlotContent) -> bool:
+    """Whether a slot with so many tokens can hold a prompt and its answer, by the engine's counts of them."""
+    read, written = content.counted()
+    if read is None:
+        return True
+    return read - _SLACK <= tokens and (written is None or tokens <= read + written + _SLACK)
 
 
 def _hashes(content: SlotContent) -> tuple[bytes, ...]:

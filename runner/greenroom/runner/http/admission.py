@@ -279,6 +279,7 @@ class Admission:
         if engine_id:
             self.sent_requests.release(engine_id, request_id, lambda: gates.leave(request_id), early=early)
         else:
+            gates.forget(request_id)  # its slot has read nothing of it
             gates.leave(request_id)
         if self._asked:
             self._asked = False

@@ -336,7 +336,7 @@ class Exchange:
             if saves and (choice := admission.take_slot()) is not None:
                 number = None if choice.alone and backend.keeps_prompts_of_no_slot else choice.number
                 translated = with_slot(translated, number, keeps=self._keeps[0])
-                await self._go_on(choice, model, len(right.body))
+                await self._go_on(choice, admission, model, len(right.body))
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             admission.send_to(place.engine_id)
             self._note.engine, self._note.backend, self._note.fault = place.engine_id, place.backend, ""
@@ -375,9 +375,11 @@ class Exchange:
             await self._wait_for_turn(model, right.body)
             await asyncio.sleep(_REACH_PAUSE)
 
-    async def _go_on(self, choice: SlotChoice, model: Model, size: int) -> None:
+    async def _go_on(self, choice: SlotChoice, admission: Admission, model: Model, size: int) -> None:
         """Restore what the slot lacks of the prompt, if it is on the disk, and see whose the request is."""
         context, saver = self._context, self._context.greenroom.conversation_saver
+        if saver.saves and choice.lost is not None and choice.lost.owner:
+            await asyncio.to_thread(saver.before_loss, choice, admission.request_id)
         if not (saver.saves and all(self._keeps)) or size < _OWNED:
             return
         if model.id not in saver.models or (choice.held and choice.lost is None):
@@ -388,7 +390,7 @@ class Exchange:
 
     async def _own(self, choice: SlotChoice) -> str:
         owner = owner_of(await self._context.callers.looked_up(self._request))
-        self._context.greenroom.gates.own(choice, owner)
+        self._context.greenroom.gates.own(choice, owner, self._note.counted)
         return owner
 
     async def _send_cut(

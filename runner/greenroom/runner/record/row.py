@@ -71,6 +71,10 @@ class Note(msgspec.Struct):
     restored: Restoration | None = None
     """What was found of the conversation on the disk; None if it was not looked for."""
 
+    def counted(self) -> tuple[int | None, int | None]:
+        """Tokens of the prompt and of the answer, as far as the engine has reported them."""
+        return counts_of(self.head, self.before, self.last)[:2]
+
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One request. Seconds count from its arrival unless stated."""

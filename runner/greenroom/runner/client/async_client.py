@@ -5,23 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from greenroom.actors.kernel.system import start_in_thread, stop_in_thread
 from greenroom.runner.client import async_http, calls
 from greenroom.runner.client.access import Access
-from greenroom.runner.client.calls import (
-    Call,
-    ChatOptions,
-    Message,
-    ModelSettings,
-    OnProgress,
-    TextCall,
-    TextOptions,
-)
-from greenroom.runner.client.engine_slot import EngineSlot, Mode
+from greenroom.runner.client.calls import Call, JobCall, ModelSettings, TextCall
 from greenroom.runner.client.errors import NotAvailable, Unreachable
 from greenroom.runner.client.http_client import HttpClient
+from greenroom.runner.client.requests import ClientRequests
 from greenroom.runner.client.results import (
     InstalledBackend,
     JobProgress,
@@ -112,7 +104,16 @@ async def _opened(access: Access) -> HttpClient:
     return await asyncio.to_thread(access.http) if opened is None else opened
 
 
-class AsyncClient:
+class AsyncClient(
+    ClientRequests[
+        Coroutine[Any, Any, StoredModel],
+        AsyncProgressStream[str],
+        Coroutine[Any, Any, TextResult],
+        AsyncTextStream,
+        Coroutine[Any, Any, InstalledBackend],
+        AsyncProgressStream[InstalledBackend],
+    ]
+):
     """Asks a Greenroom, in asyncio: `async with greenroom.connect() as client`.
 
     Its methods are those of `Client`, whose docstrings say what the arguments are: here they are awaited, and
@@ -147,121 +148,11 @@ class AsyncClient:
             raise NotAvailable("This client is not open yet.", "Use it in `async with`.", code="closed")
         return opened.url
 
-    @property
-    def runner(self) -> Greenroom | None:
-        """The `Greenroom` inside this program, with its actors and states; None for a daemon."""
-        return self._access.runner
-
     # models
 
     async def models(self) -> list[StoredModel]:
         """The models in the store."""
         return await self._do(calls.models())
-
-    @overload
-    def pull(
-        self,
-        model: str,
-        *,
-        stream: Literal[False] = False,
-        progress: OnProgress | None = None,
-        force: bool = False,
-        token: str = "",
-    ) -> Coroutine[Any, Any, StoredModel]: ...
-    @overload
-    def pull(
-        self, model: str, *, stream: Literal[True], force: bool = False, token: str = ""
-    ) -> AsyncProgressStream[str]: ...
-    def pull(
-        self,
-        model: str,
-        *,
-        stream: bool = False,
-        progress: OnProgress | None = None,
-        force: bool = False,
-        token: str = "",
-    ) -> Coroutine[Any, Any, StoredModel] | AsyncProgressStream[str]:
-        """Have a model in the store. `progress` is called on the event loop."""
-        call = calls.pull(model, progress, force=force, token=token)
-        return AsyncProgressStream(self._access, call) if stream else self._pulled(model, call)
-
-    async def _pulled(self, model: str, call: Call[JobProgress, str]) -> StoredModel:
-        await self._do(call)
-        return await self._do(calls.model(model))
-
-    # texts
-
-    @overload
-    def chat(
-        self,
-        model: str,
-        messages: str | Sequence[Message],
-        *,
-        stream: Literal[False] = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Coroutine[Any, Any, TextResult]: ...
-    @overload
-    def chat(
-        self,
-        model: str,
-        messages: str | Sequence[Message],
-        *,
-        stream: Literal[True],
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> AsyncTextStream: ...
-    def chat(
-        self,
-        model: str,
-        messages: str | Sequence[Message],
-        *,
-        stream: bool = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Coroutine[Any, Any, TextResult] | AsyncTextStream:
-        """Answer a chat: `await` it, or with `stream=True` iterate over it with `async for`."""
-        call = calls.chat(model, messages, backend, progress, options)
-        return AsyncTextStream(self._access, call) if stream else self._do(call)
-
-    @overload
-    def complete(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: Literal[False] = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[TextOptions],
-    ) -> Coroutine[Any, Any, TextResult]: ...
-    @overload
-    def complete(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: Literal[True],
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[TextOptions],
-    ) -> AsyncTextStream: ...
-    def complete(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: bool = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[TextOptions],
-    ) -> Coroutine[Any, Any, TextResult] | AsyncTextStream:
-        """Continue a text, without the model's chat template."""
-        call = calls.complete(model, prompt, backend, progress, options)
-        return AsyncTextStream(self._access, call) if stream else self._do(call)
 
     @overload
     async def embed(
@@ -285,33 +176,6 @@ class AsyncClient:
 
     # backends and engines
 
-    @overload
-    def install(
-        self,
-        backend: str,
-        *,
-        stream: Literal[False] = False,
-        progress: OnProgress | None = None,
-        version: str = "",
-        variant: str = "",
-    ) -> Coroutine[Any, Any, InstalledBackend]: ...
-    @overload
-    def install(
-        self, backend: str, *, stream: Literal[True], version: str = "", variant: str = ""
-    ) -> AsyncProgressStream[InstalledBackend]: ...
-    def install(
-        self,
-        backend: str,
-        *,
-        stream: bool = False,
-        progress: OnProgress | None = None,
-        version: str = "",
-        variant: str = "",
-    ) -> Coroutine[Any, Any, InstalledBackend] | AsyncProgressStream[InstalledBackend]:
-        """Have a backend installed. `progress` is called on the event loop."""
-        call = calls.install(backend, progress, version=version, variant=variant)
-        return AsyncProgressStream(self._access, call) if stream else self._do(call)
-
     async def ps(self) -> list[RunningEngine]:
         """The engines that run."""
         return await self._do(calls.ps())
@@ -327,12 +191,6 @@ class AsyncClient:
     async def why(self, name: str) -> WhyResult:
         """Why a model, a backend, an engine or a request is as it is."""
         return await self._do(calls.why(name))
-
-    def engine(
-        self, model: str, *, mode: Mode = "completion", backend: str = "", wait: float | None = None
-    ) -> EngineSlot:
-        """A slot in an engine that has this model loaded, for as long as an `async with` block runs."""
-        return EngineSlot(self._access, model, mode, backend, wait)
 
     # other clients
 
@@ -359,6 +217,23 @@ class AsyncClient:
     async def _place(self) -> Greenroom | str:
         http = await _opened(self._access)
         return self._access.runner or http.url
+
+    def _pulled(
+        self, model: str, call: JobCall[str], stream: bool
+    ) -> Coroutine[Any, Any, StoredModel] | AsyncProgressStream[str]:
+        async def stored() -> StoredModel:
+            await self._do(call)
+            return await self._do(calls.model(model))
+
+        return AsyncProgressStream(self._access, call) if stream else stored()
+
+    def _written(self, call: TextCall, stream: bool) -> Coroutine[Any, Any, TextResult] | AsyncTextStream:
+        return AsyncTextStream(self._access, call) if stream else self._do(call)
+
+    def _installed(
+        self, call: JobCall[InstalledBackend], stream: bool
+    ) -> Coroutine[Any, Any, InstalledBackend] | AsyncProgressStream[InstalledBackend]:
+        return AsyncProgressStream(self._access, call) if stream else self._do(call)
 
     async def _do(self, call: Call[S, R]) -> R:
         async with AsyncStepStream(self._access, call) as steps:

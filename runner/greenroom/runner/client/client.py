@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from greenroom.runner.client import calls
 from greenroom.runner.client.access import Access, DaemonAccess
-from greenroom.runner.client.calls import Call, ChatOptions, Message, ModelSettings, OnProgress, TextOptions
+from greenroom.runner.client.calls import Call, JobCall, ModelSettings, TextCall
 from greenroom.runner.client.errors import NotAvailable
+from greenroom.runner.client.requests import ClientRequests
 from greenroom.runner.client.results import (
     InstalledBackend,
     RunningEngine,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from greenroom.runner.client.async_client import AsyncClient
-    from greenroom.runner.client.engine_slot import EngineSlot, Mode
     from greenroom.runner.daemon import Greenroom
     from greenroom.runner.embedded.unix_door import UnixDoor
     from greenroom.runner.http.asgi_adapter import AsgiApplication
@@ -61,7 +61,16 @@ def connect(
     return Client(DaemonAccess(target, start, port))
 
 
-class Client:
+class Client(
+    ClientRequests[
+        StoredModel,
+        ProgressStream[str],
+        TextResult,
+        TextStream,
+        InstalledBackend,
+        ProgressStream[InstalledBackend],
+    ]
+):
     """Asks a Greenroom: models, chats, backends.
 
     Made by `greenroom.connect` and `Greenroom.open`. Any number of threads may use it; each call has a
@@ -121,137 +130,11 @@ class Client:
         """Where the Greenroom listens; `unix:` for one inside this program. Raises NotAvailable."""
         return self._access.http().url
 
-    @property
-    def runner(self) -> Greenroom | None:
-        """The `Greenroom` inside this program, with its actors and states; None for a daemon."""
-        return self._access.runner
-
     # models
 
     def models(self) -> list[StoredModel]:
         """The models in the store."""
         return self._do(calls.models())
-
-    @overload
-    def pull(
-        self,
-        model: str,
-        *,
-        stream: Literal[False] = False,
-        progress: OnProgress | None = None,
-        force: bool = False,
-        token: str = "",
-    ) -> StoredModel: ...
-    @overload
-    def pull(
-        self, model: str, *, stream: Literal[True], force: bool = False, token: str = ""
-    ) -> ProgressStream[str]: ...
-    def pull(
-        self,
-        model: str,
-        *,
-        stream: bool = False,
-        progress: OnProgress | None = None,
-        force: bool = False,
-        token: str = "",
-    ) -> StoredModel | ProgressStream[str]:
-        """Have a model in the store. One that is there is looked for again, and fetched if it has changed.
-
-        Args:
-            model: a short name (`smollm2`), one of a registry, `hf.co/…`, a URL, or the path of a file.
-            stream: return an iterator over the progress; its `result()` is a sentence.
-            progress: called with each step, in this thread; `print` will do.
-            force: also what cannot fit on the disk or run on this machine.
-            token: for a source that asks for one.
-        """
-        call = calls.pull(model, progress, force=force, token=token)
-        if stream:
-            return ProgressStream(self._access, call)
-        self._do(call)
-        return self._do(calls.model(model))
-
-    # texts
-
-    @overload
-    def chat(
-        self,
-        model: str,
-        messages: str | Sequence[Message],
-        *,
-        stream: Literal[False] = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> TextResult: ...
-    @overload
-    def chat(
-        self,
-        model: str,
-        messages: str | Sequence[Message],
-        *,
-        stream: Literal[True],
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> TextStream: ...
-    def chat(
-        self,
-        model: str,
-        messages: str | Sequence[Message],
-        *,
-        stream: bool = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> TextResult | TextStream:
-        """Answer a chat. The model is loaded if need be, and its backend installed if that is allowed.
-
-        Args:
-            model: its name in the store.
-            messages: what the user says, or all of the chat: `{"role": …, "content": …}` each.
-            stream: return an iterator over the pieces of the text.
-            backend: the only one that may serve it; by default the best one that is installed.
-            progress: called in this thread with what the request waits for, such as a model that is loaded.
-            **options: `system`, `temperature`, `max_tokens`, `tools`, …: see `ChatOptions`.
-        """
-        call = calls.chat(model, messages, backend, progress, options)
-        return TextStream(self._access, call) if stream else self._do(call)
-
-    @overload
-    def complete(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: Literal[False] = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[TextOptions],
-    ) -> TextResult: ...
-    @overload
-    def complete(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: Literal[True],
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[TextOptions],
-    ) -> TextStream: ...
-    def complete(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: bool = False,
-        backend: str = "",
-        progress: OnProgress | None = None,
-        **options: Unpack[TextOptions],
-    ) -> TextResult | TextStream:
-        """Continue a text, without the model's chat template. The arguments are those of `chat`."""
-        call = calls.complete(model, prompt, backend, progress, options)
-        return TextStream(self._access, call) if stream else self._do(call)
 
     @overload
     def embed(
@@ -278,41 +161,6 @@ class Client:
 
     # backends and engines
 
-    @overload
-    def install(
-        self,
-        backend: str,
-        *,
-        stream: Literal[False] = False,
-        progress: OnProgress | None = None,
-        version: str = "",
-        variant: str = "",
-    ) -> InstalledBackend: ...
-    @overload
-    def install(
-        self, backend: str, *, stream: Literal[True], version: str = "", variant: str = ""
-    ) -> ProgressStream[InstalledBackend]: ...
-    def install(
-        self,
-        backend: str,
-        *,
-        stream: bool = False,
-        progress: OnProgress | None = None,
-        version: str = "",
-        variant: str = "",
-    ) -> InstalledBackend | ProgressStream[InstalledBackend]:
-        """Have a backend installed, and wait for it. Callers that want the same one share the work.
-
-        Args:
-            backend: its name, such as `mlx`.
-            stream: return an iterator over the progress; its `result()` is what is installed.
-            progress: called with each step, in this thread.
-            version: one other than the default.
-            variant: its build for certain devices; `best` is the best one for this machine.
-        """
-        call = calls.install(backend, progress, version=version, variant=variant)
-        return ProgressStream(self._access, call) if stream else self._do(call)
-
     def ps(self) -> list[RunningEngine]:
         """The engines that run."""
         return self._do(calls.ps())
@@ -335,23 +183,6 @@ class Client:
     def why(self, name: str) -> WhyResult:
         """Why a model, a backend, an engine or a request is as it is."""
         return self._do(calls.why(name))
-
-    def engine(
-        self, model: str, *, mode: Mode = "completion", backend: str = "", wait: float | None = None
-    ) -> EngineSlot:
-        """A slot in an engine that has this model loaded, for as long as a `with` block runs.
-
-        See `EngineSlot`. Only for a Greenroom inside this program: over HTTP entering raises NotAvailable.
-
-        Args:
-            model: its name in the store.
-            mode: `completion`, `embedding` or `reranking`.
-            backend: the only one that may serve it.
-            wait: seconds to wait for the slot; None is the setting `max_wait`.
-        """
-        from greenroom.runner.client.engine_slot import EngineSlot
-
-        return EngineSlot(self._access, model, mode, backend, wait)
 
     # for other programs, and other clients
 
@@ -413,6 +244,20 @@ class Client:
                 kind="invalid",
             )
         return runner
+
+    def _pulled(self, model: str, call: JobCall[str], stream: bool) -> StoredModel | ProgressStream[str]:
+        if stream:
+            return ProgressStream(self._access, call)
+        self._do(call)
+        return self._do(calls.model(model))
+
+    def _written(self, call: TextCall, stream: bool) -> TextResult | TextStream:
+        return TextStream(self._access, call) if stream else self._do(call)
+
+    def _installed(
+        self, call: JobCall[InstalledBackend], stream: bool
+    ) -> InstalledBackend | ProgressStream[InstalledBackend]:
+        return ProgressStream(self._access, call) if stream else self._do(call)
 
     def _do(self, call: Call[S, R]) -> R:
         with StepStream(self._access, call) as steps:

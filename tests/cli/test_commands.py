@@ -117,6 +117,22 @@ def test_ps_shows_what_runs_and_for_how_long(greenroom: Any, our_daemon: Any) ->
     assert cells["old"].split()[-2:] == ["1m39s", "Expiring"]
 
 
+def test_ps_shows_how_many_conversations_slots_hold_and_what_was_restored(
+    greenroom: Any, our_daemon: Any
+) -> None:
+    row = {"backend_name": "llama.cpp", "mode": "completion", "state": "ready", "stays": "-1"}
+    our_daemon.routes["GET /engines/ps"] = [
+        row | {"model_name": "ai/read", "conversations": 2, "restored_tokens": 0},
+        row | {"model_name": "ai/restored", "conversations": 1, "restored_tokens": 4_279},
+        row | {"model_name": "ai/vllm", "conversations": None, "restored_tokens": 0},
+    ]
+
+    heading, *lines = greenroom("ps").out.splitlines()[:4]
+
+    cells = [line[heading.index("CONVERSATIONS") : heading.index("ENGINE")].strip() for line in lines]
+    assert cells == ["2", "1, 4,279 tokens restored", ""]
+
+
 def test_ps_shows_how_engines_ended_when_it_is_asked_to(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes["GET /engines/ps?all=true"] = [
         {"model_name": "ai/gone", "state": "gone", "engine_id": "e9", "exit": {"summary": "It was killed."}}

@@ -15,7 +15,9 @@ def test_a_file_that_a_killed_daemon_was_saving_is_removed(tmp_path: Path) -> No
     (slots / "notes.json").write_text("{}")
     (slots / "s99").write_text("what was said")
     store = ConversationStore(tmp_path / "conversations", lambda: 1_000_000)
-    saver = ConversationSaver(tmp_path, store, GateBoard(), {}, lambda _: None, lambda _: None)
+    saver = ConversationSaver(
+        tmp_path, store, GateBoard(), {}, lambda _: None, lambda _: None, lambda *_: None
+    )
     saver.start()
     saver.close()
     assert [one.name for one in slots.iterdir()] == ["notes.json"]

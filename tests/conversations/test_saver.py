@@ -66,6 +66,7 @@ class Stage(ConversationSaver):
             {"llama.cpp": LlamaCpp()},
             lambda _: self.engine,
             lambda _: evicted,
+            lambda *_: "",
         )
 
     def _files(self, engine: Engine) -> SlotFiles | None:

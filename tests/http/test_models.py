@@ -110,7 +110,13 @@ async def test_inspect_says_of_what_a_model_is_made_and_what_would_serve_it(open
         True,
     )
     assert chat["memory"] >= model["bytes"] + 2**20
+    assert chat["conversations"] == {"saved": False, "reason": "fake keeps nothing of what it has read"}
     assert embedding["mode"] == "embedding"
+    assert "conversations" not in embedding
+    server.greenroom.conversations.off = 'the setting conversations is "memory"'
+    async with server.get("/models/tiny") as response:
+        (chat, _) = (await response.json())["serving"]
+    assert chat["conversations"]["reason"] == 'the setting conversations is "memory"'
     async with server.get("/v1/models/tiny") as response:
         listed = await response.json()
     assert listed["dmr"]["architecture"] == "llama"

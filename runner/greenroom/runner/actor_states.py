@@ -16,7 +16,7 @@ from greenroom.actors.library.state import LibraryState
 from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
-from greenroom.actors.values import Engine, Model
+from greenroom.actors.values import Engine, Installation, Model
 from greenroom.runner.models.near_names import did_you_mean
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model, listed_names, shown
 
@@ -130,6 +130,11 @@ class ActorStates:
     def engine(self, engine_id: str) -> Engine | None:
         """An engine there is, or was lately."""
         return next((one for one in self.engines() if one.spec.engine_id == engine_id), None)
+
+    def installation(self, backend: str, installation_id: str) -> Installation | None:
+        """An installation that the installer knows."""
+        state: InstallerState = self.system.state(INSTALLER)
+        return state.of(backend).installations.get(installation_id)
 
     def why_evicted(self, engine_id: str) -> tuple[str, str] | None:
         """Why an engine was evicted, and for which model, which may be empty; None if it was not, lately."""

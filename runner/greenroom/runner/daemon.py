@@ -145,7 +145,7 @@ class Greenroom(ActorStates, Startable):
             self.backends,
             self.engine,
             self.why_evicted,
-            saves=not self.conversations.off,
+            lambda *one: self.builder.no_restore(self.installation(*one)),
             clock=self._awake if clock is None else lambda: clock.now().monotonic,
         )
         self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
@@ -532,8 +532,7 @@ class Greenroom(ActorStates, Startable):
 
     def _prepare(self, spec: EngineSpec, socket: Path) -> PreparedEngine:
         """The command line of one engine, from what is on disk now."""
-        state: InstallerState = self.system.state(INSTALLER)
-        installation = state.of(spec.backend).installations.get(spec.installation_id)
+        installation = self.installation(spec.backend, spec.installation_id)
         if installation is None:
             raise JobFailed.permanent(
                 "backend_not_installed", f"The installation {spec.installation_id} of {spec.backend} is gone."
@@ -542,8 +541,8 @@ class Greenroom(ActorStates, Startable):
         self.builder.prepare(installation)
         external = self.settings.backends.get(spec.backend)
         files = self._store.open_model(spec.model_id, name=spec.model_ref)
-        keeps = backend.conversations == "slots" and spec.mode == "completion"
-        keeps = keeps and self.settings.conversations == "disk" and not self.builder.no_restore(installation)
+        no_restore, kept = self.builder.no_restore(installation), spec.prompt_cache or 0
+        keeps = not (self.conversations.off or backend.why_not_saved(spec.mode, no_restore, kept))
         launch = Launch(
             spec=spec,
             root=folder_of(self.home, installation),

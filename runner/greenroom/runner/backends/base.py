@@ -324,6 +324,8 @@ class Backend(ABC):
     conversations: ClassVar[Literal["slots", "engine", ""]] = ""
     """What becomes of the prompts that an engine has read: `slots` if it saves and restores its slots as
     files (`engines/slots.py`), `engine` if it keeps them for as long as it runs, empty if it keeps none."""
+    slots_in_prompt_cache: ClassVar[bool] = False
+    """What its slots have read lies in its memory for prompts: without that, nothing can be saved."""
     keeps_prompts_of_no_slot: ClassVar[bool] = False
     """Prompts of requests that name a slot are not among those that it keeps in memory."""
     limits_data: ClassVar[bool] = False
@@ -359,6 +361,25 @@ class Backend(ABC):
         """What of an engine's settings the files of its slots depend on, besides model and installation: only
         an engine with the same can restore them.
         """
+        return ""
+
+    def why_not_saved(self, mode: Mode, no_restore: str | None, prompt_cache: int | None) -> str:
+        """Why what an engine has read ends with it, to follow a colon; empty if it can be saved.
+
+        Args:
+            no_restore: `Builder.no_restore` of its installation.
+            prompt_cache: Bytes of memory for prompts; None if that is decided when the model is loaded.
+        """
+        if mode != "completion":
+            return "only those of chats and completions are saved"
+        if not self.conversations:
+            return f"{self.name} keeps nothing of what it has read"
+        if self.conversations == "engine":
+            return f"{self.name} keeps what it has read only while it runs"
+        if no_restore:
+            return f"this version of {self.name} does not go on with what it saves: {no_restore}"
+        if self.slots_in_prompt_cache and prompt_cache == 0:
+            return f"{self.name} has no memory for prompts here (the setting prompt-cache)"
         return ""
 
     @abstractmethod

@@ -105,6 +105,7 @@ class Mlx(Backend):
     slots = 4
     keeps_prompts = True
     conversations = "slots"
+    slots_in_prompt_cache = True
 
     def verdict(self, platform: Platform) -> str:
         if platform.system == "darwin" and platform.machine != "arm64":

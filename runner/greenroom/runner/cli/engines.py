@@ -35,9 +35,9 @@ _HEADINGS = (
         "QUEUE",
         "IDLE",
     ),
-    *("UNTIL", "ENGINE", "CAUSE"),
+    *("UNTIL", "CONVERSATIONS", "ENGINE", "CAUSE"),
 )
-_SPARE = ("CONTEXT", "CAUSE", "ENGINE", "PID", "IDLE", "MODE", "QUEUE", "USED", "LAYERS")
+_SPARE = ("CONTEXT", "CAUSE", "ENGINE", "CONVERSATIONS", "PID", "IDLE", "MODE", "QUEUE", "USED", "LAYERS")
 _EVERY = 1.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
@@ -111,6 +111,7 @@ def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
         str(engine.get("queue") or ""),
         _idle(engine),
         _ended(engine) if gone else _until(engine, keep_alive),
+        "" if gone else _conversations(engine),
         str(engine.get("engine_id", "")),
         str(engine.get("cause") or ""),
     )
@@ -140,6 +141,13 @@ def _slots(engine: dict[str, Any]) -> str:
     if not slots or engine.get("state") == "gone":
         return str(engine.get("inside") or "")
     return f"{engine.get('slots_used') or 0}/{slots}"
+
+
+def _conversations(engine: dict[str, Any]) -> str:
+    """How many its slots hold, and what of all that it has had was not read again."""
+    held, restored = engine.get("conversations"), engine.get("restored_tokens")
+    told = str(held or "")
+    return f"{told or 0}, {int(restored):,} tokens restored" if restored else told
 
 
 def _idle(engine: dict[str, Any]) -> str:

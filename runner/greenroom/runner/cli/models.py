@@ -224,7 +224,16 @@ def _served(mode: dict[str, Any]) -> list[str]:
         f"  {mode['mode']}: {backend}{state}{memory}",
         *placed,
         *(f"    {one}" for one in mode.get("reasons") or ()),
+        *_conversations(mode.get("conversations") or {}),
     ]
+
+
+def _conversations(told: Mapping[str, Any]) -> Iterator[str]:
+    """Whether they outlive the engine, in one line."""
+    if told:
+        what = "outlive the engine" if told["saved"] else "end with the engine"
+        reason = f": {told['reason']}" if told["reason"] else ""
+        yield f"    its conversations {what}{reason}"
 
 
 def _moment(seconds: float) -> str:

@@ -59,6 +59,7 @@ _SLACK = 8
 """Tokens by which the engine's counts of an answer and of a file may differ."""
 _FUTILE = 3
 """Restores in a row without effect after which no more are tried with such engines."""
+_IN_VAIN = "the engine does not go on from what it restores"
 _NOTES = "notes.json"
 """Beside the files of an engine's slots, and removed with them."""
 
@@ -109,8 +110,15 @@ class _Speeds:
         self.per_token = 0.0
         """Bytes of a file for each token; 0 until measured."""
         self.characters = _CHARACTERS
+        self.kind = ("", "")
+        """Id of the model, and of the installation."""
         self.futile = 0
         self.has_worked = False
+
+    @property
+    def are_in_vain(self) -> bool:
+        """Such engines do not go on from what they restore."""
+        return self.futile >= _FUTILE and not self.has_worked
 
 
 class ConversationSaver:
@@ -124,17 +132,16 @@ class ConversationSaver:
         backends: Mapping[str, Backend],
         engine: Callable[[str], Engine | None],
         evicted: Callable[[str], tuple[str, str] | None],
+        no_restore: Callable[[str, str], str | None],
         *,
-        saves: bool = True,
         idle: float = _IDLE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`engine` finds one by its id, `evicted` says why it was evicted and for which model.
-
-        Without `saves` nothing is written. `clock` is the gates' own.
+        """`engine` finds one by its id, `evicted` says why it was evicted and for which model, `no_restore`
+        why a backend's installation cannot go on with what is saved. `clock` is the gates' own.
         """
         self.store = store
-        self.saves = saves
+        self.saves = not store.off
         self.models: Container[str] = _Every()
         """Ids of models of which something may be on the disk: a request for any other need not look."""
         self._engines_dir = home / "engines"
@@ -142,6 +149,7 @@ class ConversationSaver:
         self._backends = backends
         self._engine = engine
         self._evicted = evicted
+        self._no_restore = no_restore
         self._idle = idle
         self._clock = clock
         self._speeds: dict[str, _Speeds] = {}
@@ -152,10 +160,11 @@ class ConversationSaver:
         """Engines of an earlier daemon that have a note."""
         self._noted: dict[str, dict[int, tuple[int, bool]]] = {}
         """Of an engine, the contents and whether they were saved, as they were last noted in its folder."""
-        self._cannot: dict[str, str] = {}
-        """Engines that cannot save slots, and why."""
         self._slot_files: dict[str, SlotFiles] = {}
         """By engine: each remembers the files that it could not remove yet."""
+        self._cannot = set[str]()
+        """Engines that cannot save slots."""
+        self._restored_by: dict[str, RestoredTotals] = {}
         self.restored = RestoredTotals()
         """Since the start."""
         self._saving = threading.Lock()
@@ -275,9 +284,11 @@ class ConversationSaver:
         for known in [one for one in self._noted if one not in readings]:
             del self._noted[known]
         self._done = {key: serial for key, serial in self._done.items() if key[0] in readings}
-        self._cannot = {one: why for one, why in self._cannot.items() if one in readings}
         for known in [one for one in list(self._slot_files) if one not in readings]:
             self._slot_files.pop(known, None)
+        self._cannot &= readings.keys()
+        for known in [one for one in list(self._restored_by) if one not in readings]:
+            self._restored_by.pop(known, None)
 
     def _save_idle(self, engine_id: str) -> None:
         engine = self._engine(engine_id)
@@ -311,14 +322,14 @@ class ConversationSaver:
         compat = self._compat(spec)
         speeds = self._of(compat)
         chain = PromptChain(_hashes(content), ()) if content.hashed else chain_of(content.parts)
-        if not self._pays(spec, speeds, chain, content.owner, why, stays):
+        if speeds.are_in_vain or not self._pays(spec, speeds, chain, content.owner, why, stays):
             self._done[key] = content.serial
             return None
         began = time.monotonic()
         found = files.save(number, f"s{content.serial}", within)
         if isinstance(found, SlotFailure):
             if found.kind == "unsupported":
-                self._cannot[spec.engine_id] = found.reason
+                self._cannot.add(spec.engine_id)
             _log.info("engine %s: slot %d was not saved: %s", spec.engine_id, number, found.reason)
             self._done[key] = content.serial
             return None
@@ -433,8 +444,9 @@ class ConversationSaver:
         self.store.opened.wait(_RESTORE_BOUND)
         compat, chain = self._compat(engine.spec), chain_of(parts)
         speeds = self._of(compat)
-        if speeds.futile >= _FUTILE and not speeds.has_worked:
-            return Restoration(why_not="the engine does not go on from what it restores")
+        speeds.kind = (engine.spec.model_id, engine.spec.installation_id)
+        if speeds.are_in_vain:
+            return Restoration(why_not=_IN_VAIN)
         found = self.store.best(compat, owner, chain.hashes)
         if found is None or found[1] <= choice.held:
             why = self.store.why_not(compat, owner, chain.hashes, model_id=engine.spec.model_id)
@@ -455,6 +467,7 @@ class ConversationSaver:
         self._learn_disk(entry.size, took)
         self.store.used(entry)
         self.restored = self.restored.plus(tokens, seconds)
+        self._restored_by[choice.engine_id] = self.restored_by(choice.engine_id).plus(tokens, seconds)
         return Restoration(
             tokens=min(tokens, restored.tokens),
             seconds=seconds,
@@ -475,20 +488,27 @@ class ConversationSaver:
             speeds.futile, speeds.has_worked = 0, True
             return
         speeds.futile += 1
-        if speeds.futile == _FUTILE and not speeds.has_worked:
+        if speeds.futile == _FUTILE and speeds.are_in_vain:
             _log.warning("an engine does not go on from what it restores, so nothing is restored for it")
 
     # what is known
 
-    def cannot(self, engine_id: str) -> str:
-        """Why an engine's conversations are not saved; empty if they are, as far as that is known."""
-        return self._cannot.get(engine_id, "")
+    def in_vain(self, model_id: str, installation_id: str) -> str:
+        """Why no more is saved of a model's engines since the start; empty if they go on, as far as known."""
+        kind = (model_id, installation_id)
+        is_so = any(one.are_in_vain for one in list(self._speeds.values()) if one.kind == kind)
+        return _IN_VAIN if is_so else ""
+
+    def restored_by(self, engine_id: str) -> RestoredTotals:
+        """What a running engine has been given back since the start."""
+        return self._restored_by.get(engine_id, RestoredTotals())
 
     def _files(self, engine: Engine) -> SlotFiles | None:
         backend = self._backends.get(engine.spec.backend)
         if backend is None or backend.conversations != "slots" or not engine.endpoint.startswith("/"):
             return None
-        if engine.spec.engine_id in self._cannot:
+        spec = engine.spec
+        if spec.engine_id in self._cannot or self._no_restore(spec.backend, spec.installation_id):
             return None
         known = self._slot_files.get(engine.spec.engine_id)
         if known is None:

@@ -22,6 +22,7 @@ from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, Re
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Engine
 from greenroom.runner.backends.device_users import described
+from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.context import Context
@@ -102,6 +103,7 @@ class Engines:
                     greenroom.gates.slots(engine.spec.engine_id),
                     greenroom.device_names(),
                 )
+                | _conversations(greenroom, engine)
                 for engine in greenroom.engines()
                 if everything or engine.state != "gone"
             ]
@@ -250,6 +252,17 @@ def _row(
     if engine.exit is not None:
         row["exit"] = msgspec.to_builtins(engine.exit)
     return row
+
+
+def _conversations(greenroom: Greenroom, engine: Engine) -> dict[str, Any]:
+    """What its slots have read, where Greenroom knows that."""
+    engine_id, backend = engine.spec.engine_id, greenroom.backends.get(engine.spec.backend)
+    knows = backend is not None and backend.conversations == "slots" and engine.spec.mode == "completion"
+    held = len(greenroom.gates.contents(engine_id)) + len(greenroom.gates.slots(engine_id))
+    return {
+        "conversations": held if knows else None,
+        "restored_tokens": greenroom.conversation_saver.restored_by(engine_id).tokens,
+    }
 
 
 def _wall(seconds_ago: float) -> str:

@@ -29,6 +29,7 @@ from greenroom.actors.scheduler.ledger import Capacity, reservation_for
 from greenroom.actors.scheduler.messages import PlacementReading, ReadPlacement
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Mode, Model, Progress
+from greenroom.runner.daemon import Greenroom
 from greenroom.runner.disk_usage import measure
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import is_true, read_json
@@ -336,7 +337,9 @@ def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
             continue
         size = model.context_size if config.context_size is None else config.context_size
         memory = _memory(context, model, choice, size)
-        found.append({"mode": mode, **_choice(choice), **memory, **_placed(context, model, mode, choice)})
+        placed = _placed(context, model, mode, choice)
+        told = _conversations(context.greenroom, model, mode, choice, config)
+        found.append({"mode": mode, **_choice(choice), **memory, **placed, **told})
     return found
 
 
@@ -347,6 +350,31 @@ def _choice(choice: Use | Install | Refusal) -> dict[str, Any]:
         return {"backend": choice.backend, "installed": False, "reasons": [choice.reason]}
     backend = choice.subject or None
     return {"backend": backend, "installed": False, "reasons": [choice.sentence()]}
+
+
+def _conversations(
+    greenroom: Greenroom, model: Model, mode: Mode, choice: Use | Install | Refusal, config: ModelConfigState
+) -> dict[str, Any]:
+    """Whether its conversations outlive its engine; nothing where there is no backend or no conversation."""
+    backend = greenroom.backends.get("" if isinstance(choice, Refusal) else choice.backend)
+    if mode != "completion" or backend is None:
+        return {}
+    asked = greenroom.settings.prompt_cache if config.prompt_cache is None else config.prompt_cache
+    prompt_cache = None if asked == -1 else asked
+    no_restore: str | None = ""
+    in_vain = ""
+    if isinstance(choice, Use):
+        no_restore = greenroom.builder.no_restore(
+            greenroom.installation(choice.backend, choice.installation_id)
+        )
+        in_vain = greenroom.conversation_saver.in_vain(model.id, choice.installation_id)
+    for engine in greenroom.engines():
+        if (engine.spec.model_id, engine.spec.mode, engine.state) == (model.id, mode, "ready"):
+            prompt_cache = engine.spec.prompt_cache or 0
+    why = greenroom.conversations.off or backend.why_not_saved(mode, no_restore, prompt_cache) or in_vain
+    untried = f"whether this {backend.name} can go on with them has not been tried"
+    reason = why or (untried if no_restore is None else "")
+    return {"conversations": {"saved": not why, "reason": reason}}
 
 
 def _placed(context: Context, model: Model, mode: Mode, choice: Use | Install | Refusal) -> dict[str, Any]:

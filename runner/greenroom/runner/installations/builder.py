@@ -340,11 +340,11 @@ class Builder:
             return None
         return folder_of(self._home, installation) / self._makers().installed.record(installation).program
 
-    def no_restore(self, installation: Installation) -> str | None:
+    def no_restore(self, installation: Installation | None) -> str | None:
         """Why its engines cannot go on with what others have read and saved; empty if they can, None if that
-        was never tried. Reads the disk the first time.
+        was never tried, or there is none. Reads the disk the first time.
         """
-        if not installation.managed:
+        if installation is None or not installation.managed:
             return None
         key = (installation.backend, installation.id)
         if key not in self._no_restore:

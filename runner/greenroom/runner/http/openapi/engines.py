@@ -71,6 +71,10 @@ class EngineRow(msgspec.Struct, kw_only=True):
     stays: str | None
     installation: str
     cause: str
+    conversations: int | None
+    """How many its slots hold, those being answered included; null where slots cannot be saved."""
+    restored_tokens: int
+    """That it got from the disk since this daemon started, instead of reading them again."""
     fault: str | msgspec.UnsetType = _UNSET
     exit: EngineExit | msgspec.UnsetType = _UNSET
 

@@ -63,6 +63,14 @@ class TemplateRow(msgspec.Struct):
     names: list[str]
 
 
+class ConversationsRow(msgspec.Struct):
+    """Whether a model's conversations outlive its engine."""
+
+    saved: bool
+    reason: str
+    """Why not, or what is uncertain; empty if nothing is."""
+
+
 class ProspectRow(msgspec.Struct, kw_only=True):
     """The backend that would serve the model in one mode. Sizes are in bytes."""
 
@@ -82,6 +90,7 @@ class ProspectRow(msgspec.Struct, kw_only=True):
     speed: float | msgspec.UnsetType = _UNSET
     """Generated tokens per second."""
     speed_is: Literal["measured", "estimated"] | msgspec.UnsetType = _UNSET
+    conversations: ConversationsRow | msgspec.UnsetType = _UNSET
 
 
 class StoredMessageRow(msgspec.Struct):

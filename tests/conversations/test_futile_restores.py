@@ -1,0 +1,77 @@
+"""What the saver does with engines that cannot go on from what they restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greenroom.actors.gates import GateBoard, SlotChoice
+from greenroom.actors.values import Engine, EngineSpec
+from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.conversations import saver as module
+from greenroom.runner.conversations.chain import chain_of
+from greenroom.runner.conversations.saver import ConversationSaver, compat_of
+from greenroom.runner.engines.slots import Restored
+from saved import kept, store_in
+
+SPEC = EngineSpec(
+    engine_id="e", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", slots=4
+)
+ENGINE = Engine(spec=SPEC, pid=1, state="ready", since=0.0, endpoint="/tmp/e.sock")
+PARTS = ("rules", "first", "second")
+
+
+class Files:
+    """Slots of an engine that says it restored, whatever comes of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def restore(self, slot: int, name: str, timeout: float) -> Restored:
+        self.path(name).unlink()
+        return Restored(300)
+
+
+def saver_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_restore: str) -> ConversationSaver:
+    monkeypatch.setattr(module, "slot_files", lambda *_: Files(tmp_path))
+    store = store_in(tmp_path)
+    store.opened.set()
+    compat = compat_of(SPEC, LlamaCpp().slot_layout(SPEC))
+    hashes = chain_of(PARTS).hashes
+    fields: dict[str, Any] = {"compat": compat, "chain": hashes, "tokens": 300, "seconds": 30.0}
+    kept(store, tmp_path, "abc", **fields)
+    found: dict[str, Engine] = {"e": ENGINE}
+    backends = {"llama.cpp": LlamaCpp()}
+    return ConversationSaver(
+        tmp_path, store, GateBoard(), backends, found.get, lambda _: None, lambda *_: no_restore
+    )
+
+
+def test_an_engine_that_goes_on_from_nothing_three_times_is_given_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = saver_in(tmp_path, monkeypatch, "")
+    for number in range(3):
+        assert saver.in_vain("m", "i") == ""
+        restored = saver.restore(SlotChoice("e", 0, serial=number), PARTS, "user:1")
+        assert restored is not None
+        assert restored.tokens == 300
+        saver.judge(restored, 0)
+    assert saver.restored_by("e").tokens == 900
+    refused = saver.restore(SlotChoice("e", 0, serial=4), PARTS, "user:1")
+    assert refused is not None
+    assert refused.why_not == saver.in_vain("m", "i") == "the engine does not go on from what it restores"
+    assert saver.in_vain("m", "another") == saver.in_vain("another", "i") == ""
+
+
+def test_an_installation_that_was_found_not_to_go_on_gets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = saver_in(tmp_path, monkeypatch, "its server has no slots")
+    assert saver.restore(SlotChoice("e", 0), PARTS, "user:1") is None
+    assert saver.restored_by("e").times == 0

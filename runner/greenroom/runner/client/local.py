@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import concurrent.futures
 import os
 import socket
 import threading
@@ -21,11 +21,13 @@ from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import HomeLocked
+from greenroom.runner.embedded.loop_thread import LoopThread
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable
 from greenroom.runner.http.admission import process_caller
 from greenroom.runner.http.aiohttp_adapter import ServerRunner
 from greenroom.runner.http.app import context_of, front_door
+from greenroom.runner.threads import NoThread
 
 R = TypeVar("R")
 
@@ -150,10 +152,10 @@ class LocalAccess(Access):
             raise NotAvailable(str(locked), code="home_in_use", kind="conflict") from locked
         except JournalError as error:
             raise NotAvailable(_sentence(error), code="journal_unusable", kind="internal") from error
+        except (KernelError, JobFailed, NoThread) as error:
+            raise NotAvailable(_sentence(error), code="not_started", kind="internal") from error
         except OSError as error:
             raise unusable(HomeUnusable(error, self._runner.home)) from error
-        except (KernelError, JobFailed) as error:
-            raise NotAvailable(_sentence(error), code="not_started", kind="internal") from error
 
     def _end(self, door: _Door) -> None:
         door.close()
@@ -170,87 +172,56 @@ class _Door:
     """The front door on an event loop of its own, in a thread; each connection to it is a pair of sockets."""
 
     def __init__(self, runner: Greenroom) -> None:
+        """Raises NoThread."""
         self._runner = runner
         self._caller = process_caller(os.getpid())
-        self._started = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ending: asyncio.Event | None = None
-        self._connections: set[asyncio.Task[object]] = set()
-        self._server: Callable[[], asyncio.Protocol] | None = None
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="greenroom-door", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        if self._failure is not None:
-            raise self._failure
+        self._loop = LoopThread("greenroom-door")
+        try:
+            self._loop.begin(self._open()).result()
+        except BaseException:
+            self._loop.close()
+            raise
+        self.is_open = True
         self.http = HttpClient(IN_PROCESS, dial=self.dial)
         runner.attachments.add(self)
 
-    @property
-    def is_open(self) -> bool:
-        return self._loop is not None
-
     def dial(self) -> socket.socket:
         """One end of a connection, whose other end the front door serves. Raises ConnectionError."""
+        if not self.is_open:
+            raise ConnectionResetError("it was closed")
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        loop = self._loop
-        with contextlib.suppress(RuntimeError):  # the loop may close meanwhile
-            if loop is not None:
-                loop.call_soon_threadsafe(self._accept, theirs)
-                return ours
-        ours.close()
-        theirs.close()
-        raise ConnectionResetError("it was closed")
+        try:
+            self._loop.begin(self._serve_on(theirs))
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        return ours
 
     def close(self) -> None:
         """End the requests under way with a sentence, and the thread. Idempotent."""
-        loop, ending = self._loop, self._ending
-        if loop is not None and ending is not None:
-            with contextlib.suppress(RuntimeError):  # it has just ended by itself
-                loop.call_soon_threadsafe(ending.set)
-        self._thread.join(4 * _CLOSE)
+        if self.is_open:
+            self.is_open = False
+            concurrent.futures.wait([self._loop.begin(self._served.cleanup())], 4 * _CLOSE)
+            self._loop.close()
         self._runner.attachments.remove(self)
 
     def close_from_elsewhere(self) -> None:
         """The Greenroom stops."""
         self.close()
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - raised again where it was started
-            self._failure = error
-        finally:
-            self._loop = None
-            self._started.set()
-
-    async def _serve(self) -> None:
+    async def _open(self) -> None:
         app = front_door(self._runner)
         self._callers = context_of(app).callers
-        served = ServerRunner(app, access_log=None, shutdown_timeout=_CLOSE, handle_signals=False)
-        await served.setup()
-        try:
-            self._server = served.server
-            self._ending = asyncio.Event()
-            self._loop = asyncio.get_running_loop()
-            self._started.set()
-            await self._ending.wait()
-            self._loop = None
-        finally:
-            await served.cleanup()
+        self._served = ServerRunner(app, access_log=None, shutdown_timeout=_CLOSE, handle_signals=False)
+        await self._served.setup()
 
     async def _serve_on(self, connection: socket.socket) -> None:
-        assert self._server is not None
+        assert self._served.server is not None
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_accepted_socket(self._server, connection)
+        transport, _ = await loop.connect_accepted_socket(self._served.server, connection)
         self._callers.introduce(transport, self._caller)
-
-    def _accept(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        accepting: asyncio.Task[object] = loop.create_task(self._serve_on(connection))
-        self._connections.add(accepting)
-        accepting.add_done_callback(self._connections.discard)
 
 
 def _whole(work: Callable[[], R], undo: Callable[[R], None] | None = None) -> R:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import click
 
 from greenroom.runner.cli.attachments import Content
-from greenroom.runner.cli.conversation import AnswerSoFar, Conversation
+from greenroom.runner.cli.conversation import Conversation, pace
 from greenroom.runner.cli.output import announce, own, style, terminal_width
+from greenroom.runner.client.results import TextResult
 
 _FENCE = "```"
 
@@ -107,7 +108,7 @@ def tell(conversation: Conversation, content: Content) -> None:
 
 def _cut_off(conversation: Conversation) -> str:
     reply, most = conversation.reply, conversation.options.max_tokens
-    if reply is not None and most is not None and reply.usage.answer_tokens >= most:
+    if reply is not None and most is not None and reply.answer_tokens >= most:
         return f"(The answer was cut off after {most} tokens, the limit that was set.)"
     return (
         "(The answer was cut off: the context is full. "
@@ -115,14 +116,13 @@ def _cut_off(conversation: Conversation) -> str:
     )
 
 
-def statistics(reply: AnswerSoFar | None) -> str:
+def statistics(reply: TextResult | None) -> str:
     """`27 tokens in 0.6s, the first after 0.12s; 45.0 tokens/s; prompt 38 tokens`."""
-    if reply is None or not reply.usage.answer_tokens:
+    if reply is None or not reply.answer_tokens:
         return "There is no complete answer yet."
-    usage = reply.usage
     return (
-        f"{usage.answer_tokens} tokens in {usage.seconds:.2f}s, the first after "
-        f"{usage.first_token_after:.2f}s; {usage.pace:.1f} tokens/s; prompt {usage.prompt_tokens} tokens"
+        f"{reply.answer_tokens} tokens in {reply.seconds:.2f}s, the first after "
+        f"{reply.first_token_after:.2f}s; {pace(reply):.1f} tokens/s; prompt {reply.prompt_tokens} tokens"
     )
 
 
@@ -132,15 +132,14 @@ def as_json(conversation: Conversation, content: Content) -> dict[str, object]:
         pass
     reply = conversation.reply
     assert reply is not None, "it was asked"
-    usage = reply.usage
     return {
         "model": conversation.model,
         "answer": reply.text,
         "reasoning": reply.reasoning,
         "finish_reason": reply.finish,
-        "prompt_tokens": usage.prompt_tokens,
-        "answer_tokens": usage.answer_tokens,
-        "first_token_seconds": round(usage.first_token_after, 4),
-        "seconds": round(usage.seconds, 4),
-        "tokens_per_second": round(usage.pace, 2),
+        "prompt_tokens": reply.prompt_tokens,
+        "answer_tokens": reply.answer_tokens,
+        "first_token_seconds": round(reply.first_token_after, 4),
+        "seconds": round(reply.seconds, 4),
+        "tokens_per_second": round(pace(reply), 2),
     }

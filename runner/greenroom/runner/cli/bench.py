@@ -14,12 +14,13 @@ from typing import Any
 import click
 
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
-from greenroom.runner.cli.conversation import AnswerSoFar, Conversation, Options
+from greenroom.runner.cli.conversation import Conversation, Options, pace
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.client.daemons import ensure_daemon, is_on_this_machine
 from greenroom.runner.client.errors import GreenroomError
 from greenroom.runner.client.http_client import HttpClient, path_of
+from greenroom.runner.client.results import TextResult
 from greenroom.runner.client.wire import SOCKET
 from greenroom.runner.config import Settings
 
@@ -184,7 +185,7 @@ class Bench:
 
     def level(self, streams: int, *, tokens: int | None = None) -> Level:
         """Ask so many at once and wait for all. Raises GreenroomError when one of them fails."""
-        answers: list[AnswerSoFar] = []
+        answers: list[TextResult] = []
         problems: list[GreenroomError] = []
         threads = [
             threading.Thread(
@@ -202,15 +203,15 @@ class Bench:
         lasted = time.monotonic() - began
         if problems:
             raise problems[0]
-        total = sum(one.usage.answer_tokens for one in answers)
-        firsts = [one.usage.first_token_after for one in answers]
+        total = sum(one.answer_tokens for one in answers)
+        firsts = [one.first_token_after for one in answers]
         return Level(
             streams=streams,
             tokens_per_second=round(total / max(lasted, 1e-6), 2),
-            tokens_per_second_each=round(statistics.median(one.usage.pace for one in answers), 2),
+            tokens_per_second_each=round(statistics.median(pace(one) for one in answers), 2),
             first_token=round(statistics.median(firsts), 4),
             first_token_slowest=round(max(firsts), 4),
-            prompt_tokens=answers[0].usage.prompt_tokens,
+            prompt_tokens=answers[0].prompt_tokens,
             answer_tokens=total,
         )
 
@@ -222,7 +223,7 @@ class Bench:
         return f"Story {step} of {time.time_ns()}. Go on with it: {' '.join(words)}"
 
     def _ask(
-        self, prompt: str, tokens: int, answers: list[AnswerSoFar], problems: list[GreenroomError]
+        self, prompt: str, tokens: int, answers: list[TextResult], problems: list[GreenroomError]
     ) -> None:
         conversation = Conversation(
             self._client,

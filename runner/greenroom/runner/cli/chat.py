@@ -123,7 +123,7 @@ class ChatSession:
             announce(answers.statistics(conversation.reply))
         reply, most = conversation.reply, conversation.options.max_tokens
         if reply is not None and reply.finish == "length" and most is None:
-            used = reply.usage.prompt_tokens + reply.usage.answer_tokens
+            used = reply.prompt_tokens + reply.answer_tokens
             dropped += self._make_room(used, used)
         if dropped:
             announce(
@@ -181,7 +181,7 @@ class ChatSession:
                 announce(f"{style(one['role'] + ':', bold=True)} {saved_chats.text_of(one)}")
             return
         reply = conversation.reply
-        used = reply.usage.prompt_tokens + reply.usage.answer_tokens if reply is not None else 0
+        used = reply.prompt_tokens + reply.answer_tokens if reply is not None else 0
         count = sum(one["role"] != "system" for one in conversation.messages)
         announce(f"model: {conversation.model}")
         announce(f"system prompt: {conversation.system_prompt or 'none'}")

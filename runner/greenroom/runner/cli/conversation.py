@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from greenroom.runner.cli.display import Display, display
 from greenroom.runner.cli.jobs import Watch, install, pull
-from greenroom.runner.client.errors import GreenroomError, RequestRefused, Unreachable
+from greenroom.runner.client.calls import Piece, TextCall
+from greenroom.runner.client.errors import GreenroomError, RequestRefused
 from greenroom.runner.client.http_client import HttpClient, path_of
+from greenroom.runner.client.results import JobProgress, TextResult
 
 _READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
 _MEANT = re.compile(r"Did you mean [^?]*\?")
@@ -56,38 +57,9 @@ class Options:
         return {name: value for name, value in fields.items() if value is not None} | self.loading
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer, in the order in which it arrives."""
-
-    text: str = ""
-    reasoning: str = ""
-
-
-@dataclass
-class Usage:
-    """What an answer cost."""
-
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-    first_token_after: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def pace(self) -> float:
-        """Tokens a second, from the first one on."""
-        return self.answer_tokens / max(self.seconds - self.first_token_after, 1e-3)
-
-
-@dataclass
-class AnswerSoFar:
-    """An answer, as far as it has come."""
-
-    text: str = ""
-    reasoning: str = ""
-    finish: str = ""
-    """`stop`, `length`; empty until it has ended in order."""
-    usage: Usage = field(default_factory=Usage)
+def pace(answer: TextResult) -> float:
+    """Tokens a second, from the first one on."""
+    return answer.answer_tokens / max(answer.seconds - answer.first_token_after, 1e-3)
 
 
 class Conversation:
@@ -119,7 +91,7 @@ class Conversation:
         self._token = token
         self._before_pull = before_pull
         self.messages: list[Message] = []
-        self.reply: AnswerSoFar | None = None
+        self.reply: TextResult | None = None
         """The last answer, whole or not."""
         self.system(system)
 
@@ -190,59 +162,23 @@ class Conversation:
         Closing the iterator ends the generation. Raises GreenroomError when it breaks off.
         """
         said = [*self.messages, {"role": "user", "content": content}]
-        body: dict[str, Any] = {"model": self.model, "messages": said, "stream": True}
-        body |= {"stream_options": {"include_usage": True}, **self.options.fields}
-        reply = self.reply = AnswerSoFar()
         began = time.monotonic()
+
+        def tell(progress: JobProgress) -> None:
+            if told := _told(progress.message, time.monotonic() - began):
+                self._say(told)
+
+        call = TextCall(self._path, {"model": self.model, "messages": said, **self.options.fields}, tell)
+        call.url = self._client.url
         try:
-            with self._client.open("POST", self._path, body, accept="text/event-stream") as answer:
-                for event in self._events(answer.lines()):
-                    counted = event.get("usage") or {}
-                    usage = reply.usage
-                    usage.prompt_tokens = int(counted.get("prompt_tokens") or usage.prompt_tokens)
-                    usage.answer_tokens = int(counted.get("completion_tokens") or usage.answer_tokens)
-                    for choice in event.get("choices") or ():
-                        reply.finish = str(choice.get("finish_reason") or reply.finish)
-                    for piece in _pieces(event):
-                        if not usage.first_token_after:
-                            usage.first_token_after = time.monotonic() - began
-                        reply.text += piece.text
-                        reply.reasoning += piece.reasoning
-                        yield piece
-            reply.finish = reply.finish or "stop"
+            with self._client.open(call.method, call.path, call.body, accept=call.accept) as answer:
+                for line in answer.lines():
+                    yield from call.pieces(line)
+            call.finish()
         finally:
-            reply.usage.seconds = time.monotonic() - began
+            self.reply = reply = call.so_far()
             if reply.text or reply.finish:
                 self.messages = [*said, {"role": "assistant", "content": reply.text}]
-
-    def _events(self, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-        """The stream's objects; its comments go to `say`, and an error in it is raised."""
-        began = time.monotonic()
-        for line in lines:
-            if line.startswith(":"):
-                if told := _told(line[1:].strip(), time.monotonic() - began):
-                    self._say(told)
-                continue
-            if not line.startswith("data:"):
-                continue
-            data = line[5:].strip()
-            if data == "[DONE]":
-                return
-            try:
-                event = json.loads(data)
-            except ValueError:
-                continue
-            error = event.get("error")
-            if error:
-                fields = error if isinstance(error, dict) else {"message": str(error)}
-                raise RequestRefused(
-                    400,
-                    fields,
-                    str(fields.get("message") or "The answer was interrupted."),
-                    str(fields.get("advice") or ""),
-                )
-            yield event
-        raise Unreachable(self._client.url, "closed the connection in the middle of its answer")
 
     def _preload(self) -> None:
         """Ask for the model without a prompt: the answer comes when its engine is ready."""
@@ -267,13 +203,3 @@ def _told(comment: str, after: float) -> str:
     if after < PATIENCE or reading["read"] == reading["all"]:
         return ""
     return f"reading the prompt: {reading['read']} of {reading['all']} tokens"
-
-
-def _pieces(event: dict[str, Any]) -> Iterator[Piece]:
-    for choice in event.get("choices") or ():
-        delta = choice.get("delta") or {}
-        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
-        if reasoning:
-            yield Piece(reasoning=str(reasoning))
-        if delta.get("content"):
-            yield Piece(text=str(delta["content"]))

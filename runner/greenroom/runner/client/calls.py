@@ -10,6 +10,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
@@ -159,8 +160,16 @@ class JsonCall(Call[str, R]):
             ) from error
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer, in the order in which it arrives."""
+
+    text: str = ""
+    reasoning: str = ""
+
+
 class TextCall(Call[str, TextResult]):
-    """Answered with text as a model writes it: its steps are the pieces."""
+    """Answered with text as a model writes it: its steps are the pieces, without the reasoning."""
 
     accept = _EVENTS
 
@@ -178,6 +187,10 @@ class TextCall(Call[str, TextResult]):
         self._whole = False
 
     def take(self, line: str) -> Iterator[str]:
+        return (piece.text for piece in self.pieces(line) if piece.text)
+
+    def pieces(self, line: str) -> Iterator[Piece]:
+        """As `take`, with the reasoning."""
         if line.startswith(":"):
             if self._progress is not None and (message := line[1:].strip()):
                 self._progress(JobProgress(message=message))
@@ -187,6 +200,7 @@ class TextCall(Call[str, TextResult]):
         data = line[5:].strip()
         if data == "[DONE]":
             self._whole = True
+            self._finish = self._finish or "stop"
             self._ended = time.monotonic() - self._began
             return
         event = self.object(data)
@@ -200,7 +214,7 @@ class TextCall(Call[str, TextResult]):
         for choice in event.get("choices") or ():
             yield from self._take(choice)
 
-    def _take(self, choice: Mapping[str, Any]) -> Iterator[str]:
+    def _take(self, choice: Mapping[str, Any]) -> Iterator[Piece]:
         self._finish = str(choice.get("finish_reason") or self._finish)
         delta = choice.get("delta") or choice
         text = str(delta.get("content") or delta.get("text") or "")
@@ -209,6 +223,7 @@ class TextCall(Call[str, TextResult]):
             self._first = time.monotonic() - self._began
         if reasoning:
             self._reasoning.append(reasoning)
+            yield Piece(reasoning=reasoning)
         for part in delta.get("tool_calls") or ():
             known = self._tools.setdefault(
                 int(part.get("index") or 0), {"id": "", "name": "", "arguments": ""}
@@ -219,7 +234,7 @@ class TextCall(Call[str, TextResult]):
             known["arguments"] += str(function.get("arguments") or "")
         if text:
             self._text.append(text)
-            yield text
+            yield Piece(text=text)
 
     def so_far(self) -> TextResult:
         """What has come until now."""

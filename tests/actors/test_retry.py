@@ -8,7 +8,6 @@ import pytest
 from freezegun import freeze_time
 from hypothesis import given
 from hypothesis import strategies as st
-from tenacity import stop_after_attempt, stop_after_delay, wait_exponential, wait_fixed
 
 from greenroom.actors.retry import (
     CONTACT_RETRIES,
@@ -21,8 +20,8 @@ from greenroom.actors.values import Failure
 
 TRANSIENT = Failure(kind="transient", code="unreachable", message="No answer.")
 PERMANENT = Failure(kind="permanent", code="hash_mismatch", message="It is another file.")
-HOURLY = RetryPolicy(stop=stop_after_attempt(3), wait=wait_fixed(3600), longest=60.0)
-SOON = RetryPolicy(stop=stop_after_attempt(3), wait=wait_fixed(10), longest=60.0)
+HOURLY = RetryPolicy(attempts=3, first=3600.0, most=3600.0, longest=60.0)
+SOON = RetryPolicy(attempts=3, first=10.0, most=10.0, longest=60.0)
 
 
 def again(policy: RetryPolicy, attempt: int, now: float = 0.0, draw: float = 0.5) -> float | None:
@@ -52,7 +51,7 @@ def test_the_last_attempt_has_no_next_one() -> None:
 
 
 def test_a_policy_may_end_after_a_time() -> None:
-    policy = RetryPolicy(stop=stop_after_delay(8), wait=wait_fixed(1), longest=60.0)
+    policy = RetryPolicy(attempts=99, within=8.0, most=1.0, longest=60.0)
     for elapsed, expected in ((-5.0, 101.0), (7.9, 101.0), (8.0, None), (10.0**9, None)):
         at = policy.retry_at(TRANSIENT, attempt=1, now=100.0, draw=0.5, elapsed=elapsed)
         assert at == expected, elapsed
@@ -87,5 +86,5 @@ def test_every_policy_ends_and_is_bounded(policy: RetryPolicy, attempt: int, dra
 
 
 def test_waits_grow() -> None:
-    policy = RetryPolicy(stop=stop_after_attempt(9), wait=wait_exponential(max=30), longest=45.0)
+    policy = RetryPolicy(attempts=9, most=30.0, longest=45.0)
     assert [again(policy, attempt) for attempt in range(1, 7)] == [1, 2, 4, 8, 16, 30]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,6 +26,7 @@ SLOW = {
     "psutil",
     "secrets",
     "ssl",
+    "tenacity",
 }
 """What takes longest to import; a command imports it only if it uses it."""
 
@@ -45,8 +47,10 @@ print(json.dumps([code, sorted(set(sys.modules) - before)]))
         pytest.param(("ps",), 130, id="ps"),
         pytest.param(("list",), 150, id="list"),
         pytest.param(("queue",), 132, id="queue"),
+        pytest.param(("version",), 130, id="version"),
         pytest.param(("log", "--journal", "JOURNAL"), 160, id="log"),
-        pytest.param(("why", "daemon", "--journal", "JOURNAL"), 280, id="why"),
+        pytest.param(("replay", "--journal", "JOURNAL"), 210, id="replay"),
+        pytest.param(("why", "daemon", "--journal", "JOURNAL"), 260, id="why"),
     ],
 )
 def test_a_command_imports_only_what_it_uses(command: tuple[str, ...], most: int, tmp_path: Path) -> None:
@@ -56,18 +60,34 @@ def test_a_command_imports_only_what_it_uses(command: tuple[str, ...], most: int
     journal.append([Entry(stream="daemon", version=1, type=event.TAG, schema=1, cause="", data=data, at=1.0)])
     journal.close()
     words = [str(journal.files.db) if one == "JOURNAL" else one for one in command]
-    environment = {"GREENROOM_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), "GREENROOM_PORT": "1"}
+    _, modules = imported(words, tmp_path / "home", "1", tmp_path)
+    assert sorted(SLOW & set(modules)) == []
+    assert len(modules) <= most, modules
+
+
+def test_backends_imports_no_backend_where_a_daemon_knows_them(
+    our_daemon: Any, home: Path, tmp_path: Path
+) -> None:
+    our_daemon.routes["GET /engines"] = []
+    port = our_daemon.url.rsplit(":", 1)[1]
+    code, modules = imported(["backends"], home, port, tmp_path)
+    assert code == 0
+    assert sorted(SLOW & set(modules)) == []
+    assert len(modules) <= 155, modules
+
+
+def imported(words: list[str], home: Path, port: str, cwd: Path) -> tuple[int, list[str]]:
+    """How a command ends, and which modules it has imported then."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT, *words],
-        env=environment,
-        cwd=tmp_path,
+        env={"GREENROOM_HOME": str(home), "HOME": str(cwd), "GREENROOM_PORT": port},
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=True,
     )
-    _, modules = json.loads(done.stdout.splitlines()[-1])
-    assert sorted(SLOW & set(modules)) == [], done.stderr
-    assert len(modules) <= most, modules
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    return code, modules
 
 
 INTERRUPT = """

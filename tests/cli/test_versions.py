@@ -20,7 +20,14 @@ def installed(version: str, **more: Any) -> dict[str, Any]:
 
 
 def described(name: str, *installations: dict[str, Any], **more: Any) -> dict[str, Any]:
-    fields = {"state": "absent", "job": None, "failure": None}
+    fields: dict[str, Any] = {
+        "state": "absent",
+        "job": None,
+        "failure": None,
+        "verdict": "",
+        "deferred": False,
+    }
+    fields |= {"formats": ["gguf"], "modes": ["completion"]}
     return {"name": name, "installations": list(installations)} | fields | more
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from tenacity import (
-    DoSleep,
-    RetryCallState,
-    RetryError,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_after_delay,
-)
-from tenacity.stop import stop_base
-from tenacity.wait import wait_base, wait_exponential
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from greenroom.actors.values import Failure
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 
 class _AttemptFailed(Exception):
@@ -27,26 +22,41 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, _AttemptFailed) and error.failure.kind == "transient"
 
 
-class _spread(wait_base):  # noqa: N801 - named like the waits of tenacity
-    """Another wait times 0.5 to 1.5, so that jobs that failed together do not retry together."""
-
-    def __init__(self, wait: wait_base, longest: float) -> None:
-        self._wait = wait
-        self._longest = longest
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        draw: float = retry_state.kwargs["draw"]
-        return min(self._wait(retry_state) * (0.5 + draw), self._longest)
-
-
 class RetryPolicy:
-    """Transient failures are retried until `stop`, after `wait` with jitter, at most `longest` seconds."""
+    """Transient failures are retried, after growing times with jitter."""
 
-    def __init__(self, *, stop: stop_base, wait: wait_base, longest: float) -> None:
+    def __init__(
+        self, *, attempts: int, longest: float, most: float, first: float = 1.0, within: float = math.inf
+    ) -> None:
+        """Seconds, but for the number of attempts.
+
+        `first` is waited after the first attempt, and twice as long after each other one, `most` at most; 0.5
+        to 1.5 times that with the jitter, and `longest` at most. None begins after `within`.
+        """
         self.longest = longest
-        self._retrying = Retrying(
-            retry=retry_if_exception(_is_transient), stop=stop, wait=_spread(wait, longest)
+        self._attempts, self._within = attempts, within
+        self._first, self._most = first, most
+
+    @cached_property
+    def _retrying(self) -> Retrying:
+        # Not quick to import, and only a failure needs it: commands that read the journal have none.
+        from tenacity import (
+            Retrying,
+            retry_if_exception,
+            stop_after_attempt,
+            stop_after_delay,
+            wait_exponential,
         )
+
+        wait = wait_exponential(multiplier=self._first, max=self._most)
+
+        def spread(state: RetryCallState) -> float:
+            """Jobs that failed together do not retry together."""
+            draw: float = state.kwargs["draw"]
+            return min(wait(state) * (0.5 + draw), self.longest)
+
+        stop = stop_after_attempt(self._attempts) | stop_after_delay(self._within)
+        return Retrying(retry=retry_if_exception(_is_transient), stop=stop, wait=spread)
 
     def retry_at(
         self, failure: Failure, *, attempt: int, now: float, draw: float, elapsed: float = 0.0
@@ -55,6 +65,8 @@ class RetryPolicy:
 
         `elapsed`: seconds since the first attempt. `draw` in [0, 1) is the jitter.
         """
+        from tenacity import DoSleep, RetryCallState, RetryError
+
         state = RetryCallState(self._retrying, fn=None, args=(), kwargs={"draw": draw})
         state.attempt_number = attempt
         error = _AttemptFailed(failure)
@@ -72,17 +84,11 @@ class RetryPolicy:
         return min(retry_at, now + self.longest)
 
 
-INSTALL_RETRIES = RetryPolicy(stop=stop_after_attempt(5), wait=wait_exponential(max=30), longest=45.0)
-PULL_RETRIES = RetryPolicy(stop=stop_after_attempt(6), wait=wait_exponential(max=60), longest=90.0)
+INSTALL_RETRIES = RetryPolicy(attempts=5, most=30.0, longest=45.0)
+PULL_RETRIES = RetryPolicy(attempts=6, most=60.0, longest=90.0)
 """Attempts are counted from the last one that brought anything."""
 NO_NETWORK_AFTER = 8.0
-CONTACT_RETRIES = RetryPolicy(
-    stop=stop_after_attempt(3) | stop_after_delay(NO_NETWORK_AFTER),
-    wait=wait_exponential(multiplier=0.5, max=60),
-    longest=90.0,
-)
+CONTACT_RETRIES = RetryPolicy(attempts=3, within=NO_NETWORK_AFTER, first=0.5, most=60.0, longest=90.0)
 """For a source that has never answered while a client waits: without a network, the client learns so soon."""
-PUSH_RETRIES = RetryPolicy(
-    stop=stop_after_attempt(4), wait=wait_exponential(multiplier=0.5, max=20), longest=30.0
-)
+PUSH_RETRIES = RetryPolicy(attempts=4, first=0.5, most=20.0, longest=30.0)
 """Attempts are counted from the last one that sent anything."""

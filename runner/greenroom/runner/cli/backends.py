@@ -377,40 +377,24 @@ def backends_command(ctx: click.Context, as_json: bool) -> int:
     """
     if ctx.invoked_subcommand is not None:
         return exit_codes.OK
-    from greenroom.runner.backends.base import Platform
-    from greenroom.runner.backends.discovery import BACKENDS
-    from greenroom.runner.diagnosis.sentences import short
-
     settings = settings_of(ctx)
     daemon = find(settings)
+    if as_json and daemon is None:
+        raise not_running(settings)
+    problems: tuple[str, ...] = ()
+    if daemon is not None:
+        known: list[dict[str, Any]] = daemon.client().get("/engines") or []
+        rows = [_row(one, _versions(one), _state(one)) for one in known]
+    else:
+        known = []
+        rows, problems = _without_a_daemon(settings.home)
     if as_json:
-        found = daemon.client().get("/engines") if daemon is not None else None
-        if found is None:
-            raise not_running(settings)
-        click.echo(json.dumps(found, indent=4, ensure_ascii=False))
+        click.echo(json.dumps(known, indent=4, ensure_ascii=False))
         return exit_codes.OK
-    on_disk = {} if daemon else _on_disk(settings.home)
-    known: list[dict[str, Any]] = (daemon.client().get("/engines") or []) if daemon else []
-    described = {one["name"]: one for one in known}
-    here = Platform.here()
-    rows = []
-    for declared in BACKENDS.values():
-        backend = declared.on(here)
-        found = described.get(backend.name)
-        verdict = backend.verdict(here)
-        rows.append(
-            (
-                backend.name,
-                ", ".join(backend.formats),
-                ", ".join(backend.modes),
-                "on demand" if backend.deferred else "by default",
-                _versions(found) if found else ", ".join(on_disk.get(backend.name, ())),
-                verdict or (_state(found) if found else "(daemon not running)"),
-            )
-        )
     click.echo(table(_HEADINGS, rows, spare=("INSTALLED", "MODES", "FORMATS"), width=terminal_width()))
     for one in (one for backend in known for one in backend.get("quarantines") or ()):
         from greenroom.actors.scheduler.backend_choice import in_a_row
+        from greenroom.runner.diagnosis.sentences import short
 
         name = short(one["model_ref"])
         say(
@@ -421,9 +405,40 @@ def backends_command(ctx: click.Context, as_json: bool) -> int:
         say(line)
     for line in (line for one in known for line in _told_restoring(one)):
         say(line)
-    for problem in BACKENDS.problems:
+    for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
     return exit_codes.OK
+
+
+def _row(backend: dict[str, Any], versions: str, state: str) -> tuple[str, ...]:
+    return (
+        backend["name"],
+        ", ".join(backend["formats"]),
+        ", ".join(backend["modes"]),
+        "on demand" if backend["deferred"] else "by default",
+        versions,
+        backend["verdict"] or state,
+    )
+
+
+def _without_a_daemon(home: Path) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """A row for each backend that is declared here, and what is wrong with other declarations."""
+    # A running daemon has done all of this already.
+    from greenroom.runner.backends.base import Platform
+    from greenroom.runner.backends.discovery import BACKENDS
+
+    here, on_disk, rows = Platform.here(), _on_disk(home), []
+    for name, declared in BACKENDS.items():
+        backend = declared.on(here)
+        told = {
+            "name": name,
+            "formats": backend.formats,
+            "modes": backend.modes,
+            "deferred": backend.deferred,
+            "verdict": backend.verdict(here),
+        }
+        rows.append(_row(told, ", ".join(on_disk.get(name, ())), "(daemon not running)"))
+    return rows, BACKENDS.problems
 
 
 def _told_restoring(backend: dict[str, Any]) -> Iterator[str]:
@@ -506,9 +521,7 @@ def _on_disk(home: Path) -> dict[str, list[str]]:
     return versions
 
 
-def _versions(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
+def _versions(found: dict[str, Any]) -> str:
     usable = [one for one in found["installations"] if not one["retiring"]]
     return ", ".join(_named(found, one) + ("*" if one["current"] else "") for one in usable)
 

@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 import click
 
+from greenroom import __version__
 from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names, engine_ids, model_names
 from greenroom.runner.cli.main import settings_of
@@ -490,7 +491,6 @@ def df_command(ctx: click.Context, as_json: bool) -> None:
 def version_command(ctx: click.Context, as_json: bool) -> None:
     """Show the versions of the command and the daemon. Never fails."""
     import platform
-    from importlib.metadata import version
 
     if as_json:
         found, problem = None, ""
@@ -501,11 +501,11 @@ def version_command(ctx: click.Context, as_json: bool) -> None:
         server = None
         if found is not None:
             server = {"version": found.version, "url": found.url, "pid": found.pid}
-        client = {"version": version("greenroom"), "python": platform.python_version()}
+        client = {"version": __version__, "python": platform.python_version()}
         client["platform"] = f"{platform.system().lower()}/{platform.machine()}"
         click.echo(json.dumps({"client": client, "server": server, "problem": problem or None}, indent=4))
         return
-    click.echo(f"Client:\n Version:  {version('greenroom')}")
+    click.echo(f"Client:\n Version:  {__version__}")
     click.echo(f" Python:   {platform.python_version()}")
     click.echo(f" Platform: {platform.system().lower()}/{platform.machine()}")
     try:

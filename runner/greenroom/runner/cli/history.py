@@ -23,8 +23,8 @@ from greenroom.runner.cli.journal import (
     journal_path,
     reading,
     set_aside_note,
+    time_option,
 )
-from greenroom.runner.cli.log import time_option
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import say, table, terminal_width
 from greenroom.runner.cli.problem import Problem

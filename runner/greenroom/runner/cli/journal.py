@@ -27,6 +27,7 @@ from greenroom.runner import exit_codes
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.cli.problem import Problem
+from greenroom.runner.diagnosis.times import parse_time
 from greenroom.runner.units import format_size
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ def journal_elsewhere(ctx: click.Context, journal: Path | None) -> RemoteJournal
 
     daemon = daemon_elsewhere(settings)
     return RemoteJournal(daemon) if daemon is not None else None
+
+
+def time_option(name: str, text: str | None) -> float | None:
+    """The wall-clock second an option means. Raises click.BadParameter."""
+    if text is None:
+        return None
+    try:
+        return parse_time(text, time.time())
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", param_hint=name) from error
 
 
 @contextlib.contextmanager

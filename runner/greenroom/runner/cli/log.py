@@ -22,11 +22,11 @@ from greenroom.runner.cli.journal import (
     journal_path,
     reading,
     set_aside_note,
+    time_option,
 )
 from greenroom.runner.cli.output import announce, style, terminal_width, wrapped
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
-from greenroom.runner.diagnosis.times import parse_time
 
 if TYPE_CHECKING:
     from greenroom.runner.diagnosis.summary import Summary
@@ -116,16 +116,6 @@ def log_command(
         if follow:
             news = events.lines(reader.follow(after=events.seq))
             _print((Line.of(record, sentence) for record, sentence in news), show, flush=True)
-
-
-def time_option(name: str, text: str | None) -> float | None:
-    """The wall-clock second an option means. Raises click.BadParameter."""
-    if text is None:
-        return None
-    try:
-        return parse_time(text, time.time())
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.", param_hint=name) from error
 
 
 def _ending(lines: Iterator[Line], last: int) -> Iterator[Line]:

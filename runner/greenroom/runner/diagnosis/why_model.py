@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from statistics import median
 
 from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.library.events import ModelCommitted
@@ -189,6 +188,8 @@ def _loading(model: ModelHistory, engine: EngineHistory) -> Explanation:
     )
     usual = usual_seconds(model.engines, engine.spec)
     if usual:
+        from statistics import median
+
         typical = found.numbers["usual_seconds"] = median(usual)
         some = f"{len(usual)} earlier loads on this installation" if len(usual) > 1 else "The previous load"
         found.answer += f" {some} took {format_duration(typical)}{' (median)' if len(usual) > 2 else ''}."

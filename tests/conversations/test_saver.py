@@ -16,6 +16,7 @@ from greenroom.runner.conversations import saver as module
 from greenroom.runner.conversations.saver import ConversationSaver
 from greenroom.runner.engines.slots import Restored, Saved, SlotFailure, SlotFiles
 from saved import store_in
+from waiting import until
 
 SPEC = EngineSpec(
     engine_id="e", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", slots=1
@@ -75,6 +76,9 @@ class Stage(ConversationSaver):
     def knows(self, per_token: float) -> None:
         """How many bytes of a file are a token."""
         self._of(self._compat(SPEC)).per_token = per_token
+
+    def has_looked(self) -> bool:
+        return not self._ahead.locked()
 
     def enters(self, request: str, *prompt: object, owner: str = "user:1") -> SlotChoice:
         assert self.gates.enter("m", "completion", "", request) is not None
@@ -210,3 +214,16 @@ def test_a_prompt_with_all_or_none_of_its_answer_is_kept(stage: Stage, tokens: i
     stage.slots.tokens = tokens
     stage.before_end("e")
     assert [one.tokens for one in stage.store.entries()] == [tokens]
+
+
+def test_the_file_that_a_waiting_request_may_need_is_checked_ahead(stage: Stage, tmp_path: Path) -> None:
+    stage.answered("r1", *READ)
+    stage.before_end("e")
+    (entry,) = stage.store.entries()
+    (tmp_path / "conversations" / f"{entry.id}.bin").write_bytes(b"damage")
+    for other in (("m", READ, "user:2"), ("n", READ, "user:1"), ("m", ({}, OTHER), "user:1")):
+        stage.look_ahead(*other)
+        until(stage.has_looked)
+        assert stage.store.entries()
+    stage.look_ahead("m", (*READ, SAID, ASKED), "user:1")
+    until(lambda: not stage.store.entries())

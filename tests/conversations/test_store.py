@@ -393,3 +393,26 @@ def test_the_settings_decide_what_is_kept(tmp_path: Path, settings: dict[str, An
     store = ConversationStore.of(Settings(home=tmp_path, **settings))
     store.open()
     assert store.may_write(200) == expected
+
+
+def test_a_file_that_was_checked_is_lent_unread_unless_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_in(tmp_path)
+    entry = kept(store, tmp_path, "abc")
+    assert store.check(entry)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "checksum", lambda _: (0, "it was read"))
+        assert store.lend(entry, tmp_path / "lent")
+    (tmp_path / "conversations" / f"{entry.id}.bin").write_bytes(b"damage")
+    assert not store.lend(entry, tmp_path / "lent")
+    assert not store.entries()
+    assert not (tmp_path / "lent").exists()
+
+
+def test_a_damaged_file_is_dropped_by_the_check(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    entry = kept(store, tmp_path, "abc")
+    (tmp_path / "conversations" / f"{entry.id}.bin").write_bytes(b"damage")
+    assert not store.check(entry)
+    assert not store.entries()

@@ -156,7 +156,10 @@ def test_a_conversation_with_mlx_outlives_its_engine(daemon: Any, smollm2_mlx: P
         messages += [answer.json["choices"][0]["message"], {"role": "user", "content": "And then?"}]
         if not number:
             unload(daemon, model)
-            assert [one["reason"] for one in saved(daemon)] == ["unload"]
+            (entry,) = saved(daemon)
+            assert entry["reason"] == "unload"
+            # By the speed that its launcher has measured, not the one assumed before.
+            assert entry["tokens"] / entry["seconds"] != pytest.approx(300.0)
     details = answer.json["usage"]["prompt_tokens_details"]
     assert details["cached_tokens"] > 200
     (entry,) = saved(daemon)

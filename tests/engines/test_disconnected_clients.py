@@ -17,6 +17,7 @@ import pytest
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.folders import prompt_speed
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.engines.launchers.kept_slots import Slots
@@ -120,6 +121,16 @@ def test_pieces_of_prompts_shrink_on_a_slow_machine_and_grow_on_a_fast_one() -> 
     assert pace.step == 512, "a short prompt says nothing of how fast long ones are"
     pace.took(1, 500.0)
     assert pace.step == LEAST
+
+
+def test_the_speed_of_prompts_that_were_read_alone_is_logged() -> None:
+    pace = Pace()
+    assert not pace.line_of(1, 32, 0.5, ends=False)
+    line = pace.line_of(1, 68, 0.5, ends=True)
+    assert not pace.line_of(2, 63, 0.1, ends=True)
+    again = pace.line_of(3, 300, 1.0, ends=True)
+    assert Mlx().prompt_speed(f"it began\n{line}{again}") == 200.0
+    assert Mlx().prompt_speed("it began\n") == 0.0
 
 
 def mlx_launcher() -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from statistics import median
+
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
     LLAMA_CPP_SAMPLING,
@@ -61,6 +64,9 @@ _IGNORES = (
 """What it ignores and a client can do without."""
 
 
+_READ = re.compile(r"^(\d{1,9}) tokens of a prompt were read in (\d{1,9}\.\d{3}) s$", re.MULTILINE)
+
+
 class Mlx(Backend):
     """safetensors, including MLX quantised ones."""
 
@@ -113,6 +119,11 @@ class Mlx(Backend):
         if platform.system not in ("darwin", "linux"):
             return f"mlx runs on macOS (Apple silicon) and Linux; this machine is {platform.system}."
         return ""
+
+    def prompt_speed(self, log: str) -> float:
+        """What its launcher has written of prompts that were read alone."""
+        speeds = [int(tokens) / float(seconds) for tokens, seconds in _READ.findall(log) if float(seconds)]
+        return median(speeds) if speeds else 0.0
 
     def command(self, launch: Launch) -> CommandLine:
         """mlx-lm's server cannot listen on a unix socket; our launcher adds that."""

@@ -20,6 +20,15 @@ _NO_LINKS = frozenset(
 """What file systems answer that cannot give this file a second name."""
 
 
+Identity = tuple[int, int, int, int]
+
+
+def identity(path: Path) -> Identity:
+    """Changes when a file is replaced or written to; the same for all its names. Raises OSError."""
+    found = path.lstat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def checksum(path: Path) -> tuple[int, str]:
     """Size and XXH3 of a regular file; about as fast as it can be read.
 

@@ -23,6 +23,7 @@ from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.conversations.chain import PromptChain, chain_of
 from greenroom.runner.conversations.entry import SavedConversation
+from greenroom.runner.conversations.index import shared
 from greenroom.runner.conversations.restoration import Restoration
 from greenroom.runner.conversations.store import ConversationStore
 from greenroom.runner.engines.folders import EngineFolder
@@ -167,6 +168,8 @@ class ConversationSaver:
         self._restored_by: dict[str, RestoredTotals] = {}
         self.restored = RestoredTotals()
         """Since the start."""
+        self._ahead = threading.Lock()
+        """Held while a file is checked that may be needed."""
         self._saving = threading.Lock()
         self._over = threading.Event()
         self._thread: Thread | None = None
@@ -382,15 +385,15 @@ class ConversationSaver:
         stays: int = 0,
     ) -> bool:
         """Whether reading it again would take longer than writing and reading a file."""
-        entry, shared = self.store.best(self._compat(spec), owner, chain.hashes) or (None, 0)
-        shared = max(shared, stays)
+        entry, known = self.store.best(self._compat(spec), owner, chain.hashes) or (None, 0)
+        known = max(known, stays)
         if entry is not None and entry.ends:
             speeds.characters, speeds.per_token = entry.ends[-1] / entry.tokens, entry.size / entry.tokens
         # What an earlier daemon knew of is only known to be new or not.
-        is_new = shared < len(chain.hashes)
+        is_new = known < len(chain.hashes)
         tokens, size = float(_LEAST_TOKENS * is_new), 0
         if chain.ends:
-            before = chain.ends[shared - 1] if shared else 0
+            before = chain.ends[known - 1] if known else 0
             tokens = (chain.ends[-1] - before) / speeds.characters
             size = int(chain.ends[-1] / speeds.characters * speeds.per_token)
         seconds = tokens / self._reads(spec, speeds)
@@ -434,6 +437,30 @@ class ConversationSaver:
 
     # restoring
 
+    def look_ahead(self, model_id: str, parts: Sequence[object], owner: str) -> None:
+        """Begin to check the file that a waiting request may need; at once, and for one request at a time.
+
+        Which engine it gets is not known yet: that may need none, or another one.
+        """
+        if not self.saves or not self._ahead.acquire(blocking=False):
+            return
+
+        def check() -> None:
+            try:
+                mine = [one for one in self.store.entries() if (one.model_id, one.owner) == (model_id, owner)]
+                if mine:
+                    hashes = chain_of(parts).hashes
+                    best = max(mine, key=lambda one: shared(one.chain, hashes))
+                    if shared(best.chain, hashes) > 1:  # most prompts have the first part in common
+                        self.store.check(best)
+            finally:
+                self._ahead.release()
+
+        try:
+            Thread(check, "conversations").start()
+        except NoThread:
+            self._ahead.release()  # it is checked when it is needed
+
     def restore(self, choice: SlotChoice, parts: Sequence[object], owner: str) -> Restoration | None:
         """Give a slot what of this prompt is on the disk. None if that is not worth telling of."""
         engine = self._engine(choice.engine_id) if self.saves else None
@@ -451,8 +478,8 @@ class ConversationSaver:
         if found is None or found[1] <= choice.held:
             why = self.store.why_not(compat, owner, chain.hashes, model_id=engine.spec.model_id)
             return Restoration(why_not=why) if why else None
-        entry, shared = found
-        tokens = entry.tokens_in(shared)
+        entry, length = found
+        tokens = entry.tokens_in(length)
         seconds = (tokens - entry.tokens_in(choice.held)) * entry.seconds / entry.tokens
         if seconds < entry.size / self._disk:
             return Restoration(why_not="reading it again takes less time than the file")
@@ -476,7 +503,7 @@ class ConversationSaver:
             reason=entry.reason,
             cause=entry.cause,
             compat=compat,
-            whole=shared == len(entry.chain),
+            whole=length == len(entry.chain),
         )
 
     def judge(self, restoration: Restoration, cached: int | None) -> None:

@@ -51,6 +51,8 @@ _LEFT_FREE = 500_000_000
 _QUIET = 60.0
 """Seconds between two complaints about the disk; meanwhile nothing is saved."""
 _SWEEP_EVERY = 600.0
+_CHECKED_FOR = 60.0
+"""Seconds for which a file that has been checked, and has the same inode and times, is not read again."""
 _REMEMBERED = 256
 """Dropped conversations whose reason is remembered."""
 _GONE = {
@@ -88,6 +90,10 @@ class ConversationStore:
         self._disk = threading.Lock()
         """Held while the folder's entries change; taken before the other one."""
         self._memory = threading.Lock()
+        self._checking = threading.Lock()
+        """Held while a file is read to be checked."""
+        self._checked: dict[str, tuple[files.Identity, float]] = {}
+        """Entry → its file when that was found intact, and when."""
         self._index = PrefixIndex()
         self._doomed: list[SavedConversation] = []
         """Out of the index, and still on the disk."""
@@ -396,13 +402,31 @@ class ConversationStore:
             else:
                 self._complain(error)
             return False
+        if self._is_intact(current, into):
+            return True
+        self._unlink(into)
+        return False
+
+    def check(self, entry: SavedConversation) -> bool:
+        """Verify an entry's file ahead of `lend`, which then need not read it. False if it was dropped."""
+        return self._is_intact(entry, self._data(entry.id))
+
+    def _is_intact(self, entry: SavedConversation, path: Path) -> bool:
+        """Whether this name of an entry's file has what was saved; the entry is dropped otherwise."""
         try:
-            if files.checksum(into) == (current.size, current.checksum):
-                return True
+            with self._checking:
+                found, now = files.identity(path), time.monotonic()
+                self._checked = {
+                    one: seen for one, seen in self._checked.items() if now - seen[1] < _CHECKED_FOR
+                }
+                if entry.id in self._checked and self._checked[entry.id][0] == found:
+                    return True
+                if files.checksum(path) == (entry.size, entry.checksum):
+                    self._checked[entry.id] = found, time.monotonic()
+                    return True
             self._damaged(entry, "its file has changed")
         except OSError as error:
             self._damaged(entry, f"its file cannot be read: {error.strerror or error}")
-        self._unlink(into)
         return False
 
     def used(self, entry: SavedConversation) -> None:

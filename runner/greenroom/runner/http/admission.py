@@ -358,6 +358,9 @@ class Admission:
         # A request that is granted at once takes no turn, and a look-up costs some hundredths of a second.
         await asyncio.sleep(_LOOK_AFTER)
         found = await look_up()
+        saver = self.greenroom.conversation_saver
+        if self.prompt and all(self.keeps) and self.model.id in saver.models:
+            saver.look_ahead(self.model.id, self.prompt, owner_of(found))
         if found != self.caller:
             self.caller = found
             # It only decides about turns: not worth an error.

@@ -305,8 +305,11 @@ def paced(base: Any, pace: Pace, slots: Slots) -> Any:
             prompts, tokens = super().next()
             took = time.monotonic() - begun
             longest = 0
+            is_alone = len(prompts) == 1 and all(one.uid == prompts[0].uid for one in tokens)
             for one in prompts:
                 longest = max(longest, one.progress[0] - self._prompts_read.pop(one.uid, 0))
+                if is_alone and (line := pace.line_of(one.uid, longest, took, ends=one.end_of_prompt)):
+                    sys.stderr.write(line)
                 if not one.end_of_prompt:
                     self._prompts_read[one.uid] = one.progress[0]
             pace.took(longest, took)

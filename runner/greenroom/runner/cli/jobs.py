@@ -59,15 +59,8 @@ def install(
     Raises:
         Problem: it was refused or failed.
     """
-    body: dict[str, Any] = {"backend": backend, "waiter": uuid.uuid4().hex}
-    if version:
-        body["version"] = version
-    if variant:
-        body["variant"] = variant
-    if build:
-        body["build"] = build
-    if reinstall:
-        body["reinstall"] = True
+    given = {"version": version, "variant": variant, "build": build, "reinstall": reinstall}
+    body = {"backend": backend, "waiter": uuid.uuid4().hex, **{k: v for k, v in given.items() if v}}
     job = f"install/{backend}"
     said = False
     try:
@@ -110,11 +103,8 @@ def pull(
     With `force` also what cannot fit on the disk or run here. Returns what the daemon says in the end.
     Raises Problem when it was refused or failed.
     """
-    body: dict[str, Any] = {"from": reference, "waiter": uuid.uuid4().hex}
-    if token:
-        body["bearer-token"] = token
-    if force:
-        body["force"] = True
+    given = {"bearer-token": token, "force": force}
+    body = {"from": reference, "waiter": uuid.uuid4().hex, **{k: v for k, v in given.items() if v}}
     return _pulled(client, "/models/create", reference, body, shown, "could not be pulled")
 
 

@@ -11,10 +11,6 @@ def in_container(view: HostView) -> bool:
     return bool(view.env.get("container")) or any(view.exists(mark) for mark in _MARKS)
 
 
-def in_wsl(view: HostView) -> bool:
-    return "microsoft" in view.text("/proc/sys/kernel/osrelease").lower()
-
-
 def machine_memory(view: HostView) -> int:
     """Bytes of the whole machine; 0 if unknown."""
     for line in view.text("/proc/meminfo").splitlines():

@@ -162,26 +162,6 @@ def is_id(text: str) -> bool:
     return bool(_SHORT_ID.fullmatch(text) or _LONG_ID.fullmatch(text) or _DIGEST.fullmatch(text))
 
 
-def normalise(text: str, ids: Collection[str] = ()) -> str:
-    """Docker Model Runner's short normal form of a name (`ai/gemma3:latest`), used in its API.
-
-    `ids` are the stored models' ids (`sha256:<64 hex>`): what is shaped like an id becomes the whole id
-    if it is one of them and stays untouched otherwise. An empty name stays empty.
-
-    Raises:
-        BadReference: as `Reference.parse`.
-    """
-    text = text.strip()
-    if not text:
-        return ""
-    if is_id(text):
-        return _match_id(text, ids) or text
-    reference = Reference.parse(text)
-    if reference.scheme == "oci" and not reference.explicit_registry:
-        return str(reference).removeprefix(f"{reference.registry}/")
-    return str(reference)
-
-
 def familiar(tag: str, default_registry: str = DEFAULT_REGISTRY) -> str:
     """A stored tag as shown to users: `docker.io/ai/smollm2:latest` is `smollm2`."""
     return (

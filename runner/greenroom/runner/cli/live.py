@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from greenroom.actors.scheduler.messages import LedgerReading
-from greenroom.runner.cli.display import describe
 from greenroom.runner.client.daemons import Unresponsive, find, is_on_this_machine
 from greenroom.runner.client.errors import GreenroomError, RequestRefused, Unreachable
 from greenroom.runner.client.http_client import HttpClient
@@ -54,10 +55,20 @@ def live_facts(settings: Settings) -> Live | None:
         pid=daemon.pid,
         problem=problem,
         ledger=ledger,
-        jobs={str(one["job"]): describe(one) for one in jobs},
+        jobs=_told(jobs),
         requests=requests,
         verdicts={str(one["name"]): str(one["verdict"]) for one in engines},
     )
+
+
+def _told(jobs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The progress board's key of each job → how far it is."""
+    if not jobs:
+        return {}
+    # Not quick to import, and mostly there are none.
+    from greenroom.runner.cli.display import describe
+
+    return {str(one["job"]): describe(one) for one in jobs}
 
 
 def _requests(client: HttpClient) -> tuple[Row, ...]:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -307,38 +308,24 @@ class Registry:
 
     def _refused(self, endpoint: Endpoint, status: int, body: bytes, wanted: str = "") -> JobFailed:
         host = endpoint.name
-        name = f"{host}/{self.repository}"
+        name, login = f"{host}/{self.repository}", f"`docker login {host}`"
         if wanted:
             name += f"@{wanted}" if ":" in wanted else f":{wanted}"
         detail = f"HTTP status {status}: {body[:1_000].decode('utf-8', 'replace')}"
+        permanent = partial(JobFailed.permanent, detail=detail)
+        transient = partial(JobFailed.transient, detail=detail)
         if status in (401, 403):
-            return JobFailed.permanent(
-                "unauthorized",
-                f"{host} does not let us read {self.repository}: it is private, or does not exist.",
-                advice=f"Check the name, or log in with `docker login {host}`.",
-                detail=detail,
-            )
+            message = f"{host} does not let us read {self.repository}: it is private, or does not exist."
+            return permanent("unauthorized", message, advice=f"Check the name, or log in with {login}.")
         if status == 404:
-            return JobFailed.permanent(
-                "not_found",
-                f"There is no such {self._thing} on {host}: {name}.",
-                advice="Check name and tag.",
-                detail=detail,
-            )
+            message = f"There is no such {self._thing} on {host}: {name}."
+            return permanent("not_found", message, advice="Check name and tag.")
         if status == 429:
-            return JobFailed.transient(
-                "rate_limited",
-                f"{host} limits our requests for now.",
-                advice=f"Log in with `docker login {host}` for a higher limit.",
-                detail=detail,
-            )
+            message = f"{host} limits our requests for now."
+            return transient("rate_limited", message, advice=f"Log in with {login} for a higher limit.")
         if status >= 500:
-            return JobFailed.transient(
-                "unreachable", f"{host} has a problem (HTTP status {status}).", detail=detail
-            )
-        return JobFailed.permanent(
-            "refused", f"{host} refused the request (HTTP status {status}).", detail=detail
-        )
+            return transient("unreachable", f"{host} has a problem (HTTP status {status}).")
+        return permanent("refused", f"{host} refused the request (HTTP status {status}).")
 
 
 # the servers of a registry: its mirrors first, then itself

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any
@@ -201,49 +202,31 @@ def _failure(reference: Reference, answer: dict[str, str]) -> JobFailed:
     name = f"hf.co/{reference.repository}"
     page = f"https://huggingface.co/{reference.repository}"
     kind, detail = answer["error"], answer.get("detail", "")
-    if kind == "gated":
-        return JobFailed.permanent(
-            "unauthorized",
-            f"{name} is only available to users who have accepted its terms.",
-            advice=f"Accept them at {page}, and set HF_TOKEN to your token.",
-            detail=detail,
-        )
-    if kind == "unauthorized":
-        return JobFailed.permanent(
-            "unauthorized",
-            f"Hugging Face refused the token for {name}.",
-            advice="Set HF_TOKEN to a token that may read it.",
-            detail=detail,
-        )
-    if kind in ("not_found", "bad_name"):
-        return JobFailed.permanent(
-            "not_found",
-            f"There is no {name}, or it is private.",
-            advice="Check the name; for a private model set HF_TOKEN.",
-            detail=detail,
-        )
-    if kind == "rate_limited":
-        return JobFailed.transient(
-            "rate_limited",
-            "Hugging Face limits our requests for now.",
-            advice="Set HF_TOKEN for a higher limit.",
-        )
-    if kind == "in_trouble":
-        return JobFailed.transient(
-            "server_error",
-            f"Hugging Face has a problem (HTTP status {answer['status']}).",
-            advice="Try again later.",
-            detail=detail,
-        )
-    if kind == "offline":
-        return JobFailed.transient(
-            "offline", "HF_HUB_OFFLINE is set, so Hugging Face is not asked.", advice="Unset it to pull."
-        )
-    if kind == "refused":
-        return JobFailed.permanent("refused", f"Hugging Face refused to list {name}.", detail=detail)
-    return JobFailed.transient(
-        "unreachable", "Hugging Face could not be reached.", advice="Check the network.", detail=detail
-    )
+    permanent = partial(JobFailed.permanent, detail=detail)
+    transient = partial(JobFailed.transient, detail=detail)
+    match kind:
+        case "gated":
+            message = f"{name} is only available to users who have accepted its terms."
+            advice = f"Accept them at {page}, and set HF_TOKEN to your token."
+            return permanent("unauthorized", message, advice=advice)
+        case "unauthorized":
+            message = f"Hugging Face refused the token for {name}."
+            return permanent("unauthorized", message, advice="Set HF_TOKEN to a token that may read it.")
+        case "not_found" | "bad_name":
+            message = f"There is no {name}, or it is private."
+            return permanent("not_found", message, advice="Check the name; for a private model set HF_TOKEN.")
+        case "rate_limited":
+            message = "Hugging Face limits our requests for now."
+            return transient("rate_limited", message, advice="Set HF_TOKEN for a higher limit.")
+        case "in_trouble":
+            message = f"Hugging Face has a problem (HTTP status {answer['status']})."
+            return transient("server_error", message, advice="Try again later.")
+        case "offline":
+            message = "HF_HUB_OFFLINE is set, so Hugging Face is not asked."
+            return transient("offline", message, advice="Unset it to pull.")
+        case "refused":
+            return permanent("refused", f"Hugging Face refused to list {name}.")
+    return transient("unreachable", "Hugging Face could not be reached.", advice="Check the network.")
 
 
 def _refused(reference: Reference, piece: FileToFetch, status: int) -> JobFailed:

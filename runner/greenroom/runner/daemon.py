@@ -284,7 +284,7 @@ class Greenroom(ActorStates, Startable):
             catalogue=Catalogue.load(self.settings.models),
             registries=self.settings.registries,
             machine=self.machine,
-            forget=lambda model_id: self.conversations.drop(model_id=model_id).bytes,
+            forget=lambda model_id: self.conversations.drop(model_id=model_id),
         )
         limits = Limits(
             keep_alive=self.settings.keep_alive,

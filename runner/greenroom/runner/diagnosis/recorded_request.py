@@ -94,7 +94,8 @@ def _restored(row: Row) -> str:
         read = f"; {row.tokens_in - row.tokens_cached:,} were read"
     return (
         f" {row.tokens_restored:,}{of} tokens of its prompt were restored from {saved}, "
-        f"{row.restored_why}{read}. Reading them would have taken {format_duration(row.seconds_saved)}."
+        f"{row.restored_why}{read}. Reading the restored ones again would have taken "
+        f"{format_duration(row.seconds_saved)}."
     )
 
 

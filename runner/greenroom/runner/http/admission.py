@@ -21,7 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import psutil
@@ -40,6 +40,8 @@ from greenroom.runner.http.port import Request
 from greenroom.runner.record.row import Note
 from greenroom.runner.systems import here
 from greenroom.runner.systems.processes import groups, wants_to_work
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -213,6 +215,7 @@ class Admission:
     """The engine that has the request; empty while none has."""
     _asked: bool = False
     _grant_due: bool = False
+    _in_slot: asyncio.Future[Any] | None = None
 
     async def enter(self, *, skip_gate: bool = False) -> Place:
         """Wait for a slot. Raises Refused and the kernel's other errors.
@@ -265,11 +268,15 @@ class Admission:
         self._sent_to = engine_id
         self.sent_requests.add(engine_id, self.request_id)
 
+    async def in_slot(self, work: Callable[[], _T]) -> _T:
+        """Read or write the slot's content on a thread; the slot is kept until that has ended."""
+        self._in_slot = asyncio.ensure_future(asyncio.to_thread(work))
+        return await asyncio.shield(self._in_slot)
+
     def leave(self, *, early: bool = False) -> None:
         """Give the slot back, or stop waiting for one; `early`, the answer is not complete. Idempotent.
 
-        Does not wait: while the engine may be at work for a client that left, something in the background
-        keeps the slot.
+        Does not wait: while the engine may work for a client that left, the slot is kept in the background.
         """
         request_id, self.request_id = self.request_id, ""
         engine_id, self._sent_to = self._sent_to, ""
@@ -280,7 +287,10 @@ class Admission:
             self.sent_requests.release(engine_id, request_id, lambda: gates.leave(request_id), early=early)
         else:
             gates.forget(request_id)  # its slot has read nothing of it
-            gates.leave(request_id)
+            if self._in_slot is not None:  # a client that leaves does not end what is done there
+                self._in_slot.add_done_callback(lambda _: gates.leave(request_id))
+            else:
+                gates.leave(request_id)
         if self._asked:
             self._asked = False
             self.greenroom.board.clear(request_job(request_id))

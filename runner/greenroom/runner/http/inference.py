@@ -379,14 +379,14 @@ class Exchange:
         """Restore what the slot lacks of the prompt, if it is on the disk, and see whose the request is."""
         context, saver = self._context, self._context.greenroom.conversation_saver
         if saver.saves and choice.lost is not None and choice.lost.owner:
-            await asyncio.to_thread(saver.before_loss, choice, admission.request_id)
+            await admission.in_slot(lambda: saver.before_loss(choice, admission.request_id))
         if not (saver.saves and all(self._keeps)) or size < _OWNED:
             return
         if model.id not in saver.models or (choice.held and choice.lost is None):
             context.keep(self._own(choice))
             return
         owner = await self._own(choice)
-        self._note.restored = await asyncio.to_thread(saver.restore, choice, self._prompt, owner)
+        self._note.restored = await admission.in_slot(lambda: saver.restore(choice, self._prompt, owner))
 
     async def _own(self, choice: SlotChoice) -> str:
         owner = owner_of(await self._context.callers.looked_up(self._request))

@@ -100,7 +100,7 @@ class Puller:
         packages: PackageSources | None = None,
         registries: Mapping[str, RegistrySettings] | None = None,
         machine: Callable[[], Machine] = Machine,
-        forget: Callable[[str], int] = lambda _: 0,
+        forget: Callable[[str], object] = lambda _: None,
         at_once: int = PULLS_AT_ONCE,
         patience: float = PATIENCE,
     ) -> None:
@@ -108,7 +108,7 @@ class Puller:
 
         Args:
             machine: What models have to fit; asked again for each pull.
-            forget: Removes what else is kept of a removed model, by its id; returns the bytes freed.
+            forget: Removes what else is kept of a removed model, by its id.
             patience: Seconds that what is cancelled has to end by itself.
         """
         self._store = store
@@ -351,7 +351,8 @@ class Puller:
                 models = self._store.look()
                 yield ModelsSeen(models=models, running=running, recovered=self._store.recovered())
             case DeleteModel(model_id=one):
-                freed = self._store.remove(one) + self._forget(one)
+                freed = self._store.remove(one)
+                self._forget(one)
                 removed = ModelRemoved(model_id=one, reason="requested by the user", freed=freed)
                 yield EffectEnded(effect=effect, event=removed)
             case AddTag(model_id=one, tag=tag):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
@@ -117,7 +118,15 @@ def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises: Any) 
 
 @pytest.mark.parametrize(
     "core",
-    [Scheduler(FACTS), Installer(FACTS), Library(), Runner("mlx"), Idempotency(), DaemonLog(STARTED)],
+    [
+        Scheduler(FACTS),
+        Installer(FACTS),
+        Library(),
+        Runner("mlx"),
+        Idempotency(),
+        ConversationLog(),
+        DaemonLog(STARTED),
+    ],
     ids=lambda core: type(core).__name__,
 )
 def test_every_actor_says_what_it_does_not_know_and_nothing_comes_of_it(core: Any) -> None:

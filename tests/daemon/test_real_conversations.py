@@ -80,6 +80,11 @@ def test_the_next_turn_after_an_unload_reads_only_what_is_new(daemon: Any, smoll
     assert fresh < 40
     (entry,) = saved(daemon)
     assert entry["restored"] == 1
+    assert "Saved 1 conversation of " in daemon.run("log").stdout
+    assert "was saved 1 time lately" in daemon.run("why", model).stdout
+    assert "its conversations outlive the engine" in daemon.run("inspect", model).stdout
+    (running,) = json.loads(daemon.run("ps", "--json").stdout)
+    assert (running["conversations"], running["restored_tokens"]) == (1, cached)
 
 
 def test_a_conversation_outlives_keep_alive_daemon_and_the_death_of_its_engine(

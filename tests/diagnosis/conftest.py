@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from advice import problem_with
+from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.engine_runner.events import (
@@ -292,6 +293,8 @@ class Script:
             return f"runner/{spec.backend}"
         if kind in Library.event_types:
             return "library"
+        if kind in ConversationLog.event_types:
+            return "conversations"
         return "scheduler" if kind in Scheduler.event_types else "daemon"
 
 

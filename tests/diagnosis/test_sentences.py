@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from greenroom.actors import daemon_log, idempotency
+from greenroom.actors import conversation_log, daemon_log, idempotency
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped, DevicesChanged
 from greenroom.actors.engine_runner import events as engine_runner_events
 from greenroom.actors.engine_runner.events import EngineReady, EngineStartRequested
@@ -33,6 +33,7 @@ OWNERS = (
     library_events,
     idempotency,
     daemon_log,
+    conversation_log,
 )
 EVENT_TYPES = [
     value

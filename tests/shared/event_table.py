@@ -18,6 +18,7 @@ _STREAMS = {
     "library": "`library`",
     "idempotency": "`idempotency`",
     "daemon_log": "`daemon`",
+    "conversation_log": "`conversations`",
     "kernel": "any",
 }
 

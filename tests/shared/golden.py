@@ -23,6 +23,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
+from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
@@ -46,6 +47,7 @@ AT = 1_800_000_000.0
 CORES: tuple[Core[Any, Any], ...] = (
     DaemonLog(DaemonStarted(pid=1, version="", platform="")),
     Idempotency(),
+    ConversationLog(),
     Installer(()),
     Library(),
     Runner("mlx"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from greenroom import __version__
+from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import (
     DAEMON,
     DaemonLog,
@@ -311,7 +312,7 @@ class Greenroom(ActorStates, Startable):
         )
         for name in self.backends:
             system.register(Runner(name), effect_handler=self._host)
-        self.conversation_saver.start()
+        self.conversation_saver.start(self._tell)
         system.register(Library(), effect_handler=self._puller)
         system.register(
             Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),
@@ -320,7 +321,7 @@ class Greenroom(ActorStates, Startable):
             ),
             observe=self._observe,
         )
-        for core, effect_handler in self._guests:
+        for core, effect_handler in ((ConversationLog(), None), *self._guests):
             system.register(core, effect_handler=effect_handler)
         self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))

@@ -2,6 +2,7 @@
 
 - `saver`: saves them before engines end, and restores them for requests
 - `chain`: the hashes by which a prompt's beginnings are found
+- `sums`: what became of them, for the journal
 - `restoration`: what became of a search for one
 - `store`: the saved conversations of a data directory
 - `entry`: one of them, and how its metadata lies on the disk

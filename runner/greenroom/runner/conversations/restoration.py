@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +20,19 @@ _REASONS: Mapping[str, str] = {
     "retiring": "when its backend was replaced",
     "superseded": "when its backend was upgraded",
 }
+
+
+class EndReason(NamedTuple):
+    """Why an engine ends."""
+
+    reason: str = "stopping"
+    cause: str = ""
+    """The model that needs the room."""
+
+
+def saved_when(reason: str) -> str:
+    """When something was saved for a reason, such as `when the model was evicted`."""
+    return _REASONS.get(reason, "when its engine was stopped")
 
 
 class Restoration(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,5 +61,5 @@ class Restoration(msgspec.Struct, frozen=True, kw_only=True):
         """When that was saved, such as `when the model was evicted for gemma3`; or why there is nothing."""
         if not self.tokens:
             return self.why_not
-        text = _REASONS.get(self.reason, "when its engine was stopped")
+        text = saved_when(self.reason)
         return f"{text} for {self.cause}" if self.cause else text

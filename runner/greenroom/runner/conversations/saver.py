@@ -14,18 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import msgspec
 
+from greenroom.actors.conversation_log import CONVERSATIONS
 from greenroom.actors.gates import GateBoard, SlotChoice, SlotContent
+from greenroom.actors.kernel.core import Address, Command
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.conversations.chain import PromptChain, chain_of
 from greenroom.runner.conversations.entry import SavedConversation
 from greenroom.runner.conversations.index import shared
-from greenroom.runner.conversations.restoration import Restoration
+from greenroom.runner.conversations.restoration import EndReason, Restoration
 from greenroom.runner.conversations.store import ConversationStore
+from greenroom.runner.conversations.sums import RestoredTotals
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.slots import SlotFailure, SlotFiles, slot_files
 from greenroom.runner.threads import NoThread, Thread
@@ -70,26 +73,6 @@ class _Every:
 
     def __contains__(self, model_id: object) -> bool:
         return True
-
-
-class EndReason(NamedTuple):
-    """Why an engine ends."""
-
-    reason: str = "stopping"
-    cause: str = ""
-    """The model that needs the room."""
-
-
-class RestoredTotals(NamedTuple):
-    """What engines have been given back."""
-
-    times: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    """That reading the tokens would have taken."""
-
-    def plus(self, tokens: int, seconds: float) -> RestoredTotals:
-        return RestoredTotals(self.times + 1, self.tokens + tokens, self.seconds + seconds)
 
 
 class _Note(msgspec.Struct, frozen=True):
@@ -176,8 +159,9 @@ class ConversationSaver:
 
     # its life
 
-    def start(self) -> None:
-        """Begin to look for idle engines; the store is opened meanwhile."""
+    def start(self, tell: Callable[[Address, Command[Any]], None] = lambda *_: None) -> None:
+        """Begin to look for idle engines; the store is opened meanwhile. `tell` reaches an actor."""
+        self.store.sums.send = lambda one: tell(CONVERSATIONS, one)
         if not self.saves:
             return
         files = list(self._engines_dir.glob("*/slots/*"))
@@ -200,6 +184,7 @@ class ConversationSaver:
         self._over.set()
         if self._thread is not None:
             self._thread.join(END_BOUND)
+            self.store.sums.flush_all()
             for engine_id in self._gates.readings():
                 self._note(engine_id)
 
@@ -244,6 +229,7 @@ class ConversationSaver:
                     self._save(engine, number, content, why, within=left)
         finally:
             self._saving.release()
+            self.store.sums.flush_all(engine_id)
 
     def before_loss(self, choice: SlotChoice, request_id: str) -> None:
         """Save what a request's slot has held, before the request is sent; returns within `_LOSS_BOUND`.
@@ -273,6 +259,8 @@ class ConversationSaver:
             try:
                 self.models = frozenset(one.model_id for one in self.store.entries())
                 self._look()
+                if self.store.sums.is_waiting:
+                    self.store.sums.flush(time.monotonic())
             except Exception:  # noqa: BLE001 - it must not end for one engine
                 _log.exception("idle engines could not be looked at")
 
@@ -365,6 +353,17 @@ class ConversationSaver:
         )
         self._done[key] = content.serial
         self.models = _Every()
+        if entry is not None:
+            self.store.sums.add(
+                "saved",
+                spec.model_id,
+                spec.backend,
+                tokens=entry.tokens,
+                seconds=entry.seconds,
+                engine=spec.engine_id,
+                size=entry.size,
+                reason=why.reason,
+            )
         return entry
 
     def _is_undisturbed(self, engine_id: str, number: int, content: SlotContent, waits: str) -> bool:
@@ -493,6 +492,14 @@ class ConversationSaver:
         took = time.monotonic() - began
         self._learn_disk(entry.size, took)
         self.store.used(entry)
+        self.store.sums.add(
+            "restored",
+            engine.spec.model_id,
+            engine.spec.backend,
+            tokens=tokens,
+            seconds=seconds,
+            engine=choice.engine_id,
+        )
         self.restored = self.restored.plus(tokens, seconds)
         self._restored_by[choice.engine_id] = self.restored_by(choice.engine_id).plus(tokens, seconds)
         return Restoration(

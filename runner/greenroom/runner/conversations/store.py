@@ -37,6 +37,7 @@ from greenroom.runner.conversations.entry import (
     new_id,
 )
 from greenroom.runner.conversations.index import PrefixIndex, shared
+from greenroom.runner.conversations.sums import ConversationSums
 from greenroom.runner.conversations.value import least
 from greenroom.runner.threads import start_thread
 from greenroom.runner.units import format_size
@@ -105,6 +106,7 @@ class ConversationStore:
         self._failures = 0
         self._failed_at = 0.0
         """Monotonic time of the last complaint."""
+        self.sums = ConversationSums()
         self.off = off
         """Why nothing is saved; empty if it is."""
         self.opened = threading.Event()
@@ -506,6 +508,15 @@ class ConversationStore:
         self._dropped[reason] = Dropped(counted.count + 1, counted.bytes + removed.size)
         if reason != "replaced":
             self._gone[removed.id] = (removed, reason)
+            self.sums.add(
+                "dropped",
+                removed.model_id,
+                removed.backend,
+                tokens=removed.tokens,
+                seconds=removed.seconds,
+                size=removed.size,
+                reason=reason,
+            )
             if len(self._gone) > _REMEMBERED:
                 self._gone.popitem(last=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted, DaemonStopped
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
@@ -16,6 +17,7 @@ from greenroom.actors.scheduler.core import Scheduler
 _TYPES: tuple[type[Event], ...] = (
     *DaemonLog.event_types,
     *Idempotency.event_types,
+    *ConversationLog.event_types,
     *Installer.event_types,
     *Library.event_types,
     *Scheduler.event_types,

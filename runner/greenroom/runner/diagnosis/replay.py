@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
@@ -62,6 +63,7 @@ class Replay:
         self._cores: list[Core[Any, Any]] = [
             DaemonLog(started),
             Idempotency(),
+            ConversationLog(),
             Installer(()),
             Library(),
             Scheduler(()),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from greenroom.actors.journal.port import Record
+from greenroom.runner.conversations.restoration import saved_when
 from greenroom.runner.diagnosis.explanation import counted, full_stop
 from greenroom.runner.units import format_duration, format_size
 
@@ -34,6 +35,12 @@ _EVICTED = {
     "reconfigured": "its configuration has changed",
     "larger_context": "a request asked for a larger context",
     "shutdown": "Greenroom is stopping",
+}
+_DROPPED = {
+    "expired": "unused for too long",
+    "space": "others are worth more",
+    "damaged": "the file was damaged",
+    "removed": "removed by request or with the model",
 }
 _TOO_PRECISE = re.compile(r"^(?:docker\.io/)?(?:ai/)?(.*?)(?::latest)?$")
 
@@ -393,6 +400,21 @@ class Narrator:
         told += [f"{one['message']} {one.get('advice', '')}".strip() for one in fields.get("problems", ())]
         return " ".join(("Graphics devices:", *(told or ["their problems are solved."])))
 
+    def _conversations_saved(self, fields: Fields) -> str:
+        return (
+            f"Saved {_conversations(fields)} with {self._model(fields)} ({format_size(fields['bytes'])}) "
+            f"{saved_when(fields['reason'])}."
+        )
+
+    def _conversations_restored(self, fields: Fields) -> str:
+        saved = format_duration(round(fields["seconds"]))
+        return f"Restored {_conversations(fields)} with {self._model(fields)}: {saved} of reading saved."
+
+    def _conversations_dropped(self, fields: Fields) -> str:
+        why = _DROPPED.get(fields["reason"], fields["reason"])
+        size = format_size(fields["bytes"])
+        return f"Dropped {_conversations(fields)} with {self._model(fields)} ({size}): {why}."
+
     def _daemon_stopped(self, fields: Fields) -> str:
         self._running_pid = 0
         return full_stop(f"Greenroom shut down cleanly (process {fields['pid']}): {fields['reason']}")
@@ -412,7 +434,9 @@ class Narrator:
         return full_stop(f"Bug in {where}: {did}: {last}")
 
 
-OUR_ACTORS = frozenset({"daemon", "idempotency", "installer", "library", "runner", "scheduler"})
+OUR_ACTORS = frozenset(
+    {"conversations", "daemon", "idempotency", "installer", "library", "runner", "scheduler"}
+)
 """Greenroom's actors, `runner/<backend>` without its backend; any other is the embedding program's."""
 
 
@@ -478,6 +502,10 @@ def _took(fields: Fields) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _conversations(fields: Fields) -> str:
+    return f"{counted(int(fields['count']), 'conversation')} of {int(fields['tokens']):,} tokens"
 
 
 def _load(spec: Fields) -> str:

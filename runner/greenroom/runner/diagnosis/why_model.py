@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from greenroom.actors.conversation_log import ConversationsRestored, ConversationsSaved
 from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.library.events import ModelCommitted
 from greenroom.actors.scheduler.backend_choice import in_a_row
@@ -27,8 +28,8 @@ from greenroom.actors.values import Model
 from greenroom.runner.diagnosis import stop_reasons
 from greenroom.runner.diagnosis.configured import changes, last_change
 from greenroom.runner.diagnosis.engine_history import EngineHistory, usual_seconds
-from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop, listed
-from greenroom.runner.diagnosis.history import Happening, History, latest
+from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, counted, full_stop, listed
+from greenroom.runner.diagnosis.history import Happening, History, latest, of_type
 from greenroom.runner.diagnosis.lost_devices import lost
 from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.old_journals import preferred_backend
@@ -66,7 +67,20 @@ def why_model(model: ModelHistory) -> Explanation:
             found.also += (told_aside(aside[-1], model.now),)
     for quarantine in model.quarantines():
         _tell_quarantine(found, model, quarantine)
+    found.also += tuple(_conversations(model))
     return found
+
+
+def _conversations(model: ModelHistory) -> Iterator[str]:
+    """What was saved of its conversations, and what that was good for."""
+    saved = [one for _, one in of_type(model.own, ConversationsSaved)]
+    restored = [one for _, one in of_type(model.own, ConversationsRestored)]
+    if not saved and not restored:
+        return
+    count, tokens = sum(one.count for one in saved), sum(one.tokens for one in restored)
+    seconds = format_duration(round(sum(one.seconds for one in restored)))
+    good = f"{tokens:,} tokens were restored, which saved {seconds} of reading" if tokens else "none restored"
+    yield f"What it had read of conversations was saved {counted(count, 'time')} lately; {good}."
 
 
 # 2

@@ -154,6 +154,7 @@ def test_a_conversation_with_mlx_outlives_its_engine(daemon: Any, smollm2_mlx: P
     model = str(smollm2_mlx)
     # A processor takes seconds for a hundred tokens here.
     messages: list[dict[str, str]] = [{"role": "user", "content": RULES[:1_100]}]
+    details: dict[str, int] = {}
     for number in range(2):
         body = {"model": model, "messages": messages, "max_tokens": 4, "temperature": 0}
         answer = daemon.post("/v1/chat/completions", body)
@@ -165,7 +166,7 @@ def test_a_conversation_with_mlx_outlives_its_engine(daemon: Any, smollm2_mlx: P
             assert entry["reason"] == "unload"
             # By the speed that its launcher has measured, not the one assumed before.
             assert entry["tokens"] / entry["seconds"] != pytest.approx(300.0)
-    details = answer.json["usage"]["prompt_tokens_details"]
+        details = answer.json["usage"]["prompt_tokens_details"]
     assert details["cached_tokens"] > 200
     (entry,) = saved(daemon)
     assert entry["restored"] == 1

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.values import Caller
 from greenroom.runner.http.responses import jobs
 from greenroom.runner.http.responses.store import StoredResponse
 from greenroom.runner.record.row import Row
@@ -264,10 +263,10 @@ async def test_only_its_maker_sees_streams_or_cancels_a_response(
 ) -> None:
     server = await open_server(*holding(short_path / "never"))
 
-    async def looked_up(request: Any, user: str = "") -> Caller:
-        return Caller(kind="key", id=request.headers["X-Test"])
+    async def owner(request: Any) -> str:
+        return f"key:{request.headers['X-Test']}"
 
-    monkeypatch.setattr(server.context.callers, "looked_up", looked_up)
+    monkeypatch.setattr(server.context.callers, "owner", owner)
     server.session.headers["X-Test"] = "me"
     response_id = (await begun(server))["id"]
     path = f"/v1/responses/{response_id}"
@@ -289,10 +288,10 @@ async def test_there_are_only_so_many_for_one_caller_and_in_all(
     go_on = short_path / "go-on"
     server = await open_server(*holding(go_on))
 
-    async def looked_up(request: Any, user: str = "") -> Caller:
-        return Caller(kind="key", id=request.headers["X-Test"])
+    async def owner(request: Any) -> str:
+        return f"key:{request.headers['X-Test']}"
 
-    monkeypatch.setattr(server.context.callers, "looked_up", looked_up)
+    monkeypatch.setattr(server.context.callers, "owner", owner)
     monkeypatch.setattr(jobs, "MOST", 3)
     monkeypatch.setattr(jobs, "MOST_EACH", 2)
     ids = []
@@ -385,10 +384,10 @@ async def test_what_is_made_behind_another_front_door_is_cancelled_there(
 ) -> None:
     server = await open_server()
 
-    async def looked_up(*_: Any) -> Caller:
-        return Caller(kind="key", id="me")
+    async def owner(*_: Any) -> str:
+        return "key:me"
 
-    monkeypatch.setattr(server.context.callers, "looked_up", looked_up)
+    monkeypatch.setattr(server.context.callers, "owner", owner)
     made = {"id": "resp_1", "status": "in_progress", "background": True, "output": []}
     await server.context.responses.begin(StoredResponse("key:me", [], made))
     status, error = await server.error(server.post("/v1/responses/resp_1/cancel"))

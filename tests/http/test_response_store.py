@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from greenroom.actors.values import Caller
-from greenroom.runner.http.admission import owner_of
+from greenroom.runner.http.admission import Callers, owner_of
 from greenroom.runner.http.responses.store import (
     FILE,
     KEPT,
@@ -164,6 +167,31 @@ async def test_an_end_that_a_full_disk_cannot_keep_is_told_and_kept_as_soon_as_t
     assert await again.get("a", "me") == ended["a"]
     assert (await again.items(["out-a"], "me")).keys() == {"out-a"}
     assert await again.get("b", "me") is None
+
+
+class Asked:
+    """A request on one end of a connection, as far as it tells who asks."""
+
+    def __init__(self, peer: tuple[str, int], local: tuple[str, int]) -> None:
+        self.connection = self
+        self.peer, self.local, self.remote = peer, local, peer[0]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="only the processes tell there whose a connection is")
+async def test_a_client_that_has_left_owns_nothing_unless_it_was_known_before() -> None:
+    callers: Any = Callers()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, address = server.accept()
+        with accepted:
+            known, late = (Asked(address, accepted.getsockname()) for _ in range(2))
+            mine = await callers.owner(known)
+            client.close()
+            assert mine == await callers.owner(known) == f"user:{os.getuid()}"
+            assert await callers.owner(late) == ""
+        # What a proxy says of a client has no port, and so no process here.
+        told = Asked(("127.0.0.1", 0), server.getsockname())
+        assert await callers.owner(told) == "address:127.0.0.1"
 
 
 def test_a_response_belongs_to_a_key_or_a_user_or_an_address() -> None:

@@ -41,12 +41,18 @@ async def test_a_stream_passes_byte_for_byte(open_server: Any, frames: Any) -> N
     assert done == "[DONE]"
 
 
-async def test_comments_tell_a_client_that_it_waits_for_a_load(open_server: Any, frames: Any) -> None:
-    server = await open_server("--load-seconds", "1.0", progress_after=0.2)
-    status, lines = await server.stream()
-    comments = [line for line in lines if line.startswith(":")]
-    assert status == 200
-    assert len(comments) >= 2
+async def test_comments_tell_a_client_that_it_waits_for_a_load(
+    open_server: Any, short_path: Path, frames: Any
+) -> None:
+    loads = short_path / "loads"
+    server = await open_server("--load-until", str(loads), progress_after=0.2)
+    async with server.chat(stream=True) as response:
+        assert response.status == 200
+        async with asyncio.timeout(60):
+            comments = [(await response.content.readuntil(b"\n\n")).decode() for _ in range(2)]
+        assert all(line.startswith(":") for line in comments)
+        loads.touch()
+        lines = (await response.text()).splitlines()
     assert "tiny" in comments[0]
     assert frames(lines)[-1] == "[DONE]"
     # Comments come before the answer and never between its tokens.
@@ -77,13 +83,19 @@ async def test_a_waiting_client_sees_its_place_and_the_queue_can_be_listed(open_
 
 
 async def test_comments_tell_a_client_that_it_waits_for_the_first_token(
-    open_server: Any, frames: Any
+    open_server: Any, short_path: Path, frames: Any
 ) -> None:
-    server = await open_server("--first-token-delay", "0.7", progress_after=0.2)
+    talks = short_path / "talks"
+    server = await open_server("--first-token-after", str(talks), progress_after=0.2)
+    talks.touch()
     await server.stream(max_tokens=1)
-    _, lines = await server.stream()
-    assert [line for line in lines if line.startswith(":")]
-    assert frames(lines)[-1] == "[DONE]"
+    talks.unlink()
+    async with server.chat(stream=True) as response:
+        async with asyncio.timeout(60):
+            comment = await response.content.readuntil(b"\n\n")
+        assert comment.startswith(b":")
+        talks.touch()
+        assert frames((await response.text()).splitlines())[-1] == "[DONE]"
 
 
 async def test_a_client_that_does_not_stream_gets_no_comments(open_server: Any) -> None:
@@ -102,12 +114,18 @@ async def test_a_load_that_fails_at_once_is_refused_with_its_status(open_server:
     await server.nothing_is_held()
 
 
-async def test_a_load_that_fails_after_comments_is_one_error_frame(open_server: Any, frames: Any) -> None:
-    server = await open_server("--die-in-load", "3", "--load-seconds", "0.8", progress_after=0.2)
-    status, lines = await server.stream()
-    assert status == 200
-    assert lines[0].startswith(": ")
-    (error,) = frames(lines)
+async def test_a_load_that_fails_after_comments_is_one_error_frame(
+    open_server: Any, short_path: Path, frames: Any
+) -> None:
+    fails = short_path / "fails"
+    server = await open_server("--die-in-load", "3", "--load-until", str(fails), progress_after=0.2)
+    async with server.chat(stream=True) as response:
+        assert response.status == 200
+        async with asyncio.timeout(60):
+            comment = await response.content.readuntil(b"\n\n")
+        assert comment.startswith(b": ")
+        fails.touch()
+        (error,) = frames((await response.text()).splitlines())
     assert error["error"]["message"]
     await server.nothing_is_held()
 

@@ -52,6 +52,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--load-quietly", action="store_true", help="no output while loading")
     parser.add_argument("--load-burning", action="store_true", help="use the processor while loading")
     parser.add_argument("--load-forever", action="store_true")
+    parser.add_argument("--load-until", type=str, default="", metavar="FILE", help="this file is there")
     parser.add_argument("--lie-while-loading", action="store_true", help="health says 200, requests wait")
     parser.add_argument("--die-in-load", type=int, metavar="CODE", default=None)
     parser.add_argument(
@@ -85,6 +86,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--token-delay", type=float, default=0.0)
     parser.add_argument("--first-token-delay", type=float, default=0.0)
+    parser.add_argument("--first-token-after", default="", metavar="FILE", help="this file is there")
     parser.add_argument("--hold-after-tokens", type=int, default=0, metavar="N", help="of one answer")
     parser.add_argument("--until", default="", metavar="FILE", help="as long as this file is not there")
     parser.add_argument("--context", type=int, default=0, help="tokens of an input: its words + 2")
@@ -185,7 +187,11 @@ class Engine:
     def load(self) -> None:
         options = self.options
         end = time.monotonic() + options.load_seconds
-        while options.load_forever or time.monotonic() < end:
+        while (
+            options.load_forever
+            or time.monotonic() < end
+            or (options.load_until and not there(options.load_until))
+        ):
             if not options.load_quietly and not options.load_burning:
                 say("loading ...")
             if options.load_burning:
@@ -342,6 +348,8 @@ class Engine:
         head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         client.write(head.encode())
         time.sleep(self.options.first_token_delay)
+        while (file := self.options.first_token_after) and not there(file):
+            time.sleep(0.01)
         for index, word in enumerate(words):
             while index and index == self.options.hold_after_tokens and not there(self.options.until):
                 client.check()

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import secrets
 import time
 import weakref
 from collections import deque
@@ -36,10 +34,11 @@ from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, K
 from greenroom.actors.values import Caller, Engine, Mode, Model, Plan, Progress
 from greenroom.runner.conversations.chain import chain_of
 from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.engine_requests import RequestIds
 from greenroom.runner.http.port import Request
 from greenroom.runner.record.row import Note
 from greenroom.runner.systems import here
-from greenroom.runner.systems.processes import groups, wants_to_work
+from greenroom.runner.systems.processes import connections, groups, plain, wants_to_work
 
 _T = TypeVar("_T")
 
@@ -68,17 +67,6 @@ def slots_of(fields: Mapping[str, Any]) -> int:
     prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
     answers = max(fields.get("n", 1), fields.get("best_of", 1))
     return min(prompts * int(answers), SLOTS)
-
-
-class RequestIds:
-    """Ids for requests: unique forever, since they stand in the journal as causes."""
-
-    def __init__(self) -> None:
-        self._stem = secrets.token_hex(4)
-        self._count = itertools.count(1)
-
-    def next(self) -> str:
-        return f"r-{self._stem}-{next(self._count)}"
 
 
 class _EngineRequests:
@@ -409,9 +397,9 @@ class Admission:
 _RECENT = 8
 """Processes that are looked at before all others are."""
 LOOK_WITHIN = 2.0
-"""Seconds after which a connection is filed under its user: many open files make this slow."""
-_USER_WITHIN = 2.0
-"""Seconds after which it is filed under its address."""
+"""Seconds after which a caller is filed under its user: many open files make this slow."""
+_OWNER_WITHIN = 20.0
+"""Seconds to wait for an owner where only processes tell it."""
 
 
 class _Ends(NamedTuple):
@@ -428,8 +416,8 @@ class Callers:
         self._known: weakref.WeakKeyDictionary[object, Caller] = weakref.WeakKeyDictionary()
         self._recent: dict[int, Caller] = {}
         """The last few callers that are processes, by pid."""
+        self._owners: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
         self._processes = _Looks(_processes)
-        self._users = _Looks(_users)
 
     def __len__(self) -> int:
         """Connections whose process has been looked up."""
@@ -438,7 +426,9 @@ class Callers:
     def at_once(self, request: Request, user: str = "") -> Caller:
         """What is known without looking. `user` is the client's own word, and divides the caller's share."""
         connection = request.connection
-        known = self._known.get(connection) if connection is not None else None
+        return self._described(request, user, self._known.get(connection) if connection is not None else None)
+
+    def _described(self, request: Request, user: str, known: Caller | None) -> Caller:
         share = _share(request, user)
         if known is None:
             address = request.remote
@@ -447,9 +437,12 @@ class Callers:
 
     def goes_on(self, request: Request, connection: object) -> None:
         """Take `connection`, which has no socket to look up, for one of the request's caller."""
-        known = self._known.get(request.connection) if request.connection is not None else None
-        if known is not None:
+        if request.connection is None:
+            return
+        if (known := self._known.get(request.connection)) is not None:
             self._known[connection] = known
+        if (owner := self._owners.get(request.connection)) is not None:
+            self._owners[connection] = owner
 
     def introduce(self, connection: object, caller: Caller) -> None:
         """Who asks on a connection that cannot be looked up."""
@@ -466,10 +459,38 @@ class Callers:
             self._note(found)
         else:
             # It took too long, or the files of another user's processes cannot be read.
-            found = await _within(_USER_WITHIN, self._users.find(ends))
+            uid = here.socket_user(*ends)
+            if uid is not None and uid >= 0:
+                found = Caller(kind="process", id=f"{uid}/", name=f"a process of user {uid}")
         if found is not None:
             self._known[connection] = found
-        return self.at_once(request, user)
+        # The connection may have closed in the meantime.
+        return self._described(request, user, found or self._known.get(connection))
+
+    async def owner(self, request: Request) -> str:
+        """Whose it is what the request leaves here, always the same for one user of this machine; "" if the
+        client left before that was known.
+
+        The system is asked for this one connection, which takes no thread: a busy machine cannot delay it
+        until the client has gone.
+        """
+        connection = request.connection
+        if connection is None:
+            return ""
+        if (known := self._owners.get(connection)) is not None:
+            return known
+        ends = _ends(request)
+        if ends is None:
+            return owner_of(self.at_once(request))
+        uid = here.socket_user(*ends)
+        if uid is None:
+            found = await _within(_OWNER_WITHIN, self._process(ends))
+            owner = owner_of(self._described(request, "", found))
+        else:
+            owner = f"user:{uid}" if uid >= 0 else ""
+        if owner:
+            self._owners[connection] = owner
+        return owner
 
     async def _process(self, ends: _Ends) -> Caller | None:
         # Most clients have asked before, each time on another connection.
@@ -534,26 +555,21 @@ def _share(request: Request, user: str) -> str:
 def _ends(request: Request) -> _Ends | None:
     """The ends of a connection from this machine; None for any other."""
     peer, here = request.peer, request.local
-    if not isinstance(peer, tuple) or not isinstance(here, tuple):
-        return None
-    ends = _Ends((_plain(peer[0]), peer[1]), (_plain(here[0]), here[1]))
+    if not isinstance(peer, tuple) or not isinstance(here, tuple) or not peer[1]:
+        return None  # a proxy's word has no port
+    ends = _Ends((plain(peer[0]), peer[1]), (plain(here[0]), here[1]))
     return ends if ends.own[0] == ends.other[0] or ends.own[0] in ("127.0.0.1", "::1") else None
-
-
-def _plain(address: str) -> str:
-    """An IPv4 address as such, also where the socket is one for IPv6."""
-    return address.removeprefix("::ffff:")
 
 
 def _among(ends: _Ends, recent: tuple[tuple[int, Caller], ...]) -> Caller | None:
     """The one of these processes that has this end of a connection; the most recent is tried first."""
     for pid, caller in reversed(recent):
         try:
-            connections = psutil.Process(pid).net_connections("tcp")
+            is_its = any(one == ends for _, one in connections(pid))
         except psutil.Error:
             continue
         # A pid comes again: what has it now may be another program.
-        if ends in {_ends_of(one) for one in connections} and caller == process_caller(pid):
+        if is_its and caller == process_caller(pid):
             return caller
     return None
 
@@ -562,29 +578,11 @@ def _processes() -> Mapping[_Ends, Caller]:
     """Which process has which end of a connection, as far as the system tells."""
     found: dict[_Ends, Caller] = {}
     callers: dict[int, Caller] = {}
-    for one in psutil.net_connections("tcp"):
-        if not one.pid:
-            continue
-        if one.pid not in callers:
-            callers[one.pid] = process_caller(one.pid)
-        if (ends := _ends_of(one)) is not None:
-            found[ends] = callers[one.pid]
+    for pid, ends in connections():
+        if pid not in callers:
+            callers[pid] = process_caller(pid)
+        found[_Ends(*ends)] = callers[pid]
     return found
-
-
-def _ends_of(connection: Any) -> _Ends | None:
-    own, other = connection.laddr, connection.raddr
-    if not (own and other):
-        return None
-    return _Ends((_plain(own.ip), own.port), (_plain(other.ip), other.port))
-
-
-def _users() -> Mapping[_Ends, Caller]:
-    """Which user has which end of a connection: all of one's processes are one caller then."""
-    return {
-        _Ends(*ends): Caller(kind="process", id=f"{uid}/", name=f"a process of user {uid}")
-        for ends, uid in here.socket_users().items()
-    }
 
 
 def process_caller(pid: int) -> Caller:

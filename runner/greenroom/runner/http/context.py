@@ -9,10 +9,10 @@ from typing import Any
 
 from greenroom.actors.progress import request_job
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.admission import Callers, RequestIds, SentRequests
+from greenroom.runner.http.admission import Callers, SentRequests
 from greenroom.runner.http.aiohttp_adapter import Clients
 from greenroom.runner.http.defaults import ModelDefaults
-from greenroom.runner.http.engine_requests import Abilities
+from greenroom.runner.http.engine_requests import Abilities, RequestIds
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.responses.store import ResponseStore
 from greenroom.runner.http.suspects import Suspects

@@ -7,6 +7,8 @@ before anything is loaded. The engine gets it byte for byte, unless something in
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -556,3 +558,14 @@ def ignored_by(dialect: Dialect, fields: Mapping[str, Any], body: bytes) -> list
     """The fields that the engine does not get, or takes no notice of; the client gets a list of them."""
     dropped = sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
     return [*dropped, *(one.param for one in dialect.ignores if one.asked(fields))]
+
+
+class RequestIds:
+    """Ids for requests: unique forever, since they stand in the journal as causes."""
+
+    def __init__(self) -> None:
+        self._stem = secrets.token_hex(4)
+        self._count = itertools.count(1)
+
+    def next(self) -> str:
+        return f"r-{self._stem}-{next(self._count)}"

@@ -28,7 +28,7 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.values import Mode, Model
-from greenroom.runner.http.admission import Admission, owner_of, slots_of
+from greenroom.runner.http.admission import Admission, slots_of
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.answer_filters import FilteredTranslation, Untranslated
 from greenroom.runner.http.context import Context
@@ -389,7 +389,7 @@ class Exchange:
         self._note.restored = await admission.in_slot(lambda: saver.restore(choice, self._prompt, owner))
 
     async def _own(self, choice: SlotChoice) -> str:
-        owner = owner_of(await self._context.callers.looked_up(self._request))
+        owner = await self._context.callers.owner(self._request)
         self._context.greenroom.gates.own(choice, owner, self._note.counted)
         return owner
 

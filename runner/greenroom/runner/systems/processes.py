@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,3 +179,23 @@ def is_kept_waiting(leader: int) -> bool:
 def wants_to_work(pids: Collection[int]) -> bool:
     """Whether a thread of any of them is ready to run, or waits for a disk."""
     return any(here.wants_to_work(pid) for pid in pids)
+
+
+def plain(address: str) -> str:
+    """An IPv4 address as such, also where the socket is one for IPv6."""
+    return address.removeprefix("::ffff:")
+
+
+def connections(pid: int | None = None) -> Iterator[tuple[int, tuple[tuple[str, int], tuple[str, int]]]]:
+    """TCP connections of a process, or of all that the system tells of: the pid and both ends, its own first.
+
+    Raises:
+        psutil.Error: The process cannot be read.
+    """
+    import psutil  # keepers have no use for it
+
+    found = psutil.net_connections("tcp") if pid is None else psutil.Process(pid).net_connections("tcp")
+    for one in found:
+        owner = getattr(one, "pid", pid)
+        if owner and one.laddr and one.raddr:
+            yield owner, ((plain(one.laddr.ip), one.laddr.port), (plain(one.raddr.ip), one.raddr.port))

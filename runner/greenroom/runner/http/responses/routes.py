@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from greenroom.actors.limits import escaped
-from greenroom.runner.http.admission import owner_of
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid
 from greenroom.runner.http.context import Context
@@ -96,6 +95,8 @@ class Responses:
                 param="background",
             )
         backend, owner = request.backend, await self._owner(request)
+        # It goes on without its connection, and its process can be looked up only while that is open.
+        await self._context.callers.looked_up(request)
         before, found = await self._referred(request, asked)
         job = self._jobs.new(request, owner)
         begun = await self._context.clients.attend(request, lambda: self._start(job, backend, before, found))
@@ -279,7 +280,16 @@ class Responses:
     # whose they are
 
     async def _owner(self, request: Request) -> str:
-        return owner_of(await self._context.callers.looked_up(request))
+        owner = await self._context.callers.owner(request)
+        if not owner:
+            raise HttpRefusal(
+                503,
+                "caller_left",
+                "The connection closed before it was known whose request this is.",
+                advice="Send the request again.",
+                retry_after=1.0,
+            )
+        return owner
 
     def _keep(self, owner: asyncio.Future[str], own: list[Item], response: dict[str, Any]) -> None:
         async def put() -> None:

@@ -41,9 +41,16 @@ class Talk:
 
     def answered(self, daemon: Any) -> Any:
         body = {"model": self.model, "messages": self.messages, "max_tokens": 12, "temperature": 0}
-        answer = daemon.post("/v1/chat/completions", body | {"logprobs": True, "top_logprobs": 2})
-        assert answer.status == 200, answer.body
-        return answer.json["choices"][0]
+        answers: list[Any] = []
+
+        def is_answered() -> bool:
+            answers.append(daemon.post("/v1/chat/completions", body | {"logprobs": True, "top_logprobs": 2}))
+            # A model whose engines were killed three times is not loaded for a while.
+            return b'"breaker_open"' not in answers[-1].body
+
+        until(is_answered, 120)
+        assert answers[-1].status == 200, answers[-1].body
+        return answers[-1].json["choices"][0]
 
 
 def clear_tokens(choice: Any) -> list[str]:

@@ -334,7 +334,7 @@ async def test_events_are_kept_only_so_long_and_so_large_and_the_response_longer
     for one in (first, second):
         await until_status(server, one, "completed")
         assert names(await events(server, one))[-1] == "completed"
-    monkeypatch.setattr(jobs, "MOST_BYTES_IN_ALL", 16_000)
+    monkeypatch.setattr(jobs, "MOST_BYTES_IN_ALL", 9_000)
     monkeypatch.setattr(jobs, "FOLLOWED", 0.05)
     third = (await begun(server))["id"]
     await until_status(server, third, "completed")

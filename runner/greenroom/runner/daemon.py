@@ -126,7 +126,7 @@ class Greenroom(ActorStates, Startable):
         self.board = ProgressBoard()
         self._devices = DeviceWatch(headroom=settings.gpu_headroom)
         self._platform = here or Platform.here(self._devices.look())
-        self._declared = backends
+        self.ignored_backends = backends.problems if isinstance(backends, Catalog) else ()
         self.backends = {name: backend.on(self._platform) for name, backend in backends.items()}
         super().__init__(self.backends)
         self._journal = journal
@@ -296,7 +296,7 @@ class Greenroom(ActorStates, Startable):
             prompt_cache=self.settings.prompt_cache,
             require_device=self.settings.require_device,
         )
-        for problem in self._declared.problems if isinstance(self._declared, Catalog) else ():
+        for problem in self.ignored_backends:
             _log.warning("%s", problem)
         # First, so that what follows a start stands behind it in the journal.
         system.register(DaemonLog(self._started()))

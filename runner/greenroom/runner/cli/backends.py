@@ -383,7 +383,9 @@ def backends_command(ctx: click.Context, as_json: bool) -> int:
         raise not_running(settings)
     problems: tuple[str, ...] = ()
     if daemon is not None:
-        known: list[dict[str, Any]] = daemon.client().get("/engines") or []
+        with daemon.client().open("GET", "/engines", timeout=60.0) as answer:
+            known: list[dict[str, Any]] = json.loads(answer.read())
+            problems = tuple(json.loads(answer.headers.get("x-ignored-backends", "[]")))
         rows = [_row(one, _versions(one), _state(one)) for one in known]
     else:
         known = []

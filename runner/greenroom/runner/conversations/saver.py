@@ -94,7 +94,7 @@ class _Speeds:
         self.per_token = 0.0
         """Bytes of a file for each token; 0 until measured."""
         self.characters = _CHARACTERS
-        self.kind = ("", "")
+        self.kind: tuple[str, str] = ("", "")
         """Id of the model, and of the installation."""
         self.futile = 0
         self.has_worked = False

@@ -9,6 +9,7 @@ progress. A client that leaves ends nothing; `/engines/cancel-install` does.
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any, Literal, Self
 
 import msgspec
@@ -45,8 +46,10 @@ _AT_ONCE = 0.5
 NDJSON = "application/x-ndjson"
 _encode = msgspec.json.Encoder().encode
 
-
 Build = Literal["", "native", "cuda", "rocm", "vulkan"]
+
+IGNORED_BACKENDS = "X-Ignored-Backends"
+"""A header: why backends that distributions declare are ignored, as a JSON list."""
 
 
 class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -174,7 +177,11 @@ class Backends:
 
     async def list(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Every backend this Greenroom knows, installable here or not."""
-        return encoded([self._described(one) for one in self._context.greenroom.statuses()])
+        greenroom = self._context.greenroom
+        response = encoded([self._described(one) for one in greenroom.statuses()])
+        if greenroom.ignored_backends:
+            response.headers[IGNORED_BACKENDS] = json.dumps(greenroom.ignored_backends)
+        return response
 
     async def inspect(self, request: Request) -> Response:
         return encoded(self._named(self._context.backend(request.params["name"])))

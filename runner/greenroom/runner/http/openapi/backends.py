@@ -13,6 +13,7 @@ from greenroom.actors.scheduler.state import Quarantine
 from greenroom.actors.values import Failure, Installation, Mode, ModelFormat, Part, Plan
 from greenroom.actors.variants import RankedVariant
 from greenroom.runner.http.backends import (
+    IGNORED_BACKENDS,
     CancelInstallBody,
     InstallBody,
     NamedBody,
@@ -132,7 +133,8 @@ _FOLLOW = ("Location",)
 
 OPERATIONS: Mapping[str, Operation] = {
     "GET /engines": Operation(
-        summary="List the backends", answers={200: Returns("The backends.", list[BackendRow])}
+        summary="List the backends",
+        answers={200: Returns("The backends.", list[BackendRow], headers=(IGNORED_BACKENDS,))},
     ),
     "GET /engines/{name}": Operation(
         summary="Get a backend",

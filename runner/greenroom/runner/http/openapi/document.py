@@ -83,6 +83,7 @@ _HEADERS = {
     "X-Model-Id": ("The id of the model.", str),
     "X-Freed-Bytes": ("Bytes that were freed on the disk, if the model was removed.", int),
     "X-Kept-Bytes": ("Bytes of the removed model that stay in use by other models or programs.", int),
+    "X-Ignored-Backends": ("Why backends that distributions declare are ignored: a JSON list.", str),
     "Content-Disposition": ("A suggested file name.", str),
 }
 _ALWAYS = (REQUEST_ID, IGNORED_HEADER)

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -80,7 +82,8 @@ def template_of(store: ModelStore, model_id: str) -> dict[str, Any] | None:
     bundle = store.open_model(model_id)
     if bundle.path.is_file():
         own = bundle.chat_template
-        keys = list(read_header(bundle.path).values)
+        about = bundle.path.stat()
+        keys = _header_keys(bundle.path, about.st_ino, about.st_size, about.st_mtime_ns)
         found = templates.Templates(own.name) if own is not None else templates.of_header(keys)
     else:
         files = [path for path in bundle.path.iterdir() if path.is_file()]
@@ -92,6 +95,12 @@ def template_of(store: ModelStore, model_id: str) -> dict[str, Any] | None:
         if source is not None and source.text and source.text == text:
             found = source
     return {"file": found.file, "names": list(found.names)} if found is not None else None
+
+
+@lru_cache(maxsize=64)
+def _header_keys(path: Path, _inode: int, _size: int, _changed: int) -> tuple[str, ...]:
+    """The names in a GGUF file's header, which lists its whole vocabulary and is not quick to read."""
+    return tuple(read_header(path).values)
 
 
 def template_text(store: ModelStore, model_id: str) -> str:

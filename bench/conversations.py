@@ -27,9 +27,10 @@ from typing import Any
 
 from engines import BOUND, CACHE, backend_of, call
 
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
+from greenroom.runner.setting_values import ExternalBackend
 
 RULE = "Rule {}: be kind to whale number {}, and remember that it likes to sing in the evening."
 RULE_TOKENS = 24

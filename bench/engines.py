@@ -29,9 +29,10 @@ from typing import Any
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Backend, CommandLine, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend, tiny_gguf
 
 REPOSITORY = Path(__file__).resolve().parents[1]

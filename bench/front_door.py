@@ -147,9 +147,10 @@ def tiny_gguf(path: Path) -> None:
 
 def serve(home: Path, rows: int, flags: list[str]) -> None:
     """The daemon under test, in a process of its own; `rows` are those of its record of requests."""
-    from greenroom.runner.config import ExternalBackend, Settings
+    from greenroom.runner.config import Settings
     from greenroom.runner.daemon import Greenroom
     from greenroom.runner.http.server import run
+    from greenroom.runner.setting_values import ExternalBackend
     from greenroom.runner.testing import fake_backend
 
     python = ExternalBackend(binary=Path(sys.executable))

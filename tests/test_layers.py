@@ -39,6 +39,7 @@ LAYERS = (
         "runner.user_home",
         "runner.home",
         "runner.config",
+        "runner.setting_values",
         "runner.threads",
     ),
     ("runner.devices",),

@@ -20,13 +20,14 @@ import pytest
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.runner import daemon as daemon_module
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.models.puller import Puller
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.testing import fake_backend, tiny_gguf
 

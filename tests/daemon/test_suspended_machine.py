@@ -16,8 +16,9 @@ from greenroom.actors.library.messages import Pull
 from greenroom.actors.scheduler.messages import Abandon, Serve
 from greenroom.runner import awake_clock as module
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend, tiny_gguf
 
 

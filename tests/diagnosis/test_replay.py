@@ -31,10 +31,11 @@ from greenroom.actors.library.messages import Pull, RemoveModel
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.messages import SCHEDULER, Configure, Serve, Unload
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis.explain import explain
 from greenroom.runner.diagnosis.replay import Replay, Walk, as_builtins, changes, replay, seq_at
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend
 from waiting import until
 

@@ -20,12 +20,13 @@ from greenroom.actors.gates import GateReading
 from greenroom.actors.library.messages import Pull
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.values import Engine, Model
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.aiohttp_adapter import ServerRunner
 from greenroom.runner.http.app import asgi, context_of, front_door
 from greenroom.runner.http.asgi_adapter import AsgiApplication
 from greenroom.runner.http.context import Context
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend, tiny_gguf
 from waiting import until_async
 

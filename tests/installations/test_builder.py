@@ -23,10 +23,10 @@ from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened
 from greenroom.runner.backends.base import Platform
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.config import ExternalBackend
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.sources import PackageSources, Setting
+from greenroom.runner.setting_values import ExternalBackend
 from package_index import Index, Misbehaviour
 from reports import build
 from toys import Toy

@@ -19,10 +19,10 @@ from greenroom.actors.installer.effects import (
 )
 from greenroom.actors.values import Installation
 from greenroom.runner.backends.base import Platform
-from greenroom.runner.config import ExternalBackend
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.installed import InstallationStore
+from greenroom.runner.setting_values import ExternalBackend
 from package_index import Index, Misbehaviour
 from reports import build
 from toys import Toy

@@ -20,11 +20,11 @@ import pytest
 from greenroom.actors.values import Installation, Progress
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.installed import folder_of, python_of
 from greenroom.runner.installations.sources import PackageSources, Setting
+from greenroom.runner.setting_values import RegistrySettings
 from real_registry import Doorway, Layer, Published, RealRegistry, Wrong, file, folder_layer, layer, link
 from vllm_metal_tree import make_tree
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.manifest_checks import checked
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.registry.credentials import credentials_for
+from greenroom.runner.setting_values import RegistrySettings
 from model_registry import (
     BASIC,
     CONFIG,

@@ -17,13 +17,14 @@ from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.library.messages import Pull
 from greenroom.actors.scheduler.messages import Granted, Serve
 from greenroom.actors.values import Model
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import files
 from greenroom.runner.models.errors import failure_of
 from greenroom.runner.models.references import BadReference
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend
 
 Bring = Callable[..., Model]

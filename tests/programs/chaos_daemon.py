@@ -18,9 +18,10 @@ from pathlib import Path
 
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend
 
 

@@ -9,10 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis import freshener
 from greenroom.runner.http.server import run
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend
 
 

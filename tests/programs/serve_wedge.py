@@ -40,9 +40,10 @@ from greenroom.actors.values import Loaded
 from greenroom.runner.backends import llama_cpp_log
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.backends.llama_cpp import LlamaCpp
-from greenroom.runner.config import ExternalBackend, load
+from greenroom.runner.config import load
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))

@@ -16,12 +16,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.web import Web
 from greenroom.runner.models.references import Reference
 from greenroom.runner.registry.client import Endpoint, Registry, endpoints_of
+from greenroom.runner.setting_values import RegistrySettings
 from real_registry import Doorway, Published, RealRegistry, Wrong, digest_of, file, layer
 
 BASIC = "Basic " + base64.b64encode(b"me:secret").decode()

@@ -30,7 +30,6 @@ from greenroom.runner.client.results import WhyResult as WhyResult
 from greenroom.runner.client.streams import ProgressStream as ProgressStream
 from greenroom.runner.client.streams import TextStream as TextStream
 from greenroom.runner.config import BadSetting as BadSetting
-from greenroom.runner.config import ExternalBackend as ExternalBackend
 from greenroom.runner.config import Settings as Settings
 from greenroom.runner.config import load as load
 from greenroom.runner.daemon import Greenroom as Greenroom
@@ -54,5 +53,6 @@ from greenroom.runner.http.server import run as run
 from greenroom.runner.http.unix_socket import SocketUnusable as SocketUnusable
 from greenroom.runner.models.references import AmbiguousName as AmbiguousName
 from greenroom.runner.models.references import BadReference as BadReference
+from greenroom.runner.setting_values import ExternalBackend as ExternalBackend
 from greenroom.runner.testing import fake_backend as fake_backend
 from greenroom.runner.testing import tiny_gguf as tiny_gguf

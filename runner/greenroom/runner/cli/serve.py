@@ -25,10 +25,11 @@ from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.client.daemons import Daemon, is_ours, log_of, probe, taken, unusable
 from greenroom.runner.client.errors import GreenroomError
-from greenroom.runner.config import INSTALL_POLICIES, LOG_LEVELS, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable, prepare_home
 from greenroom.runner.proof import read_secret
+from greenroom.runner.setting_values import INSTALL_POLICIES, LOG_LEVELS
 
 if TYPE_CHECKING:
     from greenroom.runner.http.server import PortTaken

@@ -44,7 +44,6 @@ from greenroom.actors.values import Failure, Installation, Plan, Progress
 from greenroom.runner.backends.base import Backend, Environment, Image, Platform
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.backends.source_build import SourceBuild
-from greenroom.runner.config import ExternalBackend, RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.installations import external
 from greenroom.runner.installations.environment import Environments
@@ -55,6 +54,7 @@ from greenroom.runner.installations.lock_file import normalized, shipped_version
 from greenroom.runner.installations.source_builds import SourceBuilds
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import Unclear
+from greenroom.runner.setting_values import ExternalBackend, RegistrySettings
 from greenroom.runner.systems.disk_room import DiskRoom, MakeRoom, spare_nothing
 from greenroom.runner.threads import Thread, start_thread
 

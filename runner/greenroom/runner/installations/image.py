@@ -28,7 +28,6 @@ from greenroom.actors.journal.fsync import force
 from greenroom.actors.progress import ProgressReport
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Image, Platform
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.installed import (
     ATTEMPT,
@@ -57,6 +56,7 @@ from greenroom.runner.installations.verification import (
     sha256,
     write_record,
 )
+from greenroom.runner.setting_values import RegistrySettings
 from greenroom.runner.threads import stop_if
 from greenroom.runner.user_home import user_home
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from urllib3.exceptions import HTTPError
 
 from greenroom.runner.backends.base import Image, Platform
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image_layers import GZIP
@@ -29,6 +28,7 @@ from greenroom.runner.installations.web import Web
 from greenroom.runner.models.references import BadReference, Reference
 from greenroom.runner.registry import images
 from greenroom.runner.registry.client import Registry
+from greenroom.runner.setting_values import RegistrySettings
 from greenroom.runner.threads import TookTooLong, bounded, stop_if
 
 if TYPE_CHECKING:

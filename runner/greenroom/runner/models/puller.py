@@ -41,7 +41,6 @@ from greenroom.actors.library.messages import LIBRARY, ModelsSeen, Pruned
 from greenroom.actors.progress import TICK, ProgressBoard, ProgressReport, pull_job
 from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Model, Progress
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of, name_taken
 from greenroom.runner.models.preflight import Machine, check_disk, check_machine
@@ -53,6 +52,7 @@ from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Offer, Pins, Source, SourceContext
 from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.setting_values import RegistrySettings
 from greenroom.runner.systems.disk_room import RESERVE
 from greenroom.runner.threads import PATIENCE, Cancel, Crew, JobEnding, repeating, start_thread
 

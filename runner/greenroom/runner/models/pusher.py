@@ -17,12 +17,12 @@ from greenroom.actors.progress import FileProgress, ProgressBoard, ProgressRepor
 from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.retry import PUSH_RETRIES
 from greenroom.actors.values import Failure
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, familiar
 from greenroom.runner.models.store import ModelStore
+from greenroom.runner.setting_values import RegistrySettings
 from greenroom.runner.threads import PATIENCE, Cancel, Crew, JobEnding, side_by_side
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.references import digest_of
 from greenroom.runner.registry.credentials import Credentials, credentials_for
+from greenroom.runner.setting_values import RegistrySettings
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse

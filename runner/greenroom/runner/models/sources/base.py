@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from greenroom.actors.progress import FileProgress
 from greenroom.actors.values import ModelFormat
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.references import Reference
+from greenroom.runner.setting_values import RegistrySettings
 from greenroom.runner.threads import Cancel
 
 if TYPE_CHECKING:

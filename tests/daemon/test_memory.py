@@ -13,11 +13,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from greenroom.runner import daemon
 from greenroom.runner.config import Settings
-from greenroom.runner.daemon import Greenroom
 from greenroom.runner.devices.apple import metal_limit
-from greenroom.runner.memory import MachineMemory, MemoryReader
+from greenroom.runner.devices.watch import DeviceWatch
+from greenroom.runner.memory import EngineMemory, MachineMemory, MemoryReader
 
 MIB = 2**20
 MACHINE = 16 * 1024 * MIB
@@ -138,18 +137,15 @@ def test_a_reading_that_fails_repeats_the_one_before(
 
 
 def test_a_small_container_keeps_a_budget_and_a_headroom_that_is_set_is_kept(
-    machine_with: MachineWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine_with: MachineWith, tmp_path: Path
 ) -> None:
     reader = machine_with("0::/", V2_MOUNT, {"sys/fs/cgroup/memory.max": 512 * MIB})
-    monkeypatch.setattr(daemon, "MemoryReader", lambda: reader)
 
     def budget(settings: Settings) -> int:
-        return Greenroom(settings).memory_budget
+        return EngineMemory(settings, DeviceWatch(headroom=0), reader=reader).budget
 
     assert budget(Settings(home=tmp_path)) == 512 * MIB * 9 // 10 - 64 * MIB
     assert budget(Settings(home=tmp_path, headroom=400 * MIB)) == 512 * MIB * 9 // 10 - 400 * MIB
-    assert budget(Settings(home=tmp_path, headroom=2**40)) == 0
-    assert budget(Settings(home=tmp_path, memory_budget=7)) == 7
 
 
 def test_metal_holds_less_than_the_memory_unless_its_limit_was_raised() -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from greenroom.actors.daemon_log import (
     DAEMON,
     DaemonLog,
     DaemonStarted,
-    DaemonState,
     NoteDevices,
     NoteStopped,
 )
@@ -42,9 +41,8 @@ from greenroom.actors.library.core import Library
 from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.scheduler.core import Scheduler
-from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
-from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
+from greenroom.actors.scheduler.state import SchedulerVolatile
 from greenroom.actors.scheduler.turn_context import Limits
 from greenroom.actors.values import Engine, EngineSpec, Installation
 from greenroom.runner.actor_states import ActorStates
@@ -55,7 +53,7 @@ from greenroom.runner.backends.base import Backend, Launch, Platform
 from greenroom.runner.backends.device_users import DeviceUser, device_users
 from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.backends.variants import order
-from greenroom.runner.config import DEFAULT_HEADROOM, Settings
+from greenroom.runner.config import Settings
 from greenroom.runner.conversations.saver import ConversationSaver
 from greenroom.runner.conversations.store import ConversationStore
 from greenroom.runner.daemon_lock import DaemonLock
@@ -63,21 +61,20 @@ from greenroom.runner.devices.watch import DeviceWatch
 from greenroom.runner.engines.folders import EngineFolder, prompt_speed
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
-from greenroom.runner.engines.memory_bound import MemoryLeft, hard_limit
+from greenroom.runner.engines.memory_bound import hard_limit
 from greenroom.runner.engines.memory_watch import MemoryWatch
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeWatch, prepare_home
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.installed import folder_of, python_of
 from greenroom.runner.installations.sources import redact
-from greenroom.runner.memory import MachineMemory, MemoryReader
-from greenroom.runner.models.preflight import Machine, Reader
+from greenroom.runner.memory import EngineMemory
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import where
-from greenroom.runner.preload import Wanted, interrupted, load_again, preload
+from greenroom.runner.preload import load_again, preload, wanted
 from greenroom.runner.proof import instance_id, keep_secret, prove
 from greenroom.runner.settings_text import in_force
 from greenroom.runner.shutdown import StopDeadline
@@ -138,7 +135,6 @@ class Greenroom(ActorStates, Startable):
         self._puller: Puller | None = None
         self.conversations = ConversationStore.of(settings)
         self._store = ModelStore(self.home / "models", make_room=self.conversations.make_room)
-        self._memory = MemoryReader()
         self.conversation_saver = ConversationSaver(
             self.home,
             self.conversations,
@@ -160,6 +156,7 @@ class Greenroom(ActorStates, Startable):
             facts_of(backend, self._platform, settings.backends.get(name))
             for name, backend in self.backends.items()
         )
+        self.memory = EngineMemory(settings, self._devices, self.facts)
         self.instance_id = ""
         self.life = ""
         """Names the time from one start to its stop, among all of this data directory."""
@@ -248,7 +245,7 @@ class Greenroom(ActorStates, Startable):
         assert self._host is not None
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
         self.conversations.start(lambda: {one.id for one in self.models()})
-        preload(system, self._wanted(), self.settings.max_wait)
+        preload(system, wanted(self, self.settings), self.settings.max_wait)
 
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
         """Register all actors, with the handlers of their effects."""
@@ -261,7 +258,7 @@ class Greenroom(ActorStates, Startable):
             platform=self._platform,
             external=self.settings.backends,
             registries=self.settings.registries,
-            free_memory=lambda: self._memory.now().available,
+            free_memory=lambda: self.memory.available,
             make_room=self.conversations.make_room,
         )
         self._host = EngineHost(
@@ -273,7 +270,7 @@ class Greenroom(ActorStates, Startable):
             stall_after=self.settings.stall_after,
             readings=self.gates.readings,
             device_usage=self._devices.used_by,
-            watch_memory=partial(MemoryWatch, room=self._room, factor=factor) if factor else None,
+            watch_memory=partial(MemoryWatch, room=self.memory.left, factor=factor) if factor else None,
             loaded=lambda spec, log: self.backends[spec.backend].loaded(log),
             speed=lambda spec, log: self.backends[spec.backend].answer_speed(log),
             before_end=self.conversation_saver.before_end,
@@ -284,7 +281,7 @@ class Greenroom(ActorStates, Startable):
             self.board,
             catalogue=Catalogue.load(self.settings.models),
             registries=self.settings.registries,
-            machine=self.machine,
+            machine=self.memory.machine,
             forget=lambda model_id: self.conversations.drop(model_id=model_id),
         )
         limits = Limits(
@@ -325,23 +322,6 @@ class Greenroom(ActorStates, Startable):
             system.register(core, effect_handler=effect_handler)
         self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
-
-    def _wanted(self) -> Iterator[Wanted]:
-        daemon: DaemonState = self.system.state(DAEMON)
-        state: SchedulerState = self.system.state(SCHEDULER)
-        yield from interrupted(
-            state, self.settings.restore, since=daemon.started_before, keep_alive=self.settings.keep_alive
-        )
-        for name in self.settings.warm:
-            try:
-                model = self.find_model(name)
-            except (BadReference, AmbiguousName) as problem:
-                _log.warning("a model configured as warm has no usable name: %s", problem)
-                continue
-            if model is None:
-                _log.warning("%s should be warm but is not in the store; run: greenroom pull %s", name, name)
-            else:
-                yield Wanted(model.id, name)
 
     def _open_journal(self) -> Journal:
         # Checked while it is replayed: reading it twice would be most of a restart.
@@ -427,14 +407,6 @@ class Greenroom(ActorStates, Startable):
         return self._builder
 
     @property
-    def memory_budget(self) -> int:
-        """Bytes that engines may use in all."""
-        if self.settings.memory_budget is not None:
-            return self.settings.memory_budget
-        memory = self._memory.now()
-        return memory.budget(self._left(memory))
-
-    @property
     def devices(self) -> DeviceWatch:
         """The machine's graphics devices, as they are read regularly."""
         return self._devices
@@ -465,26 +437,6 @@ class Greenroom(ActorStates, Startable):
         """Device → its name, of those that can compute."""
         return {one.id: one.name for one in self._devices.graphics.usable}
 
-    def budget_for(self, backend: str) -> int:
-        """Bytes one engine of this backend may use at most: of a graphics device if it computes there, of all
-        devices and memory if it can divide a model between them.
-        """
-        own = [one for one in self._devices.now() if not one.is_shared]
-        facts = next((one for one in self.facts if one.name == backend), None)
-        if facts is not None and facts.divides:
-            reached = {runtime for _, runtime in facts.runtimes}
-            return self.memory_budget + sum(one.budget for one in own if reached & set(one.runtimes))
-        devices = [one for one in own if "cuda" in one.runtimes]
-        if devices and any(one.name == backend and one.device for one in self.facts):
-            return max(one.budget for one in devices)
-        return self.memory_budget
-
-    def machine(self) -> Machine:
-        """What a model must fit to be of use here."""
-        readers = [Reader(one.name, one.formats, one.overhead, one.verdict) for one in self.facts]
-        most = max([self.memory_budget, *(self.budget_for(one.name) for one in self.facts)])
-        return Machine(memory=most, readers=tuple(readers))
-
     # inside
 
     def _tell(self, to: Address, command: Command[Any]) -> None:
@@ -506,18 +458,7 @@ class Greenroom(ActorStates, Startable):
 
     def _observe(self, volatile: SchedulerVolatile) -> SchedulerVolatile:
         """Read what changes without messages: gates and memory."""
-        now = self._memory.now()
-        left, budget = self._left(now), self.settings.memory_budget
-        memory = Memory(
-            budget=now.budget(left) if budget is None else budget,
-            available=max(0, now.available - left),
-            devices=self._devices.now(),
-        )
-        return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=memory)
-
-    def _room(self) -> MemoryLeft:
-        now = self._memory.now()
-        return MemoryLeft(available=now.available, headroom=self._left(now))
+        return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=self.memory.reading())
 
     def _data_limit(self, spec: EngineSpec, installation: Installation) -> int:
         """Bytes beyond which the system is to refuse an engine more; 0 if drivers may need any number."""
@@ -526,10 +467,6 @@ class Greenroom(ActorStates, Startable):
         computes = dict(facts.runtimes).get(installation.variant) or spec.device
         is_known = backend.limits_data and installation.managed and not computes
         return hard_limit(spec, factor) if factor and is_known else 0
-
-    def _left(self, memory: MachineMemory) -> int:
-        """Bytes to leave to the rest of the machine, or of the container."""
-        return memory.left(self.settings.headroom, is_default=self.settings.headroom == DEFAULT_HEADROOM)
 
     def _prepare(self, spec: EngineSpec, socket: Path) -> PreparedEngine:
         """The command line of one engine, from what is on disk now."""

@@ -9,13 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from greenroom.actors.scheduler.ledger import Memory
+from greenroom.actors.values import BackendFacts
+from greenroom.runner.config import DEFAULT_HEADROOM, Settings
 from greenroom.runner.devices.apple import metal_limit
+from greenroom.runner.devices.watch import DeviceWatch
+from greenroom.runner.engines.memory_bound import MemoryLeft
+from greenroom.runner.models.preflight import Machine, Reader
 from greenroom.runner.systems import here, macos
 
 _log = logging.getLogger(__name__)
@@ -97,6 +103,72 @@ class MemoryReader:
                 total, limited_by = limit, str(group.folder)
             available = min(available, max(0, limit - group.used()))
         return MachineMemory(total, available, limited_by, _metal(int(machine.total)))
+
+
+class EngineMemory:
+    """What engines may use of this machine, by the settings: of its memory and of its graphics devices."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        devices: DeviceWatch,
+        facts: Sequence[BackendFacts] = (),
+        reader: MemoryReader | None = None,
+    ) -> None:
+        self._settings = settings
+        self._devices = devices
+        self._facts = facts
+        self._reader = reader or MemoryReader()
+
+    @property
+    def available(self) -> int:
+        """Bytes that new programs can use."""
+        return self._reader.now().available
+
+    @property
+    def budget(self) -> int:
+        """Bytes that engines may use in all."""
+        return self._budget(self._reader.now())
+
+    def budget_for(self, backend: str) -> int:
+        """Bytes one engine of this backend may use at most: of a graphics device if it computes there, of all
+        devices and memory if it can divide a model between them.
+        """
+        own = [one for one in self._devices.now() if not one.is_shared]
+        facts = next((one for one in self._facts if one.name == backend), None)
+        if facts is not None and facts.divides:
+            reached = {runtime for _, runtime in facts.runtimes}
+            return self.budget + sum(one.budget for one in own if reached & set(one.runtimes))
+        devices = [one for one in own if "cuda" in one.runtimes]
+        if devices and facts is not None and facts.device:
+            return max(one.budget for one in devices)
+        return self.budget
+
+    def machine(self) -> Machine:
+        """What a model must fit to be of use here."""
+        readers = [Reader(one.name, one.formats, one.overhead, one.verdict) for one in self._facts]
+        most = max([self.budget, *(self.budget_for(one.name) for one in self._facts)])
+        return Machine(memory=most, readers=tuple(readers))
+
+    def reading(self) -> Memory:
+        """What is free now, without what is left to others."""
+        now = self._reader.now()
+        available = max(0, now.available - self._left(now))
+        return Memory(budget=self._budget(now), available=available, devices=self._devices.now())
+
+    def left(self) -> MemoryLeft:
+        """What is free now, and what should be left to others."""
+        now = self._reader.now()
+        return MemoryLeft(available=now.available, headroom=self._left(now))
+
+    def _budget(self, memory: MachineMemory) -> int:
+        budget = self._settings.memory_budget
+        return memory.budget(self._left(memory)) if budget is None else budget
+
+    def _left(self, memory: MachineMemory) -> int:
+        """Bytes to leave to the rest of the machine, or of the container."""
+        headroom = self._settings.headroom
+        return memory.left(headroom, is_default=headroom == DEFAULT_HEADROOM)
 
 
 class Group(NamedTuple):

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple
 
+from greenroom.actors.daemon_log import DAEMON, DaemonState
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.scheduler.effects import LoadAgain
-from greenroom.actors.scheduler.messages import Abandon, Serve
+from greenroom.actors.scheduler.messages import SCHEDULER, Abandon, Serve
 from greenroom.actors.scheduler.state import ModelConfigState, SchedulerState, config_key
 from greenroom.actors.values import Caller, Mode
+from greenroom.runner.actor_states import ActorStates
+from greenroom.runner.config import Settings
+from greenroom.runner.models.references import AmbiguousName, BadReference
 from greenroom.runner.threads import start_thread
 
 _log = logging.getLogger(__name__)
@@ -50,6 +54,25 @@ def interrupted(
         if one.at >= since and (stays or policy == "all"):
             wish = -1.0 if one.kept else None
             yield Wanted(spec.model_id, spec.model_ref, spec.mode, spec.backend, wish, "restore")
+
+
+def wanted(states: ActorStates, settings: Settings) -> Iterator[Wanted]:
+    """The models that are loaded at the start: those that are restored, and those configured as warm."""
+    daemon: DaemonState = states.system.state(DAEMON)
+    state: SchedulerState = states.system.state(SCHEDULER)
+    yield from interrupted(
+        state, settings.restore, since=daemon.started_before, keep_alive=settings.keep_alive
+    )
+    for name in settings.warm:
+        try:
+            model = states.find_model(name)
+        except (BadReference, AmbiguousName) as problem:
+            _log.warning("a model configured as warm has no usable name: %s", problem)
+            continue
+        if model is None:
+            _log.warning("%s should be warm but is not in the store; run: greenroom pull %s", name, name)
+        else:
+            yield Wanted(model.id, name)
 
 
 def load_again(system: ActorSystem, one: LoadAgain, max_wait: float) -> None:

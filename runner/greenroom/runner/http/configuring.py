@@ -255,7 +255,7 @@ class Configuring:
             if model.format in one.formats and mode in one.modes and backend in ("", one.name)
         ]
         # In a thread: limits of the system are read from files.
-        budgets = [await asyncio.to_thread(greenroom.budget_for, one.name) for one in readers]
+        budgets = [await asyncio.to_thread(greenroom.memory.budget_for, one.name) for one in readers]
         needs = [_needed(model, sizes, one) for one in readers]
         if not readers or any(need <= budget for need, budget in zip(needs, budgets, strict=True)):
             return

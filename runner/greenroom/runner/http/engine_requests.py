@@ -271,7 +271,7 @@ class Abilities:
             capacity = Capacity(slots=1 if one.slots else 0, shares_cache=one.shares_cache)
             needed = reservation_for(model, context_size, one.overhead, capacity).total
             # In a thread: limits of the system are read from files.
-            budget = await asyncio.to_thread(self._greenroom.budget_for, one.name)
+            budget = await asyncio.to_thread(self._greenroom.memory.budget_for, one.name)
             if needed <= budget:
                 return
         if readers:

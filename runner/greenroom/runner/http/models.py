@@ -437,7 +437,7 @@ def _memory(context: Context, model: Model, choice: Use | Install | Refusal, siz
         return {}
     # One slot is the least that it is loaded with.
     needed = reservation_for(model, size, overheads[0], Capacity()).total
-    budget = context.greenroom.budget_for(name)
+    budget = context.greenroom.memory.budget_for(name)
     fields: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
     return fields | ({"context_size": size} if size > 0 else {})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from greenroom.runner import Client, GreenroomError, JobProgress, NotAvailable, RequestRefused
+from greenroom.runner import Client, GreenroomError, JobProgress, NotAvailable, RequestRefused, connect
 from waiting import until
 
 OpenClient = Callable[..., Client]
@@ -113,7 +115,7 @@ def test_a_text_ends_with_its_reader(open_client: OpenClient, tiny: str) -> None
 
 def test_a_slot_is_given_back_whatever_happens(open_client: OpenClient, tiny: str) -> None:
     client = open_client("--load-seconds", "0.5")
-    with pytest.raises(GreenroomError, match="timed out") as late, client.engine(tiny, wait=0.1):
+    with pytest.raises(GreenroomError, match=r"within 0\.1 s") as late, client.engine(tiny, wait=0.1):
         pass
     assert late.value.code == "not_in_time"
     with client.engine(tiny, wait=60) as slot:
@@ -130,6 +132,38 @@ def test_a_slot_is_given_back_whatever_happens(open_client: OpenClient, tiny: st
     begun = time.monotonic()
     client.close()
     assert time.monotonic() - begun < 20
+
+
+HOLDS = """
+import sys, greenroom
+with greenroom.connect(sys.argv[1]).engine(sys.argv[2]) as slot:
+    print(slot.engine_id, slot.socket.is_socket(), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_holds_a_slot_until_it_is_killed(
+    open_client: OpenClient, tiny: str, home: Path
+) -> None:
+    client = open_client()
+    with client.serve(uds=home / "door") as door:
+        with pytest.raises(RequestRefused, match=r"within 0\.001 s") as late:
+            connect(f"unix:{door.path}").engine(tiny, wait=0.001).__enter__()
+        assert (late.value.code, late.value.kind) == ("not_in_time", "unavailable")
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDS, f"unix:{door.path}", tiny],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with holder:
+            assert holder.stdout is not None
+            held = holder.stdout.readline().split()
+            assert held == [client.ps()[0].engine_id, "True"]
+            assert (inside(client), client.unload(tiny).engines) == (1, 0)
+            holder.kill()
+        until(lambda: inside(client) == 0)
+        assert client.unload(tiny).engines == 1
 
 
 def test_wrong_arguments_are_the_callers(open_client: OpenClient, tiny: str) -> None:

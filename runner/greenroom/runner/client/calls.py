@@ -18,6 +18,7 @@ import msgspec
 from greenroom.runner.client.errors import RequestRefused, Unreachable
 from greenroom.runner.client.http_client import path_of
 from greenroom.runner.client.results import (
+    GrantedSlot,
     InstalledBackend,
     JobProgress,
     RunningEngine,
@@ -32,6 +33,8 @@ S = TypeVar("S")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
+Mode = Literal["completion", "embedding", "reranking"]
+"""What a model is loaded for."""
 Message = Mapping[str, Any]
 """As in OpenAI's API: `role` and `content`."""
 OnProgress = Callable[[JobProgress], object]
@@ -72,7 +75,7 @@ class ChatOptions(TextOptions, total=False):
 class ModelSettings(TypedDict, total=False):
     """How a model is loaded."""
 
-    mode: Literal["completion", "embedding", "reranking"] | None
+    mode: Mode | None
     """What for: each is configured separately. By default what the model is made for."""
     context_size: int | None
     """Tokens each request may fill; -1 is as many as the model supports."""
@@ -290,6 +293,23 @@ class JobCall(Call[JobProgress, R]):
         if self._last is None:
             raise self.cut()
         return self._read(self._last)
+
+
+class SlotCall(Call[GrantedSlot, None]):
+    """Its one step is the slot, which lasts for as long as the answer is left open."""
+
+    path = "/engines/slots"
+    accept = _LINES
+
+    def __init__(self, model: str, mode: Mode, backend: str, wait: float | None) -> None:
+        if wait is not None and not wait > 0:
+            raise ValueError(f"wait must be a number of seconds above 0, or None, not {wait}")
+        self.body = {"model": _name(model), "mode": mode, "backend": backend, "wait": wait}
+
+    def take(self, line: str) -> Iterator[GrantedSlot]:
+        yield msgspec.convert(self.object(line), GrantedSlot)
+
+    def finish(self) -> None: ...
 
 
 def _failed(fields: Mapping[str, Any]) -> RequestRefused:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Self
 
 from greenroom.runner.client.access import Access
-from greenroom.runner.client.errors import NotAvailable, RequestRefused
-
-if TYPE_CHECKING:
-    from greenroom.actors.scheduler.messages import Granted, Serve
-    from greenroom.runner.daemon import Greenroom
-
-Mode = Literal["completion", "embedding", "reranking"]
+from greenroom.runner.client.async_client import AsyncStepStream
+from greenroom.runner.client.calls import Mode, SlotCall
+from greenroom.runner.client.errors import NotAvailable
+from greenroom.runner.client.results import GrantedSlot
+from greenroom.runner.client.streams import StepStream
 
 
 class EngineSlot:
@@ -23,25 +19,22 @@ class EngineSlot:
     Entering loads the model if need be and waits for its turn, like any request. While the block runs, the
     engine is neither unloaded nor given to more requests than it has slots. Once inside, `socket` is where
     the engine speaks HTTP. The slot is given back too when the block ends with an error, when the waiting is
-    interrupted or cancelled, and when the program ends. Entering raises GreenroomError: `not_in_time` if the
-    slot did not come in time.
+    interrupted or cancelled, and when the program ends or is killed. Entering raises GreenroomError:
+    `not_in_time` if the slot did not come in time. It can be used again after its exit. For one thread or
+    task at a time.
     """
 
     def __init__(self, access: Access, model: str, mode: Mode, backend: str, wait: float | None) -> None:
-        if not isinstance(model, str):
-            raise TypeError(f"model must be text, not {type(model).__name__}")
-        if wait is not None and not wait > 0:
-            raise ValueError(f"wait must be a number of seconds above 0, or None, not {wait}")
         self._access = access
-        self._model, self._backend, self._wait = model, backend, wait
-        self._mode: Mode = mode
-        self._request_id = ""
-        self._granted: Granted | None = None
+        self._call = SlotCall(model, mode, backend, wait)
+        self._held: StepStream[GrantedSlot, None] | AsyncStepStream[GrantedSlot, None] | None = None
+        """The answer that is left open for as long as the slot is wanted."""
+        self._granted: GrantedSlot | None = None
 
     @property
     def socket(self) -> Path:
         """The unix socket at which the engine speaks HTTP, with an OpenAI API at its root."""
-        return Path(self._inside.endpoint)
+        return Path(self._inside.socket)
 
     @property
     def engine_id(self) -> str:
@@ -53,96 +46,55 @@ class EngineSlot:
         return self._inside.backend
 
     @property
-    def _inside(self) -> Granted:
+    def _inside(self) -> GrantedSlot:
         if self._granted is None:
             raise RuntimeError("use the slot inside its with block")
         return self._granted
 
     def __enter__(self) -> Self:
         self._check()
-        runner = self._runner()
-        with _Named():
-            try:
-                self._granted = runner.system.ask(self._serve(runner), timeout=self._wait).get()
-            except BaseException:
-                self._leave(runner)
-                raise
+        self._held = held = StepStream(self._access, self._call)
+        try:
+            self._granted = _here(next(held, None))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave(self._access.runner)
+        held, self._held, self._granted = self._held, None, None
+        if isinstance(held, StepStream):
+            held.close()
 
     async def __aenter__(self) -> Self:
         self._check()
-        runner = self._access.runner
-        if runner is None or self._access.opened is None:
-            runner = await asyncio.to_thread(self._runner)
-        with _Named():
-            try:
-                self._granted = await runner.system.ask(self._serve(runner), timeout=self._wait)
-            except BaseException:
-                self._leave(runner)
-                raise
+        self._held = held = AsyncStepStream(self._access, self._call)
+        try:
+            self._granted = _here(await anext(held, None))
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._leave(self._access.runner)
+        held, self._held, self._granted = self._held, None, None
+        if isinstance(held, AsyncStepStream):
+            await held.aclose()
 
     def _check(self) -> None:
-        if self._request_id:
+        if self._held is not None:
             raise RuntimeError("this slot is used in a with block already; call engine() again for another")
 
-    def _runner(self) -> Greenroom:
-        self._access.http()
-        runner = self._access.runner
-        if runner is None:
-            raise NotAvailable(
-                "A slot in an engine cannot be had from a daemon.",
-                "Open a Greenroom in this program, Greenroom.open(), or use chat, complete and embed.",
-                code="not_in_this_program",
-                kind="invalid",
-            )
-        return runner
 
-    def _serve(self, runner: Greenroom) -> Serve:
-        from greenroom.actors.scheduler.messages import Serve
-
-        model = runner.model(self._model)
-        self._request_id = f"slot-{uuid.uuid4().hex[:12]}"
-        return Serve(
-            request_id=self._request_id,
-            model_id=model.id,
-            model_ref=self._model,
-            mode=self._mode,
-            backend=self._backend,
+def _here(granted: GrantedSlot | None) -> GrantedSlot:
+    """Raises NotAvailable if the engine cannot be reached from this process."""
+    if granted is None:
+        raise NotAvailable("Greenroom ended before it gave a slot.", "Try again.", code="stopping")
+    if not Path(granted.socket).is_socket():
+        raise NotAvailable(
+            f"The engine's socket, {granted.socket}, is not on this machine.",
+            "Use chat, complete and embed, which work from anywhere.",
+            code="not_on_this_machine",
+            kind="invalid",
         )
-
-    def _leave(self, runner: Greenroom | None) -> None:
-        """Give it back. Without a word if the Greenroom has been stopped, which has taken it."""
-        from greenroom.actors.scheduler.messages import Abandon
-
-        request_id, self._request_id, self._granted = self._request_id, "", None
-        if request_id and runner is not None and runner.is_running:
-            runner.system.tell(Abandon(request_id=request_id))
-
-
-class _Named:
-    """Turns what actors raise into errors of the client."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from greenroom.actors.kernel.errors import KernelError
-        from greenroom.runner.actor_states import NotRunning
-
-        if isinstance(error, KernelError | NotRunning):
-            raise as_client_error(error) from error
-
-
-def as_client_error(error: Exception) -> RequestRefused:
-    """What an actor has raised, as the front door would have told it."""
-    from greenroom.runner.http.errors import refusal_of, status_of
-
-    refusal = refusal_of(error)
-    fields = {"code": refusal.code, "retry_after": refusal.retry_after, **refusal.numbers}
-    return RequestRefused(status_of(refusal), fields, refusal.message, refusal.advice)
+    return granted

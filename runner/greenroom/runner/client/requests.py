@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, Unpack, overload
 
 from greenroom.runner.client import calls
 from greenroom.runner.client.access import Access
-from greenroom.runner.client.calls import ChatOptions, JobCall, Message, OnProgress, TextCall, TextOptions
+from greenroom.runner.client.calls import (
+    ChatOptions,
+    JobCall,
+    Message,
+    Mode,
+    OnProgress,
+    TextCall,
+    TextOptions,
+)
 from greenroom.runner.client.results import InstalledBackend
 
 if TYPE_CHECKING:
-    from greenroom.runner.client.engine_slot import EngineSlot, Mode
+    from greenroom.runner.client.engine_slot import EngineSlot
     from greenroom.runner.daemon import Greenroom
 
 Pulled = TypeVar("Pulled")
@@ -187,7 +195,7 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
     ) -> EngineSlot:
         """A slot in an engine that has this model loaded, for as long as a `with` or `async with` block runs.
 
-        See `EngineSlot`. Only for a Greenroom inside this program: over HTTP entering raises NotAvailable.
+        See `EngineSlot`. Only on Greenroom's own machine: from another, entering raises a GreenroomError.
 
         Args:
             model: its name in the store.

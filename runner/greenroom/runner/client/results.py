@@ -107,6 +107,14 @@ class RunningEngine(Result, frozen=True):
     """Seconds until it is unloaded if no request comes; None if that is not decided by time."""
 
 
+class GrantedSlot(Result, frozen=True):
+    """A slot in an engine, and where the engine is."""
+
+    engine_id: str
+    backend: str
+    socket: str
+
+
 class InstalledBackend(Result, frozen=True):
     """A backend that is installed."""
 

@@ -34,7 +34,7 @@
 - `install_text`: what Docker's command line reads while a backend is installed
 - `go_duration`: times as Docker and Ollama write them
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
-- `backends`, `engines`: installing; what runs, and unloading
+- `backends`, `engines`, `engine_slots`: installing; what runs, and unloading; a slot held by a program
 - `configuring`, `effective`: how models are loaded
 - `conversations`: what is saved of conversations
 - `daemon`: alive, ready, jobs, why, stop; `live`: what `why` asks of the running daemon

@@ -18,6 +18,7 @@ from greenroom.runner.http.daemon import DaemonRoutes
 from greenroom.runner.http.docker_requests import DockerRequests
 from greenroom.runner.http.embedding_dimensions import shortened_if_asked
 from greenroom.runner.http.engine_metrics import EngineMetrics
+from greenroom.runner.http.engine_slots import EngineSlots
 from greenroom.runner.http.engines import Engines
 from greenroom.runner.http.fields import CHAT
 from greenroom.runner.http.inference import Kind, inference
@@ -120,6 +121,7 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _ours("GET", "/engines/ledger", engines.ledger)
     yield _ours("GET", "/engines/queue", engines.queue)
     yield Route("POST", "/engines/unload", engines.unload)
+    yield _ours("POST", "/engines/slots", attended(EngineSlots(context).hold))
     for prefix in PREFIXES[1:]:
         yield Route("POST", f"{prefix}/_configure", configuring.configure)
         yield _known("GET", f"{prefix}/_configure", configuring.configurations, "model")

@@ -7,9 +7,18 @@ import msgspec
 from greenroom.actors.scheduler.messages import LedgerReading, QueueEntry
 from greenroom.actors.values import EngineExit, EngineState, LayersOn, Loaded, Mode, Reservation
 from greenroom.runner.http.configuring import ConfigureBody
+from greenroom.runner.http.engine_slots import HeldSlot, SlotBody
 from greenroom.runner.http.engines import UnloadBody
 from greenroom.runner.http.openapi.daemon import NotNowAnswer
-from greenroom.runner.http.openapi.operation import COMMAND, WITH_BODY, Operation, Parameter, Returns
+from greenroom.runner.http.openapi.operation import (
+    COMMAND,
+    NDJSON,
+    SERVED,
+    WITH_BODY,
+    Operation,
+    Parameter,
+    Returns,
+)
 
 _UNSET = msgspec.UNSET
 
@@ -179,6 +188,16 @@ OPERATIONS = {
         needs_body=False,
         answers={200: Returns("The number of engines that were stopped.", UnloadedAnswer)},
         errors=WITH_BODY | COMMAND,
+    ),
+    "POST /engines/slots": Operation(
+        summary="Hold a slot in an engine",
+        detail=(
+            "For programs on the daemon's machine that talk to an engine themselves. The model is loaded if "
+            "need be. The first line says where the engine is; the slot is held until the connection closes."
+        ),
+        body=SlotBody,
+        answers={200: Returns("The slot, as one line; then nothing.", streams={NDJSON: HeldSlot})},
+        errors=WITH_BODY | SERVED | {403},
     ),
     "POST /engines/_configure": Operation(
         summary="Configure how a model is loaded",

@@ -317,6 +317,24 @@ def test_another_version_is_resolved_locked_and_lies_beside_the_first(
     assert first.digest != second.digest
 
 
+def test_the_newest_is_built_again_only_if_a_package_of_it_has_changed(
+    environments: Environments, toy: Toy, index: Index, home: Path
+) -> None:
+    source = dataclasses.replace(toy.source, requirements=("toy", "companion"))
+
+    def latest() -> Installation:
+        return environments.build("toy", source, job="install-1", version="latest")
+
+    shipped = build(environments, toy)
+    assert latest() == latest() == shipped, "of the same files, though the lock says so in other words"
+    index.add("companion", "2.1", {"companion.py": b"HELP = 3\n"})
+    newer = latest()
+    assert (newer.version, newer.id == shipped.id) == ("1.0", False)
+    assert "companion==2.1" in (folder_of(home, newer) / "lock.txt").read_text()
+    assert latest() == newer
+    assert len(environments.installed.look("toy")) == 2
+
+
 def test_a_version_that_does_not_exist_is_permanent(environments: Environments, toy: Toy) -> None:
     for version in ("99.0", "-r /etc/passwd", "LATEST", "1..0", "nonsense", "a" * 300):
         with pytest.raises(JobFailed) as caught:

@@ -372,6 +372,7 @@ def test_versions_are_tags_and_latest_is_the_newest_of_them(shelf: Shelf, tree_l
     assert shelf.build().version == "0.2.0"
     assert shelf.build(version="0.9.0-20260101-1").version == "0.9.0-20260101-1"
     assert shelf.build(version="latest").version == "0.10.0-20260101-1"
+    assert shelf.build(version="latest").id.endswith(".1"), "nothing has changed"
     assert len(shelf.images().installed.look(BACKEND)) == 3
     with pytest.raises(JobFailed, match=r"There is no such image on .*:vllm-metal-v7"):
         shelf.build(version="7")

@@ -136,8 +136,8 @@ class Environments(Maker):
         cancel: Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Installation:
-        """Build one installation; blocks. For `latest`, returns the newest version if it is already
-        installed.
+        """Build one installation; blocks. For `latest`, returns the one there is if it is made of exactly the
+        packages that are the newest now, for the same Python.
 
         Args:
             variant: Of which build `source` is; empty for the usual one.
@@ -164,7 +164,7 @@ class Environments(Maker):
         files = lock.files()
         plan = self._plan(backend, source, lock, files)
         newest = version == "latest" and not repair
-        if newest and (here := self.installed.whole(backend, plan.version, variant)) is not None:
+        if newest and (here := self._made_of(backend, plan.version, variant, files)) is not None:
             return here
         name = f"{source.distribution} {plan.version}"
         with self.store.using(files):
@@ -315,6 +315,18 @@ class Environments(Maker):
             links=links,
             sums=sums,
         )
+
+    def _made_of(
+        self, backend: str, version: str, variant: str, files: Sequence[LockedFile]
+    ) -> Installation | None:
+        """An intact installation of these very files. Its lock may say the same in other words."""
+        wanted, tag = {(file.name, file.sha256) for file in files}, Interpreter.here().tag
+
+        def is_same(record: InstallationRecord) -> bool:
+            made = {(wheel.name, wheel.sha256) for wheel in record.wheels}
+            return made == wanted and record.python.tag == tag
+
+        return self.installed.made_of(backend, version, variant, is_same)
 
     def _is_linked(self, lock: Lock) -> bool:
         """Whether an installation of the same lock exists: unpacking then only creates hard links."""

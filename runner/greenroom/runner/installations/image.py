@@ -111,7 +111,12 @@ class Images(Maker):
         image = self._resolve(backend, source, version, cancel)
         plan = self._plan(backend, image)
         newest = version == "latest" and not repair
-        if newest and (here := self.installed.whole(backend, image.version, variant)) is not None:
+        digest = image.digest.removeprefix("sha256:")
+        if newest and (
+            here := self.installed.made_of(
+                backend, image.version, variant, lambda record: record.digest == digest
+            )
+        ):
             return here
         with self.store.using(image.parts):
             if repair:
@@ -120,7 +125,6 @@ class Images(Maker):
             name = f"Downloading {backend} {image.version}"
             report.bytes(name, sum(self.store.arrived(part) for part in image.parts), plan.total_bytes)
             self._need_all(image, plan)
-            digest = image.digest.removeprefix("sha256:")
             with self._attempt(backend, image.version, digest, job, variant) as folder:
                 self._fetch(image, cancel, lambda done, total: report.bytes(name, done, total))
                 found = self._fill(folder, backend, source, image, cancel, report)

@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -121,11 +121,19 @@ class InstallationStore:
         """
         return list(self.judged(backend)[0])
 
-    def whole(self, backend: str, version: str, variant: str = "") -> Installation | None:
-        """The latest intact installation of a version."""
+    def made_of(
+        self,
+        backend: str,
+        version: str,
+        variant: str,
+        is_same: Callable[[InstallationRecord], bool] = lambda _: True,
+    ) -> Installation | None:
+        """The latest intact installation of a version whose record says that it is made of the same."""
         wanted = (variant, version)
-        named = [one for one in self.look(backend) if (one.variant, one.version) == wanted and not one.broken]
-        return named[-1] if named else None
+        for one in reversed(self.look(backend)):
+            if (one.variant, one.version) == wanted and not one.broken and is_same(self.record(one)):
+                return one
+        return None
 
     def judged(self, backend: str) -> tuple[tuple[Installation, ...], dict[str, str]]:
         """As `look`, and the installations that cannot be judged now, with the reason.

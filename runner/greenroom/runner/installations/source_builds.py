@@ -131,7 +131,7 @@ class SourceBuilds(Maker):
         report.phase("resolving", f"Looking for a compiler for {build.distribution}")
         build = self._resolved(build, version)
         newest = version == "latest" and not repair
-        if newest and (here := self.installed.whole(backend, build.version, variant)) is not None:
+        if newest and (here := self.installed.made_of(backend, build.version, variant)) is not None:
             return here
         toolchain = self._toolchain(build, cancel)
         files, key = self._files(build, toolchain), key_of(build, toolchain)

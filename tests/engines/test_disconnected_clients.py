@@ -236,11 +236,34 @@ def test_a_users_own_server_begins_with_short_batches_and_a_users_own_flag_wins(
     assert argv["--batch-size"] == "64", "the user's comes later on the command line, and the last one counts"
 
 
-def test_before_anything_was_measured_batches_follow_from_the_models_size() -> None:
+def llama_cpp_launcher() -> Any:
     spec = importlib.util.spec_from_file_location("launch_llama_cpp_under_test", launcher("llama_cpp"))
     assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("layers", "context", "words", "is_fit"),
+    [
+        (999, 8192, [], False),
+        (-1, 8192, [], True),
+        (999, 0, [], True),
+        (999, 8192, ["--fit", "on"], True),
+        (999, 8192, ["--fit-target=512"], True),
+    ],
+)
+def test_llama_cpp_looks_what_fits_only_where_it_has_something_to_choose(
+    layers: int, context: int, words: list[str], is_fit: bool
+) -> None:
+    params = SimpleNamespace(n_gpu_layers=layers, n_ctx=context, fit_params=True)
+    llama_cpp_launcher().leave_out_fit(params, words)
+    assert params.fit_params is is_fit
+
+
+def test_before_anything_was_measured_batches_follow_from_the_models_size() -> None:
+    module = llama_cpp_launcher()
     assert module.guess_batch(98_000_000, 2) == 256
     assert module.guess_batch(4_100_000_000, 8) == 32
     assert module.guess_batch(1000, 64) == 512

@@ -197,6 +197,7 @@ _FLUSH = "_Z16common_log_flushP10common_log"
 """`common_log_flush(common_log *)`."""
 _TRACE = 4
 """Its level for what its library says."""
+_AUTO_LAYERS = -1
 _BATCH_SECONDS = 2.0
 _CORE_FLOPS = 25e9
 """Quantised operations per core and second: a modest guess, until an engine has measured."""
@@ -286,7 +287,7 @@ class Arguments:
             "bit": lambda word: bool(int(word)),
             "file": lambda word: Path(word).read_text("utf-8"),
             "inverse": lambda word: 1.0 / _finite(word),
-            "layers": lambda word: {"auto": -1, "all": -2}.get(word) or int(word),
+            "layers": lambda word: {"auto": _AUTO_LAYERS, "all": -2}.get(word) or int(word),
             "kwargs": lambda word: {key: json.dumps(value) for key, value in json.loads(word).items()},
             "ggml_sched_priority": lambda word: self._library.ggml_sched_priority(int(word)),
             "mebibytes": self._mebibytes,
@@ -389,8 +390,7 @@ def guess_batch(size: int, cores: int) -> int:
 
 def _pace(library: Any, params: Any, words: list[str]) -> None:
     """Shorten batches unless the user set their length."""
-    said = {part.partition("=")[0] for part in words} & {"--batch-size", "-b", "--ubatch-size", "-ub"}
-    if said or params.embedding:
+    if _said(words, "--batch-size", "-b", "--ubatch-size", "-ub") or params.embedding:
         return
     kinds = {str(device["type"]) for device in library.get_device_info()}
     if params.mmproj.path or any("CPU" not in kind for kind in kinds):
@@ -402,6 +402,17 @@ def _pace(library: Any, params: Any, words: list[str]) -> None:
         size, params.cpuparams.n_threads if params.cpuparams.n_threads > 0 else _cores()
     )
     params.n_ubatch = min(params.n_ubatch, params.n_batch)
+
+
+def leave_out_fit(params: Any, words: list[str]) -> None:
+    """Have llama.cpp not read the model's file twice, to choose layers and context where both are given."""
+    fit = ("--fit", "-fit", "--fit-ctx", "-fitc", "--fit-target", "-fitt")
+    if params.n_gpu_layers != _AUTO_LAYERS and params.n_ctx and not _said(words, *fit):
+        params.fit_params = False
+
+
+def _said(words: list[str], *flags: str) -> bool:
+    return any(word.partition("=")[0] in flags for word in words)
 
 
 def _speak_up(library: Any, params: Any) -> Callable[[], None] | None:
@@ -460,6 +471,7 @@ def main() -> int:
     try:
         params = Arguments(xllamacpp).take(sys.argv[1:])
         _pace(xllamacpp, params, sys.argv[1:])
+        leave_out_fit(params, sys.argv[1:])
     except Unusable as problem:
         sys.stderr.write(f"error: unusable flag: {problem}\n")
         return 2

@@ -54,6 +54,7 @@ from greenroom.actors.kernel.errors import Refused as Refused
 from greenroom.actors.kernel.errors import StartFailed as StartFailed
 from greenroom.actors.kernel.errors import SystemFailed as SystemFailed
 from greenroom.actors.kernel.errors import UnknownActor as UnknownActor
+from greenroom.actors.kernel.event_store import Codec as Codec
 from greenroom.actors.kernel.system import ActorSystem as ActorSystem
 from greenroom.actors.library.messages import CancelPull as CancelPull
 from greenroom.actors.library.messages import Pull as Pull

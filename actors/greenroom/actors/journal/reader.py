@@ -61,7 +61,7 @@ class JournalReader:
     """Sentences for the user: what is odd and loses no event."""
 
     def __init__(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
-        """Open it.
+        """Open it: a file, or the `journal.db` in a folder.
 
         A file that was copied alone while in use may lack its last events, and nothing tells whether it does:
         that is damage, or with `strict=False` a notice.
@@ -69,7 +69,7 @@ class JournalReader:
         Raises FileNotFoundError, NotAJournal, JournalTooNew, JournalDamaged or JournalError.
         """
         self._is_strict = strict
-        self.files = JournalFiles(path)
+        self.files = JournalFiles(Path(path, "journal.db") if os.path.isdir(path) else path)
         self._name = str(self.files.db)
         self._copy: TemporaryDirectory[str] | None = None
         # The tail before the rows: a live writer moves it only after a commit, which we then see.

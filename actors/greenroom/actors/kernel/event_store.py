@@ -6,7 +6,8 @@ Stored text has tags, schema versions, upcasters and tombstones; what an actor h
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
 
 
 class Codec:
-    """The event types of one system, by tag. Each actor registers its own, a host's actor too."""
+    """Turns events into stored text and back: the event types of one system, by tag."""
 
     def __init__(self, *, lazy: bool = False) -> None:
         """With `lazy`, how a type is decoded is worked out when the first such event comes, which is quicker
@@ -84,6 +85,11 @@ class Codec:
         decoder = self._decoders[kind.TAG] = msgspec.json.Decoder(kind)
         self._current[kind.TAG, kind.SCHEMA] = decoder.decode
         return decoder
+
+    @property
+    def types(self) -> Mapping[str, type[Event]]:
+        """Those that are known, by tag."""
+        return MappingProxyType(self._types)
 
     def retire(self, *tags: str) -> None:
         """Tombstones: events of these tags are still in old journals and mean nothing any more."""

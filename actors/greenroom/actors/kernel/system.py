@@ -32,7 +32,7 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
     UnknownActor,
 )
-from greenroom.actors.kernel.event_store import PARKED, Replayed, Store, replay
+from greenroom.actors.kernel.event_store import PARKED, Codec, Replayed, Store, replay
 from greenroom.actors.kernel.executor import Executor
 from greenroom.actors.kernel.supervision import in_one_line
 
@@ -140,6 +140,11 @@ class ActorSystem(Startable):
     @property
     def journal(self) -> Journal:
         return self.store.journal
+
+    @property
+    def codec(self) -> Codec:
+        """Decodes the records of its journal: the event types of the actors that are registered."""
+        return self.store.codec
 
     @property
     def failure(self) -> BaseException | None:

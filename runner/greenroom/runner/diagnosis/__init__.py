@@ -1,6 +1,7 @@
 """Diagnosis from the journal: log, replay, why, bundle.
 
 - `sentences`: one sentence for each event (`log`)
+- `stored_events`: events as Python objects (`read_events`); `actors`: what decodes them
 - `event_log`: the journal as lines; `filters`, `times`: which events, and from when to when
 - `problems`: which events say that something went wrong; `summary`: what has happened, counted
 - `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer

@@ -86,13 +86,13 @@ class ToldEvents:
         self._filter = wanted.filter(read)
         self._narrator = Narrator()
 
-    def lines(self, records: Iterable[Record]) -> Iterator[tuple[Record, str]]:
-        """Those that are wanted, each with its sentence."""
+    def lines(self, records: Iterable[Record], *, after: int = 0) -> Iterator[tuple[Record, str]]:
+        """Those that are wanted and have a higher number than `after`, each with its sentence."""
         # The narrator reads all events: those not shown name what later ones refer to.
         for record in records:
             self.seq = record.seq
             sentence = self._narrator.tell(record)
-            if self._filter.takes(record):
+            if self._filter.takes(record) and record.seq > after:
                 self.shown += 1
                 self.is_first_shown = self.is_first_shown or record.seq == 1
                 yield record, sentence

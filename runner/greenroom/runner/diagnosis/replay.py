@@ -15,17 +15,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from greenroom.actors.conversation_log import ConversationLog
-from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
-from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer.core import Installer
 from greenroom.actors.journal.port import JournalError, Record
 from greenroom.actors.kernel.core import Address, Core, Event, Stored
-from greenroom.actors.kernel.event_store import PARKED, Codec
+from greenroom.actors.kernel.event_store import PARKED
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.actors.library.core import Library
-from greenroom.actors.scheduler.core import Scheduler
+from greenroom.runner.diagnosis.actors import actors, event_codec
 from greenroom.runner.diagnosis.times import parse_time, precise
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -56,20 +51,8 @@ class Replay:
     """Folds one journal from its beginning, a record at a time."""
 
     def __init__(self) -> None:
-        self._codec = Codec(lazy=True)
-        self._codec.register([CommandParked])
-        # What a core was made with matters to `decide` alone, and nothing is decided here.
-        started = DaemonStarted(pid=0, version="", platform="")
-        self._cores: list[Core[Any, Any]] = [
-            DaemonLog(started),
-            Idempotency(),
-            ConversationLog(),
-            Installer(()),
-            Library(),
-            Scheduler(()),
-        ]
-        for core in (*self._cores, Runner("")):
-            self._codec.register(core.event_types)
+        self._codec = event_codec()
+        self._cores = actors()
         self._owners: dict[str, Core[Any, Any] | None] = {}
         self._states: dict[Address, Any] = {}
         self._dormant: dict[str, int] = {}

@@ -24,9 +24,9 @@ from greenroom.runner.daemon_lock import HomeLocked
 from greenroom.runner.embedded.loop_thread import LoopThread
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable
-from greenroom.runner.http.admission import process_caller
 from greenroom.runner.http.aiohttp_adapter import ServerRunner
 from greenroom.runner.http.app import context_of, front_door
+from greenroom.runner.systems.peer_processes import process_caller
 from greenroom.runner.threads import NoThread
 
 R = TypeVar("R")

@@ -31,7 +31,7 @@
 - `ranking`, `ranking_fields`: rerankings and scores in the forms of Jina, Cohere and vLLM
 - `llama_server`: llama-server's own routes
 - `not_served`: routes that nothing here serves, and what would
-- `install_text`: what Docker's command line reads while a backend is installed
+- `wait_text`: what streaming clients read while they wait for an engine
 - `go_duration`: times as Docker and Ollama write them
 - `models`, `transfers`, `archives`: the store; pull, push and export; models as files
 - `backends`, `engines`, `engine_slots`: installing; what runs, and unloading; a slot held by a program

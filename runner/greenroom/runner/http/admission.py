@@ -5,8 +5,7 @@ not before the engine has stopped working on the request.
 
 The caller of a request is the local process at the other end of the connection, or else the address. One
 that finds a free slot is recorded under its address, which costs nothing. The process is looked up only for
-requests that have to queue, because there callers take turns. Look-ups that arrive while one is running share
-the next one.
+requests that have to queue, because there callers take turns.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-import psutil
 
 from greenroom.actors.gates import GateBoard, Place, SlotChoice
 from greenroom.actors.installer.messages import PlanInstall
@@ -38,7 +36,8 @@ from greenroom.runner.http.engine_requests import RequestIds
 from greenroom.runner.http.port import Request
 from greenroom.runner.record.row import Note
 from greenroom.runner.systems import here
-from greenroom.runner.systems.processes import connections, groups, plain, wants_to_work
+from greenroom.runner.systems.peer_processes import Ends, Looks, among, ends_of, process_callers, within
+from greenroom.runner.systems.processes import groups, wants_to_work
 
 _T = TypeVar("_T")
 
@@ -402,13 +401,6 @@ _OWNER_WITHIN = 20.0
 """Seconds to wait for an owner where only processes tell it."""
 
 
-class _Ends(NamedTuple):
-    """The two ends of a connection, as the peer's process sees them: its own first."""
-
-    own: tuple[str, int]
-    other: tuple[str, int]
-
-
 class Callers:
     """The callers of one front context. Lives in one event loop."""
 
@@ -417,7 +409,7 @@ class Callers:
         self._recent: dict[int, Caller] = {}
         """The last few callers that are processes, by pid."""
         self._owners: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
-        self._processes = _Looks(_processes)
+        self._processes = Looks(process_callers)
 
     def __len__(self) -> int:
         """Connections whose process has been looked up."""
@@ -451,10 +443,14 @@ class Callers:
     async def looked_up(self, request: Request, user: str = "") -> Caller:
         """The same, once the process behind a connection from this machine has been looked up."""
         connection = request.connection
-        ends = _ends(request) if connection is not None and connection not in self._known else None
+        ends = (
+            ends_of(request.peer, request.local)
+            if connection is not None and connection not in self._known
+            else None
+        )
         if connection is None or ends is None:
             return self.at_once(request, user)
-        found = await _within(LOOK_WITHIN, self._process(ends))
+        found = await within(LOOK_WITHIN, self._process(ends))
         if found is not None:
             self._note(found)
         else:
@@ -479,12 +475,12 @@ class Callers:
             return ""
         if (known := self._owners.get(connection)) is not None:
             return known
-        ends = _ends(request)
+        ends = ends_of(request.peer, request.local)
         if ends is None:
             return owner_of(self.at_once(request))
         uid = here.socket_user(*ends)
         if uid is None:
-            found = await _within(_OWNER_WITHIN, self._process(ends))
+            found = await within(_OWNER_WITHIN, self._process(ends))
             owner = owner_of(self._described(request, "", found))
         else:
             owner = f"user:{uid}" if uid >= 0 else ""
@@ -492,9 +488,9 @@ class Callers:
             self._owners[connection] = owner
         return owner
 
-    async def _process(self, ends: _Ends) -> Caller | None:
+    async def _process(self, ends: Ends) -> Caller | None:
         # Most clients have asked before, each time on another connection.
-        found = await asyncio.to_thread(_among, ends, tuple(self._recent.items()))
+        found = await asyncio.to_thread(among, ends, tuple(self._recent.items()))
         return found if found is not None else await self._processes.find(ends)
 
     def _note(self, caller: Caller) -> None:
@@ -511,88 +507,8 @@ def owner_of(caller: Caller) -> str:
     return f"user:{caller.id.partition('/')[0]}" if caller.kind == "process" else caller.key
 
 
-class _Looks:
-    """Look-ups of all connections at once: those asked for while one is running share the next one."""
-
-    def __init__(self, look: Callable[[], Mapping[_Ends, Caller]]) -> None:
-        self._read = look
-        self._look: asyncio.Task[Mapping[_Ends, Caller]] | None = None
-        self._next: asyncio.Task[Mapping[_Ends, Caller]] | None = None
-
-    async def find(self, ends: _Ends) -> Caller | None:
-        return (await asyncio.shield(self._begin())).get(ends)
-
-    def _begin(self) -> asyncio.Task[Mapping[_Ends, Caller]]:
-        """A look-up that begins after this call: one that is under way may have passed this connection."""
-        if self._look is None or self._look.done():
-            self._look = asyncio.create_task(asyncio.to_thread(self._read))
-            return self._look
-        if self._next is None or self._next.done():
-            self._next = asyncio.create_task(self._after(self._look))
-        return self._next
-
-    async def _after(self, look: asyncio.Task[Mapping[_Ends, Caller]]) -> Mapping[_Ends, Caller]:
-        await asyncio.wait([look])
-        self._look, self._next = asyncio.current_task(), None
-        return await asyncio.to_thread(self._read)
-
-
-async def _within(seconds: float, look: Awaitable[Caller | None]) -> Caller | None:
-    """What it finds; None if that takes longer or fails."""
-    with contextlib.suppress(TimeoutError, psutil.Error, OSError):
-        async with asyncio.timeout(seconds):
-            return await look
-    return None
-
-
 def _share(request: Request, user: str) -> str:
     if user:
         return escaped(f"user {user}", ID)
     peer = request.peer
     return str(peer[1]) if isinstance(peer, tuple) and len(peer) > 1 else ""
-
-
-def _ends(request: Request) -> _Ends | None:
-    """The ends of a connection from this machine; None for any other."""
-    peer, here = request.peer, request.local
-    if not isinstance(peer, tuple) or not isinstance(here, tuple) or not peer[1]:
-        return None  # a proxy's word has no port
-    ends = _Ends((plain(peer[0]), peer[1]), (plain(here[0]), here[1]))
-    return ends if ends.own[0] == ends.other[0] or ends.own[0] in ("127.0.0.1", "::1") else None
-
-
-def _among(ends: _Ends, recent: tuple[tuple[int, Caller], ...]) -> Caller | None:
-    """The one of these processes that has this end of a connection; the most recent is tried first."""
-    for pid, caller in reversed(recent):
-        try:
-            is_its = any(one == ends for _, one in connections(pid))
-        except psutil.Error:
-            continue
-        # A pid comes again: what has it now may be another program.
-        if is_its and caller == process_caller(pid):
-            return caller
-    return None
-
-
-def _processes() -> Mapping[_Ends, Caller]:
-    """Which process has which end of a connection, as far as the system tells."""
-    found: dict[_Ends, Caller] = {}
-    callers: dict[int, Caller] = {}
-    for pid, ends in connections():
-        if pid not in callers:
-            callers[pid] = process_caller(pid)
-        found[_Ends(*ends)] = callers[pid]
-    return found
-
-
-def process_caller(pid: int) -> Caller:
-    """A process as a caller. Reads what the system says of it."""
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            uid, name = process.uids().real, process.name()
-    except psutil.Error:
-        # It has ended since; its connection will be noticed to have, too.
-        uid, name = -1, ""
-    named = escaped(f"{name} (process {pid})" if name else f"process {pid}", ID)
-    return Caller(kind="process", id=f"{uid}/{pid}", name=named)

@@ -12,7 +12,10 @@ from typing import Any
 import msgspec
 
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
+from greenroom.runner.http.upstream import Connection
 
+Send = Callable[[str, bytes], Awaitable[Connection]]
+"""Sends a body to a path of the engine, and returns the connection with its answer."""
 Post = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
 """Sends a body to a path of the engine; returns the status and body of its answer."""
 
@@ -58,6 +61,18 @@ def shortened(tokens: Sequence[int], special: Sequence[int], limit: int) -> list
     while last < len(special) and special[-1 - last] == tokens[-1 - last]:
         last += 1
     return [*tokens[: max(0, limit - last)], *tokens[len(tokens) - last :]]
+
+
+async def cut_by(engine: Send, inputs: str | Sequence[Any], limit: int, name: str, most: int) -> list[Any]:
+    """The same, with an engine of which an answer has at most so many bytes. Raises what `engine` raises."""
+
+    async def post(path: str, body: bytes) -> tuple[int, bytes]:
+        answer = await engine(path, body)
+        told = await answer.rest(most)
+        answer.close()
+        return answer.status, told
+
+    return await cut([inputs] if isinstance(inputs, str) else inputs, limit, name, post)
 
 
 async def _tokens(text: str, name: str, post: Post) -> list[int]:

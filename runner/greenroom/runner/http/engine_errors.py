@@ -313,6 +313,17 @@ async def lost(
     return HttpRefusal(502, code, what, advice=advice)
 
 
+def unreachable(place: Place, asked_as: str) -> HttpRefusal:
+    """The refusal while an engine that is said to run takes no connection."""
+    return HttpRefusal(
+        503,
+        "engine_unreachable",
+        f'The {place.backend} engine that serves "{asked_as}" cannot be reached.',
+        advice=f"greenroom why {asked_as} says more.",
+        retry_after=5.0,
+    )
+
+
 def broke_off(place: Place, asked_as: str, when: str) -> HttpRefusal:
     """The refusal for an engine that closed a connection and lives on."""
     return HttpRefusal(

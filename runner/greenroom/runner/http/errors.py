@@ -39,6 +39,14 @@ _encode = msgspec.json.Encoder().encode
 VERSION_HEADER = "anthropic-version"
 """Sent by Anthropic's clients with every request."""
 DOCKER_CLI = "docker-model-cli/"
+SHUT_DOWN = Refusal(
+    code="stopping",
+    message="Greenroom is shutting down, which ended this request.",
+    advice="Send it again in a moment.",
+    kind="unavailable",
+    retry_after=5.0,
+)
+"""For requests that are inside when the front door closes."""
 
 
 _BY_KIND: dict[ErrorKind, int] = {

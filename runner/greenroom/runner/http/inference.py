@@ -25,14 +25,13 @@ import msgspec
 
 from greenroom.actors.gates import Place, SlotChoice
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.values import Mode, Model
 from greenroom.runner.http.admission import Admission, slots_of
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.answer_filters import FilteredTranslation, Untranslated
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.cut_inputs import Uncountable, cut
+from greenroom.runner.http.cut_inputs import Uncountable, cut_by
 from greenroom.runner.http.defaults import with_defaults
 from greenroom.runner.http.engine_errors import (
     answer_in,
@@ -41,6 +40,7 @@ from greenroom.runner.http.engine_errors import (
     error_body,
     lost,
     suspected,
+    unreachable,
 )
 from greenroom.runner.http.engine_requests import (
     TAKES_SLOT,
@@ -60,11 +60,17 @@ from greenroom.runner.http.engine_requests import (
     wished_keep_alive,
     with_slot,
 )
-from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
+from greenroom.runner.http.errors import (
+    SHUT_DOWN,
+    Family,
+    HttpRefusal,
+    answer,
+    answer_error,
+    frame,
+    refusal_of,
+)
 from greenroom.runner.http.event_stream import EventStream, Held, ReadWatch, Said, Unfinished
 from greenroom.runner.http.fields import Dialogue
-from greenroom.runner.http.install_text import InstallText
-from greenroom.runner.http.install_text import is_for as is_for_docker
 from greenroom.runner.http.port import (
     DEVICE_HEADER,
     EVENT_STREAM,
@@ -76,11 +82,12 @@ from greenroom.runner.http.port import (
     Response,
     Stream,
 )
-from greenroom.runner.http.progress_stream import KeepAlive, comment, sentence_of
+from greenroom.runner.http.progress_stream import KeepAlive
 from greenroom.runner.http.stop_sequences import StopSequences
 from greenroom.runner.http.suspects import fingerprint
 from greenroom.runner.http.translation import Renaming, Translation
 from greenroom.runner.http.upstream import Connection, Lost, Unreached, first_chunk, forwarded, returned
+from greenroom.runner.http.wait_text import WaitText
 from greenroom.runner.record.counts import counts_of
 from greenroom.runner.units import format_size
 
@@ -157,8 +164,7 @@ class Exchange:
         self._admission: Admission | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._keep_alive: KeepAlive | None = None
-        self._install_text: InstallText | None = None
-        """For Docker's command line."""
+        self._wait_text: WaitText | None = None
         self._upstream: Connection | None = None
         self._stream: Stream | None = None
         """The answer, once its head was sent by us."""
@@ -202,17 +208,10 @@ class Exchange:
 
     async def farewell(self) -> AnyResponse:
         """The last answer when the front door closes with this request inside."""
-        refusal = Refusal(
-            code="stopping",
-            message="Greenroom is shutting down, which ended this request.",
-            advice="Send it again in a moment.",
-            kind="unavailable",
-            retry_after=5.0,
-        )
         stream = self._stream or (self._keep_alive.stream if self._keep_alive is not None else None)
         if stream is None:
-            return answer(self._request, refusal, self._kind.family)
-        return await self._last_words(stream, refusal)
+            return answer(self._request, SHUT_DOWN, self._kind.family)
+        return await self._last_words(stream, SHUT_DOWN)
 
     async def _serve(self) -> AnyResponse:
         context, request, kind = self._context, self._request, self._kind
@@ -355,13 +354,7 @@ class Exchange:
                 early = False
                 give_up = give_up or loop.time() + _REACH_FOR
                 if loop.time() >= give_up:
-                    raise HttpRefusal(
-                        503,
-                        "engine_unreachable",
-                        f'The {place.backend} engine that serves "{self._asked_as}" cannot be reached.',
-                        advice=f"greenroom why {self._asked_as} says more.",
-                        retry_after=5.0,
-                    ) from None
+                    raise unreachable(place, self._asked_as) from None
             except Lost:
                 early = True
                 losses += 1
@@ -415,15 +408,8 @@ class Exchange:
                 raise Lost("the engine cannot be reached any more") from None
             return self._upstream
 
-        async def post(path: str, body: bytes) -> tuple[int, bytes]:
-            answer = await send(path, body)
-            told = await answer.rest(WHOLE)
-            answer.close()
-            return answer.status, told
-
-        given = right.fields["input"]
         try:
-            inputs = await cut([given] if isinstance(given, str) else given, limit, name or "", post)
+            inputs = await cut_by(send, right.fields["input"], limit, name or "", WHOLE)
         except Uncountable:
             raise refused from None
         body = msgspec.json.encode({**right.fields, "input": inputs})
@@ -444,7 +430,7 @@ class Exchange:
 
     async def _pass_on(self, place: Place, model: Model, upstream: Connection, chunk: bytes) -> AnyResponse:
         begun = await self._stop_talking()
-        if begun is not None and self._install_text is not None and (said := self._install_text.done()):
+        if begun is not None and self._wait_text is not None and (said := self._wait_text.done()):
             await begun.write(said)
         if not 200 <= upstream.status < 300:
             if self._admission is not None:
@@ -531,7 +517,7 @@ class Exchange:
         """End a stream that has begun with an error, and its connection: so no client takes it for whole."""
         self._request.refused = refusal
         translation = self._translation
-        if self._install_text is not None and (said := self._install_text.failed(refusal)):
+        if self._wait_text is not None and (said := self._wait_text.failed(refusal)):
             await stream.write(said)
         if stream.content_type != (EVENT_STREAM if translation is None else translation.content_type):
             self._hang_up()
@@ -575,26 +561,16 @@ class Exchange:
     # while it waits
 
     def _begin_to_talk(self) -> None:
-        after = self._context.greenroom.settings.progress_after
-        if is_for_docker(self._request):
-            self._install_text = InstallText(self._context.greenroom.board)
-        self._keep_alive = KeepAlive(self._request, after, self._what_goes_on)
+        greenroom, admission = self._context.greenroom, self._admission
+        text = self._wait_text = WaitText(self._request, greenroom.board, self._asked_as)
+
+        def say() -> bytes:
+            return text.about(admission.request_id if admission is not None else "")
+
+        self._keep_alive = KeepAlive(self._request, greenroom.settings.progress_after, say)
 
     async def _stop_talking(self) -> Stream | None:
         """The stream, if comments have begun it."""
         if self._timer is not None:
             self._timer.cancel()
         return await self._keep_alive.end() if self._keep_alive is not None else None
-
-    def _what_goes_on(self) -> bytes:
-        request_id = self._admission.request_id if self._admission is not None else ""
-        board = self._context.greenroom.board
-        progress = board.latest(request_job(request_id))
-        before = b""
-        if self._install_text is not None:
-            if (text := self._install_text.about(progress)) is not None:
-                return text
-            before = self._install_text.done()
-        if progress is None:
-            return before + comment(f"waiting for {self._asked_as}")
-        return before + comment(f"waiting for {self._asked_as}: {sentence_of(progress, board)}")

@@ -1,23 +1,51 @@
-"""What Docker's command line reads before an answer while a backend is being installed: lines of plain text,
-which it prints, up to the first that begins an event.
+"""What a streaming client reads while it waits for an engine: comments, which clients skip.
+
+Docker's command line gets lines of plain text while a backend is being installed. It prints them, up to the
+first that begins an event.
 """
 
 from __future__ import annotations
 
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.progress import ProgressBoard, install_job
+from greenroom.actors.progress import ProgressBoard, install_job, request_job
 from greenroom.actors.values import Progress
 from greenroom.runner.http.errors import DOCKER_CLI
 from greenroom.runner.http.port import Request
-from greenroom.runner.http.progress_stream import sentence_of
+from greenroom.runner.http.progress_stream import comment, sentence_of
 
 
-def is_for(request: Request) -> bool:
-    return DOCKER_CLI in request.headers.get("User-Agent", "")
+class WaitText:
+    """What one client reads."""
+
+    def __init__(self, request: Request, board: ProgressBoard, model: str) -> None:
+        """`model` is what the client calls it."""
+        self._board = board
+        self._model = model
+        is_docker = DOCKER_CLI in request.headers.get("User-Agent", "")
+        self._install = InstallText(board) if is_docker else None
+
+    def about(self, request_id: str) -> bytes:
+        """Where the request is now."""
+        progress = self._board.latest(request_job(request_id))
+        before = b""
+        if self._install is not None:
+            if (text := self._install.about(progress)) is not None:
+                return text
+            before = self._install.done()
+        told = f": {sentence_of(progress, self._board)}" if progress is not None else ""
+        return before + comment(f"waiting for {self._model}{told}")
+
+    def done(self) -> bytes:
+        """Once it waits no longer; may be empty."""
+        return self._install.done() if self._install is not None else b""
+
+    def failed(self, refusal: Refusal) -> bytes:
+        """When the request is refused; may be empty."""
+        return self._install.failed(refusal) if self._install is not None else b""
 
 
 class InstallText:
-    """The lines for one request."""
+    """The lines for Docker's command line."""
 
     def __init__(self, board: ProgressBoard) -> None:
         self._board = board

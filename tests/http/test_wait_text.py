@@ -5,7 +5,7 @@ from __future__ import annotations
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import ProgressBoard, install_job, request_job
 from greenroom.actors.values import Progress
-from greenroom.runner.http.install_text import InstallText
+from greenroom.runner.http.wait_text import InstallText
 
 JOB = install_job("llama.cpp")
 WAITS = Progress(job=request_job("r-1"), phase="installing", message="installing llama.cpp", follows=JOB)

@@ -15,7 +15,8 @@ import greenroom.runner.http as front
 from greenroom.runner.http.bodies import fitted
 from greenroom.runner.http.engine_requests import routing_of
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.fields import Dialogue, Wrong
+from greenroom.runner.http.fields import Dialogue
+from greenroom.runner.http.wrong_fields import Wrong
 
 MODULES = [
     importlib.import_module(one.name) for one in pkgutil.walk_packages(front.__path__, f"{front.__name__}.")

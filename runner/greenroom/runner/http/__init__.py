@@ -16,6 +16,7 @@
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `sampling`, `defaults`: parameters of sampling; what a model says for requests that do not
 - `fields`, `completion_fields`: how the fields of requests are checked; what those of OpenAI's API may hold
+- `wrong_fields`: what is said of a field that is wrong
 - `images`: whether something is an image, and how large it becomes
 - `schema_checks`: JSON schemas and grammars that no engine may get
 - `upstream`: connections to engines

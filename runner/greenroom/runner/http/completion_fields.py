@@ -8,7 +8,6 @@ from greenroom.runner.http.fields import (
     SAMPLING,
     Check,
     Dialogue,
-    Wrong,
     array,
     count,
     described,
@@ -20,8 +19,8 @@ from greenroom.runner.http.fields import (
     response_format,
     text,
     whole,
-    wrong_type,
 )
+from greenroom.runner.http.wrong_fields import Wrong, wrong_type
 
 _INT32 = 2**31 - 1
 _token = whole(0, _INT32)

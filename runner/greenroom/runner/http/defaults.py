@@ -13,8 +13,8 @@ import msgspec
 
 from greenroom.actors.values import Model
 from greenroom.runner.http.engine_requests import Checked
-from greenroom.runner.http.fields import Wrong
 from greenroom.runner.http.sampling import PARAMETERS, chat_fields
+from greenroom.runner.http.wrong_fields import Wrong
 from greenroom.runner.models.recipe import Defaults
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.threads import in_thread

@@ -26,10 +26,11 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, not_understood
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.fields import Dialogue, Wrong, cleaned, missing, noting
+from greenroom.runner.http.fields import Dialogue, cleaned, noting
 from greenroom.runner.http.go_duration import keep_alive_of
 from greenroom.runner.http.images import PIXELS, pixels_of
 from greenroom.runner.http.tool_prompt import ToolPrompt
+from greenroom.runner.http.wrong_fields import Wrong, missing
 from greenroom.runner.models.description import template_text
 from greenroom.runner.models.purpose import is_encoder
 from greenroom.runner.units import format_size

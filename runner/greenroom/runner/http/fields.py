@@ -15,11 +15,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from greenroom.runner.http import images, schema_checks
+from greenroom.runner.http.wrong_fields import Wrong, missing, not_fetched, wrong_type
 
 Check = Callable[[Any, str], Any]
 
@@ -58,31 +60,12 @@ def noting() -> Iterator[Unused]:
         _unused.reset(token)
 
 
+@partial(described, description="No effect. The header X-Greenroom-Ignored lists it.")
 def unread(value: Any, where: str) -> Any:
     """A field that has no effect here, whatever it holds: the client gets a list of them."""
     if (found := _unused.get()) is not None:
         found.unread[_INDEX.sub("[]", where)] = None
     return value
-
-
-described(unread, description="No effect. The header X-Greenroom-Ignored lists it.")
-
-
-class Wrong(Exception):
-    """A field that is not what it must be."""
-
-    def __init__(self, where: str, message: str, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.where = where
-        self.code = code
-
-
-def wrong_type(where: str, expected: str, value: object) -> Wrong:
-    return Wrong(where, f"{where} must be {expected}, not {_named(value)}.", "invalid_type")
-
-
-def missing(where: str) -> Wrong:
-    return Wrong(where, f"{where} is required.", "missing_required_parameter")
 
 
 def refused(instead: str) -> Check:
@@ -106,13 +89,11 @@ def text(least: int = 0, most: int | None = None) -> Check:
     return described(check, type="string", **({"minLength": least} if least else {}), **longest)
 
 
+@partial(described, type="boolean")
 def flag(value: Any, where: str) -> Any:
     if not isinstance(value, bool):
         raise wrong_type(where, "true or false", value)
     return value
-
-
-described(flag, type="boolean")
 
 
 def number(least: float = -math.inf, most: float = math.inf) -> Check:
@@ -160,6 +141,7 @@ def one_of(*words: str) -> Check:
     return described(check, type="string", enum=words)
 
 
+@partial(described, type="object")
 def any_object(value: Any, where: str) -> Any:
     """An object whose content is not ours to judge; nulls in it stay."""
     if not isinstance(value, dict):
@@ -167,37 +149,28 @@ def any_object(value: Any, where: str) -> Any:
     return value
 
 
-described(any_object, type="object")
-
-
+@partial(described, type="object")
 def json_schema(value: Any, where: str) -> Any:
     if fault := schema_checks.fault_of_schema(any_object(value, where)):
         raise Wrong(where, f"{where} {fault}.", "invalid_schema")
     return value
 
 
-described(json_schema, type="object")
-
-
+@partial(described, type="string")
 def grammar(value: Any, where: str) -> Any:
     if fault := schema_checks.fault_of_grammar(text()(value, where)):
         raise Wrong(where, f"{where} cannot be used: {fault}.", "invalid_grammar")
     return value
 
 
-described(grammar, type="string")
-
-
-def keep_alive(value: Any, _: str) -> Any:
-    """Anything: it is checked where it is read, for every family."""
-    return value
-
-
-described(
-    keep_alive,
+@partial(
+    described,
     type=["string", "number", "null"],
     description="How long the model stays loaded: `30m`, seconds, or negative for indefinitely.",
 )
+def keep_alive(value: Any, _: str) -> Any:
+    """Anything: it is checked where it is read, for every family."""
+    return value
 
 
 def array(of: Check, least: int = 0, most: int | None = None) -> Check:
@@ -305,11 +278,6 @@ def either(expected: str, *ways: tuple[type, Check]) -> Check:
     return described(check, anyOf=[way for _, way in ways])
 
 
-def _named(value: object) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return "null" if value is None else kinds.get(type(value), "an object")
-
-
 def _range(least: float, most: float) -> str:
     if abs(least) >= _INT32 and most >= _INT32:
         return "a number that fits into 64 bits"
@@ -337,16 +305,17 @@ TOOL_NAME = 256
 _said_no = record({"refusal": text()}, required=("refusal",))
 
 
+@partial(described, anyOf=[_said_no])
 def _refusal(value: Any, where: str) -> Any:
     """What an assistant refused in: engines know no such part, and get its text."""
     return {"type": "text", "text": _said_no(value, where)["refusal"]}
 
 
-described(_refusal, anyOf=[_said_no])
 _sound = record({"data": text(), "format": text()}, required=("data",))
 _CACHED = {"prompt_cache_breakpoint": unread}
 
 
+@partial(described, type="string", pattern="^[Dd][Aa][Tt][Aa]:")
 def data_url(value: Any, where: str) -> Any:
     """A URL that is the data itself: engines would open this machine's files, or fetch from its network."""
     text(least=1)(value, where)
@@ -357,14 +326,7 @@ def data_url(value: Any, where: str) -> Any:
     return value
 
 
-described(data_url, type="string", pattern="^[Dd][Aa][Tt][Aa]:")
-
-
-def not_fetched(where: str) -> Wrong:
-    message = f"{where} is a URL, and Greenroom fetches nothing for clients. Send the data in base64."
-    return Wrong(where, message, "unsupported_value")
-
-
+@partial(described, type="string", contentEncoding="base64", minLength=1)
 def base64_image(value: Any, where: str) -> Any:
     """An image in base64, without line breaks."""
     text(least=1)(value, where)
@@ -376,9 +338,7 @@ def base64_image(value: Any, where: str) -> Any:
         raise Wrong(where, f"{where} must be a PNG, JPEG, GIF, BMP or WebP image in base64.") from None
 
 
-described(base64_image, type="string", contentEncoding="base64", minLength=1)
-
-
+@partial(described, type="string", pattern="^[Dd][Aa][Tt][Aa]:[Ii][Mm][Aa][Gg][Ee]/")
 def image_url(value: Any, where: str) -> Any:
     """A data URL with an image in base64."""
     head, comma, data = data_url(value, where).partition(",")
@@ -387,9 +347,6 @@ def image_url(value: Any, where: str) -> Any:
         raise Wrong(where, f"{where} must be a data URL with an image in base64: data:image/png;base64,…")
     clean = base64_image(data, where)
     return value if clean is data and kind == head else f"{kind},{clean}"
-
-
-described(image_url, type="string", pattern="^[Dd][Aa][Tt][Aa]:[Ii][Mm][Aa][Gg][Ee]/")
 
 
 def _link(name: str, url: Check) -> Check:
@@ -416,6 +373,7 @@ _content = either(
 )
 
 
+@partial(described, type=["string", "object"])
 def arguments(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return value
@@ -428,9 +386,6 @@ def arguments(value: Any, where: str) -> Any:
         raise Wrong(where, f"{where} must hold JSON, as the model wrote it.") from None
     # A call without arguments is often remembered as an empty text, which engines cannot parse.
     return "{}"
-
-
-described(arguments, type=["string", "object"])
 
 
 _function_call = record({"name": text(least=1), "arguments": arguments}, required=("name",))
@@ -473,6 +428,7 @@ _checked_message = record(
 )
 
 
+@partial(described, anyOf=[_checked_message])
 def _chat_message(value: Any, where: str) -> Any:
     """A message; what an assistant refused in is its content, where it has no other."""
     if isinstance(value, dict) and value.get("content") is None and isinstance(value.get("refusal"), str):
@@ -481,8 +437,6 @@ def _chat_message(value: Any, where: str) -> Any:
         }
     return _checked_message(value, where)
 
-
-described(_chat_message, anyOf=[_checked_message])
 
 # what they ask for
 
@@ -510,6 +464,9 @@ response_format = by_type(
 )
 
 
+@partial(
+    described, type="object", additionalProperties=number(-100, 100), propertyNames={"pattern": "^-?[0-9]+$"}
+)
 def _bias(value: Any, where: str) -> Any:
     if len(any_object(value, where)) > 4096:
         raise Wrong(where, f"{where} has {len(value)} tokens; the limit is 4096.")
@@ -519,11 +476,6 @@ def _bias(value: Any, where: str) -> Any:
             raise Wrong(where, f"{where} must map token ids to numbers.")
         weigh(weight, f"{where}.{name[:20]}")
     return value
-
-
-described(
-    _bias, type="object", additionalProperties=number(-100, 100), propertyNames={"pattern": "^-?[0-9]+$"}
-)
 
 
 SAMPLING: dict[str, Check] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.runner.http.fields import Dialogue, array, count, either, flag, missing, record, text, unread
+from greenroom.runner.http.fields import Dialogue, array, count, either, flag, record, text, unread
+from greenroom.runner.http.wrong_fields import missing
 
 _document = either(
     "a string or an object", (str, text()), (dict, record({"text": text()}, required=("text",)))

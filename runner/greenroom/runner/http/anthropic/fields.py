@@ -8,7 +8,6 @@ from greenroom.runner.http.fields import (
     TOOL_NAME,
     Check,
     Dialogue,
-    Wrong,
     any_object,
     array,
     base64_image,
@@ -19,7 +18,6 @@ from greenroom.runner.http.fields import (
     flag,
     json_schema,
     keep_alive,
-    not_fetched,
     number,
     one_of,
     record,
@@ -27,6 +25,7 @@ from greenroom.runner.http.fields import (
     unread,
     whole,
 )
+from greenroom.runner.http.wrong_fields import Wrong, not_fetched
 
 
 def _address(_: Any, where: str) -> Any:

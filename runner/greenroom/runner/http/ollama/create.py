@@ -19,7 +19,6 @@ from greenroom.runner.http.archives import Turns
 from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, json_response
-from greenroom.runner.http.fields import Wrong
 from greenroom.runner.http.ollama.answer import NDJSON
 from greenroom.runner.http.ollama.blobs import digest_in
 from greenroom.runner.http.ollama.models import OllamaBody
@@ -27,6 +26,7 @@ from greenroom.runner.http.port import AnyResponse, Request
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.sampling import PARAMETERS
 from greenroom.runner.http.transfers import as_tag
+from greenroom.runner.http.wrong_fields import Wrong
 from greenroom.runner.models.creation import absent, of_files
 from greenroom.runner.models.recipe import Recipe, StoredMessage
 from greenroom.runner.models.references import shown

@@ -9,7 +9,6 @@ from greenroom.runner.http.fields import (
     CHAT,
     Check,
     Dialogue,
-    Wrong,
     any_object,
     array,
     base64_image,
@@ -26,6 +25,7 @@ from greenroom.runner.http.fields import (
     whole,
 )
 from greenroom.runner.http.sampling import PARAMETERS
+from greenroom.runner.http.wrong_fields import Wrong
 
 
 def _image(value: Any, where: str) -> Any:

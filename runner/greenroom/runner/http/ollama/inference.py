@@ -16,7 +16,7 @@ from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.engine_requests import RequestTarget, routing_of, wished_keep_alive
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.fields import Wrong, record
+from greenroom.runner.http.fields import record
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.ollama.answer import timestamp
 from greenroom.runner.http.ollama.embedding import Embed, Embedding
@@ -24,6 +24,7 @@ from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLL
 from greenroom.runner.http.ollama.generating import Chat, Generate, Raw, message_of
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
 from greenroom.runner.http.sampling import PARAMETERS
+from greenroom.runner.http.wrong_fields import Wrong
 
 _encode = msgspec.json.Encoder().encode
 _value = msgspec.json.Decoder()

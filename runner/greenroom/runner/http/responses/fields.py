@@ -8,7 +8,6 @@ from greenroom.runner.http.fields import (
     CHAT,
     Check,
     Dialogue,
-    Wrong,
     any_object,
     arguments,
     array,
@@ -27,8 +26,8 @@ from greenroom.runner.http.fields import (
     text,
     unread,
     whole,
-    wrong_type,
 )
+from greenroom.runner.http.wrong_fields import Wrong, wrong_type
 
 PASSED_ON = (
     *("top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"),

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenroom.actors.gates import GateBoard, SlotChoice, SlotContent, shared
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.slot_choice import SlotChoice, SlotContent, shared
 
 RULES, HELLO, HI, MORE, OTHER = "rules", "hello", "hi", "more", "other"
 

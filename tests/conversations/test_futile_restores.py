@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.gates import GateBoard, SlotChoice
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.slot_choice import SlotChoice
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.conversations import saver as module

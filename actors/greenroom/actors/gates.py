@@ -6,9 +6,6 @@ happens. Only the scheduler opens and closes gates, and reserves a place for a r
 An engine has a limited number of slots, each with room for the whole context. When all are taken, the next
 request queues at the scheduler, and the gate is *held*: later requests queue behind it instead of taking the
 next free slot.
-
-What a slot has read stays in its cache. So a conversation goes back to the slot that has read most of it, and
-a new one to a slot that holds nothing, or else to the one used longest ago.
 """
 
 from __future__ import annotations
@@ -34,6 +31,7 @@ from greenroom.actors.scheduler.effects import (
     PublishRequestProgress,
     RemoveGates,
 )
+from greenroom.actors.slot_choice import Chain, Counted, SlotChoice, SlotContent, best_slot, most_read
 from greenroom.actors.values import Caller, Mode, Progress
 
 _EMPTIED_PAUSE = 0.05
@@ -90,42 +88,6 @@ class Slot(NamedTuple):
     """From 0. A request with a number beyond the engine's slots waits inside the engine."""
     request_id: str
     caller: Caller
-
-
-class SlotContent(NamedTuple):
-    """What a slot has read: the prompt of its last request, and behind it that one's answer."""
-
-    parts: tuple[object, ...]
-    """The prompt's parts, or with `hashed` their chain of hashes."""
-    key: str = ""
-    """The key with which it was asked for: no other key may profit from it."""
-    owner: str = ""
-    """Whose it is on the disk; empty until the caller has been looked up."""
-    kept: bool = True
-    """It may be written to the disk."""
-    hashed: bool = False
-    serial: int = 0
-    """Another one for each request."""
-    counted: Counted = lambda: (None, None)
-    """The tokens of the prompt and of the answer, once that is complete; None where that is not known."""
-
-
-class SlotChoice(NamedTuple):
-    """The slot that a request has got, by what it holds."""
-
-    engine_id: str
-    number: int
-    held: int = 0
-    """Parts of the prompt, from the first, that the slot has read already."""
-    lost: SlotContent | None = None
-    """What the slot held that the prompt does not go on from."""
-    serial: int = 0
-    alone: bool = False
-    """The engine has no other."""
-
-
-Chain = Callable[[], Sequence[bytes]]
-Counted = Callable[[], tuple[int | None, int | None]]
 
 
 class GateReading(NamedTuple):
@@ -330,7 +292,7 @@ class GateBoard:
                 if gate.slots and (gate.held or gate.used + min(slots, gate.slots) > gate.slots):
                     gate.held = True
                     continue
-                held = _most_read(gate, prompt) if len(self._gates) > 1 else 0
+                held = most_read(gate.contents.values(), prompt) if len(self._gates) > 1 else 0
                 if best is None or held > best[0]:
                     best = held, engine_id, gate
             if best is None:
@@ -367,7 +329,7 @@ class GateBoard:
                 for index in free:
                     gate.contents.pop(index, None)
                 return None
-            number, held = _best_slot(gate.contents, free, prompt, chain, key)
+            number, held = best_slot(gate.contents, free, prompt, chain, key)
             for one, (other, taken) in gate.inside.items():
                 if taken == (number,) and one != request_id:
                     gate.inside[one] = (other, indexes)  # it had this one only until it chooses
@@ -484,40 +446,6 @@ def _free_slots(gate: _Gate, count: int) -> tuple[int, ...]:
         return (len(gate.inside),)
     taken = {index for _, indexes in gate.inside.values() for index in indexes}
     return tuple(islice((index for index in itertools.count() if index not in taken), count))
-
-
-def shared(read: Sequence[object], prompt: Sequence[object]) -> int:
-    """How many parts two prompts have in common, from the first."""
-    pairs = zip(read, prompt, strict=False)
-    differs = next((at for at, (one, other) in enumerate(pairs) if one != other), None)
-    return min(len(read), len(prompt)) if differs is None else differs
-
-
-def _most_read(gate: _Gate, prompt: Sequence[object]) -> int:
-    return max((shared(one.parts, prompt) for one in gate.contents.values() if prompt), default=0)
-
-
-def _best_slot(
-    contents: Mapping[int, SlotContent], free: Sequence[int], prompt: Sequence[object], chain: Chain, key: str
-) -> tuple[int, int]:
-    """The slot for a prompt, and how many of its parts that has read.
-
-    Best is one of which nothing is lost, then an empty one, then the one used longest ago.
-    """
-    best, most = -1, 0
-    for number, one in contents.items():
-        if number in free and one.key == key:
-            held = shared(one.parts, chain() if one.hashed else prompt)
-            if held == len(one.parts) and held >= most:
-                best, most = number, held
-    if best >= 0:
-        return best, most
-    empty = [number for number in free if number not in contents]
-    if empty:
-        return empty[0], 0
-    oldest = next(number for number in contents if number in free)
-    one = contents[oldest]
-    return oldest, shared(one.parts, chain() if one.hashed else prompt) if one.key == key else 0
 
 
 class Emptied:

@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.conversation_log import CONVERSATIONS
-from greenroom.actors.gates import GateBoard, SlotChoice, SlotContent
+from greenroom.actors.gates import GateBoard
 from greenroom.actors.kernel.core import Address, Command
+from greenroom.actors.slot_choice import SlotChoice, SlotContent
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.conversations.chain import PromptChain, chain_of

@@ -22,13 +22,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from greenroom.actors.gates import GateBoard, Place, SlotChoice
+from greenroom.actors.gates import GateBoard, Place
 from greenroom.actors.installer.messages import PlanInstall
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
 from greenroom.actors.limits import ID, SLOTS, escaped
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
+from greenroom.actors.slot_choice import SlotChoice
 from greenroom.actors.values import Caller, Engine, Mode, Model, Plan, Progress
 from greenroom.runner.conversations.chain import chain_of
 from greenroom.runner.daemon import Greenroom

@@ -23,9 +23,10 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.gates import Place, SlotChoice
+from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.ledger import context_reckoned
+from greenroom.actors.slot_choice import SlotChoice
 from greenroom.actors.values import Mode, Model
 from greenroom.runner.http.admission import Admission, slots_of
 from greenroom.runner.http.aiohttp_adapter import read_body

@@ -43,7 +43,7 @@ test-clients: $(VENV)/.installed-dev ## run the clients that people use, at thei
 	$(BIN)/python -m pytest -m clients
 	$(BIN)/python tests/shared/real_clients.py $(or $(GREENROOM_TEST_CACHE),$(VENV)/test-cache) docs/clients.md
 
-test-embedding: $(VENV)/.installed-dev ## run the front door in ASGI frameworks and servers, at their newest versions
+test-embedding: $(VENV)/.installed-dev ## run Greenroom in frameworks, servers and notebooks, at their newest versions
 	$(BIN)/python -m pytest -m embedding
 
 check: $(VENV)/.installed-dev ## lint, formatting, spelling, types for Linux and macOS, pyright

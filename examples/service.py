@@ -19,7 +19,7 @@ GREENROOM = web.AppKey("greenroom", Greenroom)
 
 
 async def greenroom_runs(app: web.Application) -> AsyncIterator[None]:
-    async with app[GREENROOM]:
+    async with app[GREENROOM].client():  # starts it if it does not run, and then stops it too
         yield
 
 

@@ -26,6 +26,8 @@ from short_prompt import SHORT_PROMPT
 from waiting import BOUND, until
 from workshop import Workshop
 
+REPOSITORY = Path(__file__).parents[2]
+
 
 @dataclass
 class Answer:
@@ -299,3 +301,26 @@ def _furnish(home: Path, models: Mapping[str, Path]) -> None:
         daemon.stop()
     finally:
         _end(daemon)
+
+
+FRAMEWORKS = (
+    *"fastapi starlette litestar django flask uvicorn[standard] hypercorn granian gunicorn nbclient".split(),
+    *"ipykernel mypy pyright[nodejs] django-stubs types-psutil".split(),
+)
+"""What `make test-embedding` has Greenroom in, and what checks the types of programs with them."""
+
+
+@pytest.fixture(scope="session")
+def embedding_python(test_cache: Path) -> Path:
+    """The interpreter of an environment with Greenroom's sources and the newest versions of all that."""
+    from uv import find_uv_bin
+
+    uv, folder = find_uv_bin(), test_cache / "embedding"
+    python = folder / "bin" / "python"
+    with process_lock(test_cache, "embedding"):
+        if not python.exists():
+            new = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
+            subprocess.run(new, check=True, timeout=120)
+        install = [uv, "pip", "install", "--quiet", "--upgrade", "--python", str(python)]
+        subprocess.run([*install, "--editable", str(REPOSITORY), *FRAMEWORKS], check=True, timeout=600)
+    return python

@@ -7,7 +7,6 @@ import http.client
 import json
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 
 from daemon_process import without_settings
 from greenroom.actors.journal.reader import read_journal
-from process_lock import process_lock
 from waiting import BOUND, until
 
 pytestmark = [
@@ -29,28 +27,11 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests" / "programs" / "embedding"
-PACKAGES = "fastapi starlette litestar django uvicorn[standard] hypercorn granian".split()
 SERVERS = {
     "uvicorn": ("framework_app:app", "--port", "{port}", "--timeout-graceful-shutdown", "5"),
     "hypercorn": ("framework_app:app", "--bind", "127.0.0.1:{port}", "--graceful-timeout", "5"),
     "granian": ("--interface", "asgi", "--port", "{port}", "framework_app:app"),
 }
-
-
-@pytest.fixture(scope="session")
-def python(test_cache: Path) -> Path:
-    """The interpreter of an environment with Greenroom's sources and the newest versions of all that."""
-    from uv import find_uv_bin
-
-    uv, folder = find_uv_bin(), test_cache / "embedding"
-    python = folder / "bin" / "python"
-    with process_lock(test_cache, "embedding"):
-        if not python.exists():
-            new = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
-            subprocess.run(new, check=True, timeout=120)
-        install = [uv, "pip", "install", "--quiet", "--upgrade", "--python", str(python)]
-        subprocess.run([*install, "--editable", str(ROOT), *PACKAGES], check=True, timeout=600)
-    return python
 
 
 class Service:
@@ -120,10 +101,10 @@ def served(python: Path, framework: str, server: str, home: Path) -> Iterator[Se
     ],
 )
 def test_the_front_door_works_in_it(
-    framework: str, server: str, python: Path, furnished: Path, make_daemon: Callable[..., Any]
+    framework: str, server: str, embedding_python: Path, furnished: Path, make_daemon: Callable[..., Any]
 ) -> None:
     home = make_daemon(furnished).home
-    with served(python, framework, server, home) as service:
+    with served(embedding_python, framework, server, home) as service:
         if framework != "alone":
             assert json.loads(service.ask("GET", "/own", own=True)[1])["models"] >= 1
         model = json.loads(service.ask("GET", "/v1/models")[1])["data"][0]["id"]

@@ -57,5 +57,6 @@ from greenroom.runner.http.unix_socket import SocketUnusable as SocketUnusable
 from greenroom.runner.models.references import AmbiguousName as AmbiguousName
 from greenroom.runner.models.references import BadReference as BadReference
 from greenroom.runner.setting_values import ExternalBackend as ExternalBackend
+from greenroom.runner.testing import FakeEngine as FakeEngine
 from greenroom.runner.testing import fake_backend as fake_backend
 from greenroom.runner.testing import tiny_gguf as tiny_gguf

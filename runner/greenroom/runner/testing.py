@@ -5,10 +5,12 @@ And a model it can be given: a whole GGUF file of a few hundred bytes.
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from greenroom.actors.values import Mode, ModelFormat
 from greenroom.runner.backends.base import (
@@ -76,6 +78,39 @@ def fake_backend(
             return CommandLine(argv=(*argv, *model, *chosen_flags, *launch.spec.flags))
 
     return FakeBackend()
+
+
+class FakeEngine:
+    """What the engines of a test say, and what they were asked: the fixture `fake_engine`.
+
+    They need no model. A text is written word by word, each word a token. Any thread may use it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` exists, and is where the engines find their text."""
+        self._script, self._requests = folder / "script.json", folder / "requests.jsonl"
+        self.backend = fake_backend(Path(__file__).with_name("fake_engine.py"), "--folder", str(folder))
+        """To be given to a `Greenroom`."""
+        self.says("Hello.")
+
+    def says(self, text: str) -> None:
+        """Answer all further requests with this text."""
+        self._write(200, text)
+
+    def fails(self, message: str = "The engine has failed.", *, status: int = 500) -> None:
+        """Answer all further requests with this error and this HTTP status."""
+        self._write(status, message)
+
+    def _write(self, status: int, text: str) -> None:
+        new = self._script.with_suffix(".new")
+        new.write_text(json.dumps({"status": status, "text": text}))
+        new.replace(self._script)
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The bodies of the requests that reached an engine, the oldest first, as OpenAI's API has them."""
+        lines = self._requests.read_text().splitlines() if self._requests.exists() else []
+        return [json.loads(line)["body"] for line in lines]
 
 
 def tiny_gguf(path: Path, name: str = "tiny", numbers: Mapping[str, int] | None = None) -> Path:

@@ -41,11 +41,11 @@ def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage: Stage)
 
 def test_a_spare_keeper_serves_the_next_start_and_ends_with_the_host(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = until(lambda: host.spare_pid)
+    spare = until(lambda: host.spare.pid)
     host.start(spec)
     stage.heard.wait("ready")
     assert stage.claim(spec.engine_id)["keeper_pid"] == spare
-    other = until(lambda: host.spare_pid)
+    other = until(lambda: host.spare.pid)
     host.shutdown()
     assert not stage.alive(spare)
     assert not stage.alive(other)
@@ -240,7 +240,7 @@ def test_many_engines_come_and_go_and_leave_nothing_behind(stage: Stage) -> None
     here = psutil.Process()
     before = set(here.children())
     host = stage.host(spare_keeper=True)
-    until(lambda: host.spare_pid)
+    until(lambda: host.spare.pid)
     threads, descriptors = threading.active_count(), here.num_fds()
     specs = [stage.spec() for _ in range(12)]
     for spec in specs:
@@ -251,7 +251,7 @@ def test_many_engines_come_and_go_and_leave_nothing_behind(stage: Stage) -> None
     for spec in specs[6:]:
         os.kill(stage.claim(spec.engine_id)["pid"], signal.SIGKILL)
     until(lambda: stage.heard.names().count("exited") == len(specs))
-    until(lambda: host.spare_pid and len(set(here.children()) - before) == 1)
+    until(lambda: host.spare.pid and len(set(here.children()) - before) == 1)
     until(lambda: (threading.active_count(), here.num_fds()) == (threads, descriptors))
     assert not host.engine_ids
 

@@ -134,7 +134,7 @@ def test_a_keeper_whose_daemon_dies_before_the_start_message_ends(stage: Stage) 
 
 def test_a_spare_keeper_that_has_died_is_replaced(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = until(lambda: host.spare_pid)
+    spare = until(lambda: host.spare.pid)
     os.kill(spare, signal.SIGKILL)
     until(lambda: not stage.alive(spare))
     host.start(spec)
@@ -144,7 +144,7 @@ def test_a_spare_keeper_that_has_died_is_replaced(stage: Stage) -> None:
 
 def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failure(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = until(lambda: host.spare_pid)
+    spare = until(lambda: host.spare.pid)
     os.kill(spare, signal.SIGSTOP)
     host.start(spec)
     until(lambda: host._handles[spec.engine_id].channel)  # noqa: SLF001 - no event tells that it was sent
@@ -258,7 +258,7 @@ def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails
 ) -> None:
     monkeypatch.setattr(host_module, "SPAWN_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = until(lambda: host.spare_pid)
+    spare = until(lambda: host.spare.pid)
     os.kill(spare, signal.SIGSTOP)
     host.start(spec)
     (failure,) = stage.heard.wait("failed")
@@ -272,7 +272,7 @@ def test_a_keeper_that_hangs_before_its_claim_and_is_asked_to_stop_is_killed_too
 ) -> None:
     monkeypatch.setattr(host_module, "KEEPER_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True, ladder=[("SIGKILL", 0.0)]), stage.spec()
-    spare = until(lambda: host.spare_pid)
+    spare = until(lambda: host.spare.pid)
     os.kill(spare, signal.SIGSTOP)
     host.start(spec)
     until(lambda: host._handles[spec.engine_id].channel)  # noqa: SLF001 - no event tells that it was sent

@@ -8,7 +8,7 @@
 - `keeper`: the small process that owns an engine, and ends it if the daemon does not come back
 - `keeper_main`: the program of a keeper
 - `keeper_log`: the engine's output, head and tail
-- `keeper_watch`: the daemon's connection to each keeper, on which it notices that one has died
+- `keeper_watch`: the daemon's connection to each keeper, which tells of a keeper's death; a spare keeper
 - `folders`: the files and sockets of engines
 - `health_monitor`: looks at all engines all the time
 - `liveness`: judges whether an engine still works

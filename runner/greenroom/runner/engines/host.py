@@ -56,7 +56,7 @@ from greenroom.runner.engines.handle import (
 from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, HealthMonitor, Readings, WatchMemory
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
-from greenroom.runner.engines.keeper_watch import Channel, KeeperGone, KeeperWatch, cleaned
+from greenroom.runner.engines.keeper_watch import KeeperGone, KeeperWatch, SpareKeeper, cleaned
 from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.systems.processes import ProcessIdentity, boot_id, is_kept_waiting
 from greenroom.runner.threads import settle, start_thread
@@ -127,8 +127,7 @@ class EngineHost:
         self._lock = threading.Lock()
         self._closing = False
         self._folders = Folders(self._dir, self._keeps)
-        self._spare: Channel | None = None
-        self._spare_wanted = spare_keeper
+        self.spare = SpareKeeper(self._thread, wanted=spare_keeper)
         self._readings = readings
         self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
         self._health = HealthMonitor(
@@ -138,8 +137,7 @@ class EngineHost:
             device_usage=device_usage,
             watch_memory=watch_memory,
         )
-        if spare_keeper:
-            self._thread("keeper-spare", self._refill_spare)
+        self.spare.refill()
 
     def _handle_of(self, spec: EngineSpec) -> Handle:
         return Handle(spec, EngineFolder.of(self._dir, spec.engine_id), self._tell, self._board)
@@ -151,12 +149,6 @@ class EngineHost:
     def _living(self) -> list[Handle]:
         with self._lock:
             return list(self._handles.values())
-
-    @property
-    def spare_pid(self) -> int:
-        """Of the keeper that waits for the next start; 0 while there is none."""
-        with self._lock:
-            return self._spare.pid if self._spare is not None else 0
 
     @property
     def engine_ids(self) -> frozenset[str]:
@@ -210,7 +202,7 @@ class EngineHost:
             handle.endpoint = sockets.engine
             about = handle.about(prepared)
             handle.learn(about)
-            handle.channel = self._begin(
+            handle.channel = self.spare.begin(
                 engine_id=handle.engine_id,
                 folder=str(handle.folder.path.absolute()),
                 keeper_socket=str(sockets.keeper),
@@ -231,7 +223,7 @@ class EngineHost:
                 _log.exception("engine %s could not be started", handle.engine_id)
                 failure = not_begun(problem, "The engine")
             self._failed(handle, failure)
-            self._want_spare()
+            self.spare.refill()
             return
         self._watch.add(handle)
         if not handle.spawned.wait(SPAWN_SECONDS):
@@ -242,48 +234,11 @@ class EngineHost:
             self._await_ready(handle)
         finally:
             # Not sooner: the start of another process would take its share of what the engine loads with.
-            self._want_spare()
+            self.spare.refill()
 
     def _failed(self, handle: Handle, failure: Failure) -> None:
         self._forget(handle)
         handle.tell_failed(failure)
-
-    def _begin(self, **config: Any) -> Channel:
-        """Give the start to the spare keeper, or to a new one when there is none or it has died."""
-        with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is not None and spare.alive():
-            with contextlib.suppress(KeeperGone):
-                spare.send("start", **config)
-                return spare
-        if spare is not None:
-            spare.close()
-        channel = Channel.spawn()
-        try:
-            channel.send("start", **config)
-        except KeeperGone:
-            channel.close()
-            raise
-        return channel
-
-    def _want_spare(self) -> None:
-        with self._lock:
-            wanted = self._spare_wanted and self._spare is None and not self._closing
-        if wanted:
-            self._thread("keeper-spare", self._refill_spare)
-
-    def _refill_spare(self) -> None:
-        """A keeper that waits saves a cold request its start; it costs some megabytes and no time."""
-        try:
-            channel = Channel.spawn()
-        except OSError as problem:
-            _log.warning("no spare keeper: %s", problem)
-            return
-        with self._lock:
-            if self._spare is None and not self._closing:
-                self._spare = channel
-                return
-        channel.close()
 
     # -- readiness ---------------------------------------------------------------------------------
 
@@ -543,9 +498,7 @@ class EngineHost:
         with self._lock:
             self._closing = True
             handles = list(self._handles.values())
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            spare.close()
+        self.spare.close()
         deadline = time.monotonic() + self._stop_bound + KEEPER_SECONDS
         for handle in handles:
             if keep is None:

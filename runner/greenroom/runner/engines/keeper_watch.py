@@ -7,15 +7,17 @@ here, and no secrets.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import selectors
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +30,8 @@ from greenroom.runner.systems import here
 
 if TYPE_CHECKING:
     from greenroom.runner.engines.handle import Handle
-import os
-from collections.abc import Mapping
+
+_log = logging.getLogger(__name__)
 
 _NAMES = frozenset(
     """
@@ -74,8 +76,6 @@ def _is_allowed(name: str, value: str) -> bool:
         return False
     return "://" not in value  # a URL may contain a password, and no switch is one
 
-
-_log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 262_144
 DETACHED: list[subprocess.Popen[bytes]] = []
@@ -235,6 +235,70 @@ class Channel:
         except subprocess.TimeoutExpired:
             self._process.kill()  # our own child, not reaped: its pid cannot have been reused
             self._process.wait(5.0)
+
+
+class SpareKeeper:
+    """A keeper that waits for the next start: it saves a cold request its start, and costs some megabytes."""
+
+    def __init__(self, aside: Callable[[str, Callable[[], None]], None], *, wanted: bool = True) -> None:
+        """`aside` runs something under a name on another thread."""
+        self._aside = aside
+        self._wanted = wanted
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+
+    @property
+    def pid(self) -> int:
+        """0 while there is none."""
+        with self._lock:
+            return self._channel.pid if self._channel is not None else 0
+
+    def begin(self, **config: Any) -> Channel:
+        """Give a start to it, or to a new keeper when there is none or it has died. Raises KeeperGone."""
+        spare = self._take()
+        if spare is not None and spare.alive():
+            with contextlib.suppress(KeeperGone):
+                spare.send("start", **config)
+                return spare
+        if spare is not None:
+            spare.close()
+        channel = Channel.spawn()
+        try:
+            channel.send("start", **config)
+        except KeeperGone:
+            channel.close()
+            raise
+        return channel
+
+    def refill(self) -> None:
+        """Start another one, unless there is one."""
+        with self._lock:
+            wanted = self._wanted and self._channel is None
+        if wanted:
+            self._aside("keeper-spare", self._spawn)
+
+    def close(self) -> None:
+        """End it, and start no other."""
+        self._wanted = False
+        if (spare := self._take()) is not None:
+            spare.close()
+
+    def _take(self) -> Channel | None:
+        with self._lock:
+            spare, self._channel = self._channel, None
+        return spare
+
+    def _spawn(self) -> None:
+        try:
+            channel = Channel.spawn()
+        except OSError as problem:
+            _log.warning("no spare keeper: %s", problem)
+            return
+        with self._lock:
+            if self._channel is None and self._wanted:
+                self._channel = channel
+                return
+        channel.close()
 
 
 class KeeperWatch:

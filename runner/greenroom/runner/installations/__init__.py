@@ -1,6 +1,7 @@
 """Installations on disk: building, verifying, sweeping.
 
 - `builder`: performs the installer's effects: builds, inspects and removes
+- `inspection`: what installations there are, and whether each can be used
 - `environment`: builds Python environments: plan, fetch, unpack, probe, commit
 - `image`: installs from container images
 - `image_resolution`: from an image's name to its layers

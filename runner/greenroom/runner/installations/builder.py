@@ -7,7 +7,6 @@ the last two but what may be used again. No method waits for anything but those 
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -32,11 +31,10 @@ from greenroom.actors.installer.effects import (
 from greenroom.actors.installer.events import (
     InstallationCommitted,
     InstallationRemoved,
-    InstallationsUnread,
     InstallAttemptFailed,
     InstallCancelled,
 )
-from greenroom.actors.installer.messages import INSTALLER, FetchedDropped, InstallationsSeen, Verified
+from greenroom.actors.installer.messages import INSTALLER, FetchedDropped, Verified
 from greenroom.actors.kernel.core import Effect
 from greenroom.actors.progress import ProgressBoard, install_job
 from greenroom.actors.reports import EffectEnded, Happened, TellActor
@@ -49,8 +47,9 @@ from greenroom.runner.installations import external
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image import Images
-from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, folder_of, no_exec
-from greenroom.runner.installations.lock_file import normalized, shipped_version
+from greenroom.runner.installations.inspection import Inspection
+from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, folder_of
+from greenroom.runner.installations.lock_file import shipped_version
 from greenroom.runner.installations.source_builds import SourceBuilds
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import Unclear
@@ -193,8 +192,7 @@ class Builder:
         self._no_restore: dict[tuple[str, str], str | None] = {}
         self._made: _Makers | None = None
         self._closing = Event()
-        self._logged: set[tuple[str, str, str]] = set()
-        """What could not be judged is logged once."""
+        self._inspection = Inspection(home, tell, self._backends, self._external)
 
     def perform(self, effect: Effect, cause: str) -> None:
         """Begin one effect. Raises where no report would say that it could not be begun."""
@@ -304,7 +302,7 @@ class Builder:
             JobFailed: There is no such installation.
         """
         if installation_id == external.EXTERNAL:
-            theirs = self._theirs(backend)
+            theirs = self._inspection.theirs(backend)
             return [theirs.broken] if theirs is not None and theirs.broken else []
         named = Installation(id=installation_id, backend=backend, version="")
         return self._makers().installed.verify(named, cancel or self._closing)
@@ -471,50 +469,7 @@ class Builder:
         except OSError as error:
             # It has no commit mark, so it counts for nothing; the next look tries again.
             _log.warning("what an unfinished installation left could not be removed: %s", error)
-        for name in names:
-            try:
-                found, unclear = self._there(makers.installed, name)
-            except OSError as error:
-                _log.warning("the installations of %s cannot be read: %s", name, error)
-                self._tell_unread(name, error.strerror or str(error))
-            except Exception as error:  # noqa: BLE001 - it must cost no other backend, nor what is there
-                _log.exception("the installations of %s could not be looked at", name)
-                self._tell_unread(name, f"Greenroom failed to check it ({error!r})"[:_REASON])
-            else:
-                for one, reason in unclear.items():
-                    if (name, one, reason) not in self._logged:
-                        self._logged.add((name, one, reason))
-                        _log.warning(
-                            "%s of %s could not be checked and keeps its state: %s", one, name, reason
-                        )
-                seen = InstallationsSeen(
-                    backend=name, installations=tuple(found), building=building, unclear=unclear
-                )
-                self._tell(INSTALLER, seen)
-
-    def _tell_unread(self, backend: str, reason: str) -> None:
-        self._tell(INSTALLER, Happened(event=InstallationsUnread(backend=backend, reason=reason)))
-
-    def _there(self, installed: InstallationStore, name: str) -> tuple[list[Installation], Mapping[str, str]]:
-        declared = self._backends.get(name)
-        if sentence := no_exec(self._home):
-            raise OSError(errno.EACCES, sentence)
-        judged, unclear = installed.judged(name)
-        found = list(judged)
-        if declared is not None and isinstance(declared.source, Environment):
-            found = [_fitting(one, declared.source, installed) for one in found]
-        if (theirs := self._theirs(name)) is not None:
-            found.append(theirs)
-        return found, unclear
-
-    def _theirs(self, name: str) -> Installation | None:
-        """The installation that the user has named in the config, checked."""
-        named, declared = self._external.get(name), self._backends.get(name)
-        if named is None or declared is None:
-            return None
-        if named.binary is not None:
-            return external.binary(declared, named.binary)
-        return external.environment(declared, named.python) if named.python is not None else None
+        self._inspection.report(makers.installed, names, building)
 
     def _freed(self, backend: str, installation_id: str) -> int:
         if installation_id == external.EXTERNAL:
@@ -570,18 +525,6 @@ def _failed(build: BuildInstallation, failure: Failure, *, reached: bool = True)
         failure=failure,
         retry_at=0.0,
         reached=reached,
-    )
-
-
-def _fitting(one: Installation, source: Environment, installed: InstallationStore) -> Installation:
-    """Broken when it was made for other processors: a machine may gain a GPU, or lose its driver."""
-    if one.broken or one.variant:
-        return one
-    projects = {wheel.locked().project for wheel in installed.record(one).wheels}
-    if not projects or normalized(source.distribution) in projects:
-        return one
-    return msgspec.structs.replace(
-        one, broken=f"it was made for a machine with other processors; this one needs {source.distribution}"
     )
 
 

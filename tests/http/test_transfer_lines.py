@@ -6,8 +6,8 @@ import html
 import json
 from typing import Any
 
+from greenroom.actors.characters import NAME
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.limits import NAME
 from greenroom.actors.values import Part, Progress
 from greenroom.runner.http.transfers import TransferLines
 

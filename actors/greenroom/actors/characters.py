@@ -8,7 +8,15 @@ import re
 # characters, as bytes that are not UTF-8 become.
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 
+NAME = 4_096
+"""Characters of a model's name or source; a path is one."""
+
 _UNPRINTABLE = re.compile(f"[{UNPRINTABLE}]")
+
+
+def is_line(text: str, longest: int = NAME) -> bool:
+    """Whether it is one line of printable characters of at most that length."""
+    return len(text) <= longest and _UNPRINTABLE.search(text) is None
 
 
 def visible(text: str, *, lines: bool = False) -> str:

@@ -13,10 +13,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from greenroom.actors.characters import UNPRINTABLE, visible
+from greenroom.actors.characters import NAME, UNPRINTABLE, visible
 
-NAME = 4_096
-"""Characters of a model's name or source; a path is one."""
 ID = 256
 """Characters of ids of engines, requests, jobs, waiters, callers and models."""
 BACKEND = 64
@@ -123,15 +121,7 @@ def flags_complaint(flags: Sequence[str]) -> str:
     return ""
 
 
-def is_line(text: str, longest: int = NAME) -> bool:
-    """Whether it is one line of printable characters of at most that length."""
-    return len(text) <= longest and _PRINTABLE.fullmatch(text) is not None
-
-
 def escaped(text: str, longest: int = 200) -> str:
     """Foreign text made safe for a log: one bounded line without control characters."""
     text = visible(text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-_PRINTABLE = re.compile(_LINE)

@@ -6,7 +6,6 @@ None of it is stored.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections import deque
@@ -93,10 +92,16 @@ STALL = 5.0
 """Seconds without a byte after which a stall is reported."""
 
 
+def _digest_of(name: str) -> str:
+    import hashlib  # commands that read a journal import this module and hash nothing
+
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
 class FileProgress:
     def __init__(self, digest: str, name: str, size: int) -> None:
         """`digest` may be empty: then the name identifies the file."""
-        self._id = digest or f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        self._id = digest or _digest_of(name)
         self._name = name
         self._size = size
         self.done = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from greenroom.actors.characters import NAME, is_line
 from greenroom.actors.engine_runner.core import RunnerState
 from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.installer.core import Installer
@@ -13,7 +14,6 @@ from greenroom.actors.kernel.errors import KernelError, Refusal, Refused, System
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState
-from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
 from greenroom.actors.values import Engine, Installation, Model

@@ -66,12 +66,18 @@ class DaemonHolder:
 
 def holder_of(home: Path) -> DaemonHolder | None:
     """The current holder of a data directory; None if there is none, or it may not be checked."""
+    pid = holding_pid(home)
+    return None if pid is None else DaemonHolder.of(pid)
+
+
+def holding_pid(home: Path) -> int | None:
+    """Like `holder_of`, without asking the system what that process is; 0 if it has not recorded its pid."""
     try:
         descriptor = os.open(home / "daemon.lock", os.O_RDONLY)
     except OSError:
         return None
     try:
-        return DaemonHolder.of(read_pid(descriptor)) if is_held(descriptor) else None
+        return read_pid(descriptor) if is_held(descriptor) else None
     except OSError:
         return None
     finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 import os
-import uuid
 from pathlib import Path
 
 CHALLENGE = "Greenroom-Challenge"
@@ -90,6 +89,6 @@ def instance_id(home: Path) -> str:
     except FileNotFoundError:
         text = ""
     if not text:
-        text = uuid.uuid4().hex
+        text = os.urandom(16).hex()
         write_privately(file, f"{text}\n".encode())
     return text

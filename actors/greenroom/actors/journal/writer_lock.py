@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from greenroom.actors.fork import on_fork
-from greenroom.actors.journal.port import JournalBusy
 
 PATIENCE = 10.0
 """Seconds to wait for a lock whose holder is dead, or which is only checked: each lasts for a moment."""
@@ -77,6 +76,9 @@ class WriterLock:
         try:
             lock_exclusively(descriptor)
         except BlockingIOError:
+            # Here, since clients import this module, and nothing else of a journal.
+            from greenroom.actors.journal.port import JournalBusy
+
             pid = read_pid(descriptor)
             os.close(descriptor)
             holder = f"process {pid}" if pid else "another process"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import math
 import random
 import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
-
-_log = logging.getLogger(__name__)
 
 
 class Moment(NamedTuple):
@@ -126,9 +123,11 @@ class SystemClock:
                 continue
             try:
                 call()
-            except BaseException:  # noqa: BLE001
+            except BaseException:
                 # One bad timer, be it a SystemExit, must not stop every other timer of the system.
-                _log.exception("a timer raised")
+                import logging  # commands import this module and log nothing
+
+                logging.getLogger(__name__).exception("a timer raised")
 
 
 class ManualClock:

@@ -49,9 +49,9 @@ def config_command(ctx: click.Context, as_json: bool) -> None:
 
 def _kept_by_daemon(settings: Settings) -> Mapping[str, Any]:
     """The settings that the running daemon has other values of, with its values."""
-    from greenroom.runner.daemon_lock import holder_of
+    from greenroom.runner.daemon_lock import holding_pid
 
-    if settings.host or holder_of(settings.home) is None:
+    if settings.host or holding_pid(settings.home) is None:
         return {}
     kept = note(settings.home).get("settings")
     if not isinstance(kept, dict):

@@ -13,7 +13,7 @@ from greenroom.runner.client.daemons import Unresponsive, find, is_on_this_machi
 from greenroom.runner.client.errors import GreenroomError, RequestRefused, Unreachable
 from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.config import Settings
-from greenroom.runner.daemon_lock import holder_of
+from greenroom.runner.daemon_lock import holding_pid
 from greenroom.runner.diagnosis.live import DOWN, Live
 from greenroom.runner.record.row import Row
 
@@ -33,9 +33,8 @@ def live_facts(settings: Settings) -> Live | None:
         return Live(pid=silent.holder.pid, silence=silent.message, advice=silent.advice)
     except GreenroomError as odd:
         # Something else answers at its address: then its lock tells whether it runs.
-        holder = holder_of(settings.home)
-        pid = holder.pid if holder is not None else 0
-        return Live(running=holder is not None, pid=pid, silence=odd.message, advice=odd.advice)
+        pid = holding_pid(settings.home)
+        return Live(running=pid is not None, pid=pid or 0, silence=odd.message, advice=odd.advice)
     if daemon is None:
         return DOWN
     if Path(daemon.home).resolve() != settings.home.resolve():

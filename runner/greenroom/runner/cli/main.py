@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import threading
@@ -101,6 +102,9 @@ class CommandGroup(click.Group):
             return None
         module = import_module(f"greenroom.runner.cli.{COMMANDS[name][0]}")
         command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
+        if not gc.isenabled():  # see `__main__`
+            gc.freeze()
+            gc.enable()
         return command
 
     def resolve_command(
@@ -165,6 +169,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         # The interpreter would wait indefinitely for a daemon's thread that hangs.
         LastResort(_HANGING_THREADS, code=code).begin()
+    gc.freeze()  # or the interpreter would look for garbage among all that is imported before it ends
     sys.exit(code)
 
 

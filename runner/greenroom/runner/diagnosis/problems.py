@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted, DaemonStopped
-from greenroom.actors.engine_runner.core import Runner
+from greenroom.actors.engine_runner import events as runner_events
 from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer import events as installer_events
 from greenroom.actors.journal.port import JournalError, Record
-from greenroom.actors.kernel.core import Event
+from greenroom.actors.kernel.core import Event, events_of
 from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.actors.library.core import Library
-from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.library import events as library_events
+from greenroom.actors.scheduler import events as scheduler_events
 
 _TYPES: tuple[type[Event], ...] = (
     *DaemonLog.event_types,
     *Idempotency.event_types,
     *ConversationLog.event_types,
-    *Installer.event_types,
-    *Library.event_types,
-    *Scheduler.event_types,
-    *Runner.event_types,
+    *events_of(installer_events),
+    *events_of(library_events),
+    *events_of(scheduler_events),
+    *events_of(runner_events),
     CommandParked,
 )
 _MAY_BE = frozenset(one.TAG for one in _TYPES if one.PROBLEM or one.is_problem is not Event.is_problem) | {

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from greenroom.actors.daemon_log import DaemonStarted, SettingInForce
-from greenroom.runner.diagnosis.history import History, of_type
-from greenroom.runner.diagnosis.times import moment
-
-_STARTS = 3
-"""Starts with other settings that are shown."""
 
 
 def settings_changed(before: DaemonStarted, after: DaemonStarted) -> tuple[str, ...]:
@@ -27,17 +21,6 @@ def settings_changed(before: DaemonStarted, after: DaemonStarted) -> tuple[str, 
         for name in dict.fromkeys((*old, *new))
         if _value(old.get(name)) != _value(new.get(name))
     )
-
-
-def changes_between_lives(history: History, now: float) -> Iterator[str]:
-    """A sentence for each of the last starts with other settings than the one before, the newest first."""
-    starts = list(of_type(history.daemons, DaemonStarted))
-    found = [
-        f"Since the start at {moment(happening.at, now)}: {'; '.join(changes)}."
-        for (_, before), (happening, after) in itertools.pairwise(starts)
-        if (changes := settings_changed(before, after))
-    ]
-    yield from reversed(found[-_STARTS:])
 
 
 def chosen(settings: Sequence[SettingInForce]) -> str:

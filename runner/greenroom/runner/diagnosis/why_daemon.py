@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped, DevicesChanged
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop
-from greenroom.runner.diagnosis.history import History, latest
+from greenroom.runner.diagnosis.history import History, latest, of_type
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.diagnosis.sentences import OUR_ACTORS
-from greenroom.runner.diagnosis.settings_changed import changes_between_lives, chosen
+from greenroom.runner.diagnosis.settings_changed import chosen, settings_changed
 from greenroom.runner.diagnosis.times import moment
 
 _TO_START = Remedy(aim="To start it", command="greenroom serve")
@@ -22,6 +22,8 @@ _SIGNALS = {
     "SIGTERM": "it was asked to end (SIGTERM)",
 }
 """Reasons for a stop that are signals, for people."""
+_STARTS = 3
+"""Starts with other settings that are shown."""
 
 
 def why_daemon(history: History, now: float, live: Live | None) -> Explanation:
@@ -38,10 +40,21 @@ def why_daemon(history: History, now: float, live: Live | None) -> Explanation:
     ours = parked(history)
     if ours:
         found.also += (f"{counted(ours, 'command')} failed because of a bug in Greenroom. {_REPORT}",)
-    found.also += (*devices(history), *changes_between_lives(history, now))
+    found.also += (*devices(history), *_changes_between_lives(history, now))
     if started is not None and (settings := chosen(started[1].settings)):
         found.also += (f"Non-default settings: {settings}.",)
     return found
+
+
+def _changes_between_lives(history: History, now: float) -> Iterator[str]:
+    """A sentence for each of the last starts with other settings than the one before, the newest first."""
+    starts = list(of_type(history.daemons, DaemonStarted))
+    found = [
+        f"Since the start at {moment(happening.at, now)}: {'; '.join(changes)}."
+        for (_, before), (happening, after) in itertools.pairwise(starts)
+        if (changes := settings_changed(before, after))
+    ]
+    yield from reversed(found[-_STARTS:])
 
 
 def present(history: History, now: float, live: Live | None) -> Explanation:

@@ -448,11 +448,14 @@ def _is_first_look(committed: Happening, history: History) -> bool:
 
 def _being_installed(model: ModelHistory, stored: Model) -> Iterator[str]:
     """Backends that are being installed for a request and could serve this model."""
+    backends = model.history.installer.backends
+    wanted = [name for name, one in backends.items() if one.job and one.job.wanted_by == "request"]
+    if not wanted:
+        return
     from greenroom.runner.backends.discovery import BACKENDS
 
-    for name, one in model.history.installer.backends.items():
-        wanted = one.job is not None and one.job.wanted_by == "request"
-        if wanted and name in BACKENDS and stored.format in BACKENDS[name].formats:
+    for name in wanted:
+        if name in BACKENDS and stored.format in BACKENDS[name].formats:
             yield f"{name}, which reads {stored.format}, is being installed for a request."
 
 

@@ -12,7 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from greenroom.actors.limits import NAME, escaped, is_line
+from greenroom.actors.characters import NAME, is_line
+from greenroom.actors.limits import escaped
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.aiohttp_adapter import Application, holder, mount
 from greenroom.runner.http.asgi_adapter import AsgiApplication, Door

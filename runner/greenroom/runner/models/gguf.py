@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import BinaryIO
 
-from greenroom.actors.limits import is_line
+from greenroom.actors.characters import is_line
 from greenroom.actors.values import Medium
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error, not_a_model

@@ -16,10 +16,12 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from greenroom.actors.limits import is_line
-from greenroom.actors.values import Model
+from greenroom.actors.characters import is_line
+
+if TYPE_CHECKING:
+    from greenroom.actors.values import Model
 
 Scheme = Literal["oci", "huggingface", "pypi", "path", "id"]
 

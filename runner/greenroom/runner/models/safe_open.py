@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import BinaryIO, Literal
 
-from greenroom.actors.limits import is_line
+from greenroom.actors.characters import is_line
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.references import is_text, shown

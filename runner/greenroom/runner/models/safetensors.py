@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from greenroom.actors.limits import is_line
+from greenroom.actors.characters import is_line
 from greenroom.actors.values import Medium, ModelFormat
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable

@@ -26,12 +26,12 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from greenroom.actors.journal.fsync import TEMPORARY, sync_folder, write_atomically
 from greenroom.actors.values import Model
-from greenroom.runner.backends.base import ModelFiles
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival, Count, hash_file
@@ -55,6 +55,9 @@ from greenroom.runner.models.references import BadReference, blob_name, digest_o
 from greenroom.runner.models.sweep import UnreferencedBlobs, sweep_partial
 from greenroom.runner.models.uploads import Uploads
 from greenroom.runner.systems.disk_room import DiskRoom, MakeRoom, spare_nothing
+
+if TYPE_CHECKING:
+    from greenroom.runner.backends.base import ModelFiles
 
 log = logging.getLogger(__name__)
 
@@ -404,6 +407,8 @@ class ModelStore:
         Raises:
             JobFailed: permanent, `no_such_model` or `model_damaged`.
         """
+        from greenroom.runner.backends.base import ModelFiles  # `adopt` uses a store and no backend
+
         entry = self._entry(model_id)
         problem = self._problem(entry)
         if problem:

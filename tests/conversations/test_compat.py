@@ -8,7 +8,7 @@ from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.conversations.saver import compat_of
+from greenroom.runner.conversations.costs import compat_of
 
 SPEC = EngineSpec(
     engine_id="e", backend="b", installation_id="i", model_id="m", model_ref="m", slots=4, context_size=4096

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.slot_choice import SlotChoice
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.llama_cpp import LlamaCpp
-from greenroom.runner.conversations import saver as module
 from greenroom.runner.conversations.chain import chain_of
-from greenroom.runner.conversations.saver import ConversationSaver, compat_of
-from greenroom.runner.engines.slots import Restored
+from greenroom.runner.conversations.costs import compat_of
+from greenroom.runner.conversations.saver import ConversationSaver
+from greenroom.runner.engines.slots import Restored, SlotFiles
 from saved import kept, store_in
 
 SPEC = EngineSpec(
@@ -24,22 +22,18 @@ ENGINE = Engine(spec=SPEC, pid=1, state="ready", since=0.0, endpoint="/tmp/e.soc
 PARTS = ("rules", "first", "second")
 
 
-class Files:
+class Slots(SlotFiles):
     """Slots of an engine that says it restored, whatever comes of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def path(self, name: str) -> Path:
-        return self.folder / name
+        super().__init__(folder / "socket", folder)
 
     def restore(self, slot: int, name: str, timeout: float) -> Restored:
         self.path(name).unlink()
         return Restored(300)
 
 
-def saver_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_restore: str) -> ConversationSaver:
-    monkeypatch.setattr(module, "slot_files", lambda *_: Files(tmp_path))
+def saver_in(tmp_path: Path, no_restore: str) -> ConversationSaver:
     store = store_in(tmp_path)
     store.opened.set()
     compat = compat_of(SPEC, LlamaCpp().slot_layout(SPEC))
@@ -49,14 +43,19 @@ def saver_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_restore: str) -
     found: dict[str, Engine] = {"e": ENGINE}
     backends = {"llama.cpp": LlamaCpp()}
     return ConversationSaver(
-        tmp_path, store, GateBoard(), backends, found.get, lambda _: None, lambda *_: no_restore
+        tmp_path,
+        store,
+        GateBoard(),
+        backends,
+        found.get,
+        lambda _: None,
+        lambda *_: no_restore,
+        find_files=lambda *_: Slots(tmp_path),
     )
 
 
-def test_an_engine_that_goes_on_from_nothing_three_times_is_given_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saver = saver_in(tmp_path, monkeypatch, "")
+def test_an_engine_that_goes_on_from_nothing_three_times_is_given_no_more(tmp_path: Path) -> None:
+    saver = saver_in(tmp_path, "")
     for number in range(3):
         assert saver.in_vain("m", "i") == ""
         restored = saver.restore(SlotChoice("e", 0, serial=number), PARTS, "user:1")
@@ -70,9 +69,7 @@ def test_an_engine_that_goes_on_from_nothing_three_times_is_given_no_more(
     assert saver.in_vain("m", "another") == saver.in_vain("another", "i") == ""
 
 
-def test_an_installation_that_was_found_not_to_go_on_gets_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saver = saver_in(tmp_path, monkeypatch, "its server has no slots")
+def test_an_installation_that_was_found_not_to_go_on_gets_nothing(tmp_path: Path) -> None:
+    saver = saver_in(tmp_path, "its server has no slots")
     assert saver.restore(SlotChoice("e", 0), PARTS, "user:1") is None
     assert saver.restored_by("e").times == 0

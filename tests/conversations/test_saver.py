@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from greenroom.actors.gates import GateBoard
 from greenroom.actors.slot_choice import SlotChoice
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.llama_cpp import LlamaCpp
-from greenroom.runner.conversations import saver as module
+from greenroom.runner.conversations import costs as module
 from greenroom.runner.conversations.saver import ConversationSaver
 from greenroom.runner.engines.slots import Restored, Saved, SlotFailure, SlotFiles
 from saved import store_in
@@ -69,17 +70,12 @@ class Stage(ConversationSaver):
             lambda _: self.engine,
             lambda _: evicted,
             lambda *_: "",
+            find_files=lambda *_: self.slots,
         )
-
-    def _files(self, engine: Engine) -> SlotFiles | None:
-        return self.slots
 
     def knows(self, per_token: float) -> None:
         """How many bytes of a file are a token."""
-        self._of(self._compat(SPEC)).per_token = per_token
-
-    def has_looked(self) -> bool:
-        return not self._ahead.locked()
+        self.costs.of(self.costs.compat(SPEC)).per_token = per_token
 
     def enters(self, request: str, *prompt: object, owner: str = "user:1") -> SlotChoice:
         assert self.gates.enter("m", "completion", "", request) is not None
@@ -171,7 +167,7 @@ def test_a_file_that_takes_longer_than_the_bound_delays_no_request(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.knows(10_000.0)
-    monkeypatch.setattr(module, "_LOSS_BOUND", 0.01)
+    monkeypatch.setattr(module, "LOSS_BOUND", 0.01)
     stage.answered("r1", *READ)
     stage.before_loss(stage.enters("r2", {}, OTHER), "r2")
     assert not stage.slots.names
@@ -224,7 +220,7 @@ def test_the_file_that_a_waiting_request_may_need_is_checked_ahead(stage: Stage,
     (tmp_path / "conversations" / f"{entry.id}.bin").write_bytes(b"damage")
     for other in (("m", READ, "user:2"), ("n", READ, "user:1"), ("m", ({}, OTHER), "user:1")):
         stage.look_ahead(*other)
-        until(stage.has_looked)
+        until(lambda: "conversations" not in {thread.name for thread in threading.enumerate()})
         assert stage.store.entries()
     stage.look_ahead("m", (*READ, SAID, ASKED), "user:1")
     until(lambda: not stage.store.entries())

@@ -1,6 +1,7 @@
 """What engines have read, kept on the disk so that it need not be read again after they have ended.
 
 - `saver`: saves them before engines end, and restores them for requests
+- `costs`: what it costs to save, to restore and to read again
 - `chain`: the hashes by which a prompt's beginnings are found
 - `sums`: what became of them, for the journal
 - `restoration`: what became of a search for one

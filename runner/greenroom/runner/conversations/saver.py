@@ -7,7 +7,6 @@ here. Whatever fails costs only what could have been gained: the engine reads th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import threading
@@ -22,9 +21,10 @@ from greenroom.actors.conversation_log import CONVERSATIONS
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.kernel.core import Address, Command
 from greenroom.actors.slot_choice import SlotChoice, SlotContent
-from greenroom.actors.values import Engine, EngineSpec
+from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.conversations.chain import PromptChain, chain_of
+from greenroom.runner.conversations.costs import IN_VAIN, LOSS_BOUND, Costs
 from greenroom.runner.conversations.entry import SavedConversation
 from greenroom.runner.conversations.index import shared
 from greenroom.runner.conversations.restoration import EndReason, Restoration
@@ -44,29 +44,16 @@ _NOTED = 1.0
 """The same for a note of what they hold, which another daemon may need."""
 _LOOK_EVERY = 1.0
 _IDLE_BOUND = 30.0
-_LOSS_BOUND = 1.0
-"""Seconds that a request waits at most for what its slot held before to be saved."""
 _RESTORE_BOUND = 2.0
 """Seconds that a request waits for a restore, beside what reading the file takes."""
-_LEAST_TOKENS = 64
-_CHARACTERS = 4.0
-"""Bytes of JSON that are a token, until measured."""
-_READS = 300.0
-"""Tokens a second that an engine reads, until measured."""
-_DISK = 200e6
-"""Bytes a second that the disk writes and reads, until measured."""
-_TELLING = 1_000_000
-"""Bytes from which a file shows the disk's speed."""
-_PAYS = {"idle": 4.0, "overwritten": 4.0}
-"""How many times as long as the file reading again must take: an idle engine may never end, and a
-conversation that another has followed may not go on."""
 _SLACK = 8
 """Tokens by which the engine's counts of an answer and of a file may differ."""
-_FUTILE = 3
-"""Restores in a row without effect after which no more are tried with such engines."""
-_IN_VAIN = "the engine does not go on from what it restores"
 _NOTES = "notes.json"
 """Beside the files of an engine's slots, and removed with them."""
+
+
+FindFiles = Callable[[EngineFolder, Path, int], SlotFiles | None]
+"""An engine's folder, its socket and its pid → its slots; None where they cannot be saved."""
 
 
 class _Every:
@@ -86,26 +73,6 @@ class _Note(msgspec.Struct, frozen=True):
     saved: bool
 
 
-class _Speeds:
-    """Of one kind of engine, and of its files."""
-
-    def __init__(self) -> None:
-        self.reads = 0.0
-        """Tokens a second; 0 until measured."""
-        self.per_token = 0.0
-        """Bytes of a file for each token; 0 until measured."""
-        self.characters = _CHARACTERS
-        self.kind: tuple[str, str] = ("", "")
-        """Id of the model, and of the installation."""
-        self.futile = 0
-        self.has_worked = False
-
-    @property
-    def are_in_vain(self) -> bool:
-        """Such engines do not go on from what they restore."""
-        return self.futile >= _FUTILE and not self.has_worked
-
-
 class ConversationSaver:
     """Of one data directory. Thread-safe; `before_end` and `restore` wait, within their bounds."""
 
@@ -121,9 +88,11 @@ class ConversationSaver:
         *,
         idle: float = _IDLE,
         clock: Callable[[], float] = time.monotonic,
+        find_files: FindFiles = slot_files,
     ) -> None:
         """`engine` finds one by its id, `evicted` says why it was evicted and for which model, `no_restore`
-        why a backend's installation cannot go on with what is saved. `clock` is the gates' own.
+        why a backend's installation cannot go on with what is saved. `clock` is the gates' own. `find_files`
+        finds what saves and restores an engine's slots.
         """
         self.store = store
         self.saves = not store.off
@@ -136,9 +105,9 @@ class ConversationSaver:
         self._evicted = evicted
         self._no_restore = no_restore
         self._idle = idle
+        self._find_files = find_files
         self._clock = clock
-        self._speeds: dict[str, _Speeds] = {}
-        self._disk = _DISK
+        self.costs = Costs(self._engines_dir, backends, store)
         self._done: dict[tuple[str, int], int] = {}
         """Of a slot, the serial of the content that has been saved, or that is not worth it."""
         self._found: set[str] = set()
@@ -233,7 +202,7 @@ class ConversationSaver:
             self.store.sums.flush_all(engine_id)
 
     def before_loss(self, choice: SlotChoice, request_id: str) -> None:
-        """Save what a request's slot has held, before the request is sent; returns within `_LOSS_BOUND`.
+        """Save what a request's slot has held, before the request is sent; returns within `LOSS_BOUND`.
 
         Only of an engine that has no other request, and only what has gone on after its first answer: single
         questions rarely come back.
@@ -241,9 +210,9 @@ class ConversationSaver:
         lost, engine = choice.lost, self._engine(choice.engine_id)
         if lost is None or engine is None or not _has_gone_on(lost):
             return
-        until = time.monotonic() + _LOSS_BOUND
+        until = time.monotonic() + LOSS_BOUND
         if self._gates.inside(choice.engine_id) != {request_id} or not self._saving.acquire(
-            timeout=_LOSS_BOUND
+            timeout=LOSS_BOUND
         ):
             return
         try:
@@ -311,10 +280,10 @@ class ConversationSaver:
         is_done = self._done.get(key) == content.serial
         if files is None or is_done or not content.kept or not content.owner:
             return None
-        compat = self._compat(spec)
-        speeds = self._of(compat)
+        compat = self.costs.compat(spec)
+        speeds = self.costs.of(compat)
         chain = PromptChain(_hashes(content), ()) if content.hashed else chain_of(content.parts)
-        if speeds.are_in_vain or not self._pays(spec, speeds, chain, content.owner, why, stays):
+        if speeds.are_in_vain or not self.costs.pays(spec, chain, content.owner, why.reason, stays):
             self._done[key] = content.serial
             return None
         began = time.monotonic()
@@ -325,7 +294,7 @@ class ConversationSaver:
             _log.info("engine %s: slot %d was not saved: %s", spec.engine_id, number, found.reason)
             self._done[key] = content.serial
             return None
-        self._learn_disk(found.size, time.monotonic() - began)
+        self.costs.learn_disk(found.size, time.monotonic() - began)
         if not self._is_undisturbed(spec.engine_id, number, content, waits):
             found.path.unlink(missing_ok=True)  # it may hold another conversation by now
             return None
@@ -348,7 +317,7 @@ class ConversationSaver:
             chain=chain.hashes,
             ends=chain.ends,
             tokens=found.tokens,
-            seconds=found.tokens / self._reads(spec, speeds),
+            seconds=found.tokens / self.costs.reads(spec, speeds),
             reason=why.reason,
             cause=why.cause,
         )
@@ -374,37 +343,6 @@ class ConversationSaver:
             return any((one.number, one.request_id) == (number, waits) for one in taken)
         now = self._gates.contents(engine_id).get(number)
         return now is not None and now.serial == content.serial
-
-    def _pays(
-        self,
-        spec: EngineSpec,
-        speeds: _Speeds,
-        chain: PromptChain,
-        owner: str,
-        why: EndReason,
-        stays: int = 0,
-    ) -> bool:
-        """Whether reading it again would take longer than writing and reading a file."""
-        entry, known = self.store.best(self._compat(spec), owner, chain.hashes) or (None, 0)
-        known = max(known, stays)
-        if entry is not None and entry.ends:
-            speeds.characters, speeds.per_token = entry.ends[-1] / entry.tokens, entry.size / entry.tokens
-        # What an earlier daemon knew of is only known to be new or not.
-        is_new = known < len(chain.hashes)
-        tokens, size = float(_LEAST_TOKENS * is_new), 0
-        if chain.ends:
-            before = chain.ends[known - 1] if known else 0
-            tokens = (chain.ends[-1] - before) / speeds.characters
-            size = int(chain.ends[-1] / speeds.characters * speeds.per_token)
-        seconds = tokens / self._reads(spec, speeds)
-        if why.reason == "overwritten" and size / self._disk > _LOSS_BOUND:
-            return False
-        if tokens < _LEAST_TOKENS or seconds < _PAYS.get(why.reason, 1.0) * 2 * size / self._disk:
-            return False
-        if refused := self.store.may_write(size):
-            _log.info("a conversation with %s is not saved: %s", spec.model_ref, refused)
-            return False
-        return True
 
     def _note(self, engine_id: str) -> None:
         """Leave word in the engine's folder of what its slots hold."""
@@ -469,11 +407,11 @@ class ConversationSaver:
             return None
         began = time.monotonic()
         self.store.opened.wait(_RESTORE_BOUND)
-        compat, chain = self._compat(engine.spec), chain_of(parts)
-        speeds = self._of(compat)
+        compat, chain = self.costs.compat(engine.spec), chain_of(parts)
+        speeds = self.costs.of(compat)
         speeds.kind = (engine.spec.model_id, engine.spec.installation_id)
         if speeds.are_in_vain:
-            return Restoration(why_not=_IN_VAIN)
+            return Restoration(why_not=IN_VAIN)
         found = self.store.best(compat, owner, chain.hashes)
         if found is None or found[1] <= choice.held:
             why = self.store.why_not(compat, owner, chain.hashes, model_id=engine.spec.model_id)
@@ -481,17 +419,17 @@ class ConversationSaver:
         entry, length = found
         tokens = entry.tokens_in(length)
         seconds = (tokens - entry.tokens_in(choice.held)) * entry.seconds / entry.tokens
-        if seconds < entry.size / self._disk:
+        if seconds < entry.size / self.costs.disk:
             return Restoration(why_not="reading it again takes less time than the file")
         name = f"r{choice.serial}"
         if not self.store.lend(entry, files.path(name)):
             return Restoration(why_not="its file cannot be used")
-        restored = files.restore(choice.number, name, _RESTORE_BOUND + 2 * entry.size / self._disk)
+        restored = files.restore(choice.number, name, _RESTORE_BOUND + 2 * entry.size / self.costs.disk)
         if isinstance(restored, SlotFailure):
             _log.info("engine %s: %s was not restored: %s", choice.engine_id, entry.id, restored.reason)
             return Restoration(why_not=restored.reason)
         took = time.monotonic() - began
-        self._learn_disk(entry.size, took)
+        self.costs.learn_disk(entry.size, took)
         self.store.used(entry)
         self.store.sums.add(
             "restored",
@@ -518,21 +456,15 @@ class ConversationSaver:
         """How many tokens the engine had of a prompt after a restore, by its own account."""
         if cached is None or not restoration.tokens or not restoration.whole:
             return
-        speeds = self._of(restoration.compat)
-        if cached >= restoration.tokens // 2:
-            speeds.futile, speeds.has_worked = 0, True
-            return
-        speeds.futile += 1
-        if speeds.futile == _FUTILE and speeds.are_in_vain:
+        speeds = self.costs.of(restoration.compat)
+        if speeds.has_become_vain(worked=cached >= restoration.tokens // 2):
             _log.warning("an engine does not go on from what it restores, so nothing is restored for it")
 
     # what is known
 
     def in_vain(self, model_id: str, installation_id: str) -> str:
         """Why no more is saved of a model's engines since the start; empty if they go on, as far as known."""
-        kind = (model_id, installation_id)
-        is_so = any(one.are_in_vain for one in list(self._speeds.values()) if one.kind == kind)
-        return _IN_VAIN if is_so else ""
+        return self.costs.in_vain(model_id, installation_id)
 
     def restored_by(self, engine_id: str) -> RestoredTotals:
         """What a running engine has been given back since the start."""
@@ -548,35 +480,13 @@ class ConversationSaver:
         known = self._slot_files.get(engine.spec.engine_id)
         if known is None:
             folder = EngineFolder(self._engines_dir / engine.spec.engine_id)
-            known = slot_files(folder, Path(engine.endpoint), engine.pid)
+            known = self._find_files(folder, Path(engine.endpoint), engine.pid)
             if known is not None:
                 self._slot_files[engine.spec.engine_id] = known
         return known
 
-    def _compat(self, spec: EngineSpec) -> str:
-        return compat_of(spec, self._backends[spec.backend].slot_layout(spec))
-
     def _notes(self, engine_id: str) -> Path:
         return EngineFolder(self._engines_dir / engine_id).slots / _NOTES
-
-    def _of(self, compat: str) -> _Speeds:
-        return self._speeds.setdefault(compat, _Speeds())
-
-    def _reads(self, spec: EngineSpec, speeds: _Speeds) -> float:
-        """Tokens a second that an engine reads."""
-        folder = EngineFolder(self._engines_dir / spec.engine_id)
-        speeds.reads = self._backends[spec.backend].prompt_speed(folder.read_log()) or speeds.reads
-        return speeds.reads or _READS
-
-    def _learn_disk(self, size: int, seconds: float) -> None:
-        if size >= _TELLING and seconds > 0:
-            self._disk = 0.5 * self._disk + 0.5 * size / seconds
-
-
-def compat_of(spec: EngineSpec, layout: str) -> str:
-    """What engines must have in common to go on from each other's files; `layout`: `Backend.slot_layout`."""
-    same = (spec.model_id, spec.backend, spec.installation_id, spec.mode, layout)
-    return hashlib.blake2b(msgspec.json.encode(same), digest_size=16).hexdigest()
 
 
 def _has_gone_on(content: SlotContent) -> bool:

@@ -1,0 +1,133 @@
+"""What it costs to save, to restore and to read again, by speeds that are measured here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Backend
+from greenroom.runner.conversations.chain import PromptChain
+from greenroom.runner.conversations.store import ConversationStore
+from greenroom.runner.engines.folders import EngineFolder
+
+_log = logging.getLogger(__name__)
+
+LOSS_BOUND = 1.0
+"""Seconds that a request waits at most for what its slot held before to be saved."""
+_LEAST_TOKENS = 64
+_CHARACTERS = 4.0
+"""Bytes of JSON that are a token, until measured."""
+_READS = 300.0
+"""Tokens a second that an engine reads, until measured."""
+_DISK = 200e6
+"""Bytes a second that the disk writes and reads, until measured."""
+_TELLING = 1_000_000
+"""Bytes from which a file shows the disk's speed."""
+_PAYS = {"idle": 4.0, "overwritten": 4.0}
+"""How many times as long as the file reading again must take: an idle engine may never end, and a
+conversation that another has followed may not go on."""
+_FUTILE = 3
+"""Restores in a row without effect after which no more are tried with such engines."""
+IN_VAIN = "the engine does not go on from what it restores"
+
+
+class EngineSpeeds:
+    """Of one kind of engine, and of its files."""
+
+    def __init__(self) -> None:
+        self.reads = 0.0
+        """Tokens a second; 0 until measured."""
+        self.per_token = 0.0
+        """Bytes of a file for each token; 0 until measured."""
+        self.characters = _CHARACTERS
+        self.kind: tuple[str, str] = ("", "")
+        """Id of the model, and of the installation."""
+        self.futile = 0
+        self.has_worked = False
+
+    @property
+    def are_in_vain(self) -> bool:
+        """Such engines do not go on from what they restore."""
+        return self.futile >= _FUTILE and not self.has_worked
+
+    def has_become_vain(self, *, worked: bool) -> bool:
+        """Note whether an engine has gone on from what it restored; True when no more are to be tried."""
+        if worked:
+            self.futile, self.has_worked = 0, True
+            return False
+        self.futile += 1
+        return self.futile == _FUTILE and self.are_in_vain
+
+
+class Costs:
+    """Of one data directory."""
+
+    def __init__(self, engines_dir: Path, backends: Mapping[str, Backend], store: ConversationStore) -> None:
+        self._engines_dir = engines_dir
+        self._backends = backends
+        self._store = store
+        self._speeds: dict[str, EngineSpeeds] = {}
+        self.disk = _DISK
+        """Bytes a second that it writes and reads."""
+
+    def compat(self, spec: EngineSpec) -> str:
+        """What engines must have in common to go on from each other's files."""
+        return compat_of(spec, self._backends[spec.backend].slot_layout(spec))
+
+    def of(self, compat: str) -> EngineSpeeds:
+        return self._speeds.setdefault(compat, EngineSpeeds())
+
+    def reads(self, spec: EngineSpec, speeds: EngineSpeeds) -> float:
+        """Tokens a second that an engine reads."""
+        folder = EngineFolder(self._engines_dir / spec.engine_id)
+        speeds.reads = self._backends[spec.backend].prompt_speed(folder.read_log()) or speeds.reads
+        return speeds.reads or _READS
+
+    def learn_disk(self, size: int, seconds: float) -> None:
+        if size >= _TELLING and seconds > 0:
+            self.disk = 0.5 * self.disk + 0.5 * size / seconds
+
+    def in_vain(self, model_id: str, installation_id: str) -> str:
+        """Why no more is saved of a model's engines since the start; empty if they go on, as far as known."""
+        kind = (model_id, installation_id)
+        is_so = any(one.are_in_vain for one in list(self._speeds.values()) if one.kind == kind)
+        return IN_VAIN if is_so else ""
+
+    def pays(self, spec: EngineSpec, chain: PromptChain, owner: str, reason: str, stays: int = 0) -> bool:
+        """Whether reading a slot's content again would take longer than writing and reading a file.
+
+        `reason` is why the slot loses it, and `stays` the parts that the slot will hold in any case.
+        """
+        compat = self.compat(spec)
+        speeds = self.of(compat)
+        entry, known = self._store.best(compat, owner, chain.hashes) or (None, 0)
+        known = max(known, stays)
+        if entry is not None and entry.ends:
+            speeds.characters, speeds.per_token = entry.ends[-1] / entry.tokens, entry.size / entry.tokens
+        # What an earlier daemon knew of is only known to be new or not.
+        is_new = known < len(chain.hashes)
+        tokens, size = float(_LEAST_TOKENS * is_new), 0
+        if chain.ends:
+            before = chain.ends[known - 1] if known else 0
+            tokens = (chain.ends[-1] - before) / speeds.characters
+            size = int(chain.ends[-1] / speeds.characters * speeds.per_token)
+        seconds = tokens / self.reads(spec, speeds)
+        if reason == "overwritten" and size / self.disk > LOSS_BOUND:
+            return False
+        if tokens < _LEAST_TOKENS or seconds < _PAYS.get(reason, 1.0) * 2 * size / self.disk:
+            return False
+        if refused := self._store.may_write(size):
+            _log.info("a conversation with %s is not saved: %s", spec.model_ref, refused)
+            return False
+        return True
+
+
+def compat_of(spec: EngineSpec, layout: str) -> str:
+    """What engines must have in common to go on from each other's files; `layout`: `Backend.slot_layout`."""
+    same = (spec.model_id, spec.backend, spec.installation_id, spec.mode, layout)
+    return hashlib.blake2b(msgspec.json.encode(same), digest_size=16).hexdigest()

@@ -30,7 +30,8 @@ from greenroom.actors.values import Model
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.short_names import Catalogue
-from greenroom.runner.models.store import ModelStore, StoreUsage
+from greenroom.runner.models.store import ModelStore
+from greenroom.runner.models.store_usage import StoreUsage
 from greenroom.runner.systems.disk_room import RESERVE, DiskRoom
 from greenroom.runner.threads import Crew
 

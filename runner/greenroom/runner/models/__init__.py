@@ -25,6 +25,7 @@
 - `recipe`: what a model has beside its files: defaults, another chat template, licences
 - `packing`: `greenroom package`
 - `safe_open`: opens files without leaving a folder
+- `store_usage`: its bytes, and which blobs need not be fetched
 - `sweep`: removes what belongs to no model
 - `files`: helpers for files that may disappear
 - `errors`: the failures of storing a model

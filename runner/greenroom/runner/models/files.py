@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def walk(folder: Path) -> Iterator[Path]:
         yield from (Path(base) / name for name in files)
 
 
-def size_of(paths: Iterator[Path] | set[Path], seen: set[tuple[int, int]]) -> int:
+def size_of(paths: Iterable[Path], seen: set[tuple[int, int]]) -> int:
     """Bytes of files not yet in `seen`; hard links count once."""
     total = 0
     for path in paths:

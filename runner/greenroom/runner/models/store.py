@@ -19,18 +19,17 @@ An index that is lost is built again from the manifests, and nothing is removed 
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from greenroom.actors.journal.fsync import TEMPORARY, sync_folder, write_atomically
+from greenroom.actors.journal.fsync import sync_folder, write_atomically
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
@@ -43,16 +42,15 @@ from greenroom.runner.models.files import (
     has_size,
     locked,
     place_of,
-    size_of,
     unlink,
-    walk,
 )
 from greenroom.runner.models.index import LAYOUT_VERSION, Index, IndexEntry, IndexFile, made_of, model_of
 from greenroom.runner.models.manifest import Artifact, Manifest, open_bundle, remove_bundle
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.recipe import Defaults, Recipe, defaults_of, made
 from greenroom.runner.models.references import BadReference, blob_name, digest_of
-from greenroom.runner.models.sweep import UnreferencedBlobs, sweep_partial
+from greenroom.runner.models.store_usage import StoreUsage, present
+from greenroom.runner.models.sweep import UnreferencedBlobs, sweep_abandoned, sweep_partial
 from greenroom.runner.models.uploads import Uploads
 from greenroom.runner.systems.disk_room import DiskRoom, MakeRoom, spare_nothing
 
@@ -63,16 +61,6 @@ log = logging.getLogger(__name__)
 
 _KEPT = 7 * 86_400.0
 """Seconds for which partial downloads and unused blobs are kept."""
-
-
-@dataclass(frozen=True)
-class StoreUsage:
-    """Bytes on disk, hard links counted once."""
-
-    models: int
-    """What the index names."""
-    other: int
-    """Arrivals in progress, and what the next sweep removes."""
 
 
 class ModelStore:
@@ -190,23 +178,11 @@ class ModelStore:
         return frozenset(self.blob(one) for e in self._index.read()[0].entries for one in self._digests(e))
 
     def usage(self) -> StoreUsage:
-        index = self._index.read()[0]
-        kept = {self.blob(d) for entry in index.entries for d in self._digests(entry)}
-        seen: set[tuple[int, int]] = set()
-        named = size_of(kept, seen)
-        return StoreUsage(models=named, other=size_of(walk(self.root), seen))
+        return StoreUsage.of(self.root, self.blobs())
 
     def present(self, blobs: Iterable[tuple[str, int]]) -> int:
         """Bytes of these blobs (digest, size) that need not be fetched: stored, or partially downloaded."""
-        return sum(self._present(digest, size) for digest, size in blobs)
-
-    def _present(self, digest: str, size: int) -> int:
-        name = blob_name(digest)
-        wheel = self._partial / "wheels" / f"{name}.part"
-        for place in (self.blob(digest), self._partial / name, wheel):
-            with suppress(OSError):
-                return min(place.stat().st_size, size)
-        return size if wheel.with_name(name).is_dir() else 0
+        return sum(present(self.blob(digest), size, self._partial) for digest, size in blobs)
 
     # Writing
 
@@ -360,7 +336,12 @@ class ModelStore:
         """
         with self._changing("storing the model") as index:
             entry = self._entry(model_id)
-            artifact = self._made(entry.model, recipe)
+            manifest = self._manifest(model_id)
+            try:
+                config = self.blob(manifest.config.digest).read_bytes()
+                artifact = made(Artifact(manifest, self.blob(model_id).read_bytes(), config), recipe)
+            except (ValueError, FileNotFoundError) as error:
+                raise model_damaged(entry.model, str(error)) from error
             self._write(artifact)
             model = made_of(entry.model, artifact, created=self._clock(), tag=tag)
             fresh = IndexEntry(model, len(artifact.manifest_bytes), entry.origin)
@@ -375,14 +356,7 @@ class ModelStore:
         bytes freed.
         """
         with self._changing("sweeping the model store") as index:
-            freed = 0
-            for folder in children(self._incoming):
-                if folder not in self._arrivals:
-                    freed += size_of(walk(folder), set())
-                    shutil.rmtree(folder, ignore_errors=True)
-            for path in children(self.root):
-                if path.name.startswith(TEMPORARY):
-                    freed += unlink(path)
+            freed = sweep_abandoned(self.root, self._incoming, self._arrivals)
             now = self._clock()
             before = now - kept
             freed += sweep_partial(self._partial, before, busy) + self.uploads.sweep(now, before)
@@ -434,14 +408,6 @@ class ModelStore:
         )
 
     # Internals
-
-    def _made(self, model: Model, recipe: Recipe) -> Artifact:
-        manifest = self._manifest(model.id)
-        try:
-            config = self.blob(manifest.config.digest).read_bytes()
-            return made(Artifact(manifest, self.blob(model.id).read_bytes(), config), recipe)
-        except (ValueError, FileNotFoundError) as error:
-            raise model_damaged(model, str(error)) from error
 
     def _write(self, artifact: Artifact) -> None:
         """Write what is no file of an arrival, and the bundle. The index does not name it yet."""

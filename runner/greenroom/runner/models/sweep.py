@@ -9,7 +9,18 @@ from collections.abc import Collection, Container
 from contextlib import suppress
 from pathlib import Path
 
-from greenroom.runner.models.files import children, unlink
+from greenroom.actors.journal.fsync import TEMPORARY
+from greenroom.runner.models.files import children, size_of, unlink, walk
+
+
+def sweep_abandoned(root: Path, incoming: Path, arrivals: Container[Path]) -> int:
+    """Remove what a crash has left: arrivals but these, and files half written; returns the bytes freed."""
+    freed = 0
+    for folder in children(incoming):
+        if folder not in arrivals:
+            freed += size_of(walk(folder), set())
+            shutil.rmtree(folder, ignore_errors=True)
+    return freed + sum(unlink(path) for path in children(root) if path.name.startswith(TEMPORARY))
 
 
 def sweep_partial(folder: Path, before: float, busy: Container[str] = ()) -> int:

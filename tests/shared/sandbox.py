@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import event_table
+import reference_page
 from daemon_process import PROGRAMS, DaemonProcess, without_settings
 from pages import PAGES, ROOT, Block, Command, Page, commands
 from shapes import agrees, renewed
@@ -245,6 +246,7 @@ def divided(lines: Sequence[str], place: int) -> tuple[Sequence[str], Sequence[s
 def main(arguments: Sequence[str]) -> None:
     """Write what the sessions print now into the pages."""
     event_table.PAGE.write_text(event_table.insert(event_table.PAGE.read_text("utf-8")), "utf-8")
+    reference_page.PAGE.write_text(reference_page.render(), "utf-8")
     model = Path(os.environ.get("GREENROOM_TEST_CACHE") or ROOT / ".venv" / "test-cache")
     (model,) = model.glob("smollm2/*.gguf")
     in_clone = "--clone" in arguments

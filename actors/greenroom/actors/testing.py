@@ -107,6 +107,7 @@ class Case(Generic[S, V]):
         return self
 
     def settle(self) -> Self:
+        """Let the core settle once, as an actor does after a command."""
         self._follow(next(self._steps.following(lambda: self.now, self.look)))
         return self
 
@@ -206,6 +207,7 @@ class Case(Generic[S, V]):
         ]
 
     def of(self, kind: type[T]) -> list[T]:
+        """The effects of this type, the oldest first."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
     # inside
@@ -398,6 +400,7 @@ class RecordingEffectHandler:
         return [effect for effect, _ in self.performed]
 
     def of(self, kind: type[T]) -> list[T]:
+        """The effects of this type, the oldest first."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
     def perform(self, effect: Effect, cause: str) -> None:

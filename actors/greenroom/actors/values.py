@@ -75,6 +75,7 @@ class Failure(Fact, frozen=True, kw_only=True):
     """Whose failure it was: only the engine's own and the model's count against a model."""
 
     def sentence(self) -> str:
+        """What happened, then what to do."""
         return f"{self.message} {self.advice}".strip()
 
 
@@ -120,6 +121,8 @@ class Progress(Fact, frozen=True, kw_only=True):
 
 
 class Plan(Fact, frozen=True, kw_only=True):
+    """What an installation would do."""
+
     backend: str
     variant: str = ""
     version: str

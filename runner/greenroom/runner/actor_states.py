@@ -65,6 +65,7 @@ class ActorStates:
     # models
 
     def models(self) -> tuple[Model, ...]:
+        """The models in the store, in no order."""
         return tuple(self._models().values())
 
     def find_model(self, text: str) -> Model | None:

@@ -43,6 +43,12 @@ class ToleratedMistake(BadSetting):
 
 @dataclass(frozen=True)
 class Settings:
+    """The settings of one Greenroom, with their defaults. It cannot be changed, so any thread may read it.
+
+    Sizes are in bytes, times in seconds. Made by `load`, which also reads the environment and `config.toml`,
+    or directly by a program that wants neither; then values are taken as they are.
+    """
+
     home: Path
     """The data directory."""
     bind: str = "127.0.0.1"

@@ -179,7 +179,10 @@ class Greenroom(ActorStates, Startable):
         return Client.opened(home, settings)
 
     def client(self) -> Client:
-        """A client of this Greenroom, which starts it if it does not run; then it stops it too."""
+        """A client of this Greenroom, which starts it if it does not run; then it stops it too.
+
+        It may be asked for at any time, on any thread; nothing is started before the client is used.
+        """
         from greenroom.runner import Client
 
         return Client.inside(self)
@@ -189,7 +192,8 @@ class Greenroom(ActorStates, Startable):
     def register(self, core: Core[Any, Any], *, effect_handler: EffectHandler | None = None) -> None:
         """Add an actor of the host's own before the start; its events share the journal.
 
-        Raises StartFailed once it is running.
+        `effect_handler` carries out the actor's effects, on threads of its own choice. Raises StartFailed
+        once it is running.
         """
         if self._system is not None:
             raise StartFailed("actors must be registered before the start")
@@ -198,7 +202,9 @@ class Greenroom(ActorStates, Startable):
     def start(self) -> None:
         """Lock, open and verify the journal, replay, start the actors, look, settle.
 
-        Raises HomeLocked, JournalError, StartFailed, OSError; after any of them nothing is left running.
+        Blocks for about half a second, longer with a large journal; in asyncio use `async with`. It may be
+        started again after a stop. Raises HomeLocked, JournalError, StartFailed, OSError; after any of them
+        nothing is left running.
         """
         if self._lock is not None and os.getpid() != self._pid:
             raise StartFailed(

@@ -19,6 +19,8 @@ class InstallerCommand(Command[R_co], frozen=True, kw_only=True):
 
 
 class Ensured(Fact, frozen=True, kw_only=True):
+    """The reply to `Ensure`: what is installed."""
+
     installation: Installation
     fresh: bool
     """False if it was already installed."""
@@ -141,6 +143,8 @@ class RankVariants(InstallerCommand[None], frozen=True, kw_only=True):
 
 
 class Uninstalled(Fact, frozen=True, kw_only=True):
+    """The reply to `Uninstall`."""
+
     freed: int
     """Bytes, measured."""
     was_installed: bool

@@ -57,6 +57,8 @@ class NotAJournal(JournalError):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An event to be stored."""
+
     stream: str
     """Whose event it is, such as `runner/mlx`; no control characters."""
     version: int

@@ -24,11 +24,15 @@ class Moment(NamedTuple):
 
 
 class Timer(Protocol):
+    """A call that a clock will make."""
+
     def cancel(self) -> None:
         """Make it not happen. Idempotent; harmless when it has."""
 
 
 class Clock(Protocol):
+    """What time it is, and calls at a later time. Any thread may use it. Times are in seconds."""
+
     def now(self) -> Moment:
         """Read both clocks."""
         ...
@@ -171,6 +175,7 @@ class ManualClock:
         self.advance_to(self._now.monotonic + seconds)
 
     def advance_to(self, monotonic: float) -> None:
+        """Go on to this time, in seconds, and fire every timer on the way."""
         while True:
             with self._lock:
                 if not self._heap or self._heap[0][0] > monotonic:

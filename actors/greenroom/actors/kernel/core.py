@@ -188,6 +188,8 @@ S = TypeVar("S")
 
 
 class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
+    """What a core answers a command with: events, effects, a reply. All may be absent."""
+
     events: tuple[Event, ...] = ()
     """Stored as one batch, all or none."""
     reply: Answered | Refusal | Later | None = None

@@ -36,6 +36,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What it is about."""
 
     def sentence(self) -> str:
+        """What happened, then what to do."""
         return f"{self.message} {self.advice}".strip()
 
 

@@ -18,6 +18,8 @@ class LibraryCommand(Command[R_co], frozen=True, kw_only=True):
 
 
 class Pulled(Fact, frozen=True, kw_only=True):
+    """The reply to `Pull`: the model, which is in the store."""
+
     model: Model
     fresh: bool
     """False if nothing had to be fetched."""
@@ -63,10 +65,14 @@ class LeavePull(LibraryCommand[None], frozen=True, kw_only=True):
 
 
 class Tagged(Fact, frozen=True, kw_only=True):
+    """The reply to `TagModel`."""
+
     tags: Names
 
 
 class Removed(Fact, frozen=True, kw_only=True):
+    """The reply to `RemoveModel`."""
+
     untagged: Names
     deleted: Ids
     freed: Whole = 0

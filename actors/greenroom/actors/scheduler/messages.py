@@ -113,6 +113,8 @@ CONFIG_FIELDS: tuple[ConfigField, ...] = get_args(ConfigField)
 
 
 class Configured(Fact, frozen=True, kw_only=True):
+    """The reply to `Configure`."""
+
     changed: bool
 
 

@@ -241,6 +241,8 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Launch:
+    """What a backend makes the command line of an engine from."""
+
     spec: EngineSpec
     root: Path
     """The installation's folder."""

@@ -131,3 +131,4 @@ OWN: Mapping[str, Backend] = {backend.name: backend for backend in (LlamaCpp(), 
 """The backends that ship with Greenroom, in display order."""
 
 BACKENDS = Catalog(OWN.values())
+"""All backends by name: those that ship with Greenroom, and those of other installed packages."""

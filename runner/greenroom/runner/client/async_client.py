@@ -68,7 +68,11 @@ class AsyncStepStream(AsyncIterator[S], Generic[S, R]):
 
 
 class AsyncTextStream(AsyncStepStream[str, TextResult]):
-    """A text as the model writes it, piece by piece. Reasoning is not among the pieces."""
+    """A text as the model writes it, piece by piece. Reasoning is not among the pieces.
+
+    For one task at a time. The request is sent when the first piece is asked for; closing the stream ends it.
+    Iterating raises GreenroomError, after which `so_far` has what had come.
+    """
 
     def __init__(self, access: Access, call: TextCall) -> None:
         super().__init__(access, call)
@@ -81,7 +85,11 @@ class AsyncTextStream(AsyncStepStream[str, TextResult]):
 
 
 class AsyncProgressStream(AsyncStepStream[JobProgress, R]):
-    """How far a job is, step by step."""
+    """How far a job is, step by step. For one task at a time.
+
+    The job begins with the first step that is asked for. Closing the stream ends it, unless others wait for
+    the same job.
+    """
 
 
 async def _steps(access: Access, call: Call[S, R]) -> AsyncGenerator[S]:
@@ -118,7 +126,8 @@ class AsyncClient(
 
     Its methods are those of `Client`, whose docstrings say what the arguments are: here they are awaited, and
     with `stream=True` they return asynchronous iterators. Nothing blocks the event loop. Cancelling a task
-    ends its request. Any number of tasks may use it; each call has a connection of its own.
+    ends its request. Any number of tasks may use it, in any loop; each call has a connection of its own.
+    Errors are those of `Client`.
     """
 
     def __init__(self, client: Client, access: Access) -> None:
@@ -138,7 +147,7 @@ class AsyncClient(
         self._access.http()
 
     async def aclose(self) -> None:
-        """End it, as `Client.close` does."""
+        """End it, as `Client.close` does, in a thread; a cancelled task does not leave it half done."""
         await stop_in_thread(self._client.close)
 
     @property
@@ -151,7 +160,7 @@ class AsyncClient(
     # models
 
     async def models(self) -> list[StoredModel]:
-        """The models in the store."""
+        """See `Client.models`."""
         return await self._do(calls.models())
 
     @overload
@@ -170,44 +179,44 @@ class AsyncClient(
     async def embed(
         self, model: str, text: str | Sequence[str], *, dimensions: int | None = None, backend: str = ""
     ) -> list[float] | list[list[float]]:
-        """The embedding of a text, or those of several (2,048 at most) in their order."""
+        """The embedding of a text, or a list of those of several: see `Client.embed`."""
         found = await self._do(calls.embed(model, text, backend, dimensions))
         return found[0] if isinstance(text, str) else found
 
     # backends and engines
 
     async def ps(self) -> list[RunningEngine]:
-        """The engines that run."""
+        """See `Client.ps`."""
         return await self._do(calls.ps())
 
     async def unload(self, *models: str, force: bool = False) -> UnloadResult:
-        """Unload these models, or without any all that are idle."""
+        """Unload these models, or without any all that are idle: see `Client.unload`."""
         return await self._do(calls.unload(models, force=force))
 
     async def configure(self, model: str, **settings: Unpack[ModelSettings]) -> None:
-        """Change how a model is loaded from now on."""
+        """Change how a model is loaded from now on: see `Client.configure`."""
         await self._do(calls.configure(model, settings))
 
     async def why(self, name: str) -> WhyResult:
-        """Why a model, a backend, an engine or a request is as it is."""
+        """See `Client.why`."""
         return await self._do(calls.why(name))
 
     # other clients
 
     async def openai(self, **options: Any) -> AsyncOpenAI:
-        """OpenAI's official client of this Greenroom: an `AsyncOpenAI`."""
+        """OpenAI's official client of this Greenroom, an `AsyncOpenAI`: see `Client.openai`."""
         from greenroom.runner.embedded.official import async_openai
 
         return async_openai(await self._place(), **options)
 
     async def anthropic(self, **options: Any) -> AsyncAnthropic:
-        """Anthropic's official client of this Greenroom: an `AsyncAnthropic`."""
+        """Anthropic's official client of this Greenroom, an `AsyncAnthropic`: see `Client.anthropic`."""
         from greenroom.runner.embedded.official import async_anthropic
 
         return async_anthropic(await self._place(), **options)
 
     async def ollama(self, **options: Any) -> AsyncOllama:
-        """Ollama's official client of this Greenroom: an `AsyncClient`."""
+        """Ollama's official client of this Greenroom, an `AsyncClient`: see `Client.ollama`."""
         from greenroom.runner.embedded.official import async_ollama
 
         return async_ollama(await self._place(), **options)

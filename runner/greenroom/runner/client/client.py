@@ -114,14 +114,14 @@ class Client(
         await self.in_asyncio().aclose()
 
     def in_asyncio(self) -> AsyncClient:
-        """The same for asyncio. Either may be closed, which closes both."""
+        """The same for asyncio. Either may be closed, which closes both. This opens nothing yet."""
         from greenroom.runner.client.async_client import AsyncClient
 
         return AsyncClient(self, self._access)
 
     def close(self) -> None:
         """End it. A Greenroom inside this program is stopped, with its engines, unless another client has it
-        open too; a daemon goes on. Idempotent; takes a minute at most.
+        open too; a daemon goes on. Idempotent, on any thread; takes 60 seconds at most.
         """
         self._access.close(self)
 
@@ -133,7 +133,7 @@ class Client(
     # models
 
     def models(self) -> list[StoredModel]:
-        """The models in the store."""
+        """The models in the store, in no order. Raises GreenroomError."""
         return self._do(calls.models())
 
     @overload
@@ -154,7 +154,14 @@ class Client(
     ) -> list[float] | list[list[float]]:
         """The embedding of a text, or those of several (2,048 at most) in their order.
 
-        `dimensions` is how many numbers an embedding is to have, for models that can shorten theirs.
+        Args:
+            model: its name in the store. It is loaded if need be, as for `chat`.
+            text: one or several; a text that is longer than the model's context is refused.
+            dimensions: how many numbers an embedding is to have, for models that can shorten theirs.
+            backend: the only one that may serve it.
+
+        Raises:
+            RequestRefused: as for `chat`; `not_an_embedding_model`.
         """
         found = self._do(calls.embed(model, text, backend, dimensions))
         return found[0] if isinstance(text, str) else found
@@ -162,13 +169,15 @@ class Client(
     # backends and engines
 
     def ps(self) -> list[RunningEngine]:
-        """The engines that run."""
+        """The engines that run, with their memory in bytes. Raises GreenroomError."""
         return self._do(calls.ps())
 
     def unload(self, *models: str, force: bool = False) -> UnloadResult:
         """Unload these models, or without any all that are idle.
 
         With `force` also those in use, once their requests are done. It does not wait for the engines' ends.
+        Names that are not in the store, and engines that are in use, are in the result; neither is an error.
+        Raises GreenroomError.
         """
         return self._do(calls.unload(models, force=force))
 
@@ -177,11 +186,17 @@ class Client(
 
         It survives restarts; what is absent or None stays as it is. While requests use the model, it is
         refused.
+
+        Raises:
+            RequestRefused: `model_not_found`, `in_use`, or a value that cannot be used.
         """
         self._do(calls.configure(model, settings))
 
     def why(self, name: str) -> WhyResult:
-        """Why a model, a backend, an engine or a request is as it is."""
+        """Why a model, a backend, an engine or a request is as it is: `print` shows it.
+
+        Raises RequestRefused with `unknown_name` for what it knows nothing of.
+        """
         return self._do(calls.why(name))
 
     # for other programs, and other clients
@@ -189,20 +204,21 @@ class Client(
     def openai(self, **options: Any) -> OpenAI:
         """OpenAI's official client of this Greenroom, which needs no port if it is inside this program.
 
-        `options` are its own, such as `timeout`. Raises ModuleNotFoundError if the package is not installed.
+        `options` are its own, such as `timeout`. Any thread may use it, until this client is closed. Raises
+        ModuleNotFoundError if the package is not installed, NotAvailable.
         """
         from greenroom.runner.embedded.official import openai
 
         return openai(self._place(), **options)
 
     def anthropic(self, **options: Any) -> Anthropic:
-        """Anthropic's official client of this Greenroom: see `openai`."""
+        """Anthropic's official client of this Greenroom, with options of its own: see `openai`."""
         from greenroom.runner.embedded.official import anthropic
 
         return anthropic(self._place(), **options)
 
     def ollama(self, **options: Any) -> Ollama:
-        """Ollama's official client of this Greenroom: see `openai`."""
+        """Ollama's official client of this Greenroom, with options of its own: see `openai`."""
         from greenroom.runner.embedded.official import ollama
 
         return ollama(self._place(), **options)

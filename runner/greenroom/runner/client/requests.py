@@ -70,6 +70,10 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
             progress: called with each step, in this thread or on the event loop; `print` will do.
             force: also what cannot fit on the disk or run on this machine.
             token: for a source that asks for one.
+
+        Raises:
+            RequestRefused: `bad_model_name`, `not_found`, or why it could not be fetched. What is downloaded
+                stays, and the next attempt goes on from there.
         """
         call = calls.pull(model, progress, force=force, token=token)
         return self._pulled(model, call, stream)
@@ -115,6 +119,11 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
             backend: the only one that may serve it; by default the best one that is installed.
             progress: called with what the request waits for, such as a model that is loaded, as for `pull`.
             **options: `system`, `temperature`, `max_tokens`, `tools`, …: see `ChatOptions`.
+
+        Raises:
+            RequestRefused: `model_not_found`, `backend_not_installed` (nothing that could serve it is, and
+                `install_policy` does not allow it), `context_length_exceeded`, a busy or failed engine, too
+                little memory; of a stream while it is iterated. It waits in the queue for `max_wait` seconds.
         """
         call = calls.chat(model, messages, backend, progress, options)
         return self._written(call, stream)
@@ -151,7 +160,7 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
         progress: OnProgress | None = None,
         **options: Unpack[TextOptions],
     ) -> Text | Texts:
-        """Continue a text, without the model's chat template. The arguments are those of `chat`."""
+        """Continue a text, without the model's chat template. Arguments and errors are those of `chat`."""
         call = calls.complete(model, prompt, backend, progress, options)
         return self._written(call, stream)
 
@@ -186,6 +195,10 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
             progress: called with each step, as for `pull`.
             version: one other than the default.
             variant: its build for certain devices; `best` is the best one for this machine.
+
+        Raises:
+            RequestRefused: `backend_not_found`, `not_managed` (it is the user's own), or why it failed. With
+                no network it is tried again for minutes before it fails.
         """
         call = calls.install(backend, progress, version=version, variant=variant)
         return self._installed(call, stream)

@@ -49,7 +49,11 @@ class StepStream(Iterator[S], Generic[S, R]):
 
 
 class TextStream(StepStream[str, TextResult]):
-    """A text as the model writes it, piece by piece. Reasoning is not among the pieces."""
+    """A text as the model writes it, piece by piece. Reasoning is not among the pieces.
+
+    For one thread at a time. The request is sent when the first piece is asked for, and ends when the
+    stream is closed. Iterating raises GreenroomError, after which `so_far` has what had come.
+    """
 
     def __init__(self, access: Access, call: TextCall) -> None:
         super().__init__(access, call)
@@ -62,7 +66,11 @@ class TextStream(StepStream[str, TextResult]):
 
 
 class ProgressStream(StepStream[JobProgress, R]):
-    """How far a job is, step by step."""
+    """How far a job is, step by step. For one thread at a time.
+
+    The job begins with the first step that is asked for. Closing the stream ends it, unless others wait for
+    the same job.
+    """
 
 
 def _steps(access: Access, call: Call[S, R]) -> Generator[S]:

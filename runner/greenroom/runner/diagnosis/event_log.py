@@ -56,6 +56,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, record: Record, text: str) -> Line:
+        """The line of a record, of which `text` is the sentence."""
         try:
             data = json.loads(record.data)
         except ValueError:

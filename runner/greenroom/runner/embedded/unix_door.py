@@ -62,6 +62,7 @@ class UnixDoor:
         self._greenroom.attachments.remove(self)
 
     def close_from_elsewhere(self) -> None:
+        """As `close`, on behalf of the Greenroom that stops."""
         if self._closed:
             return
         self._closed = True

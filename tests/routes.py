@@ -47,6 +47,11 @@ SKIPPED = {
         *("runner/engines/health_monitor.py", "runner/engines/liveness.py"),
         *("runner/engines/reachability.py", "runner/engines/memory_watch.py"),
         *("runner/engines/memory_bound.py", "runner/conversations/saver.py"),
+        *(
+            "runner/conversations/slot_notes.py",
+            "runner/conversations/saveable.py",
+            "runner/conversations/costs.py",
+        ),
         *("runner/conversations/store.py", "runner/conversations/index.py"),
     ),
     "threads, beneath all": ("actors/fork.py", "runner/threads.py"),

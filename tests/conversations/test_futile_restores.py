@@ -57,19 +57,21 @@ def saver_in(tmp_path: Path, no_restore: str) -> ConversationSaver:
 def test_an_engine_that_goes_on_from_nothing_three_times_is_given_no_more(tmp_path: Path) -> None:
     saver = saver_in(tmp_path, "")
     for number in range(3):
-        assert saver.in_vain("m", "i") == ""
-        restored = saver.restore(SlotChoice("e", 0, serial=number), PARTS, "user:1")
+        assert saver.costs.in_vain("m", "i") == ""
+        restored = saver.restorer.restore(SlotChoice("e", 0, serial=number), PARTS, "user:1")
         assert restored is not None
         assert restored.tokens == 300
-        saver.judge(restored, 0)
-    assert saver.restored_by("e").tokens == 900
-    refused = saver.restore(SlotChoice("e", 0, serial=4), PARTS, "user:1")
+        saver.restorer.judge(restored, 0)
+    assert saver.engines.restored_by("e").tokens == 900
+    refused = saver.restorer.restore(SlotChoice("e", 0, serial=4), PARTS, "user:1")
     assert refused is not None
-    assert refused.why_not == saver.in_vain("m", "i") == "the engine does not go on from what it restores"
-    assert saver.in_vain("m", "another") == saver.in_vain("another", "i") == ""
+    assert (
+        refused.why_not == saver.costs.in_vain("m", "i") == "the engine does not go on from what it restores"
+    )
+    assert saver.costs.in_vain("m", "another") == saver.costs.in_vain("another", "i") == ""
 
 
 def test_an_installation_that_was_found_not_to_go_on_gets_nothing(tmp_path: Path) -> None:
     saver = saver_in(tmp_path, "its server has no slots")
-    assert saver.restore(SlotChoice("e", 0), PARTS, "user:1") is None
-    assert saver.restored_by("e").times == 0
+    assert saver.restorer.restore(SlotChoice("e", 0), PARTS, "user:1") is None
+    assert saver.engines.restored_by("e").times == 0

@@ -3,93 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgspec
 import pytest
 
-from greenroom.actors.gates import GateBoard
-from greenroom.actors.slot_choice import SlotChoice
-from greenroom.actors.values import Engine, EngineSpec
-from greenroom.runner.backends.llama_cpp import LlamaCpp
-from greenroom.runner.conversations import costs as module
-from greenroom.runner.conversations.saver import ConversationSaver
-from greenroom.runner.engines.slots import Restored, Saved, SlotFailure, SlotFiles
-from saved import store_in
+from greenroom.runner.conversations import costs, files
+from greenroom.runner.conversations import saver as module
+from saver_stage import ASKED, OTHER, READ, RULES, SAID, Stage
 from waiting import until
-
-SPEC = EngineSpec(
-    engine_id="e", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", slots=1
-)
-RULES = {"role": "system", "content": "be kind " * 400}
-"""Some 800 tokens."""
-ASKED = {"role": "user", "content": "why?"}
-SAID = {"role": "assistant", "content": "because"}
-OTHER = {"role": "user", "content": "what is new?"}
-READ: tuple[object, ...] = ({}, RULES, ASKED, SAID, ASKED)
-"""A conversation that has gone on."""
-
-
-class Slots(SlotFiles):
-    """Those of an engine whose files have 1,000 bytes a token."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "socket", folder)
-        self.folder = folder
-        self.tokens = 800
-        self.names: list[str] = []
-        self.during: Callable[[], None] = lambda: None
-
-    def save(self, slot: int, name: str, timeout: float) -> Saved | SlotFailure:
-        self.names.append(name)
-        path = self.folder / name
-        path.write_bytes(b"x" * 1_000 * self.tokens)
-        self.during()
-        return Saved(self.tokens, 1_000 * self.tokens, path)
-
-    def restore(self, slot: int, name: str, timeout: float) -> Restored | SlotFailure:
-        (self.folder / name).unlink()
-        return Restored(self.tokens)
-
-
-class Stage(ConversationSaver):
-    """A saver with one engine of one slot."""
-
-    def __init__(self, folder: Path, evicted: tuple[str, str] | None = None) -> None:
-        self.slots = Slots(folder)
-        self.gates = GateBoard()
-        self.gates.open("e", "m", "completion", "llama.cpp", "/socket", 1)
-        self.engine = Engine(spec=SPEC, state="ready", since=1.0, endpoint="/socket", pid=1)
-        super().__init__(
-            folder,
-            store_in(folder),
-            self.gates,
-            {"llama.cpp": LlamaCpp()},
-            lambda _: self.engine,
-            lambda _: evicted,
-            lambda *_: "",
-            find_files=lambda *_: self.slots,
-        )
-
-    def knows(self, per_token: float) -> None:
-        """How many bytes of a file are a token."""
-        self.costs.of(self.costs.compat(SPEC)).per_token = per_token
-
-    def enters(self, request: str, *prompt: object, owner: str = "user:1") -> SlotChoice:
-        assert self.gates.enter("m", "completion", "", request) is not None
-        choice = self.gates.take_slot(request, prompt, lambda: ())
-        assert choice is not None
-        self.gates.own(choice, owner, lambda: (790, 10))
-        return choice
-
-    def answered(self, request: str, *prompt: object, **more: Any) -> None:
-        self.enters(request, *prompt, **more)
-        self.gates.leave(request)
-
-    def reasons(self) -> Sequence[str]:
-        return [one.reason for one in self.store.entries()]
 
 
 @pytest.fixture
@@ -167,16 +91,14 @@ def test_a_file_that_takes_longer_than_the_bound_delays_no_request(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.knows(10_000.0)
-    monkeypatch.setattr(module, "LOSS_BOUND", 0.01)
+    monkeypatch.setattr(costs, "LOSS_BOUND", 0.01)
     stage.answered("r1", *READ)
     stage.before_loss(stage.enters("r2", {}, OTHER), "r2")
     assert not stage.slots.names
 
 
 def test_an_engine_with_another_request_is_not_held_up(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
-    stage.gates.remove("e")
-    stage.gates.open("e", "m", "completion", "llama.cpp", "/socket", 2)
+    stage = Stage(tmp_path, slots=2)
     stage.answered("r1", *READ)
     stage.enters("r2", {}, ASKED)
     choice = stage.enters("r3", {}, OTHER)
@@ -224,3 +146,87 @@ def test_the_file_that_a_waiting_request_may_need_is_checked_ahead(stage: Stage,
         assert stage.store.entries()
     stage.look_ahead("m", (*READ, SAID, ASKED), "user:1")
     until(lambda: not stage.store.entries())
+
+
+CUT = (None, None)
+"""The counts of a request whose client has left."""
+
+
+def test_of_a_prompt_whose_client_left_only_what_was_read_is_kept(stage: Stage) -> None:
+    more = {"role": "user", "content": "be kind " * 4_000}
+    stage.knows(1_000.0)
+    stage.answered("r1", *READ, more, counted=CUT)
+    stage.slots.tokens = 1_500
+    stage.before_end("e")
+    (entry,) = stage.store.entries()
+    assert len(entry.chain) == len(READ)
+    assert entry.tokens == 1_500
+    assert stage.gates.contents("e"), "a retry would not go to the slot that has read it"
+    # The same, cut again, has nothing new.
+    stage.answered("r2", *READ, more, counted=CUT)
+    stage.before_end("e")
+    assert stage.store.entries() == [entry]
+
+
+def test_a_cut_prompt_takes_the_place_of_nothing_longer(stage: Stage) -> None:
+    stage.answered("r1", *READ)
+    stage.before_end("e")
+    (entry,) = stage.store.entries()
+    stage.answered("r2", *READ, SAID, RULES, counted=CUT)
+    stage.slots.tokens = 300
+    stage.before_end("e")
+    assert stage.store.entries() == [entry]
+
+
+def test_nothing_is_kept_of_a_prompt_of_which_little_was_read(stage: Stage, tmp_path: Path) -> None:
+    stage.answered("r1", *READ, counted=CUT)
+    stage.slots.tokens = 100
+    stage.before_end("e")
+    assert not stage.store.entries()
+    assert not (tmp_path / stage.slots.names[0]).exists()
+
+
+def test_an_end_waits_no_longer_than_the_bound_and_what_was_written_is_kept_later(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "END_BOUND", 0.2)
+    slow, checked = Event(), files.checksum
+
+    def checksum(path: Path) -> tuple[int, str]:
+        assert slow.wait(10)
+        return checked(path)
+
+    monkeypatch.setattr(files, "checksum", checksum)
+    stage.answered("r1", *READ)
+    stage.before_end("e")
+    assert not stage.store.entries(), "the end did wait for the disk"
+    slow.set()
+    until(lambda: stage.reasons() == ["stopping"])
+
+
+def test_an_end_waits_no_longer_than_the_bound_for_another_that_is_being_saved(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "END_BOUND", 0.2)
+    slow = Event()
+    stage.slots.during = lambda: slow.wait(10)
+    stage.answered("r1", *READ)
+    for _ in range(2):
+        stage.before_end("e")
+    assert len(stage.slots.names) == 1
+    slow.set()
+    until(lambda: stage.reasons() == ["stopping"])
+
+
+def test_what_is_saved_too_late_for_the_request_that_waited_is_not_kept(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the slot may hold what the request has made of it."""
+    monkeypatch.setattr(module, "LOSS_BOUND", 0.2)
+    slow = Event()
+    stage.slots.during = lambda: slow.wait(10)
+    stage.answered("r1", *READ)
+    stage.before_loss(stage.enters("r2", {}, OTHER), "r2")
+    slow.set()
+    until(lambda: not (tmp_path / stage.slots.names[0]).exists())
+    assert not stage.store.entries()

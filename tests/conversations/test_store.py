@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from greenroom.actors.conversation_log import ConversationsFailed
 from greenroom.runner.config import Settings
 from greenroom.runner.conversations import files
 from greenroom.runner.conversations.store import ConversationStore
@@ -240,11 +241,15 @@ def test_a_disk_that_refuses_is_left_alone_for_a_while(
         patched.setattr(files, "write", full)
         for _ in range(3):
             assert put(store, tmp_path, "abc") is None
-    assert store.may_write(1) == "writing to the disk has just failed"
+    assert store.may_write(1) == "the disk has just failed"
     assert [one for one in caplog.messages if "No space left" in one] == [
         "saved conversations: [Errno 28] No space left on device"
     ]
     assert store.counts().failures == 3
+    told = list[object]()
+    store.sums.send = told.append
+    store.sums.flush_all()
+    assert told == [ConversationsFailed(count=3, reason="No space left on device")]
     assert data_of(tmp_path) == []
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -124,6 +126,48 @@ def test_a_conversation_outlives_keep_alive_daemon_and_the_death_of_its_engine(
     cached, fresh = chat.turn("And of the fifth?")
     assert cached > read + 300
     assert fresh < 40
+
+
+def test_a_new_conversation_does_not_read_the_rules_that_another_slot_has_read(
+    daemon: Any, smollm2_gguf: Path
+) -> None:
+    model = str(smollm2_gguf)
+    daemon.configure(model, slots=2)
+    one = Chat(daemon, model)
+    _, read = one.turn()
+    other = Chat(daemon, model, "Which rules do you know?")
+    cached, fresh = other.turn()
+    assert cached > read - 30
+    assert fresh < 30
+    rows = json.loads(daemon.run("requests", "--json").stdout)
+    assert [row["restored_why"] for row in rows if row["tokens_restored"]] == [
+        "when another slot of the engine had read it"
+    ]
+    for chat in (one, other):  # each still has its own
+        cached, fresh = chat.turn("And then?")
+        assert cached >= read
+        assert fresh < 40
+
+
+def test_of_a_prompt_whose_client_leaves_what_was_read_is_kept(daemon: Any, smollm2_gguf: Path) -> None:
+    model = str(smollm2_gguf)
+    daemon.configure(model, slots=2)
+    few = " ".join(RULES.split(". ")[:14])
+    chat = Chat(daemon, model, f"{RULES} Tell me of the first rule.")
+    chat.messages[0]["content"] = few
+    client = http.client.HTTPConnection(urlsplit(daemon.url).netloc)
+    body = {"model": model, "messages": chat.messages, "max_tokens": 8, "temperature": 0}
+    client.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    until(lambda: any(one["inside"] for one in daemon.engines()), 60)
+    client.close()
+    (entry,) = until(lambda: saved(daemon), 120)
+    assert len(entry["chain"]) == 2, "the long message cannot have been read to its end"
+    os.kill(engine_of(daemon), signal.SIGKILL)
+    until(lambda: not daemon.engines(), 60)
+    chat.messages[1]["content"] = "Tell me of the first rule."
+    cached, fresh = chat.turn()
+    assert cached > 150
+    assert fresh < 60
 
 
 def test_a_model_that_was_evicted_goes_on_and_why_says_so(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -18,25 +18,9 @@ from greenroom.actors.kernel.core import (
     SingleStream,
     Stored,
 )
-from greenroom.actors.limits import BackendName, Id, Real, Reason, Whole
+from greenroom.actors.reports import Happened
 
 CONVERSATIONS = Address("conversations")
-
-
-class NoteConversations(Command[None], frozen=True, kw_only=True):
-    """Record what has become of some conversations of one model."""
-
-    ACTOR = CONVERSATIONS
-    what: Literal["saved", "restored", "dropped"]
-    model_id: Id
-    backend: BackendName
-    engine: Id = ""
-    count: Whole
-    tokens: Whole
-    bytes: Whole = 0
-    seconds: Real
-    """That reading the tokens takes."""
-    reason: Reason = ""
 
 
 class ConversationsSaved(Event, frozen=True, kw_only=True):
@@ -83,6 +67,16 @@ class ConversationsDropped(Event, frozen=True, kw_only=True):
     """`expired`, `space`, `damaged`, or `removed`."""
 
 
+class ConversationsFailed(Event, frozen=True, kw_only=True):
+    """The disk failed to take or give conversations; stored at most once a minute, in sum."""
+
+    TAG = "conversations_failed"
+    PROBLEM = True
+    count: int
+    reason: str
+    """What the system said."""
+
+
 class ConversationsState(msgspec.Struct, frozen=True):
     saved: int = 0
     restored: int = 0
@@ -91,7 +85,7 @@ class ConversationsState(msgspec.Struct, frozen=True):
 
 class ConversationLog(SingleStream[ConversationsState]):
     address = CONVERSATIONS
-    event_types = (ConversationsSaved, ConversationsRestored, ConversationsDropped)
+    event_types = (ConversationsSaved, ConversationsRestored, ConversationsDropped, ConversationsFailed)
 
     def initial(self) -> ConversationsState:
         return ConversationsState()
@@ -111,41 +105,9 @@ class ConversationLog(SingleStream[ConversationsState]):
         self, _state: ConversationsState, command: Command[Any], _now: Moment, _volatile: None
     ) -> Decision[None]:
         match command:
-            case NoteConversations() as c:
-                return Decision(events=(_event(c),))
+            case Happened(event=event) if isinstance(event, self.event_types):
+                return Decision(events=(event,))
             case Recovered():
                 return Decision()
             case _:
                 raise NotUnderstood(self.address, command)
-
-
-def _event(c: NoteConversations) -> Event:
-    if c.what == "dropped":
-        return ConversationsDropped(
-            model_id=c.model_id,
-            backend=c.backend,
-            count=c.count,
-            tokens=c.tokens,
-            bytes=c.bytes,
-            seconds=c.seconds,
-            reason=c.reason,
-        )
-    if c.what == "restored":
-        return ConversationsRestored(
-            model_id=c.model_id,
-            backend=c.backend,
-            engine=c.engine,
-            count=c.count,
-            tokens=c.tokens,
-            seconds=c.seconds,
-        )
-    return ConversationsSaved(
-        model_id=c.model_id,
-        backend=c.backend,
-        engine=c.engine,
-        count=c.count,
-        tokens=c.tokens,
-        bytes=c.bytes,
-        seconds=c.seconds,
-        reason=c.reason,
-    )

@@ -31,7 +31,15 @@ from greenroom.actors.scheduler.effects import (
     PublishRequestProgress,
     RemoveGates,
 )
-from greenroom.actors.slot_choice import Chain, Counted, SlotChoice, SlotContent, best_slot, most_read
+from greenroom.actors.slot_choice import (
+    Chain,
+    Counted,
+    SlotChoice,
+    SlotContent,
+    best_slot,
+    most_read,
+    source_of,
+)
 from greenroom.actors.values import Caller, Mode, Progress
 
 _EMPTIED_PAUSE = 0.05
@@ -335,11 +343,14 @@ class GateBoard:
                     gate.inside[one] = (other, indexes)  # it had this one only until it chooses
             gate.inside[request_id] = (caller, (number,))
             gate.chosen.add(request_id)
+            busy = {index for _, taken in others for index in taken}
+            idle = {index: one for index, one in gate.contents.items() if index not in busy}
+            source = source_of(idle, prompt, chain, key, held) if keeps else None
             serial, before = next(self._serials), gate.contents.pop(number, None)
             if keeps and prompt:
                 gate.contents[number] = SlotContent(tuple(prompt), key, kept=kept, serial=serial)
             lost = before if before is not None and held < len(before.parts) else None
-            return SlotChoice(engine_id, number, held, lost, serial, gate.slots == 1)
+            return SlotChoice(engine_id, number, held, lost, serial, gate.slots == 1, source)
 
     def forget(self, request_id: str) -> None:
         """What the request's slot holds is not known: its engine has refused it."""

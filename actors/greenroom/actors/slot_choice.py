@@ -32,6 +32,15 @@ class SlotContent(NamedTuple):
     """The tokens of the prompt and of the answer, once that is complete; None where that is not known."""
 
 
+class SlotSource(NamedTuple):
+    """A slot that has read a beginning of another one's prompt."""
+
+    number: int
+    held: int
+    """Parts of that prompt, from the first, that it has read."""
+    content: SlotContent
+
+
 class SlotChoice(NamedTuple):
     """The slot that a request has got, by what it holds."""
 
@@ -44,6 +53,8 @@ class SlotChoice(NamedTuple):
     serial: int = 0
     alone: bool = False
     """The engine has no other."""
+    source: SlotSource | None = None
+    """An idle slot of the engine that has read more of the prompt."""
 
 
 def shared(read: Sequence[object], prompt: Sequence[object]) -> int:
@@ -79,3 +90,16 @@ def best_slot(
     oldest = next(number for number in contents if number in free)
     one = contents[oldest]
     return oldest, shared(one.parts, chain() if one.hashed else prompt) if one.key == key else 0
+
+
+def source_of(
+    contents: Mapping[int, SlotContent], prompt: Sequence[object], chain: Chain, key: str, held: int
+) -> SlotSource | None:
+    """The slot that has read most of a prompt, if that is more than the parts `held`, and more than its first
+    part, which most prompts have in common.
+    """
+    found, most = None, max(held, 1)
+    for number, one in contents.items():
+        if one.key == key and (length := shared(one.parts, chain() if one.hashed else prompt)) > most:
+            found, most = SlotSource(number, length, one), length
+    return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
 
-from greenroom.actors.values import EngineSpec
+from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.conversations.chain import PromptChain
 from greenroom.runner.conversations.store import ConversationStore
@@ -19,8 +20,11 @@ _log = logging.getLogger(__name__)
 
 LOSS_BOUND = 1.0
 """Seconds that a request waits at most for what its slot held before to be saved."""
-_LEAST_TOKENS = 64
-_CHARACTERS = 4.0
+AT_ONCE = 0.25
+"""Seconds of reading that nothing is kept for."""
+_GUESSED = 64
+"""Tokens of what is new, where only that is known."""
+CHARACTERS = 4.0
 """Bytes of JSON that are a token, until measured."""
 _READS = 300.0
 """Tokens a second that an engine reads, until measured."""
@@ -31,9 +35,29 @@ _TELLING = 1_000_000
 _PAYS = {"idle": 4.0, "overwritten": 4.0}
 """How many times as long as the file reading again must take: an idle engine may never end, and a
 conversation that another has followed may not go on."""
+_REPEATED = 60.0
+"""Seconds between two complaints that something is not saved."""
 _FUTILE = 3
 """Restores in a row without effect after which no more are tried with such engines."""
 IN_VAIN = "the engine does not go on from what it restores"
+
+
+class Trials:
+    """Whether engines of one kind go on from what they restore."""
+
+    def __init__(self) -> None:
+        self._futile = 0
+        self._has_worked = False
+
+    @property
+    def are_in_vain(self) -> bool:
+        return self._futile >= _FUTILE and not self._has_worked
+
+    def have_become_vain(self, *, worked: bool) -> bool:
+        """Note whether an engine has gone on from what it restored; True when no more are to be tried."""
+        self._futile = 0 if worked else self._futile + 1
+        self._has_worked = self._has_worked or worked
+        return self._futile == _FUTILE and self.are_in_vain
 
 
 class EngineSpeeds:
@@ -44,24 +68,13 @@ class EngineSpeeds:
         """Tokens a second; 0 until measured."""
         self.per_token = 0.0
         """Bytes of a file for each token; 0 until measured."""
-        self.characters = _CHARACTERS
+        self.characters = CHARACTERS
         self.kind: tuple[str, str] = ("", "")
         """Id of the model, and of the installation."""
-        self.futile = 0
-        self.has_worked = False
-
-    @property
-    def are_in_vain(self) -> bool:
-        """Such engines do not go on from what they restore."""
-        return self.futile >= _FUTILE and not self.has_worked
-
-    def has_become_vain(self, *, worked: bool) -> bool:
-        """Note whether an engine has gone on from what it restored; True when no more are to be tried."""
-        if worked:
-            self.futile, self.has_worked = 0, True
-            return False
-        self.futile += 1
-        return self.futile == _FUTILE and self.are_in_vain
+        self.wholes = Trials()
+        """Restores of all that a file holds."""
+        self.parts = Trials()
+        """Restores of its beginning, which recurrent models and sliding windows cannot go back to."""
 
 
 class Costs:
@@ -72,6 +85,8 @@ class Costs:
         self._backends = backends
         self._store = store
         self._speeds: dict[str, EngineSpeeds] = {}
+        self._of_engines: dict[str, EngineSpeeds] = {}
+        self._refused_at = -_REPEATED
         self.disk = _DISK
         """Bytes a second that it writes and reads."""
 
@@ -88,6 +103,20 @@ class Costs:
         speeds.reads = self._backends[spec.backend].prompt_speed(folder.read_log()) or speeds.reads
         return speeds.reads or _READS
 
+    def reads_at_once(self, engine_id: str, size: int, find: Callable[[str], Engine | None]) -> bool:
+        """Whether an engine reads so many bytes of a request so fast that nothing need be kept."""
+        speeds = self._of_engines.get(engine_id)
+        if speeds is None:
+            if (engine := find(engine_id)) is None:
+                return True
+            speeds = self._of_engines[engine_id] = self.of(self.compat(engine.spec))
+        return size / speeds.characters / (speeds.reads or _READS) < AT_ONCE
+
+    def keep(self, engine_ids: Collection[str]) -> None:
+        """Forget all engines but these."""
+        for known in [one for one in list(self._of_engines) if one not in engine_ids]:
+            self._of_engines.pop(known, None)
+
     def learn_disk(self, size: int, seconds: float) -> None:
         if size >= _TELLING and seconds > 0:
             self.disk = 0.5 * self.disk + 0.5 * size / seconds
@@ -95,7 +124,7 @@ class Costs:
     def in_vain(self, model_id: str, installation_id: str) -> str:
         """Why no more is saved of a model's engines since the start; empty if they go on, as far as known."""
         kind = (model_id, installation_id)
-        is_so = any(one.are_in_vain for one in list(self._speeds.values()) if one.kind == kind)
+        is_so = any(one.wholes.are_in_vain for one in list(self._speeds.values()) if one.kind == kind)
         return IN_VAIN if is_so else ""
 
     def pays(self, spec: EngineSpec, chain: PromptChain, owner: str, reason: str, stays: int = 0) -> bool:
@@ -111,7 +140,7 @@ class Costs:
             speeds.characters, speeds.per_token = entry.ends[-1] / entry.tokens, entry.size / entry.tokens
         # What an earlier daemon knew of is only known to be new or not.
         is_new = known < len(chain.hashes)
-        tokens, size = float(_LEAST_TOKENS * is_new), 0
+        tokens, size = float(_GUESSED * is_new), 0
         if chain.ends:
             before = chain.ends[known - 1] if known else 0
             tokens = (chain.ends[-1] - before) / speeds.characters
@@ -119,9 +148,13 @@ class Costs:
         seconds = tokens / self.reads(spec, speeds)
         if reason == "overwritten" and size / self.disk > LOSS_BOUND:
             return False
-        if tokens < _LEAST_TOKENS or seconds < _PAYS.get(reason, 1.0) * 2 * size / self.disk:
+        costs = max(AT_ONCE if chain.ends else 0.0, _PAYS.get(reason, 1.0) * 2 * size / self.disk)
+        if not tokens or seconds < costs:
             return False
         if refused := self._store.may_write(size):
+            if (now := time.monotonic()) - self._refused_at < _REPEATED:
+                return False
+            self._refused_at = now
             _log.info("a conversation with %s is not saved: %s", spec.model_ref, refused)
             return False
         return True

@@ -10,6 +10,7 @@ import msgspec
 _REASONS: Mapping[str, str] = {
     "idle": "when it had been idle for a moment",
     "keep_alive": "when its keep-alive ended",
+    "another_slot": "when another slot of the engine had read it",
     "overwritten": "when another conversation took its slot",
     "room": "when the model was evicted",
     "unload": "when the model was unloaded",

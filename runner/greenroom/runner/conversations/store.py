@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from greenroom.actors.conversation_log import ConversationsDropped, ConversationsFailed
 from greenroom.actors.journal.fsync import TEMPORARY
 from greenroom.runner.config import Settings
 from greenroom.runner.conversations import files
@@ -285,10 +286,8 @@ class ConversationStore:
 
     def may_write(self, size: int) -> str:
         """Why a file of so many bytes cannot be saved now, to follow a colon; "" if it can."""
-        if self._problem:
-            return self._problem
-        if self._failures and time.monotonic() - self._failed_at < _QUIET:
-            return "writing to the disk has just failed"
+        if why := self._problem or self.fails():
+            return why
         try:
             budget, daily = self._budget(), self._daily()
             free = shutil.disk_usage(self._folder.parent).free
@@ -303,6 +302,16 @@ class ConversationStore:
         if free - size < _LEFT_FREE:
             return f"the disk has only {format_size(free)} free"
         return ""
+
+    def fails(self) -> str:
+        """Why the disk is not used for the moment, to follow a colon; "" if it is."""
+        if self._failures and time.monotonic() - self._failed_at < _QUIET:
+            return "the disk has just failed"
+        return ""
+
+    def is_slow(self) -> None:
+        """The disk has not given a file in time."""
+        self._complain(TimeoutError("it takes longer than reading the prompt again"))
 
     def put(
         self,
@@ -354,7 +363,8 @@ class ConversationStore:
             )
             return entry if size and self._admit(entry) else None
         except OSError as error:
-            self._complain(error)
+            if file.parent.is_dir():  # else its engine has ended, and its folder is gone
+                self._complain(error)
             return None
         finally:
             self._unlink(file)
@@ -509,13 +519,15 @@ class ConversationStore:
         if reason != "replaced":
             self._gone[removed.id] = (removed, reason)
             self.sums.add(
-                "dropped",
-                removed.model_id,
-                removed.backend,
-                tokens=removed.tokens,
-                seconds=removed.seconds,
-                size=removed.size,
-                reason=reason,
+                ConversationsDropped(
+                    model_id=removed.model_id,
+                    backend=removed.backend,
+                    count=1,
+                    tokens=removed.tokens,
+                    bytes=removed.size,
+                    seconds=removed.seconds,
+                    reason=reason,
+                )
             )
             if len(self._gone) > _REMEMBERED:
                 self._gone.popitem(last=False)
@@ -573,5 +585,7 @@ class ConversationStore:
             self._failures += 1
             if is_first:
                 self._failed_at = now
+        reason = error.strerror or str(error)
+        self.sums.add(ConversationsFailed(count=1, reason=reason))
         if is_first:
             _log.warning("saved conversations: %s", error)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
-from greenroom.actors.conversation_log import NoteConversations
+from greenroom.actors.conversation_log import (
+    ConversationsDropped,
+    ConversationsFailed,
+    ConversationsRestored,
+    ConversationsSaved,
+)
 
 EVERY = 60.0
 """Seconds between two sums of the same."""
 
-What = Literal["saved", "restored", "dropped"]
+Sum = ConversationsSaved | ConversationsRestored | ConversationsDropped | ConversationsFailed
+_SUMMED = frozenset({"count", "tokens", "bytes", "seconds"})
 
 
 class RestoredTotals(NamedTuple):
@@ -32,47 +38,21 @@ class ConversationSums:
     """Thread-safe. Nothing is sent before `send` is set."""
 
     def __init__(self) -> None:
-        self.send: Callable[[NoteConversations], None] = lambda _: None
+        self.send: Callable[[Sum], None] = lambda _: None
         self.is_waiting = False
         """There is something to send."""
         self._lock = threading.Lock()
-        self._sums: dict[tuple[str, ...], NoteConversations] = {}
+        self._sums: dict[Sum, Sum] = {}
+        """By what they have in common: the same without its numbers."""
         self._sent = -EVERY
 
-    def add(
-        self,
-        what: What,
-        model_id: str,
-        backend: str,
-        *,
-        tokens: int,
-        seconds: float,
-        engine: str = "",
-        size: int = 0,
-        reason: str = "",
-    ) -> None:
-        """Count one conversation."""
-        key = (what, model_id, backend, engine, reason)
-        new = NoteConversations(
-            what=what,
-            model_id=model_id,
-            backend=backend,
-            engine=engine,
-            count=1,
-            tokens=tokens,
-            bytes=size,
-            seconds=seconds,
-            reason=reason,
-        )
+    def add(self, new: Sum) -> None:
+        """Count what became of one conversation."""
+        numbers = {name: value for name, value in asdict(new).items() if name in _SUMMED}
+        key = replace(new, **dict.fromkeys(numbers, 0))
         with self._lock:
             if (old := self._sums.get(key)) is not None:
-                new = replace(
-                    new,
-                    count=old.count + 1,
-                    tokens=old.tokens + tokens,
-                    bytes=old.bytes + size,
-                    seconds=old.seconds + seconds,
-                )
+                new = replace(new, **{name: value + getattr(old, name) for name, value in numbers.items()})
             self._sums[key] = new
             self.is_waiting = True
 
@@ -88,7 +68,7 @@ class ConversationSums:
             due = {
                 key: one
                 for key, one in self._sums.items()
-                if not engine or (one.what, one.engine) == ("saved", engine)
+                if not engine or (isinstance(one, ConversationsSaved) and one.engine == engine)
             }
             self._sums = {key: one for key, one in self._sums.items() if key not in due}
             self.is_waiting = bool(self._sums)

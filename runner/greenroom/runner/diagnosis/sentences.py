@@ -415,6 +415,10 @@ class Narrator:
         size = format_size(fields["bytes"])
         return f"Dropped {_conversations(fields)} with {self._model(fields)} ({size}): {why}."
 
+    def _conversations_failed(self, fields: Fields) -> str:
+        failed = f"failed {counted(fields['count'], 'time')} with saved conversations: {fields['reason']}"
+        return f"The disk {failed}. Prompts are read as usual."
+
     def _daemon_stopped(self, fields: Fields) -> str:
         self._running_pid = 0
         return full_stop(f"Greenroom shut down cleanly (process {fields['pid']}): {fields['reason']}")

@@ -70,6 +70,10 @@ class SlotFiles:
             raise ValueError(f"{name!r} cannot name a saved slot")
         return self._folder / name
 
+    def size(self, name: str) -> int:
+        """Bytes of the file of a name so far; 0 if there is none."""
+        return _size(self.path(name))
+
     def save(self, slot: int, name: str, timeout: float) -> Saved | SlotFailure:
         """Have a slot written to a new file. Waits while the slot answers a request."""
         self._remove_late()

@@ -58,7 +58,7 @@ class EngineMetrics:
 
 def _conversations(greenroom: Greenroom) -> str:
     """What has been saved of conversations and restored since the start; empty while that is nothing."""
-    saved, restored = greenroom.conversations.counts().saved, greenroom.conversation_saver.restored
+    saved, restored = greenroom.conversations.counts().saved, greenroom.conversation_saver.restorer.totals
     if not saved.count and not restored.times:
         return ""
     numbers = (

@@ -261,7 +261,7 @@ def _conversations(greenroom: Greenroom, engine: Engine) -> dict[str, Any]:
     held = len(greenroom.gates.contents(engine_id)) + len(greenroom.gates.slots(engine_id))
     return {
         "conversations": held if knows else None,
-        "restored_tokens": greenroom.conversation_saver.restored_by(engine_id).tokens,
+        "restored_tokens": greenroom.conversation_saver.engines.restored_by(engine_id).tokens,
     }
 
 

@@ -105,8 +105,6 @@ WHOLE = 256_000_000
 """Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
-_OWNED = 1_024
-"""Bytes of a body from which its caller is looked up, so that what was read may go to the disk."""
 _HEAD = 4_096
 """Bytes of a whole answer in which its tokens are looked for, beside its end."""
 
@@ -203,7 +201,7 @@ class Exchange:
                 self._admission.leave(early=early)
             if self._note.restored is not None:
                 cached = counts_of(self._note.head, self._note.before, self._note.last).cached
-                self._context.greenroom.conversation_saver.judge(self._note.restored, cached)
+                self._context.greenroom.conversation_saver.restorer.judge(self._note.restored, cached)
             if self._has_turn:
                 await self._turn.aclose()
 
@@ -374,13 +372,14 @@ class Exchange:
         context, saver = self._context, self._context.greenroom.conversation_saver
         if saver.saves and choice.lost is not None and choice.lost.owner:
             await admission.in_slot(lambda: saver.before_loss(choice, admission.request_id))
-        if not (saver.saves and all(self._keeps)) or size < _OWNED:
+        if not (saver.saves and all(self._keeps)) or saver.reads_at_once(choice.engine_id, size):
             return
-        if model.id not in saver.models or (choice.held and choice.lost is None):
+        if not choice.source and (model.id not in saver.models or (choice.held and choice.lost is None)):
             context.keep(self._own(choice))
             return
         owner = await self._own(choice)
-        self._note.restored = await admission.in_slot(lambda: saver.restore(choice, self._prompt, owner))
+        restorer = saver.restorer
+        self._note.restored = await admission.in_slot(lambda: restorer.restore(choice, self._prompt, owner))
 
     async def _own(self, choice: SlotChoice) -> str:
         owner = await self._context.callers.owner(self._request)

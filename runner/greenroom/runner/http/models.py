@@ -367,7 +367,7 @@ def _conversations(
         no_restore = greenroom.builder.no_restore(
             greenroom.installation(choice.backend, choice.installation_id)
         )
-        in_vain = greenroom.conversation_saver.in_vain(model.id, choice.installation_id)
+        in_vain = greenroom.conversation_saver.costs.in_vain(model.id, choice.installation_id)
     for engine in greenroom.engines():
         if (engine.spec.model_id, engine.spec.mode, engine.state) == (model.id, mode, "ready"):
             prompt_cache = engine.spec.prompt_cache or 0

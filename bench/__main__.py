@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 PROGRAMS = (
     *("journal", "kernel", "front_door", "asgi", "families", "engines"),
-    *("clients", "installer", "daemon", "why"),
+    *("clients", "installer", "daemon", "commands", "why"),
 )
 QUICK = {
     "journal": ["--seconds", "0.5", "--events", "20000"],
@@ -33,6 +33,7 @@ QUICK = {
     "clients": ["--repeat", "1", "--clients", "4", "16", "--tokens", "16", "--context", "256"],
     "installer": ["--repeat", "1"],
     "daemon": ["--events", "20000", "--repeat", "2", "--callers", "200"],
+    "commands": ["--repeat", "1"],
     "why": ["--events", "20000", "--repeat", "2"],
 }
 ALWAYS_JSON = ("front_door", "asgi")
@@ -132,6 +133,13 @@ BUDGETS = (
         "daemon",
         lambda found: found["command_line"]["ps_ms"],
         150,
+        "ms",
+    ),
+    Budget(
+        "the slowest command that answers at once, but for `why`; processor",
+        "commands",
+        lambda found: max(one["processor_ms"] for one in found["commands"] if one["limit_ms"] == 100),
+        100,
         "ms",
     ),
     Budget(

@@ -29,6 +29,7 @@ from greenroom.runner.cli.problem import Problem
 from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
 
 if TYPE_CHECKING:
+    from greenroom.actors.journal.port import Record
     from greenroom.runner.diagnosis.summary import Summary
 
 _A_DAY = 86_400.0
@@ -103,8 +104,9 @@ def log_command(
             events = ToldEvents(chosen, reader.read)
         except LookupError as error:
             raise Problem(str(error.args[0])) from error
-        lines = (Line.of(record, sentence) for record, sentence in events.lines(reader.read()))
-        _print(lines if last is None else _ending(lines, last), show)
+        told = events.lines(reader.read())
+        wished = told if last is None else _ending(told, last)
+        _print((Line.of(record, sentence) for record, sentence in wished), show)
         if events.seq and not events.shown:
             unknown = events.unknown()
             for sentence in unknown or ("No event matches.",):
@@ -118,12 +120,12 @@ def log_command(
             _print((Line.of(record, sentence) for record, sentence in news), show, flush=True)
 
 
-def _ending(lines: Iterator[Line], last: int) -> Iterator[Line]:
+def _ending(told: Iterator[tuple[Record, str]], last: int) -> Iterator[tuple[Record, str]]:
     """The last so many; what came before damage, and then its error."""
-    kept: collections.deque[Line] = collections.deque(maxlen=last)
+    kept: collections.deque[tuple[Record, str]] = collections.deque(maxlen=last)
     damage = None
     try:
-        kept.extend(lines)
+        kept.extend(told)
     except JournalDamaged as error:
         damage = error
     yield from kept

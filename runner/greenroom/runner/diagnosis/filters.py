@@ -16,6 +16,8 @@ from greenroom.runner.record.row import ID
 if TYPE_CHECKING:
     from greenroom.runner.diagnosis.problems import Problems
 
+_UNREAD = About()
+"""What a record is about, where that does not matter."""
 _SHORTEST_PREFIX = 4
 """Characters of an engine's id."""
 
@@ -72,13 +74,14 @@ class Filter:
         self._model = model
         self._references = _references(model) if model else frozenset()
         self._subjects = Subjects()
+        self._asks_for_subject = bool(backend or engine or model)
         self._backends: set[str] = set()
         self._streams: set[str] = set()
         self._engines: set[str] = set()
         self._has_met_model = self._has_met_cause = False
 
     def takes(self, record: Record) -> bool:
-        about = self._subjects.of(record)
+        about = self._subjects.of(record) if self._asks_for_subject else _UNREAD
         caused = record.cause in self._led_to or record.id == self._cause
         self._meet(record, about, caused)
         if self._cause and caused:

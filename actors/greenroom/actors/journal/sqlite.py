@@ -54,6 +54,8 @@ _log = logging.getLogger("greenroom.journal")
 class SqliteJournal:
     """The only writer of a journal file. Reading goes through connections of its own."""
 
+    id: str
+    """Tells this journal from every other."""
     notices: tuple[str, ...]
     """What was odd when it was opened, in sentences, for the log; no event was lost by it."""
 
@@ -99,7 +101,7 @@ class SqliteJournal:
                 self._lock = WriterLock(self.files.lock)
             leftovers = self._settle_leftovers(clock)
             self._sentinel = JournalReader(self.files.db)
-            self._id = self._sentinel.id
+            self.id = self._sentinel.id
             self.notices = leftovers + self._sentinel.notices
         except BaseException as error:
             self._let_go()
@@ -270,7 +272,7 @@ class SqliteJournal:
             self._in_use = self._files_in_use()
             # So that the sentinel, too, has the log open, if there was none before.
             self._sentinel.last_seq()
-            self._tail = TailWriter(self.files.tail, Tail(self._id, self._chain.seq, self._chain.crc))
+            self._tail = TailWriter(self.files.tail, Tail(self.id, self._chain.seq, self._chain.crc))
         except BaseException:
             # The sentinel is still open, so this is not the last connection and changes nothing.
             self._connection.close()

@@ -40,7 +40,7 @@ _LAST = "SELECT seq, crc FROM events ORDER BY seq DESC LIMIT 1"
 
 # Pages of log that are worth a checkpoint (4 MiB, as SQLite itself thinks). Under a steady stream of
 # appends a smaller log is felt in their 99th percentile.
-_CHECKPOINT_PAGES = 1000
+CHECKPOINT_PAGES = 1000
 _FEWEST_PAGES = 32
 _PAGE = 4096
 _WAL_KEPT = 4 * 1024 * 1024
@@ -84,7 +84,7 @@ class SqliteJournal:
         self._goes_without = False
         """No reserve can be laid in, and that has been said."""
         self._logged_pages = 0
-        self._checkpoint_pages = _CHECKPOINT_PAGES
+        self._checkpoint_pages = CHECKPOINT_PAGES
         self._failure = ""
         self._closed = False
         self._queue: list[_Job] = []
@@ -294,7 +294,7 @@ class SqliteJournal:
             return
         _log.warning("%s: its index is damaged and is rebuilt; no event is lost", self.files.db)
         self._connection.execute("REINDEX events")
-        self._logged_pages = _CHECKPOINT_PAGES
+        self._logged_pages = CHECKPOINT_PAGES
         if not schema.index_is_whole(self._connection, self._chain.heads):
             what = f"{self.files.db} is damaged: its index cannot be rebuilt"
             raise JournalDamaged(what, self._chain.seq + 1)

@@ -98,7 +98,7 @@ class Fetcher:
         and raises when the disk is too full.
         """
         self.store = store
-        self._origin: Origin = PackageOrigin(origin) if isinstance(origin, PackageSources) else origin
+        self._origin: Origin = PackageOrigin(Finder(origin)) if isinstance(origin, PackageSources) else origin
         self._room = room or (lambda: None)
 
     def fetch(
@@ -129,8 +129,8 @@ class Fetcher:
 class PackageOrigin:
     """The user's package indexes and folders of wheels."""
 
-    def __init__(self, sources: PackageSources) -> None:
-        self._finder = Finder(sources)
+    def __init__(self, finder: Finder) -> None:
+        self._finder = finder
         self._urls: dict[str, str] = {}
 
     def local(self, file: LockedFile) -> Path | None:

@@ -16,10 +16,16 @@ from greenroom.runner.cli.client_programs import CLIENTS, LaunchedClient, insert
 from greenroom.runner.cli.launch import setup
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+CONTEXT = {"mode": "completion", "setting": "context-size", "value": 8192, "source": "configured"}
 MODEL = {
     "id": "sha256:" + "ab" * 32,
     "tags": ["docker.io/ai/smollm2:latest"],
-    "config": {"context_size": 8192},
+    "config": {"context_size": 131072},
+    "settings": [
+        {"mode": "embedding", "setting": "context-size", "value": 512, "source": "packaged"},
+        {"mode": "completion", "setting": "slots", "value": None, "source": "automatic"},
+        CONTEXT,
+    ],
 }
 _RECORDER = """#!{python}
 import json, os, sys
@@ -60,10 +66,7 @@ def test_a_client_is_started_with_our_address_and_its_own_arguments(
     assert "for this start only:" in done.stderr
     assert "The context of smollm2 has 8192 tokens" in done.stderr
     assert "For long tasks choose a model that has more." in done.stderr
-    stored.routes["GET /models/smollm2"] = {
-        **MODEL,
-        "config": {"context_size": 8192, "gguf": {"llama.context_length": "32768"}},
-    }
+    stored.routes["GET /models/smollm2"] = {**MODEL, "settings": [{**CONTEXT, "trained": 32768}]}
     again = greenroom_process("launch", client, "--model", "smollm2")
     assert "For more: greenroom configure smollm2 --context max" in again.stderr
 

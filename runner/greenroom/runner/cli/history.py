@@ -47,7 +47,7 @@ _NEEDS_A_DAEMON = (
 )
 _JOBS = "installing waiting_to_retry pulling".split()
 _DOWN = "The daemon is not running; this was the state when it ended."
-_TOPICS = ("daemon", "memory", "queue", "requests")
+_TOPICS = ("daemon", "devices", "memory", "queue", "requests")
 _GOES_ON = "The next daemon resumes what was requested by a command."
 
 
@@ -76,7 +76,7 @@ def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journa
     """Explain the state of NAME; without one, list current problems.
 
     NAME is a model, a backend, an engine or its process, a request (`r-…`), an event (`scheduler/8`), a job,
-    a client, or one of `daemon`, `queue`, `memory` and `requests`.
+    a client, or one of `daemon`, `queue`, `memory`, `devices` and `requests`.
 
     Shows why it is not loaded, was unloaded, is slow, was refused, failed or uses this backend; the events
     that led to it, with the numbers that decided; and commands that would change it. Needs no daemon, but

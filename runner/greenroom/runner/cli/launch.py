@@ -107,21 +107,27 @@ def _start(
 
 
 def _model(client: HttpClient, wanted: str | None) -> tuple[str, int, int]:
-    """The name of the model that the client gets, and the tokens of its context as it is set up and at most;
-    0 if unknown.
+    """The name of the model that the client gets, and the tokens of its context as it is configured and at
+    most; 0 if unknown.
     """
+    name = wanted if wanted is not None else _only_model(client)
+    try:
+        found = client.get(path_of("models", name))
+    except RequestRefused as refused:
+        if refused.status != 404:
+            raise
+        raise Problem(
+            f"There is no model {name} in the store.", f"Pull it: greenroom pull {name}"
+        ) from refused
+    rows = (one for one in found.get("settings") or () if one["setting"] == "context-size")
+    row: Mapping[str, Any] = next((one for one in rows if one["mode"] == "completion"), {})
+    size = int(row.get("value") or 0)
+    return name, size, int(row.get("trained") or size)
+
+
+def _only_model(client: HttpClient) -> str:
     from greenroom.runner.models.references import familiar
 
-    if wanted is not None:
-        try:
-            found = client.get(path_of("models", wanted))
-        except RequestRefused as refused:
-            if refused.status != 404:
-                raise
-            raise Problem(
-                f"There is no model {wanted} in the store.", f"Pull it: greenroom pull {wanted}"
-            ) from refused
-        return wanted, *_contexts(found)
     models = client.get("/models") or []
     names = sorted(familiar(min(one["tags"], key=len)) for one in models if one.get("tags"))
     if len(names) != 1:
@@ -132,18 +138,7 @@ def _model(client: HttpClient, wanted: str | None) -> tuple[str, int, int]:
             else "Pull one: greenroom pull smollm2",
             code=exit_codes.USAGE,
         )
-    return names[0], *_contexts(next(one for one in models if one.get("tags")))
-
-
-def _contexts(model: Mapping[str, Any]) -> tuple[int, int]:
-    config = model.get("config") or {}
-    sizes = (
-        str(size) for name, size in (config.get("gguf") or {}).items() if name.endswith(".context_length")
-    )
-    trained = next((int(size) for size in sizes if size.isdecimal()), 0)
-    chosen = str(config.get("context_size") or "")
-    size = int(chosen) if chosen.isdecimal() else trained
-    return size, trained or size
+    return names[0]
 
 
 def _list() -> None:

@@ -7,7 +7,7 @@
 - `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer
 - `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject
 - `why_clients`: requests; `why_event`: events and jobs; `why_memory`: memory and queue
-- `why_overview`: all current problems
+- `why_devices`: graphics devices; `why_overview`: all current problems
 - `last_time`: when something last happened to a model, if the question says what
 - `settings_changed`: settings of a daemon that are not those of the one before
 - `live`, `live_facts`: what only a running daemon knows, and where it stands in an answer

@@ -21,6 +21,7 @@ from greenroom.runner.diagnosis.times import clock
 from greenroom.runner.diagnosis.why_backend import WhyBackend
 from greenroom.runner.diagnosis.why_clients import names_of_clients, why_requests
 from greenroom.runner.diagnosis.why_daemon import present, why_daemon
+from greenroom.runner.diagnosis.why_devices import why_devices
 from greenroom.runner.diagnosis.why_engine import why_engine
 from greenroom.runner.diagnosis.why_event import why_event, why_job
 from greenroom.runner.diagnosis.why_memory import why_memory, why_queue
@@ -98,6 +99,8 @@ def answer(
             found = why_queue(history, live)
         case "memory":
             found = why_memory(history, live)
+        case "devices":
+            found = why_devices(history)
         case "event":
             found = why_event(meaning.id, history, now, recorded)
         case "overview":

@@ -21,6 +21,7 @@ Kind = Literal[
     "daemon",
     "queue",
     "memory",
+    "devices",
     "requests",
     "overview",
 ]

@@ -32,6 +32,7 @@ _TOPICS: Mapping[str, Kind] = {
     **dict.fromkeys(("daemon", "greenroom", "server"), "daemon"),
     "queue": "queue",
     **dict.fromkeys(("memory", "ledger"), "memory"),
+    **dict.fromkeys(("devices", "device", "gpu", "gpus", "graphics"), "devices"),
     "requests": "requests",
 }
 
@@ -90,7 +91,7 @@ def _known(name: str, history: History, backends: Mapping[str, str], clients: Cl
     5. A model that was stored or requested earlier.
     6. An engine or a model by the beginning of its id.
     7. A process.
-    8. The daemon, its queue, its memory, its requests.
+    8. The daemon, its queue, its memory, its graphics devices, its requests.
     9. A client.
 
     Raises UnknownName for an ambiguous name.

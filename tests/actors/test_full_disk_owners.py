@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.effects import BuildInstallation, InspectInstallations
 from greenroom.actors.installer.messages import INSTALLER, Ensure, InstallationsSeen, Uninstall
 from greenroom.actors.journal.in_memory import MemoryJournal
@@ -53,7 +53,7 @@ class Owners:
         self.installer = RecordingEffectHandler()
         self.library = RecordingEffectHandler()
         self.system = ActorSystem(self.journal, clock=self.clock)
-        self.system.register(Installer((MLX,)), effect_handler=self.installer)
+        self.system.register(InstallerCore((MLX,)), effect_handler=self.installer)
         self.system.register(Library(), effect_handler=self.library)
         on = self.reports
         on(

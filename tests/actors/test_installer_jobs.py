@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from freezegun import freeze_time
 
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
@@ -310,7 +310,7 @@ def test_a_job_that_the_scheduler_began_counts_only_requests_that_wait_there() -
 
 def test_a_job_of_the_pinned_version_is_left_by_that_name() -> None:
     pinned = msgspec.structs.replace(MLX, version="2")
-    case = given(Installer((pinned,)), now=NOW)
+    case = given(InstallerCore((pinned,)), now=NOW)
     case.when(Recovered()).rest()
     case.when(InstallationsSeen(backend="mlx", installations=())).rest()
     ensure(case, version="pinned", waiter="a")
@@ -382,7 +382,7 @@ def test_a_job_of_an_earlier_life_that_only_a_request_wanted_is_over() -> None:
     case = new_life(requested(wanted_by="request"))
     last = case.history[-1].event
     assert isinstance(last, InstallCancelled)
-    assert "the daemon restarted" in last.reason
+    assert "a restart ended the request" in last.reason
     assert status(case).job == ""
 
 
@@ -424,7 +424,7 @@ def waits(*, retry_at: float) -> InstallAttemptFailed:
 @freeze_time("2026-11-22 12:00:00")
 def test_a_retry_is_recorded_in_wall_clock_time() -> None:
     moment = SystemClock().now()
-    case = given(Installer((MLX,)), requested(), now=Moment(moment.wall, 5.0, 0.5))
+    case = given(InstallerCore((MLX,)), requested(), now=Moment(moment.wall, 5.0, 0.5))
     case.when(Recovered()).rest()
     case.when(InstallationsSeen(backend="mlx", installations=())).rest()
     fails(case, OFFLINE)
@@ -446,7 +446,7 @@ def poisoned(monkeypatch: Any, step: str) -> Any:
 
     monkeypatch.setattr(InstallerTurn, step, fail)
     other = msgspec.structs.replace(MLX, name="other", deferred=True)
-    case = given(Installer((MLX, other)), now=NOW)
+    case = given(InstallerCore((MLX, other)), now=NOW)
     case.when(Recovered()).rest()
     case.faults_allowed = True
     return case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.effects import BuildInstallation, PlanInstallation
 from greenroom.actors.installer.events import (
     InstallationActivated,
@@ -144,7 +144,7 @@ def test_an_install_request_that_a_person_typed_takes_over_the_job_of_a_request(
 
 
 def life(*history: Any, disk: tuple[Installation, ...] = ()) -> Case[Any, Any]:
-    case = given(Installer((LLAMA,)), *history, now=NOW)
+    case = given(InstallerCore((LLAMA,)), *history, now=NOW)
     case.when(Recovered()).rest()
     return case.when(InstallationsSeen(backend="llama.cpp", installations=disk)).rest()
 
@@ -158,7 +158,7 @@ def test_a_default_backend_is_installed_from_the_start() -> None:
 
 
 def test_under_the_policy_never_not_even_a_default_backend_is_installed_unasked() -> None:
-    case = given(Installer((LLAMA,), install_defaults=False), now=NOW)
+    case = given(InstallerCore((LLAMA,), install_defaults=False), now=NOW)
     case.when(Recovered()).rest()
     case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest().then()
     case.when(Ensure(backend="llama.cpp")).rest().then(InstallRequested)
@@ -281,7 +281,7 @@ def test_the_list_is_sent_after_a_roll_call() -> None:
 
 
 def test_the_list_never_shows_a_default_backend_as_absent_before_its_job() -> None:
-    case = given(Installer((LLAMA,)), now=NOW)
+    case = given(InstallerCore((LLAMA,)), now=NOW)
     case.when(Recovered()).rest()
     case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
     (told,) = case.told("scheduler")

@@ -9,7 +9,7 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from greenroom.actors.engine_runner.messages import EngineList
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, RemoveInstallation
 from greenroom.actors.installer.messages import (
     Activate,
@@ -36,7 +36,7 @@ class Life:
     """An installer, its disk, the builds under way, and the callers that wait."""
 
     def __init__(self) -> None:
-        self.case: Case[Any, Any] = given(Installer((MLX,)), now=Moment(wall=1e9, monotonic=1e3))
+        self.case: Case[Any, Any] = given(InstallerCore((MLX,)), now=Moment(wall=1e9, monotonic=1e3))
         self.disk: dict[str, Installation] = {}
         self.builds: dict[str, BuildInstallation] = {}
         self.removals: list[str] = []

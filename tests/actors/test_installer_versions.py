@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from greenroom.actors.engine_runner.messages import EngineList, StopEngine
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
@@ -80,7 +80,7 @@ def look(case: Case[Any, Any], *disk: Installation) -> Case[Any, Any]:
 
 
 def new_life(*history: Any, disk: tuple[Installation, ...] = (), looked: bool = True) -> Case[Any, Any]:
-    case = given(Installer((PINNED, METAL)), *history, now=NOW)
+    case = given(InstallerCore((PINNED, METAL)), *history, now=NOW)
     case.when(Recovered()).rest()
     return look(case, *disk) if looked else case
 

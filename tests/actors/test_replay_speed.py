@@ -20,7 +20,7 @@ from greenroom.actors.engine_runner.events import (
     EngineStartRequested,
 )
 from greenroom.actors.idempotency import CommandAnswered, CommandKeyed, Idempotency
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.events import (
     InstallationCommitted,
     InstallationRemoved,
@@ -137,7 +137,7 @@ def installs() -> Iterator[Any]:
         (Scheduler(()), breakers),
         (Runner("llama.cpp"), engines),
         (Library(), pulls),
-        (Installer(()), installs),
+        (InstallerCore(()), installs),
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )

@@ -24,7 +24,7 @@ from greenroom.actors.engine_runner.events import (
     EngineStartRequested,
     EngineStopRequested,
 )
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.events import InstallationCommitted, InstallRequested
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Record
@@ -286,7 +286,7 @@ class Script:
 
     def _stream(self, event: Event) -> str:
         kind = type(event)
-        if kind in Installer.event_types:
+        if kind in InstallerCore.event_types:
             return f"install/{event.backend}"  # type: ignore[attr-defined]
         if kind in Runner.event_types:
             spec = getattr(event, "spec", None) or self._engines[event.engine_id]  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ import pytest
 
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.engine_runner.core import Runner
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.journal.in_memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalTooNew, Record
 from greenroom.actors.journal.reader import read_journal
@@ -40,7 +40,7 @@ from greenroom.runner.testing import fake_backend
 from waiting import until
 
 BOUND = 20.0
-CORES = (DaemonLog, Installer, Library, Runner, Scheduler)
+CORES = (DaemonLog, InstallerCore, Library, Runner, Scheduler)
 
 
 class Watched:

@@ -22,7 +22,16 @@ from greenroom.actors.library.events import (
 )
 from greenroom.actors.scheduler import events as scheduler_events
 from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
-from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Loaded, Model
+from greenroom.actors.values import (
+    Caller,
+    DeclaredEnvironment,
+    EngineExit,
+    EngineSpec,
+    Failure,
+    Installation,
+    Loaded,
+    Model,
+)
 from greenroom.actors.variants import RankedVariant
 from greenroom.runner.diagnosis.sentences import TOLD, Narrator
 
@@ -77,6 +86,7 @@ def example(kind: type[Event]) -> Event:
         "loaded": Loaded(layers=3, total=31, size=10**8, reason="no usable GPU found"),
         "mode": "completion",
         "wanted_by": "request",
+        "declared": DeclaredEnvironment(requirement="black>=26", python="3.12"),
         "variants": (RankedVariant(name="cpu", usable=True, reason="It runs on the processor."),),
     }
     filled = {}

@@ -27,7 +27,7 @@ from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.journal.maintenance import export
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.actors.journal.reader import read_journal
@@ -48,7 +48,7 @@ CORES: tuple[Core[Any, Any], ...] = (
     DaemonLog(DaemonStarted(pid=1, version="", platform="")),
     Idempotency(),
     ConversationLog(),
-    Installer(()),
+    InstallerCore(()),
     Library(),
     Runner("mlx"),
     Scheduler(()),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.engine_runner.messages import EngineList
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.events import InstallationCommitted, InstallRequested
 from greenroom.actors.installer.messages import (
     BackendStatus,
@@ -51,7 +51,7 @@ def new_life(
     *history: Any, disk: tuple[Installation, ...] = (), looked: bool = True, mlx: Any = MLX, **options: Any
 ) -> Case[Any, Any]:
     """An installer of mlx and vllm-metal, in a life in which the disk shows this."""
-    case = given(Installer((mlx, METAL), **options), *history, now=NOW)
+    case = given(InstallerCore((mlx, METAL), **options), *history, now=NOW)
     case.when(Recovered()).rest()
     if looked:
         look(case, *disk)
@@ -104,7 +104,7 @@ def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "
 
 
 def status(case: Case[Any, Any], name: str = "mlx") -> BackendStatus:
-    assert isinstance(case.core, Installer)
+    assert isinstance(case.core, InstallerCore)
     return case.core.status(case.state, name, case.now.wall)
 
 

@@ -25,7 +25,7 @@ from greenroom.actors.engine_runner.events import (
 )
 from greenroom.actors.engine_runner.messages import StartEngine, runner_address
 from greenroom.actors.gates import GateEffects
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
@@ -163,7 +163,7 @@ class Simulation:
         """A new life of the daemon, on the same journal."""
         facts = self.facts
         scheduler = Scheduler(facts, policy=self.policy, limits=self.limits)
-        cores: list[Core[Any, Any]] = [Installer(facts), Runner("llama.cpp"), Runner("mlx"), Library()]
+        cores: list[Core[Any, Any]] = [InstallerCore(facts), Runner("llama.cpp"), Runner("mlx"), Library()]
         self.journal.inside = MemoryJournal([record for record, _ in self.history])
         self.system = ManualSystem(self.journal, clock=self.clock)
         for core in cores:

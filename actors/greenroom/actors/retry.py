@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING
 from greenroom.actors.values import Failure
 
 if TYPE_CHECKING:
-    from tenacity import RetryCallState, Retrying
+    from tenacity import BaseRetrying, RetryCallState, Retrying
+    from tenacity.stop import stop_base
+
+    GivenRetry = BaseRetrying | stop_base
+    """What a program says of retries."""
 
 
-class _AttemptFailed(Exception):
+class AttemptFailed(Exception):
+    """What Tenacity's conditions see of an attempt. `code` is a word such as `unreachable`."""
+
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.code = failure.code
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, _AttemptFailed) and error.failure.kind == "transient"
+    return isinstance(error, AttemptFailed) and error.failure.kind == "transient"
 
 
 class RetryPolicy:
@@ -69,19 +76,71 @@ class RetryPolicy:
 
         state = RetryCallState(self._retrying, fn=None, args=(), kwargs={"draw": draw})
         state.attempt_number = attempt
-        error = _AttemptFailed(failure)
+        error = AttemptFailed(failure)
         state.set_exception((type(error), error, None))
         state.start_time, state.outcome_timestamp = 0.0, elapsed
         self._retrying.begin()
         try:
             step = self._retrying.iter(state)
-        except (RetryError, _AttemptFailed):
+        except (RetryError, AttemptFailed):
             return None
-        return now + step if isinstance(step, DoSleep) else None
+        return now + step if isinstance(step, DoSleep) and step < math.inf else None
 
     def clamp(self, retry_at: float, now: float) -> float:
         """A stored `retry_at`, made sensible for a clock that may have jumped since."""
         return min(retry_at, now + self.longest)
+
+
+class GivenPolicy(RetryPolicy):
+    """As a program's own Tenacity object says when to stop and how long to wait. Nothing of it is called but
+    its conditions: it never sleeps.
+    """
+
+    def __init__(self, given: BaseRetrying) -> None:
+        super().__init__(attempts=1, longest=math.inf, most=0.0)
+        self._given = given
+
+    @cached_property
+    def _retrying(self) -> Retrying:
+        from tenacity import Retrying
+
+        condition = self._given.retry
+
+        def retries(state: RetryCallState) -> bool:
+            """A permanent failure would be the same again, whatever the condition says."""
+            assert state.outcome is not None
+            error = state.outcome.exception()
+            return error is not None and _is_transient(error) and bool(condition(state))
+
+        given = self._given
+        return Retrying(retry=retries, stop=given.stop, wait=given.wait)
+
+    def retry_at(
+        self, failure: Failure, *, attempt: int, now: float, draw: float, elapsed: float = 0.0
+    ) -> float | None:
+        try:
+            at = super().retry_at(failure, attempt=attempt, now=now, draw=draw, elapsed=elapsed)
+        except Exception:  # noqa: BLE001 - theirs: without this, those who wait would never be answered
+            return None
+        return at if at is None else max(now, at)
+
+
+def given_policy(given: object) -> RetryPolicy:
+    """A policy from a `tenacity.Retrying`, or from a condition to stop, with our own times between attempts.
+
+    Raises TypeError for anything else, also for an `AsyncRetrying`, whose conditions may have to be awaited.
+    """
+    from tenacity import AsyncRetrying, BaseRetrying, Retrying, wait_random_exponential
+    from tenacity.stop import stop_base
+
+    if isinstance(given, RetryPolicy):
+        return given
+    if isinstance(given, stop_base):
+        return GivenPolicy(Retrying(stop=given, wait=wait_random_exponential(max=30.0)))
+    if not isinstance(given, BaseRetrying) or isinstance(given, AsyncRetrying):
+        kind = type(given).__name__
+        raise TypeError(f"retry must be a tenacity.Retrying or a stop condition of Tenacity, not {kind}")
+    return GivenPolicy(given)
 
 
 INSTALL_RETRIES = RetryPolicy(attempts=5, most=30.0, longest=45.0)

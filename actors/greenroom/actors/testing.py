@@ -103,7 +103,7 @@ class Case(Generic[S, V]):
         if now is not None:
             self.clock.set(now)
         self._begin()
-        self.carry_out(self._steps.core.decide(self.state, command, self.now, self.look()), cause)
+        self._carry_out(self._steps.core.decide(self.state, command, self.now, self.look()), cause)
         return self
 
     def settle(self) -> Self:
@@ -222,10 +222,9 @@ class Case(Generic[S, V]):
         if decision.reply is not None:
             raise AssertionError(f"settle must not reply, but replied {decision.reply!r}")
         self.wake_at = decision.wake_at
-        self.carry_out(decision, "")
+        self._carry_out(decision, "")
 
-    def carry_out(self, decision: Decision[V], cause: str) -> None:
-        """Store a decision's events and collect its effects; a case that performs them overrides this."""
+    def _carry_out(self, decision: Decision[V], cause: str) -> None:
         self.decision = decision
         self.faults += decision.faults
         if decision.faults and not self.faults_allowed:

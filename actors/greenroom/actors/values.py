@@ -73,6 +73,8 @@ class Failure(Fact, frozen=True, kw_only=True):
     """Raw tool output (redacted, bounded to 4,000 characters): for the log and `why`, not for clients."""
     blame: Blame = ""
     """Whose failure it was: only the engine's own and the model's count against a model."""
+    numbers: Mapping[str, float] = {}
+    """The figures behind it, such as bytes needed and free."""
 
     def sentence(self) -> str:
         """What happened, then what to do."""
@@ -157,6 +159,19 @@ class Installation(Fact, frozen=True, kw_only=True):
     """Why it cannot be used; empty when whole."""
     built_with: str = ""
     """Compilers and options, if it was compiled on this machine."""
+
+
+class DeclaredEnvironment(Fact, frozen=True, kw_only=True):
+    """What an environment that a program asked for is made of: not of a backend's declaration."""
+
+    requirement: str
+    """Such as `black>=26,<27`."""
+    python: str = ""
+    """A version or a path, as asked for; empty for the program's own Python."""
+    indexes: tuple[str, ...] = ()
+    """Instead of the user's own, without credentials."""
+    lock: str = ""
+    """SHA-256 of the lock that names its files; empty if the newest versions that satisfy it are resolved."""
 
 
 class Reservation(Fact, frozen=True, kw_only=True):

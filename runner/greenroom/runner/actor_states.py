@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from greenroom.actors.characters import NAME, is_line
 from greenroom.actors.engine_runner.core import RunnerState
 from greenroom.actors.engine_runner.messages import runner_address
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.messages import INSTALLER, BackendStatus
 from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.kernel.errors import KernelError, Refusal, Refused, SystemFailed
@@ -149,7 +149,7 @@ class ActorStates:
     def statuses(self) -> tuple[BackendStatus, ...]:
         """All backends as the installer sees them."""
         core = self.system.addresses[INSTALLER]
-        assert isinstance(core, Installer)
+        assert isinstance(core, InstallerCore)
         state: InstallerState = self.system.state(INSTALLER)
         return core.list_of(state, self.system.clock.now().wall).backends
 

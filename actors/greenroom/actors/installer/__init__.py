@@ -7,6 +7,7 @@
 - `disk_inspection`: what an inspection of the disk means for what the journal says
 - `versions`: which installation is in use, and whether it is whole
 - `uninstalling`: uninstall, cancel, leave
+- `environments`: the same for the environments of a program, which no engine runs from
 - `messages`: commands and replies
 - `events`: what is stored
 - `effects`: what the builder is to do

@@ -119,7 +119,7 @@ Volatile = InstallerVolatile
 N = TypeVar("N", Ensure, Uninstall, CancelInstall, LeaveInstall)
 
 
-class Installer:
+class InstallerCore:
     address: Address = INSTALLER
     event_types: Sequence[type[Event]] = events_of(installer_events)
 

@@ -170,7 +170,7 @@ def _made_by(job: JobState, one: Installation) -> bool:
 
 
 def _over(name: str, job: JobState) -> Event:
-    reason = "the daemon restarted, which ended the request that needed it"
+    reason = "a restart ended the request that needed it"
     return InstallCancelled(job=job.id, backend=name, reason=reason)
 
 

@@ -16,6 +16,7 @@ _KINDS: dict[str, ErrorKind] = {
     "no_lock": "not_ready",
     "refused_by_policy": "not_ready",
     "no_such_version": "not_found",
+    "no_such_python": "not_ready",
     "bad_settings": "not_ready",
     "version_not_taken": "not_ready",
     "no_space": "exhausted",
@@ -31,7 +32,8 @@ def kind_of(code: str, *, passing: bool) -> ErrorKind:
     return _KINDS.get(code, "unavailable" if passing else "internal")
 
 
-def failed(failure: Failure | None, subject: str) -> Refusal:
+def failed(failure: Failure | None, subject: str, *, attempts: int = 0) -> Refusal:
+    """`attempts`: how many were made, if that says something."""
     assert failure is not None
     passing = failure.kind == "transient"
     return Refusal(
@@ -40,6 +42,7 @@ def failed(failure: Failure | None, subject: str) -> Refusal:
         advice=failure.advice,
         kind=kind_of(failure.code, passing=passing),
         retry_after=30.0 if passing else 0.0,
+        numbers={**failure.numbers, **({"attempts": float(attempts)} if attempts > 1 else {})},
         subject=subject,
     )
 

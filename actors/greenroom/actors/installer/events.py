@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.values import Caller, Failure, Installation, WantedBy
+from greenroom.actors.values import Caller, DeclaredEnvironment, Failure, Installation, WantedBy
 from greenroom.actors.variants import RankedVariant
+
+
+class EnvironmentDeclared(Event, frozen=True, kw_only=True):
+    """A program asked for this environment for the first time."""
+
+    TAG = "environment_declared"
+    backend: str
+    """The environment's name: it is installed as a backend is."""
+    declared: DeclaredEnvironment
 
 
 class InstallRequested(Event, frozen=True, kw_only=True):

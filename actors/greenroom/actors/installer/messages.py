@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from greenroom.actors.kernel.core import Address, Command, R_co
 from greenroom.actors.limits import BackendName, Id, Ids, Line, Many, Name, Reason, Version, Whole
 from greenroom.actors.scheduler.messages import SchedulerCommand
-from greenroom.actors.values import Caller, Cancelled, Fact, Failure, Installation, Plan, WantedBy
+from greenroom.actors.values import (
+    Caller,
+    Cancelled,
+    DeclaredEnvironment,
+    Fact,
+    Failure,
+    Installation,
+    Plan,
+    WantedBy,
+)
 from greenroom.actors.variants import RankedVariant
 
 INSTALLER = Address("installer")
@@ -132,6 +141,18 @@ class Ensure(InstallerCommand[Ensured], frozen=True, kw_only=True):
     caller: Caller = Caller()
     waiter: Id = ""
     """A unique name of the client that waits; without one it counts until the job ends, or until `leave`."""
+
+
+class EnsureEnvironment(Ensure, frozen=True, kw_only=True):
+    """The same for an environment of a program's own: `Ensured`. `backend` is its name."""
+
+    declared: DeclaredEnvironment
+
+
+class AwaitInspected(InstallerCommand[None], frozen=True, kw_only=True):
+    """Answered once it is known of every environment whether it is whole, or that its disk cannot be read."""
+
+    REPEATABLE = True
 
 
 class RankVariants(InstallerCommand[None], frozen=True, kw_only=True):

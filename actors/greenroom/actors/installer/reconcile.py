@@ -406,7 +406,7 @@ def answers(
             assert here is not None, "a job is unnecessary only if its installation exists"
             outcome = Ensured(installation=here, fresh=False)
         case InstallFailed() as e:
-            outcome = refusals.failed(e.failure, e.backend)
+            outcome = refusals.failed(e.failure, e.backend, attempts=job.attempt)
         case InstallCancelled() as e:
             outcome = refusals.cancelled(e.backend, e.reason, job.variant)
         case _:

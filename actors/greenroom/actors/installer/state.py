@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from greenroom.actors.installer.events import (
+    EnvironmentDeclared,
     InstallationActivated,
     InstallationBroken,
     InstallationCommitted,
@@ -28,7 +29,7 @@ from greenroom.actors.installer.events import (
 )
 from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.core import Stored
-from greenroom.actors.values import Failure, Installation, WantedBy
+from greenroom.actors.values import DeclaredEnvironment, Failure, Installation, WantedBy
 from greenroom.actors.variants import BEST, USUAL, RankedVariant
 from greenroom.actors.waiters import Waiters, joined
 
@@ -91,6 +92,8 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     """For each variant and its devices, also those that are not there now; the last ones only."""
     declined: frozenset[str] = frozenset()
     """Variants that the user has uninstalled: they are not offered."""
+    declared: DeclaredEnvironment | None = None
+    """Of a program's own environment; None for a backend."""
 
     @property
     def theirs(self) -> Installation | None:
@@ -186,6 +189,8 @@ def apply(state: InstallerState, stored: Stored[Any]) -> InstallerState:
 
 def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendInstallState:
     match stored.event:
+        case EnvironmentDeclared() as e:
+            return replace(old, declared=e.declared)
         case InstallRequested() as e if any(one.id == e.job for one in old.jobs_open):
             jobs = [
                 replace(one, wanted_by=e.wanted_by, best=one.best or e.best) if one.id == e.job else one

@@ -8,7 +8,7 @@ from greenroom.actors.conversation_log import ConversationLog
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.kernel.core import Core, Event
 from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.kernel.supervision import CommandParked
@@ -20,7 +20,7 @@ def actors() -> list[Core[Any, Any]]:
     """All but the runners, of which there is one for each backend."""
     # What a core was made with matters to `decide` alone.
     started = DaemonStarted(pid=0, version="", platform="")
-    return [DaemonLog(started), Idempotency(), ConversationLog(), Installer(()), Library(), Scheduler(())]
+    return [DaemonLog(started), Idempotency(), ConversationLog(), InstallerCore(()), Library(), Scheduler(())]
 
 
 def event_codec(*types: type[Event]) -> Codec:

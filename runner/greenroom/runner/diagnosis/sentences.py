@@ -51,6 +51,8 @@ class Narrator:
     def __init__(self) -> None:
         self._jobs: dict[str, str] = {}
         """job → what it pulls or installs."""
+        self._environments: set[str] = set()
+        """Those of programs, which are no backends."""
         self._origins: dict[str, str] = {}
         """job → the path that its model is adopted from."""
         self._engines: dict[str, Fields] = {}
@@ -116,7 +118,17 @@ class Narrator:
 
     # installer
 
+    def _environment_declared(self, fields: Fields) -> str:
+        declared: Fields = fields["declared"]
+        self._environments.add(str(fields["backend"]))
+        python = f" on Python {declared['python']}" if declared.get("python") else ""
+        lock = f", with the files of the lock {str(declared['lock'])[:12]}" if declared.get("lock") else ""
+        places = f", from {' and '.join(declared['indexes'])}" if declared.get("indexes") else ""
+        return f"{fields['backend']} is the environment for {declared['requirement']}{python}{lock}{places}."
+
     def _install_requested(self, fields: Fields) -> str:
+        if fields["backend"] in self._environments:
+            return f"Installing {_versioned(fields)} for {_asked_by(fields) or 'a program'}."
         return f"Installing {_versioned(fields)}{_why(fields)}."
 
     def _install_attempt_failed(self, fields: Fields) -> str:

@@ -245,6 +245,8 @@ class WhyBackend:
         return None
 
     def _serves(self) -> list[str]:
+        if (declared := self._state.declared) is not None:
+            return [f"It is the environment for {declared.requirement}."]
         served = sorted(
             f"{shown_model(one.spec.model_id, self._history)} (engine {one.spec.engine_id})"
             for one in self._history.scheduler.loads.values()
@@ -466,6 +468,8 @@ class WhyBackend:
         """Why a job was begun: the request behind it, and the damage that it repairs."""
         asked = latest(episode, InstallRequested)
         who = self._history.who(asked[0].record.cause, asked[1].caller) if asked is not None else ""
+        if asked is not None and self._state.declared is not None:
+            who = asked[1].caller.name
         why = _WANTED_BY[wanted_by].format(who=who or ("a request" if wanted_by == "request" else "the user"))
         if asked is None:
             return why

@@ -12,8 +12,7 @@ from greenroom.actors.values import EngineSpec
 from greenroom.runner.backend_facts import facts_of
 from greenroom.runner.backends.base import Environment, Launch, ModelFiles, Platform
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.installations.builder import source_of
-from greenroom.runner.installations.lock_file import Lock, shipped
+from greenroom.runner.installations.lock_file import Lock, shipped, source_of
 
 
 def source(variant: str = "", **here: object) -> Environment:

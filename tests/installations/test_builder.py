@@ -24,7 +24,8 @@ from greenroom.actors.reports import Happened
 from greenroom.runner.backends.base import Platform
 from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.installations.builder import Builder, source_of
+from greenroom.runner.installations.builder import Builder
+from greenroom.runner.installations.lock_file import source_of
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.setting_values import ExternalBackend
 from package_index import Index, Misbehaviour

@@ -131,7 +131,7 @@ def test_other_bytes_of_the_same_length_never_enter_the_store(
     store: FileStore, index: Index, big: LockedFile, misbehave: type[Misbehaviour]
 ) -> None:
     index.wrong[big.name] = misbehave(body=b"x" * big.size)
-    with pytest.raises(JobFailed, match="not the file that this release") as caught:
+    with pytest.raises(JobFailed, match="not the file that the lock names") as caught:
         fetch(store, index.sources, big)
     assert (caught.value.failure.kind, caught.value.failure.code) == ("permanent", "hash_mismatch")
     assert not store.has(big)

@@ -6,8 +6,7 @@ from greenroom.actors.values import BackendFacts, VariantFacts
 from greenroom.runner.backends.base import Backend, Environment, Image, Platform
 from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.backends.variants import Variant, usual
-from greenroom.runner.installations.builder import source_of
-from greenroom.runner.installations.lock_file import shipped_version
+from greenroom.runner.installations.lock_file import shipped_version, source_of
 from greenroom.runner.setting_values import ExternalBackend
 
 

@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 _MODELS = "models"
@@ -45,8 +45,8 @@ class HomeUnusable(OSError):
         return f"{self.sentence} {self.advice}"
 
 
-def prepare_home(home: Path) -> None:
-    """Create the directory and its folders, writable only by their owner whatever the umask, and check them.
+def prepare_home(home: Path, folders: Sequence[str] = _FOLDERS) -> None:
+    """Create it and these folders, writable only by their owner whatever the umask, and check them.
 
     Raises:
         HomeUnusable: It cannot be used; nothing was changed except what could be created.
@@ -56,19 +56,19 @@ def prepare_home(home: Path) -> None:
         mode = stat.S_IMODE(home.stat().st_mode)
         if mode & _OTHERS_WRITE:
             home.chmod(mode & ~_OTHERS_WRITE)
-        for name in _FOLDERS:
+        for name in folders:
             (home / name).mkdir(mode=0o700, exist_ok=True)
-        for path in _parts(home):
+        for path in _parts(home, folders):
             _expect_usable(path)
     except OSError as error:
         raise HomeUnusable(error, home) from error
 
 
-def _parts(home: Path) -> Iterator[Path]:
+def _parts(home: Path, folders: Sequence[str]) -> Iterator[Path]:
     """What is checked: enough to find another user's files without walking through everything."""
     yield home
     yield from (home / name for name in _FILES)
-    for name in _FOLDERS:
+    for name in folders:
         yield home / name
         with os.scandir(home / name) as entries:
             yield from (Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -516,3 +516,44 @@ async def in_thread(work: Callable[[], T]) -> T:
         return await future
     finally:
         check.cancel()
+
+
+def whole(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
+    """Do it on a thread of its own, and wait.
+
+    Ctrl-C does not cut it in half: its end is waited for, what was done is undone, and then the caller is
+    interrupted. A second Ctrl-C interrupts at once; the thread still undoes what it has done.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+    interrupted, over, deciding = threading.Event(), threading.Event(), threading.Lock()
+
+    def run() -> None:
+        try:
+            made = work()
+            with deciding:
+                if not interrupted.is_set():
+                    done.append(made)
+            if not done and undo is not None:
+                undo(made)
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            failed.append(error)
+        finally:
+            over.set()
+
+    try:
+        threading.Thread(target=run, name="greenroom-open", daemon=True).start()
+    except RuntimeError:  # while the interpreter shuts down, as in `atexit`, there are no new threads
+        run()
+    try:
+        over.wait()
+    except BaseException:
+        with deciding:
+            interrupted.set()
+        if done and undo is not None:
+            undo(done[0])
+        over.wait()
+        raise
+    if failed:
+        raise failed[0]
+    return done[0]

@@ -94,6 +94,13 @@ class Environment:
     """The only index that has this build, asked before all others: elsewhere the same names and versions are
     other builds."""
 
+    only_indexes: tuple[str, ...] = ()
+    """Instead of the user's own indexes and folders of wheels."""
+    python: str = ""
+    """The version or the path of the Python it is made for; empty for Greenroom's own."""
+    given_lock: str = ""
+    """The text of a lock that does not ship: its files, and no others, are installed."""
+
     @property
     def kept_as(self) -> str:
         """Tells its locks from those of other variants."""

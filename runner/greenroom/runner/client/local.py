@@ -27,7 +27,7 @@ from greenroom.runner.home import HomeUnusable
 from greenroom.runner.http.aiohttp_adapter import ServerRunner
 from greenroom.runner.http.app import context_of, front_door
 from greenroom.runner.systems.peer_processes import process_caller
-from greenroom.runner.threads import NoThread
+from greenroom.runner.threads import NoThread, whole
 
 R = TypeVar("R")
 
@@ -106,7 +106,7 @@ class LocalAccess(Access):
         door = self._door
         return door.http if door is not None and door.is_open and not self.is_over else None
 
-    def _expect_no_fork(self) -> None:
+    def http(self) -> HttpClient:
         if self._pid != os.getpid():
             raise NotAvailable(
                 f"This Greenroom runs in process {self._pid}, from which this one was forked.",
@@ -114,21 +114,12 @@ class LocalAccess(Access):
                 code="forked",
                 kind="invalid",
             )
-
-    def http(self) -> HttpClient:
-        self._expect_no_fork()
         with self._lock:
             if self._over:
                 raise closed()
             if self._door is None or not self._door.is_open:
-                self._door = _whole(self._begin, self._end)
+                self._door = whole(self._begin, self._end)
             return self._door.http
-
-    def again(self) -> HttpClient:
-        self._expect_no_fork()
-        if (opened := self.opened) is None:
-            raise closed()
-        return opened
 
     def close(self, user: object) -> None:
         self._users.discard(user)
@@ -146,7 +137,7 @@ class LocalAccess(Access):
             if _open.get(self._runner.home) is self:
                 _open.pop(self._runner.home)
             if door is not None:
-                _whole(lambda: self._end(door))
+                whole(lambda: self._end(door))
 
     def _begin(self) -> _Door:
         try:
@@ -231,44 +222,3 @@ class _Door:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_accepted_socket(self._served.server, connection)
         self._callers.introduce(transport, self._caller)
-
-
-def _whole(work: Callable[[], R], undo: Callable[[R], None] | None = None) -> R:
-    """Do it on a thread of its own, and wait.
-
-    Ctrl-C does not cut it in half: its end is waited for, what was done is undone, and then the caller is
-    interrupted. A second Ctrl-C interrupts at once; the thread still undoes what it has done.
-    """
-    done: list[R] = []
-    failed: list[BaseException] = []
-    interrupted, over, deciding = threading.Event(), threading.Event(), threading.Lock()
-
-    def run() -> None:
-        try:
-            made = work()
-            with deciding:
-                if not interrupted.is_set():
-                    done.append(made)
-            if not done and undo is not None:
-                undo(made)
-        except BaseException as error:  # noqa: BLE001 - raised again by the caller
-            failed.append(error)
-        finally:
-            over.set()
-
-    try:
-        threading.Thread(target=run, name="greenroom-open", daemon=True).start()
-    except RuntimeError:  # while the interpreter shuts down, as in `atexit`, there are no new threads
-        run()
-    try:
-        over.wait()
-    except BaseException:
-        with deciding:
-            interrupted.set()
-        if done and undo is not None:
-            undo(done[0])
-        over.wait()
-        raise
-    if failed:
-        raise failed[0]
-    return done[0]

@@ -11,8 +11,10 @@
 - `toolchain`: looks for compilers, headers, cmake and ninja
 - `external`: installations of the user's own
 - `archive`: exports an installation to a file, and imports it
-- `lock_file`: the shipped locks: which wheels an installation is made of, with their hashes; kept downloads
+- `lock_file`: the shipped locks: what a variant and its environment are made of, by hash; kept downloads
 - `resolution`: resolves a version into a lock
+- `pythons`: the Python that an environment is made for
+- `given_lock`: a lock of the user's own
 - `sources`: package indexes, proxies and credentials, from the settings of pip and uv
 - `uv`: runs uv, and says what its failures mean
 - `verified_download`: fetches wheels and checks the hash of each

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -49,7 +49,7 @@ from greenroom.runner.installations.errors import os_failure
 from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.inspection import Inspection
 from greenroom.runner.installations.installed import UNREADABLE, InstallationStore, folder_of
-from greenroom.runner.installations.lock_file import shipped_version
+from greenroom.runner.installations.lock_file import source_of
 from greenroom.runner.installations.source_builds import SourceBuilds
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.verification import Unclear
@@ -61,39 +61,8 @@ _log = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 10.0
 _REASON = 400
+_NOT_THERE = ("not_installed", "broken")
 _NO_PACKAGE = ("unsupported_platform", "no_lock")
-
-
-def source_of(
-    backend: Backend, platform: Platform, named: ExternalBackend | None = None, variant: str = ""
-) -> Environment | Image | SourceBuild:
-    """What a variant is installed from: as it is declared, or out of what the user has named instead.
-
-    Raises:
-        KeyError: There is no such variant.
-    """
-    if variant in backend.builds:
-        return backend.builds[variant]
-    source = backend.source
-    if variant:
-        own = {one.name: one.source for one in backend.variants if one.runs_on(platform)}[variant]
-        if own is not None:
-            source = replace(own, build=variant, tested=_tested(own, source, platform))
-    if named is None:
-        return source
-    if isinstance(source, Image):
-        return source.out_of(named.image) if named.image else source
-    if named.indexes is None:
-        return source
-    if source.own_index:
-        return replace(source, own_index=next(iter(named.indexes), ""), indexes=named.indexes[1:])
-    return replace(source, indexes=named.indexes)
-
-
-def _tested(own: Environment, usual: Environment | Image, platform: Platform) -> str:
-    """The version of a variant that this release was tested with, if it is the usual one's."""
-    same = isinstance(usual, Environment) and usual.distribution == own.distribution
-    return shipped_version(usual, platform) if same and isinstance(usual, Environment) else ""
 
 
 _Awaited = RemoveInstallation | PlanInstallation | VerifyInstallations | DropUnneeded
@@ -155,6 +124,7 @@ class Builder:
         board: ProgressBoard,
         *,
         backends: Mapping[str, Backend] = BACKENDS,
+        environments: Mapping[str, Environment] | None = None,
         platform: Platform | None = None,
         sources: PackageSources | None = None,
         external: Mapping[str, ExternalBackend] | None = None,
@@ -167,6 +137,7 @@ class Builder:
         """Touch nothing yet.
 
         Args:
+            environments: What is installed like a backend and is none, by name; it may change at any time.
             sources: Where packages come from; the user's pip and uv settings when not given.
             external: The user's own installations, by backend, and images to use instead of the vendors'.
             registries: Mirrors and insecure registries.
@@ -180,6 +151,7 @@ class Builder:
         self._board = board
         self._platform = platform or Platform.here()
         self._backends = {name: backend.on(self._platform) for name, backend in backends.items()}
+        self._environments = environments if environments is not None else {}
         self._sources = sources
         self._external = external or {}
         self._registries = registries or {}
@@ -236,7 +208,7 @@ class Builder:
                     plan = self.plan(effect.backend, effect.version, effect.variant)
                     ended = EffectEnded(effect=effect, answer=plan)
                 case VerifyInstallations(backend=backend, installations=ids):
-                    read = {one: tuple(self.verify(backend, one)) for one in ids}
+                    read = {one: self._complaints(backend, one) for one in ids}
                     damaged = {one: complaints for one, complaints in read.items() if complaints}
                     verified = Verified(backend=backend, checked=ids, damaged=damaged)
                     ended = EffectEnded(effect=effect, answer=verified)
@@ -306,6 +278,14 @@ class Builder:
             return [theirs.broken] if theirs is not None and theirs.broken else []
         named = Installation(id=installation_id, backend=backend, version="")
         return self._makers().installed.verify(named, cancel or self._closing)
+
+    def _complaints(self, backend: str, installation_id: str) -> tuple[str, ...]:
+        try:
+            return tuple(self.verify(backend, installation_id))
+        except JobFailed as failed:
+            if failed.failure.code in _NOT_THERE:
+                return (failed.failure.message.rstrip("."),)
+            raise
 
     def drop_fetched(self) -> int:
         """Drop the downloads of installations that were never finished, and what was unpacked from them.
@@ -438,6 +418,8 @@ class Builder:
         )
 
     def _source(self, backend: str, variant: str) -> Environment | Image | SourceBuild:
+        if (own := self._environments.get(backend)) is not None:
+            return own
         declared = self._backends.get(backend)
         if declared is None:
             raise JobFailed.permanent(

@@ -6,11 +6,9 @@ Each attempt builds in its own final folder, which is never moved and does not c
 
 from __future__ import annotations
 
-import io
-import struct
+import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -39,7 +37,14 @@ from greenroom.runner.installations.installed import (
     usage,
     write_attempt,
 )
-from greenroom.runner.installations.lock_file import FileStore, Lock, LockedFile, shipped
+from greenroom.runner.installations.lock_file import (
+    FileStore,
+    Lock,
+    LockedFile,
+    shipped,
+    unpacked,
+    unpacked_wheel,
+)
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import Uv
 from greenroom.runner.installations.verification import (
@@ -47,7 +52,6 @@ from greenroom.runner.installations.verification import (
     InstallationRecord,
     Interpreter,
     Wheel,
-    base_python,
     flush,
     interpreter,
     inventory,
@@ -56,7 +60,7 @@ from greenroom.runner.installations.verification import (
     write_record,
 )
 from greenroom.runner.systems.processes import ProcessIdentity
-from greenroom.runner.threads import Beside, TookTooLong, start_thread, stop_if
+from greenroom.runner.threads import Beside, start_thread, stop_if
 
 Contents = tuple[dict[str, int], dict[str, str], dict[str, str]]
 """Sizes of files, targets of links, and the sums of files that no `RECORD` lists."""
@@ -88,12 +92,23 @@ class Environments(Maker):
         self._uv_binary = uv_binary
         self._closing = Event()
 
-    def lock(self, source: Environment, version: str = "", cancel: Event | None = None) -> Lock:
+    def lock(
+        self,
+        source: Environment,
+        version: str = "",
+        cancel: Event | None = None,
+        python: Interpreter | None = None,
+    ) -> Lock:
         """The shipped lock, or one resolved for a version the user named (which needs an index).
 
         Raises:
             JobFailed: There is none for this platform, or the version cannot be resolved.
         """
+        python = python or self._python(source, cancel)
+        if source.given_lock:
+            from greenroom.runner.installations.given_lock import files_of
+
+            return files_of(self._resolver(source), source.given_lock, python, cancel)
         if version in ("", "pinned"):
             try:
                 return shipped(source, self._platform)
@@ -111,8 +126,7 @@ class Environments(Maker):
             return kept
         from greenroom.runner.installations.resolution import for_version
 
-        uv = Uv(self._cache, self._sources_of(source).understood(), self._uv_binary)
-        return for_version(uv, source, version, base_python(), cancel)
+        return for_version(self._resolver(source), source, version, python, cancel)
 
     def plan(self, backend: str, source: Environment, version: str = "", cancel: Event | None = None) -> Plan:
         """What an installation would download; needs no network for the version this release ships.
@@ -120,8 +134,9 @@ class Environments(Maker):
         Raises:
             JobFailed: As `lock`.
         """
-        lock = self.lock(source, version, cancel)
-        return self._plan(backend, source, lock, lock.files())
+        python = self._python(source, cancel)
+        lock = self.lock(source, version, cancel, python)
+        return self._plan(backend, source, lock, _files(lock, python))
 
     def build(
         self,
@@ -158,13 +173,14 @@ class Environments(Maker):
         report = ProgressReport(job, progress or (lambda _: None))
         if version not in ("", "pinned"):
             report.phase("resolving", f"Resolving {source.distribution} {version}")
-        lock = self.lock(source, version, cancel)
+        python = self._python(source, cancel)
+        lock = self.lock(source, version, cancel, python)
         if digest not in ("", lock.digest) and lock.resolved:
             raise _other_packages(source, lock)
-        files = lock.files()
+        files = _files(lock, python)
         plan = self._plan(backend, source, lock, files)
         newest = version == "latest" and not repair
-        if newest and (here := self._made_of(backend, plan.version, variant, files)) is not None:
+        if newest and (here := self._made_of(backend, plan.version, variant, files, python)) is not None:
             return here
         name = f"{source.distribution} {plan.version}"
         with self.store.using(files):
@@ -178,7 +194,7 @@ class Environments(Maker):
                 self._explained(files),
                 self._attempt(backend, plan.version, lock.digest, job, variant) as folder,
             ):
-                self._fill(folder, source, lock, files, cancel, report)
+                self._fill(folder, source, lock, files, python, cancel, report)
                 report.phase("verifying", f"Testing whether {source.distribution} starts")
                 # Before the first import, which writes byte code through temporary files.
                 sizes, links = inventory(folder)
@@ -193,7 +209,7 @@ class Environments(Maker):
                 flushed.result(cancel=cancel)
                 contents = (sizes, links, sums.result(cancel=cancel))
                 stop_if(cancel)  # the last moment at which cancelling leaves nothing: the commit comes next
-                found = self._record(folder, backend, variant, source, lock, files, contents)
+                found = self._record(folder, backend, variant, source, lock, files, contents, python)
                 found = msgspec.structs.replace(found, no_restore=no_restore)
                 (folder / ATTEMPT).unlink()
                 write_record(folder, found)
@@ -240,12 +256,25 @@ class Environments(Maker):
 
     def _sources_of(self, source: Environment) -> PackageSources:
         origin = f"the declaration of {source.distribution}"
+        if source.only_indexes:
+            return self._sources.with_only(source.only_indexes, origin)
         sources = self._sources.with_indexes(source.indexes, origin)
         return sources.with_first(source.own_index, origin) if source.own_index else sources
 
+    def _resolver(self, source: Environment) -> Uv:
+        return Uv(self._cache, self._sources_of(source).understood(), self._uv_binary)
+
+    def _python(self, source: Environment, cancel: Event | None) -> Interpreter:
+        """Raises JobFailed if it is not on this machine."""
+        if not source.python:
+            return Interpreter.here()
+        from greenroom.runner.installations.pythons import find
+
+        return find(self._unpacker, source.python, cancel)
+
     def _plan(self, backend: str, source: Environment, lock: Lock, files: Sequence[LockedFile]) -> Plan:
         packages = (f"{file.project}=={file.version}" for file in files)
-        return self._plan_for(backend, lock.version_of(source.distribution), packages, files)
+        return self._plan_for(backend, _version(source, lock), packages, files)
 
     def _fill(
         self,
@@ -253,6 +282,7 @@ class Environments(Maker):
         source: Environment,
         lock: Lock,
         files: Sequence[LockedFile],
+        python: Interpreter,
         cancel: Event,
         report: ProgressReport,
     ) -> None:
@@ -268,8 +298,8 @@ class Environments(Maker):
                 sizes = (unpacked_wheel(self.store.path(file), file.size) for file in batch)
                 need_space(self.installed.room, sum(sizes))
 
-        name = f"{source.distribution} {lock.version_of(source.distribution)}"
-        unpacking = _Unpacking(self._unpacker, self.store, folder, report.job, before)
+        name = f"{source.distribution} {_version(source, lock)}"
+        unpacking = _Unpacking(self._unpacker, self.store, folder, Path(python.base), report.job, before)
         sources = self._sources_of(source)
         try:
             if self.store.missing(files):
@@ -298,17 +328,18 @@ class Environments(Maker):
         lock: Lock,
         files: Sequence[LockedFile],
         contents: Contents,
+        python: Interpreter,
     ) -> InstallationRecord:
         sizes, links, sums = contents
         return InstallationRecord(
             id=folder.name,
             backend=backend,
             variant=variant,
-            version=lock.version_of(source.distribution),
+            version=_version(source, lock),
             digest=lock.digest,
             built_at=time.time(),
             size=usage([folder]),
-            python=Interpreter.here(),
+            python=python,
             wheels=tuple(Wheel(name=f.name, sha256=f.sha256, size=f.size) for f in files),
             probed=source.probe,
             files=sizes,
@@ -317,14 +348,14 @@ class Environments(Maker):
         )
 
     def _made_of(
-        self, backend: str, version: str, variant: str, files: Sequence[LockedFile]
+        self, backend: str, version: str, variant: str, files: Sequence[LockedFile], python: Interpreter
     ) -> Installation | None:
         """An intact installation of these very files. Its lock may say the same in other words."""
-        wanted, tag = {(file.name, file.sha256) for file in files}, Interpreter.here().tag
+        wanted = {(file.name, file.sha256) for file in files}
 
         def is_same(record: InstallationRecord) -> bool:
             made = {(wheel.name, wheel.sha256) for wheel in record.wheels}
-            return made == wanted and record.python.tag == tag
+            return made == wanted and record.python.tag == python.tag
 
         return self.installed.made_of(backend, version, variant, is_same)
 
@@ -344,9 +375,9 @@ class Environments(Maker):
             return
         # If the packed size does not fit, there is no need to ask.
         need_space(room, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
-        from greenroom.runner.installations.verified_download import Finder, PackageOrigin
+        from greenroom.runner.installations.verified_download import PackageOrigin
 
-        origin = PackageOrigin(Finder(self._sources_of(source)))
+        origin = PackageOrigin(self._sources_of(source))
 
         def here(file: LockedFile) -> Path | None:
             return self.store.path(file) if self.store.has(file) else origin.local(file)
@@ -369,6 +400,23 @@ class Environments(Maker):
             raise
 
 
+def _files(lock: Lock, python: Interpreter) -> tuple[LockedFile, ...]:
+    """Raises JobFailed if a package has none for this Python."""
+    if python.tag == sys.implementation.cache_tag:
+        return lock.files()
+    from greenroom.runner.installations.pythons import tags_of
+
+    return lock.files(tags_of(python))
+
+
+def _version(source: Environment, lock: Lock) -> str:
+    """That of its distribution; a lock without it is known by its digest."""
+    try:
+        return lock.version_of(source.distribution)
+    except KeyError:
+        return lock.digest[:12]
+
+
 def _other_packages(source: Environment, lock: Lock) -> JobFailed:
     version = lock.version_of(source.distribution)
     return JobFailed.permanent(
@@ -388,14 +436,21 @@ class _Unpacking:
     """
 
     def __init__(
-        self, uv: Uv, wheels: FileStore, folder: Path, job: str, before: Callable[[list[LockedFile]], None]
+        self,
+        uv: Uv,
+        wheels: FileStore,
+        folder: Path,
+        python: Path,
+        job: str,
+        before: Callable[[list[LockedFile]], None],
     ) -> None:
-        """`before` is called with each batch before it is unpacked and may raise `JobFailed`; `job` is for
-        `attempt.json`.
+        """`python` is the interpreter below the environment. `before` is called with each batch before it is
+        unpacked and may raise `JobFailed`; `job` is for `attempt.json`.
         """
         self._uv = uv
         self._wheels = wheels
         self._folder = folder
+        self._python = python
         self._job = job
         self._before = before
         self._stop = Event()
@@ -457,7 +512,7 @@ class _Unpacking:
         return batch
 
     def _make_environment(self) -> None:
-        args = ["venv", str(self._folder / ENVIRONMENT), "--python", str(base_python())]
+        args = ["venv", str(self._folder / ENVIRONMENT), "--python", str(self._python)]
         args += ["--no-project", "--offline", "--quiet"]
         self._uv.run(args, cancel=self._stop, on_start=self._started, deadline=120.0)
 
@@ -500,64 +555,3 @@ def _unpacking_last(file: LockedFile) -> tuple[bool, int, str]:
     by size.
     """
     return not file.name.endswith("-none-any.whl"), -file.size, file.name
-
-
-# how large it becomes
-
-_ASK_SECONDS = 30.0
-_TAIL = 64 * 1024
-_TAIL_MOST = 16 * 2**20
-_END = struct.Struct("<4s8xII2x")
-"""A zip's last record: its mark, and size and offset of the directory."""
-
-Tail = Callable[[LockedFile, int], bytes | None]
-"""Returns the last bytes of a remote file; None if its server does not support that."""
-
-
-def unpacked(
-    files: Sequence[LockedFile], here: Callable[[LockedFile], Path | None], tail: Tail, cancel: Event
-) -> int:
-    """Bytes that wheels unpack to; for unreadable ones, their own size.
-
-    Args:
-        here: The path of an already fetched file.
-        tail: Asks the server; called on several threads.
-        cancel: Stops asking, with JobCancelled.
-    """
-    asked = [(file, Beside(lambda file=file: _unpacked(file, here, tail), "wheel-size")) for file in files]  # type: ignore[misc]
-    total = 0
-    for file, ask in asked:
-        try:
-            total += max(file.size, ask.result(cancel=cancel, seconds=_ASK_SECONDS))
-        except (TookTooLong, JobFailed):
-            total += file.size
-    return total
-
-
-def _unpacked(file: LockedFile, here: Callable[[LockedFile], Path | None], tail: Tail) -> int:
-    if (path := here(file)) is not None:
-        return unpacked_wheel(path, file.size)
-    size = _TAIL
-    for _ in range(2):
-        end = tail(file, size)
-        if end is None:
-            return file.size
-        place = end.rfind(b"PK\5\6")
-        if place < 0 or place + _END.size > len(end):
-            return file.size
-        directory = _END.unpack_from(end, place)[1]
-        if directory <= place:
-            return unpacked_wheel(io.BytesIO(end), file.size)
-        size = directory + _TAIL
-        if size > _TAIL_MOST:
-            break
-    return file.size
-
-
-def unpacked_wheel(wheel: Path | io.BytesIO, otherwise: int) -> int:
-    """Unpacked bytes according to a wheel's directory."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            return sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, ValueError):
-        return otherwise  # uv will report what is wrong with it

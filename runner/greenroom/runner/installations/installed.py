@@ -544,7 +544,9 @@ def need_space(room: DiskRoom, needed: int) -> None:
     if needed and there < needed + RESERVE:
         raise _no_space(
             f"Installing needs {(needed + RESERVE) / 1e6:.0f} MB, including {RESERVE / 1e6:.0f} MB kept free "
-            f"for the journal and the logs; the disk of {room.folder} has {there / 1e6:.0f} MB left."
+            f"for the journal and the logs; the disk of {room.folder} has {there / 1e6:.0f} MB left.",
+            needed + RESERVE,
+            there,
         )
 
 
@@ -558,7 +560,9 @@ def keep_reserve(room: DiskRoom) -> None:
     if there < RESERVE:
         raise _no_space(
             f"The disk of {room.folder} has {there / 1e6:.0f} MB left; {RESERVE / 1e6:.0f} MB of it must "
-            "stay free for the journal and the logs."
+            "stay free for the journal and the logs.",
+            RESERVE,
+            there,
         )
 
 
@@ -567,8 +571,9 @@ def is_ample(room: DiskRoom, download: int, total: int) -> bool:
     return room.free() >= download + _AMPLE * total + RESERVE
 
 
-def _no_space(message: str) -> JobFailed:
+def _no_space(message: str, needed: int, free: int) -> JobFailed:
     failed = JobFailed.permanent(
         "no_space", message, advice="Free some space, or set GREENROOM_HOME to a folder on another disk."
     )
-    return JobFailed(blamed(failed.failure))
+    numbers = {"needed": float(needed), "free": float(free)}
+    return JobFailed(msgspec.structs.replace(blamed(failed.failure), numbers=numbers))

@@ -21,12 +21,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import re
 import shutil
+import struct
 import sys
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,9 +37,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from greenroom.runner.backends.base import Environment, Platform
+from greenroom.runner.backends.base import Backend, Environment, Image, Platform
+from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.threads import stop_if
+from greenroom.runner.setting_values import ExternalBackend
+from greenroom.runner.threads import Beside, TookTooLong, stop_if
 
 if TYPE_CHECKING:
     from packaging.tags import Tag
@@ -204,6 +209,38 @@ def shipped_version(source: Environment, platform: Platform) -> str:
     return ""
 
 
+def source_of(
+    backend: Backend, platform: Platform, named: ExternalBackend | None = None, variant: str = ""
+) -> Environment | Image | SourceBuild:
+    """What a variant is installed from: as it is declared, or out of what the user has named instead.
+
+    Raises:
+        KeyError: There is no such variant.
+    """
+    if variant in backend.builds:
+        return backend.builds[variant]
+    source = backend.source
+    if variant:
+        own = {one.name: one.source for one in backend.variants if one.runs_on(platform)}[variant]
+        if own is not None:
+            source = replace(own, build=variant, tested=_tested(own, source, platform))
+    if named is None:
+        return source
+    if isinstance(source, Image):
+        return source.out_of(named.image) if named.image else source
+    if named.indexes is None:
+        return source
+    if source.own_index:
+        return replace(source, own_index=next(iter(named.indexes), ""), indexes=named.indexes[1:])
+    return replace(source, indexes=named.indexes)
+
+
+def _tested(own: Environment, usual: Environment | Image, platform: Platform) -> str:
+    """The version of a variant that this release was tested with, if it is the usual one's."""
+    same = isinstance(usual, Environment) and usual.distribution == own.distribution
+    return shipped_version(usual, platform) if same and isinstance(usual, Environment) else ""
+
+
 def render(packages: Sequence[LockedPackage], header: Sequence[str]) -> str:
     lines = [f"# {line}".rstrip() for line in header]
     for package in packages:
@@ -343,6 +380,67 @@ def file_sha256(path: Path) -> hashlib._Hash:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest
+
+
+# how large they become
+
+_ASK_SECONDS = 30.0
+_TAIL = 64 * 1024
+_TAIL_MOST = 16 * 2**20
+_END = struct.Struct("<4s8xII2x")
+"""A zip's last record: its mark, and size and offset of the directory."""
+
+Tail = Callable[[LockedFile, int], bytes | None]
+"""Returns the last bytes of a remote file; None if its server does not support that."""
+
+
+def unpacked(
+    files: Sequence[LockedFile], here: Callable[[LockedFile], Path | None], tail: Tail, cancel: Event
+) -> int:
+    """Bytes that wheels unpack to; for unreadable ones, their own size.
+
+    Args:
+        here: The path of an already fetched file.
+        tail: Asks the server; called on several threads.
+        cancel: Stops asking, with JobCancelled.
+    """
+    asked = [(file, Beside(lambda file=file: _unpacked(file, here, tail), "wheel-size")) for file in files]  # type: ignore[misc]
+    total = 0
+    for file, ask in asked:
+        try:
+            total += max(file.size, ask.result(cancel=cancel, seconds=_ASK_SECONDS))
+        except (TookTooLong, JobFailed):
+            total += file.size
+    return total
+
+
+def _unpacked(file: LockedFile, here: Callable[[LockedFile], Path | None], tail: Tail) -> int:
+    if (path := here(file)) is not None:
+        return unpacked_wheel(path, file.size)
+    size = _TAIL
+    for _ in range(2):
+        end = tail(file, size)
+        if end is None:
+            return file.size
+        place = end.rfind(b"PK\5\6")
+        if place < 0 or place + _END.size > len(end):
+            return file.size
+        directory = _END.unpack_from(end, place)[1]
+        if directory <= place:
+            return unpacked_wheel(io.BytesIO(end), file.size)
+        size = directory + _TAIL
+        if size > _TAIL_MOST:
+            break
+    return file.size
+
+
+def unpacked_wheel(wheel: Path | io.BytesIO, otherwise: int) -> int:
+    """Unpacked bytes according to a wheel's directory."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError):
+        return otherwise  # uv will report what is wrong with it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

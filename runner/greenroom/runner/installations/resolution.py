@@ -25,9 +25,10 @@ from greenroom.runner.installations.lock_file import (
     normalized,
     render,
 )
+from greenroom.runner.installations.pythons import tags_of
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.uv import Uv
-from greenroom.runner.installations.verification import base_python
+from greenroom.runner.installations.verification import Interpreter
 from greenroom.runner.installations.web import Web
 
 _PYTHON = "3.11"
@@ -45,7 +46,7 @@ def resolve(
     requirements: Sequence[str],
     *,
     header: Sequence[str] = (),
-    python: str | None = None,
+    python: str | Interpreter,
     cancel: Event | None = None,
     universal: bool = False,
     dependencies: bool = True,
@@ -56,7 +57,7 @@ def resolve(
     """Ask the indexes for the newest set of wheels that satisfies all requirements.
 
     Args:
-        python: Path or version of the interpreter to resolve for.
+        python: The interpreter to resolve for, or its version.
         universal: For every supported platform and all Pythons from `python` on, not just for this one.
         dependencies: Include dependencies.
         every_wheel: Include wheels for older systems of this kind.
@@ -77,14 +78,17 @@ def resolve(
             without = Path(folder, "excluded.txt")
             without.write_text("\n".join(excluded) + "\n", encoding="utf-8")
             args += ["--excludes", str(without)]
-        args += ["--python-version" if universal else "--python", python] if python else []
+        args += ["--python", python.base] if isinstance(python, Interpreter) else ["--python-version", python]
         uv.run([*args, *uv.sources.uv_arguments()], cwd=Path(folder), cancel=cancel, deadline=deadline)
         table = tomllib.loads(found.read_text(encoding="utf-8"))
-    packages = _packages(table, uv.sources, universal=universal, every_wheel=every_wheel)
+    one_wheel_for = None if every_wheel or isinstance(python, str) else python
+    packages = _packages(table, uv.sources, universal=universal, one_wheel_for=one_wheel_for)
     return Lock(render(packages, header))
 
 
-def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel: Event | None = None) -> Lock:
+def for_version(
+    uv: Uv, source: Environment, version: str, python: Interpreter, cancel: Event | None = None
+) -> Lock:
     """A lock for a version the user named; `latest` is the newest that satisfies the declaration.
 
     Raises:
@@ -97,24 +101,29 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
     header = [f"{source.distribution} {version}, resolved on request from: {', '.join(requirements)}"]
     try:
         found = resolve(
-            uv, requirements, header=header, python=str(python), cancel=cancel, excluded=source.excluded
+            uv, requirements, header=header, python=python, cancel=cancel, excluded=source.excluded
         )
         return replace(found, resolved=True)
     except JobFailed as failed:
         if failed.failure.code != "no_such_version":
             raise
-        raise _not_found(source.distribution, version.strip(), failed.failure) from failed
+        raise _not_found(source, version.strip(), failed.failure) from failed
 
 
-def _not_found(distribution: str, version: str, failure: Failure) -> JobFailed:
+def _not_found(source: Environment, version: str, failure: Failure) -> JobFailed:
     """The same failure in terms of the request: uv found no set of packages, for whatever reason."""
-    wanted = distribution if version == "latest" else f"{distribution} {version}"
+    distribution, newest = source.distribution, version == "latest"
+    wanted = distribution if newest else f"{distribution} {version}"
+    wanted = source.requirements[0] if newest and len(source.requirements) == 1 else wanted
     told = " ".join(failure.detail.split())
     missing = f"no version of {distribution}=={version}" in told or f"{distribution} was not found" in told
+    advice = "Ask for other versions, or use another Python." if newest else failure.advice
     message = f"{wanted} is not on the package index."
-    if not missing:
+    if not missing and newest and f"Because only {distribution}" in told:
+        message = f"No version on the package index satisfies {wanted}."
+    elif not missing:
         message = f"No set of packages makes {wanted} work here."
-    return JobFailed.permanent(failure.code, message, advice=failure.advice, detail=failure.detail)
+    return JobFailed.permanent(failure.code, message, advice=advice, detail=failure.detail)
 
 
 def _see_that_it_is_taken(source: Environment, version: str) -> None:
@@ -174,7 +183,7 @@ def write_lock(backend: str, source: Environment, platform: Platform, variant: s
         Uv(user_cache_path("greenroom") / "uv", sources),
         source.requirements,
         header=[*header, ""],
-        python=_PYTHON if source.universal else str(base_python()),
+        python=_PYTHON if source.universal else Interpreter.here(),
         universal=source.universal,
         every_wheel=True,
         excluded=source.excluded,
@@ -185,7 +194,11 @@ def write_lock(backend: str, source: Environment, platform: Platform, variant: s
 
 
 def _packages(
-    table: Mapping[str, Any], sources: PackageSources, *, universal: bool, every_wheel: bool
+    table: Mapping[str, Any],
+    sources: PackageSources,
+    *,
+    universal: bool,
+    one_wheel_for: Interpreter | None,
 ) -> list[LockedPackage]:
     packages = []
     for package in table.get("packages", []):
@@ -200,8 +213,8 @@ def _packages(
             files = tuple(sorted(wheels, key=lambda wheel: wheel.name))
             name = normalized(package["name"])
             packages.append(LockedPackage(name, package["version"], marker.strip(), files))
-    if not universal and not every_wheel:
-        chosen = {file.project: file for file in chosen_files(packages)}
+    if one_wheel_for is not None:
+        chosen = {file.project: file for file in chosen_files(packages, tags_of(one_wheel_for))}
         packages = [
             replace(package, files=(chosen[package.name],)) for package in packages if package.name in chosen
         ]

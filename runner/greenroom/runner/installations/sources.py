@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,19 @@ class PackageSources:
     def with_first(self, url: str, origin: str) -> PackageSources:
         """The same sources after this index: what it has is taken from nowhere else."""
         return replace(self, first=Setting(url, origin))
+
+    def with_only(self, urls: Sequence[str], origin: str) -> PackageSources:
+        """These indexes and no other source, asked as the settings say."""
+        index, *extra = (Setting(url, origin) for url in urls)
+        return replace(
+            self,
+            index=index,
+            first=None,
+            extra_indexes=tuple(extra),
+            find_links=(),
+            no_index=None,
+            senseless=(),
+        )
 
     @property
     def indexes(self) -> tuple[Setting, ...]:

@@ -49,6 +49,7 @@ LAYERS = (
     ("runner.http",),
     ("runner.embedded",),
     ("runner.client",),
+    ("runner.environments",),
     ("runner.cli",),
 )
 

@@ -14,6 +14,7 @@ from greenroom.runner.config import load as load
 from greenroom.runner.daemon import Greenroom as Greenroom
 from greenroom.runner.diagnosis.stored_events import StoredEvent as StoredEvent
 from greenroom.runner.diagnosis.stored_events import read_events as read_events
+from greenroom.runner.environments.installer import Installer as Installer
 from greenroom.runner.http.app import front_door as front_door
 
 __version__: str

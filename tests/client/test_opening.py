@@ -28,7 +28,6 @@ from greenroom.runner import (
     StoredModel,
     connect,
 )
-from greenroom.runner.client.http_client import HttpClient
 from waiting import until
 
 
@@ -240,4 +239,4 @@ async def models(client: Client) -> list[StoredModel]:
 
 
 def stop(client: Client) -> None:
-    HttpClient(client.url).post("/daemon/stop", {})  # no client stops a daemon that it shares
+    client._access.http().post("/daemon/stop", {})  # noqa: SLF001 - no client stops a daemon that it shares

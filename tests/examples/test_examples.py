@@ -152,3 +152,11 @@ def get(url: str) -> dict[str, object]:
         except urllib.error.URLError:
             assert time.monotonic() < deadline, f"no server answers at {url}"
             time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_tool_is_installed_from_the_real_index_once(tmp_path: Path) -> None:
+    said = [run("examples/tools.py", str(tmp_path)) for _ in range(2)]
+    assert "Downloading black" in said[0]
+    assert "Downloading" not in said[1]
+    assert all(one.splitlines()[-2].startswith("black, 2") for one in said)

@@ -19,8 +19,6 @@ from greenroom.runner.client.errors import GreenroomError as GreenroomError
 from greenroom.runner.client.errors import NotAvailable as NotAvailable
 from greenroom.runner.client.errors import RequestRefused as RequestRefused
 from greenroom.runner.client.errors import Unreachable as Unreachable
-from greenroom.runner.client.events import AsyncJournalStream as AsyncJournalStream
-from greenroom.runner.client.events import JournalStream as JournalStream
 from greenroom.runner.client.results import InstalledBackend as InstalledBackend
 from greenroom.runner.client.results import JobProgress as JobProgress
 from greenroom.runner.client.results import RunningEngine as RunningEngine
@@ -49,6 +47,13 @@ from greenroom.runner.embedded.transports import async_transport as async_transp
 from greenroom.runner.embedded.transports import transport as transport
 from greenroom.runner.embedded.unix_door import UnixDoor as UnixDoor
 from greenroom.runner.embedded.unix_door import serve as serve
+from greenroom.runner.environments.async_installer import AsyncInstaller as AsyncInstaller
+from greenroom.runner.environments.errors import BadRequirement as BadRequirement
+from greenroom.runner.environments.errors import NoEnvironment as NoEnvironment
+from greenroom.runner.environments.installed import InstalledEnvironment as InstalledEnvironment
+from greenroom.runner.environments.installer import Installer as Installer
+from greenroom.runner.environments.streams import AsyncEnsureStream as AsyncEnsureStream
+from greenroom.runner.environments.streams import EnsureStream as EnsureStream
 from greenroom.runner.http.app import asgi as asgi
 from greenroom.runner.http.app import front_door as front_door
 from greenroom.runner.http.server import BadBind as BadBind

@@ -1,0 +1,159 @@
+"""The installer of a program's own environments."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from greenroom.actors.installer.messages import Uninstall
+from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.retry import given_policy
+from greenroom.runner.client.results import WhyResult
+from greenroom.runner.daemon_lock import HomeLocked
+from greenroom.runner.environments.calls import EnsureCall, OnProgress
+from greenroom.runner.environments.errors import failed
+from greenroom.runner.environments.host import EnvironmentHost
+from greenroom.runner.environments.installed import InstalledEnvironment
+from greenroom.runner.environments.opening import POLL, shared, still_locked
+from greenroom.runner.environments.requests import EnvironmentRequests
+from greenroom.runner.environments.streams import EnsureStream
+from greenroom.runner.user_home import expanded
+
+if TYPE_CHECKING:
+    from greenroom.actors.retry import GivenRetry
+    from greenroom.runner.environments.async_installer import AsyncInstaller
+
+R = TypeVar("R")
+
+
+class Installer(EnvironmentRequests[InstalledEnvironment, EnsureStream]):
+    """Keeps Python environments in a folder: `with Installer("~/.myapp/envs") as installer`.
+
+    Each is resolved, downloaded with its hashes checked, tested and only then there. What happens is recorded
+    in a journal in the folder; after a crash, whatever is whole is found again. It is opened by `with` or by
+    the first call; `async with` gives an `AsyncInstaller`. Any number of threads may use it, and all
+    installers of one folder in this process share one. Calls raise GreenroomError: `NoEnvironment` with the
+    reason, `BadRequirement`, which is a ValueError, and `NotAvailable`.
+    """
+
+    def __init__(
+        self,
+        home: str | os.PathLike[str],
+        *,
+        wait: float = 60.0,
+        retry: GivenRetry | None = None,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            home: a folder of its own; `~` is expanded, a relative one is resolved now.
+            wait: seconds to wait while another process has it open; one at a time can.
+            retry: as in `ensure`, for calls that give none.
+
+        Raises TypeError, ValueError.
+        """
+        if not isinstance(home, str | os.PathLike):
+            raise TypeError(f"home must be a path, not {type(home).__name__}")
+        if not os.fspath(home):
+            raise ValueError("home must be a folder, not an empty text")
+        if isinstance(wait, bool) or not isinstance(wait, int | float):
+            raise TypeError(f"wait must be a number of seconds, not {type(wait).__name__}")
+        if not wait >= 0:
+            raise ValueError(f"wait must be 0 seconds or more, not {wait:g}")
+        if retry is not None:
+            given_policy(retry)
+        self.home = expanded(home).absolute()
+        """The folder."""
+        self._wait = wait
+        self._retry = retry
+        self._shared = shared(self.home, self)
+
+    # life
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> AsyncInstaller:
+        from greenroom.runner.environments.async_installer import AsyncInstaller
+
+        return await AsyncInstaller(self, self._shared, self._wait, self._retry).__aenter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        from greenroom.actors.kernel.system import stop_in_thread
+
+        await stop_in_thread(self.close)
+
+    def close(self) -> None:
+        """End what is being installed, unless another installer of this process has the folder open too.
+
+        Idempotent; takes half a minute at most. Environments remain usable.
+        """
+        self._shared.close(self)
+
+    # using
+
+    def environments(self) -> list[InstalledEnvironment]:
+        """Those that are installed and whole, by name."""
+        return self._open().environments()
+
+    def remove(self, what: str | InstalledEnvironment) -> int:
+        """Remove an environment, and return the bytes freed.
+
+        `what` is an environment, its name, or a requirement: then all that were made for it; for `black` also
+        those with versions. Programs that run from it lose their files.
+
+        Raises NoEnvironment if there is none.
+        """
+        host = self._open()
+        return sum(self._answer(host, Uninstall(backend=name)).freed for name in host.names(name_of(what)))
+
+    def why(self, what: str | InstalledEnvironment) -> WhyResult:
+        """Why an environment is as it is: what happened to it, as the journal has it."""
+        return self._open().why(name_of(what))
+
+    # inside
+
+    def _ensured(
+        self, call: EnsureCall, stream: bool, progress: OnProgress | None
+    ) -> InstalledEnvironment | EnsureStream:
+        steps = EnsureStream(self._open, call)
+        if stream:
+            return steps
+        with steps:
+            for step in steps:
+                if progress is not None:
+                    progress(step)
+            return steps.result()
+
+    def _open(self) -> EnvironmentHost:
+        until = time.monotonic() + self._wait
+        while True:
+            try:
+                return self._shared.host()
+            except HomeLocked as error:
+                if time.monotonic() >= until or error.pid == os.getpid():
+                    raise still_locked(error, self.home, self._wait) from error
+            time.sleep(POLL)
+
+    def _answer(self, host: EnvironmentHost, command: Any) -> Any:
+        try:
+            return host.ask(command).get()
+        except KernelError as error:
+            raise failed(error, self.home, command.backend) from error
+
+    def __repr__(self) -> str:
+        return f"Installer({str(self.home)!r})"
+
+
+def name_of(what: object) -> str:
+    """Raises TypeError."""
+    if isinstance(what, InstalledEnvironment):
+        return what.name
+    if not isinstance(what, str):
+        raise TypeError(f"an environment is meant by its name or requirement, not by {type(what).__name__}")
+    return what

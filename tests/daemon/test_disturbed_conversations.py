@@ -46,7 +46,7 @@ class Talk:
         def is_answered() -> bool:
             answers.append(daemon.post("/v1/chat/completions", body | {"logprobs": True, "top_logprobs": 2}))
             # A model whose engines were killed three times is not loaded for a while.
-            return b'"breaker_open"' not in answers[-1].body
+            return not any(code in answers[-1].body for code in (b'"breaker_open"', b'"unloaded"'))
 
         until(is_answered, 120)
         assert answers[-1].status == 200, answers[-1].body

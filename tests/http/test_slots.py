@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import Any
 
+import pytest
+
 from waiting import until_async
 
 
@@ -80,3 +82,54 @@ async def test_a_request_for_several_answers_takes_as_many_slots(open_server: An
     answers = await asyncio.gather(*(server.stream(n=4) for _ in range(3)), server.stream())
     assert [status for status, _ in answers] == [200] * 4
     assert (await server.stats())["most_at_once"] == 1
+
+
+def saves_slots(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have its engine be one like llama.cpp's."""
+    backend = type(server.greenroom.backends["fake"])
+    monkeypatch.setattr(backend, "conversations", "slots")
+    monkeypatch.setattr(backend, "keeps_prompts_of_no_slot", True)
+
+
+async def test_nobody_profits_from_what_was_read_for_another(
+    open_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an `id_slot`, llama.cpp looks among all prompts in memory; `cache_prompt` is about the slot."""
+    server = await open_server("--echo-fields", backend={"slots": 1})
+    saves_slots(server, monkeypatch)
+
+    async def sent(owner: str, *said: str) -> set[str]:
+        monkeypatch.setattr(server.context.callers, "owner_at_once", lambda _: owner)
+        messages = [{"role": "user", "content": word * 300} for word in said]
+        async with server.post("/v1/chat/completions", {"model": "tiny", "messages": messages}) as response:
+            fields = (await response.json())["fields"]
+        return set(fields) & {"id_slot", "cache_prompt"}
+
+    assert await sent("user:1", "a") == set()
+    assert await sent("user:1", "a", "b") == set()
+    assert await sent("user:2", "a", "b") == {"id_slot", "cache_prompt"}
+    assert await sent("user:2", "a", "b", "c") == {"id_slot"}
+    assert await sent("user:1", "a", "b") == {"id_slot", "cache_prompt"}
+
+
+async def test_where_only_processes_tell_whose_a_request_is_a_user_who_is_alone_does_not_wait(
+    open_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await open_server("--echo-fields", backend={"slots": 2})
+    saves_slots(server, monkeypatch)
+    may_look = asyncio.Event()
+
+    async def owner(_: Any) -> str:
+        await may_look.wait()
+        return "user:1"
+
+    monkeypatch.setattr(server.context.callers, "owner_at_once", lambda _: None)
+    monkeypatch.setattr(server.context.callers, "owner", owner)
+    server.greenroom.conversation_saver.models = frozenset()
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "a" * 2_000}]}
+    async with server.post("/v1/chat/completions", body) as response:
+        assert response.status == 200
+    may_look.set()
+    (engine,) = server.greenroom.engines()
+    gates, engine_id = server.greenroom.gates, engine.spec.engine_id
+    await until_async(lambda: [one.owner for one in gates.contents(engine_id).values()] == ["user:1"])

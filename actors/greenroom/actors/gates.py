@@ -134,7 +134,7 @@ class GateReading(NamedTuple):
 class _Gate:
     __slots__ = (
         *("backend", "endpoint", "held", "idle_since", "inside", "key", "last_byte", "open", "served"),
-        *("slots", "used", "contents", "chosen"),
+        *("slots", "used", "contents", "chosen", "owners"),
     )
 
     def __init__(self, key: tuple[str, Mode], backend: str, endpoint: str, now: float, slots: int) -> None:
@@ -149,6 +149,8 @@ class _Gate:
         """request → its caller and slot numbers."""
         self.contents: dict[int, SlotContent] = {}
         """slot number → what it has read; the one used longest ago first."""
+        self.owners: set[str] = set()
+        """The callers it has read for, as far as that was looked up."""
         self.chosen: set[str] = set()
         """Requests inside whose slot will not change any more."""
         self.idle_since = now
@@ -350,7 +352,9 @@ class GateBoard:
             if keeps and prompt:
                 gate.contents[number] = SlotContent(tuple(prompt), key, kept=kept, serial=serial)
             lost = before if before is not None and held < len(before.parts) else None
-            return SlotChoice(engine_id, number, held, lost, serial, gate.slots == 1, source)
+            return SlotChoice(
+                engine_id, number, held, lost, serial, gate.slots == 1, before.owner if before else "", source
+            )
 
     def forget(self, request_id: str) -> None:
         """What the request's slot holds is not known: its engine has refused it."""
@@ -369,13 +373,24 @@ class GateBoard:
             taken = {index for _, indexes in gate.inside.values() for index in indexes}
             return {number: one for number, one in gate.contents.items() if number not in taken}
 
-    def own(self, choice: SlotChoice, owner: str, counted: Counted) -> None:
-        """Whose a slot's content is, unless another request has it by now, and how to count its tokens."""
+    def own(self, choice: SlotChoice, owner: str, counted: Counted) -> bool:
+        """Whose a slot's content is, unless another request has it by now, and how to count its tokens.
+
+        Returns whether the engine has read for no other owner, as far as that is known.
+        """
         with self._lock:
             gate = self._gates.get(choice.engine_id)
             content = gate.contents.get(choice.number) if gate is not None else None
             if gate is not None and content is not None and content.serial == choice.serial:
                 gate.contents[choice.number] = content._replace(owner=owner, counted=counted)
+            if gate is not None and owner:
+                gate.owners.add(owner)
+            return gate is None or gate.owners <= {owner}
+
+    def has_one_owner(self, engine_id: str) -> bool:
+        """Whether an engine has read for one owner at most, as far as that is known."""
+        gate = self._gates.get(engine_id)
+        return gate is None or len(gate.owners) < 2
 
     def forget_content(self, engine_id: str, serial: int) -> None:
         """A slot does not hold this, it has turned out."""
@@ -396,6 +411,7 @@ class GateBoard:
                     if number < gate.slots and number not in used and number not in gate.contents
                 }
                 gate.contents = {**learnt, **gate.contents}
+                gate.owners.update(one.owner for one in contents.values() if one.owner)
 
     def is_wanted(self, engine_id: str) -> bool:
         gate = self._gates.get(engine_id)

@@ -53,6 +53,8 @@ class SlotChoice(NamedTuple):
     serial: int = 0
     alone: bool = False
     """The engine has no other."""
+    owner: str = ""
+    """Whose it was what the slot held; empty if it held nothing, or that is not known."""
     source: SlotSource | None = None
     """An idle slot of the engine that has read more of the prompt."""
 

@@ -471,6 +471,18 @@ class Callers:
         The system is asked for this one connection, which takes no thread: a busy machine cannot delay it
         until the client has gone.
         """
+        if (known := self.owner_at_once(request)) is not None:
+            return known
+        connection, ends = request.connection, ends_of(request.peer, request.local)
+        if connection is None or ends is None:
+            return ""  # the client has left
+        found = await within(_OWNER_WITHIN, self._process(ends))
+        if owner := owner_of(self._described(request, "", found)):
+            self._owners[connection] = owner
+        return owner
+
+    def owner_at_once(self, request: Request) -> str | None:
+        """The same; None where only processes tell it."""
         connection = request.connection
         if connection is None:
             return ""
@@ -480,14 +492,9 @@ class Callers:
         if ends is None:
             return owner_of(self.at_once(request))
         uid = here.socket_user(*ends)
-        if uid is None:
-            found = await within(_OWNER_WITHIN, self._process(ends))
-            owner = owner_of(self._described(request, "", found))
-        else:
-            owner = f"user:{uid}" if uid >= 0 else ""
-        if owner:
-            self._owners[connection] = owner
-        return owner
+        if uid is not None and uid >= 0:
+            self._owners[connection] = f"user:{uid}"
+        return None if uid is None else self._owners.get(connection, "")
 
     async def _process(self, ends: Ends) -> Caller | None:
         # Most clients have asked before, each time on another connection.

@@ -332,9 +332,11 @@ class Exchange:
             backend = self._context.greenroom.backends[place.backend]
             saves = backend.conversations == "slots" and path in TAKES_SLOT
             if saves and (choice := admission.take_slot()) is not None:
-                number = None if choice.alone and backend.keeps_prompts_of_no_slot else choice.number
-                translated = with_slot(translated, number, keeps=self._keeps[0])
-                await self._go_on(choice, admission, model, len(right.body))
+                goes_on, is_ours = await self._go_on(choice, admission, model, len(right.body))
+                # Of a request that names no slot, llama.cpp looks in its memory for all prompts.
+                is_free = choice.alone and backend.keeps_prompts_of_no_slot and is_ours
+                number = None if is_free else choice.number
+                translated = with_slot(translated, number, keeps=self._keeps[0] and goes_on)
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             admission.send_to(place.engine_id)
             self._note.engine, self._note.backend, self._note.fault = place.engine_id, place.backend, ""
@@ -367,24 +369,42 @@ class Exchange:
             await self._wait_for_turn(model, right.body)
             await asyncio.sleep(_REACH_PAUSE)
 
-    async def _go_on(self, choice: SlotChoice, admission: Admission, model: Model, size: int) -> None:
-        """Restore what the slot lacks of the prompt, if it is on the disk, and see whose the request is."""
+    async def _go_on(
+        self, choice: SlotChoice, admission: Admission, model: Model, size: int
+    ) -> tuple[bool, bool]:
+        """Restore what the slot lacks of the prompt, if it is on the disk, and see whose the request is.
+
+        Returns whether what the slot holds is for this caller, and whether all is that the engine has read.
+        """
         context, saver = self._context, self._context.greenroom.conversation_saver
         if saver.saves and choice.lost is not None and choice.lost.owner:
             await admission.in_slot(lambda: saver.before_loss(choice, admission.request_id))
-        if not (saver.saves and all(self._keeps)) or saver.reads_at_once(choice.engine_id, size):
-            return
-        if not choice.source and (model.id not in saver.models or (choice.held and choice.lost is None)):
-            context.keep(self._own(choice))
-            return
-        owner = await self._own(choice)
-        restorer = saver.restorer
-        self._note.restored = await admission.in_slot(lambda: restorer.restore(choice, self._prompt, owner))
+        if saver.reads_at_once(choice.engine_id, size):
+            return True, True
+        has_all = bool(choice.held) and choice.lost is None
+        needs_none = not choice.source and (has_all or model.id not in saver.models)
+        owner = context.callers.owner_at_once(self._request)
+        if owner is None:
+            if needs_none and context.greenroom.gates.has_one_owner(choice.engine_id):
+                context.keep(self._own(choice))  # looking takes too long for a user who is alone
+                return True, True
+            owner = await context.callers.owner(self._request)
+        is_ours = context.greenroom.gates.own(choice, owner, self._note.counted)
+        goes_on = choice.owner in ("", owner)
+        if not goes_on:
+            choice = choice._replace(held=0)
+        elif needs_none:
+            return True, is_ours
+        if saver.saves and all(self._keeps):
+            restorer = saver.restorer
+            found = await admission.in_slot(lambda: restorer.restore(choice, self._prompt, owner))
+            self._note.restored = found
+            goes_on = goes_on or (found is not None and found.tokens > 0)
+        return goes_on, is_ours
 
-    async def _own(self, choice: SlotChoice) -> str:
+    async def _own(self, choice: SlotChoice) -> None:
         owner = await self._context.callers.owner(self._request)
         self._context.greenroom.gates.own(choice, owner, self._note.counted)
-        return owner
 
     async def _send_cut(
         self, place: Place, model: Model, right: Checked, upstream: Connection, chunk: bytes

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 PROGRAMS = (
     *("journal", "kernel", "front_door", "asgi", "families", "engines"),
-    *("clients", "installer", "daemon", "commands", "why"),
+    *("clients", "installer", "daemon", "commands", "why", "conversations"),
 )
+ALWAYS = {"conversations": ["--brief"]}
 QUICK = {
     "journal": ["--seconds", "0.5", "--events", "20000"],
     "kernel": ["--seconds", "0.3"],
@@ -35,6 +36,7 @@ QUICK = {
     "daemon": ["--events", "20000", "--repeat", "2", "--callers", "200"],
     "commands": ["--repeat", "1"],
     "why": ["--events", "20000", "--repeat", "2"],
+    "conversations": ["--tokens", "500", "--requests", "100"],
 }
 ALWAYS_JSON = ("front_door", "asgi")
 BUSY = 0.5
@@ -149,6 +151,21 @@ BUDGETS = (
         300,
         "ms",
     ),
+    Budget(
+        "next turn of a chat of 4,000 tokens after its engine has ended, times as soon as without",
+        "conversations",
+        lambda found: next(one["times"] for one in found["chats"] if one["tokens"] >= 4_000),
+        20,
+        "x",
+        True,
+    ),
+    Budget(
+        "first token, added by saving conversations where nothing is saved",
+        "conversations",
+        lambda found: max(one["off"]["quickest_tenth"] for one in found["unused"]["added_ms"].values()),
+        0.01,
+        "ms",
+    ),
     Budget("daemon memory, idle", "daemon", lambda found: found["restart"]["empty_memory_mb"], 84, "MB"),
 )
 
@@ -157,6 +174,7 @@ def run(program: str, quick: bool) -> Any:
     """What a program has measured; None when it failed, which it has said itself."""
     argv = [sys.executable, str(HERE / f"{program}.py")]
     argv += [] if program in ALWAYS_JSON else ["--json"]
+    argv += ALWAYS.get(program, [])
     argv += QUICK.get(program, []) if quick else []
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False, cwd=HERE.parent)
     # A budget that is not held is an exit code too; what was measured is on standard output all the same.

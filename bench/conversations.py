@@ -1,94 +1,191 @@
 """The first token of a conversation's next turn, after its engine or its daemon has ended, with and without
-what was saved of it.
+what was saved of it; and what all that costs requests that gain nothing.
 
-    python bench/conversations.py [--json] [--tokens 4000] [--python PATH] [--model FILE]
+    python bench/conversations.py [--json] [--brief] [--tokens 4000 16000] [--ways unload …]
+                                  [--python PATH] [--model FILE] [--long-model FILE]
 
-The real llama.cpp with the real model. Each way to end is measured with `conversations` set to `disk` and to
-`memory`. The first token includes the load of the model, which `load` shows alone. `--tokens` is about how
-long the conversation is.
+The real llama.cpp with real models, on daemons of their own. The same next turn is asked after each way to
+end: its messages do not grow, so each has the same to read. `without` is that turn on a daemon that saves
+nothing, once: whatever has ended its engine, it loads the model and reads everything. Then two models, of
+which one fits into memory, take turns, each with a conversation that grows.
+
+The goal is the time of a load (the first token of a short prompt, cold), 0.3 s, and the time to read and to
+check the file at the speeds measured here; and at 4,000 tokens a twentieth of the time without.
+
+`unused` asks an engine that costs nothing, by turns through three daemons: `conversations` as it is by
+default, `memory` and `off`. The quickest tenth of the requests says most on a busy machine. `--brief` leaves
+out the long conversation and the models that take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import asyncio
 import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import front_door
 from engines import BOUND, CACHE, backend_of, call
 
+import greenroom.runner.daemon
 from greenroom.runner.config import Settings
+from greenroom.runner.conversations import files
+from greenroom.runner.conversations.store import FOLDER, ConversationStore
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
 from greenroom.runner.setting_values import ExternalBackend
 
 RULE = "Rule {}: be kind to whale number {}, and remember that it likes to sing in the evening."
 RULE_TOKENS = 24
-WAYS = ("unload", "kill the engine", "restart the daemon", "kill the daemon and its engine")
-GOAL = 20.0
-"""Times as soon as without, at 4,000 tokens."""
+WAYS: Mapping[str, str] = {
+    "eviction": "another model needed the memory",
+    "keep_alive": "its keep-alive ended",
+    "unload": "it was unloaded",
+    "restart": "the daemon was restarted",
+    "upgrade": "Greenroom was upgraded",
+    "kill_engine": "SIGKILL of the engine",
+    "kill_daemon": "SIGKILL of the daemon, which leaves the engine",
+    "kill_both": "SIGKILL of the daemon and its engine",
+}
+BRIEF = ("unload", "kill_both")
+NEWER = "99.0.0"
+SWAPS = 10
+SHORT, LONG = 4_000, 8_000
+"""Tokens of the conversation for which there is the goal of `TIMES`; from which it needs the long model."""
+TIMES = 20.0
+SECONDS = 0.3
+UNUSED_MS = 0.01
+ANSWER, GROWING = 8, 64
+"""Tokens; where a conversation grows, so many that it is saved again."""
 
 
-def serve(python: str, home: Path, setting: Any) -> None:
+class Chat(NamedTuple):
+    """What is measured with one length of conversation."""
+
+    tokens: int
+    model: Path
+    memory: int
+    """Bytes, for one engine and not for two."""
+    slots: int
+    context: int | None = None
+
+
+def serve(python: str, settings: dict[str, Any], version: str) -> None:
     """The daemon under test, in a process of its own."""
+    greenroom.runner.daemon.__version__ = version or greenroom.__version__  # type: ignore[attr-defined]
     backend = backend_of("llama.cpp", python)
     binary = ExternalBackend(binary=Path(sys.executable))
-    settings = Settings(home=home, port=0, conversations=setting, backends={backend.name: binary})
-    run(Greenroom(settings, backends={backend.name: backend}))
+    told = {**settings, "home": Path(settings["home"])}
+    run(
+        Greenroom(Settings(port=0, backends={backend.name: binary}, **told), backends={backend.name: backend})
+    )
 
 
 class Place:
     """A data directory, and its daemon."""
 
-    def __init__(self, python: str, home: Path, setting: str) -> None:
-        self._argv = [sys.executable, __file__, "--serve", python, str(home), setting]
-        self._home = home
+    def __init__(self, python: str, home: Path, setting: str, chat: Chat) -> None:
+        settings = {"home": str(home), "conversations": setting, "memory_budget": chat.memory}
+        settings["slots"] = chat.slots  # otherwise there are fewer where memory is scarce, and both fit
+        self._argv = [sys.executable, __file__, "--serve", python, json.dumps(settings)]
+        self._chat, self._home = chat, home
         self.start()
+        self.models = [self._add(chat.model), self._add(twin(chat.model, home.parent))]
 
-    def start(self) -> None:
+    def _add(self, file: Path) -> str:
+        name = f"file:{file}"
+        call(self.url, "/models/create", {"from": name})
+        if self._chat.context:
+            call(self.url, "/engines/_configure", {"model": name, "context-size": self._chat.context})
+        return name
+
+    def start(self, version: str = "") -> None:
         note = self._home / "daemon.json"
         note.unlink(missing_ok=True)
-        self.process = subprocess.Popen(self._argv, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*self._argv, version], stderr=subprocess.DEVNULL)
         until(note.exists)
         self.url = json.loads(note.read_text())["url"]
+
+    def stop(self) -> None:
+        """As `greenroom restart` does."""
+        argv = [sys.executable, "-m", "greenroom.runner.cli", "stop"]
+        env = {**os.environ, "GREENROOM_HOME": str(self._home)}
+        subprocess.run(argv, env=env, check=True, stdout=subprocess.DEVNULL, timeout=BOUND)
+        self.process.wait(BOUND)
 
     def engine(self) -> int:
         """The pid of the engine that was started last."""
         claims = sorted(self._home.glob("engines/*/claim"), key=lambda one: one.stat().st_mtime)
         return int(json.loads(claims[-1].read_text())["pid"])
 
-    def saved(self) -> set[Path]:
-        return set(self._home.glob("conversations/c-*.json"))
+    def saved(self) -> int:
+        """Bytes of the largest file."""
+        return max((one.stat().st_size for one in self._home.glob(f"{FOLDER}/c-*.bin")), default=0)
 
-    def end(self, way: str, model: str) -> None:
-        """End the engine in this way; the daemon runs afterwards."""
-        if way == "unload":
-            call(self.url, "/engines/unload", {"models": [model]})
-        elif way == "kill the engine":
-            os.kill(self.engine(), signal.SIGKILL)
-        elif way == "restart the daemon":
+    def end(self, way: str, messages: list[dict[str, str]]) -> None:
+        """End the engine in this way, which holds these messages; the daemon runs afterwards."""
+        if way == "eviction":
+            self.turn([{"role": "user", "content": "Hi"}], self.models[1])
+            return
+        if way == "keep_alive":
+            self.turn(messages, keep_alive="1s")
+        elif way == "unload":
             call(self.url, "/engines/unload", {"all": True})
-            self.process.terminate()
-            self.process.wait(BOUND)
-            self.start()
+        elif way in ("restart", "upgrade"):
+            self.stop()
+            self.start(NEWER if way == "upgrade" else "")
         else:
             pid = self.engine()
-            self.process.kill()
-            self.process.wait()
-            with contextlib.suppress(ProcessLookupError):  # its keeper may have been sooner
+            if way != "kill_engine":
+                self.process.kill()
+                self.process.wait()
+            if way != "kill_daemon":
                 os.kill(pid, signal.SIGKILL)
-            self.start()
-        until(lambda: not call(self.url, "/engines/ps"))
+            if way != "kill_engine":
+                self.start()
+        if way == "kill_daemon":
+            until(lambda: call(self.url, "/engines/ps"))
+        else:
+            until(lambda: not call(self.url, "/engines/ps"))
+
+    def turn(self, messages: Sequence[dict[str, str]], model: str = "", **more: Any) -> Turn:
+        body = {"model": model or self.models[0], "messages": messages, "max_tokens": ANSWER, **more}
+        body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+        asked = urllib.request.Request(
+            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        began, first, text, read = time.perf_counter(), 0.0, "", 0
+        with urllib.request.urlopen(asked, timeout=1_800) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    told = json.loads(line[6:])
+                    read = told.get("timings", {}).get("prompt_n", read)
+                    for choice in told["choices"]:
+                        if said := choice["delta"].get("content"):
+                            first, text = first or time.perf_counter() - began, text + said
+        assert first, "the model said nothing"
+        return Turn(first, read, text)
+
+
+class Turn(NamedTuple):
+    """An answer."""
+
+    first: float
+    """Seconds until the first token."""
+    read: int
+    """Tokens of the prompt that were read for it."""
+    text: str
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -98,82 +195,269 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)  # another process; polled, with a bound
 
 
-def turn(place: Place, model: str, messages: list[dict[str, str]]) -> float:
-    """Seconds until the first token; the answer joins the conversation."""
-    body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, "stream": True}
-    asked = urllib.request.Request(
-        f"{place.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    began, first, text = time.perf_counter(), 0.0, ""
-    with urllib.request.urlopen(asked, timeout=600) as answer:
-        for line in answer:
-            if line.startswith(b"data: {"):
-                (choice,) = json.loads(line[6:])["choices"] or [{"delta": {}}]
-                if said := choice["delta"].get("content"):
-                    first, text = first or time.perf_counter() - began, text + said
-    messages.append({"role": "assistant", "content": text})
-    messages.append({"role": "user", "content": "And then?"})
-    return first
+def twin(model: Path, folder: Path) -> Path:
+    """The same model by another name in its file, so that it is another one."""
+    copy = folder / f"twin-{model.name}"
+    if not copy.exists():
+        data = model.read_bytes()
+        at = data.index(b"general.name") + len(b"general.name") + 4 + 8
+        copy.write_bytes(data[:at] + b"~" + data[at + 1 :])
+    return copy
 
 
-def loaded(place: Place, model: str) -> float:
-    """Seconds until the first token of a short prompt, whose model has to be loaded."""
-    place.end("unload", model)
-    return round(turn(place, model, [{"role": "user", "content": "Hi"}]), 3)
+def talk(tokens: int, number: int) -> list[dict[str, str]]:
+    """A conversation of about so many tokens that no other number shares."""
+    rules = " ".join(RULE.format(at, at + number * 1_000) for at in range(tokens // RULE_TOKENS))
+    return [{"role": "system", "content": rules}, {"role": "user", "content": "What is rule 1?"}]
 
 
-def measure(python: str, model: Path, folder: Path, setting: str, tokens: int) -> dict[str, float]:
-    """Way to end → seconds until the first token of the next turn; `load`: of a short prompt alone."""
-    place = Place(python, folder / setting, setting)
-    found: dict[str, float] = {}
-    name = f"file:{model}"
+def gone_on(messages: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
+    return [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
+
+
+def speeds(folder: Path, size: int) -> tuple[float, float]:
+    """Bytes a second at which a file of this size is read from the disk, and its checksum computed."""
+    file = folder / "speed"
+    with file.open("wb") as made:
+        made.write(os.urandom(size))
+        made.flush()
+        os.fsync(made.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(made.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    began = time.perf_counter()
+    file.read_bytes()
+    read = time.perf_counter() - began
+    began = time.perf_counter()
+    files.checksum(file)
+    checked = time.perf_counter() - began
+    file.unlink()
+    return size / read, size / checked
+
+
+def swaps(place: Place, tokens: int) -> list[float]:
+    """Seconds until the first token of each turn, while two models push each other out."""
+    talks = [talk(tokens, 1), talk(tokens, 2)]
+    for number, model in enumerate(place.models):
+        talks[number] = gone_on(talks[number], place.turn(talks[number], model, max_tokens=GROWING).text)
+    took = []
+    for _ in range(SWAPS):
+        for number, model in enumerate(place.models):
+            turn = place.turn(talks[number], model, max_tokens=GROWING)
+            talks[number] = gone_on(talks[number], turn.text)
+            took.append(round(turn.first, 3))
+    return took
+
+
+def measure(python: str, chat: Chat, folder: Path, ways: Sequence[str], is_brief: bool) -> dict[str, Any]:
+    """One length of conversation, with what was saved and without."""
+    folder.mkdir()
+    messages = talk(chat.tokens, 0)
+    place = Place(python, folder / "disk", "disk", chat)
+    took: dict[str, dict[str, Any]] = {}
     try:
-        call(place.url, "/models/create", {"from": name})
-        for number, way in enumerate(WAYS):
-            rules = " ".join(RULE.format(at, at + number * 1_000) for at in range(tokens // RULE_TOKENS))
-            messages = [{"role": "system", "content": rules}, {"role": "user", "content": "What is rule 1?"}]
-            before = place.saved()
-            turn(place, name, messages)
-            if setting == "disk" and way.startswith("kill"):
-                until(lambda before=before: place.saved() - before)  # type: ignore[misc]
-            place.end(way, name)
-            found[way] = round(turn(place, name, messages), 3)
-        found["load"] = loaded(place, name)
+        messages = gone_on(messages, place.turn(messages).text)
+        place.end("unload", messages)
+        for way in ways:
+            if way == "unload":
+                place.turn(messages)
+            place.end(way, messages)
+            turn = place.turn(messages)
+            print(f"{chat.tokens} tokens, {WAYS[way]}: {turn.first:.2f} s", file=sys.stderr, flush=True)
+            took[way] = {"seconds": round(turn.first, 3), "read": turn.read}
+        size = place.saved()
+        loads = []
+        for _ in range(3):
+            place.end("unload", messages)
+            loads.append(place.turn([{"role": "user", "content": "Hi"}]).first)
+        load = statistics.median(loads)
+        taken = [] if is_brief or chat.tokens > LONG else swaps(place, chat.tokens)
     finally:
         place.process.terminate()
         place.process.wait(BOUND)
+    disk, checksum = speeds(folder, size)
+    place = Place(python, folder / "memory", "memory", chat)
+    try:
+        without = place.turn(messages)
+        if "kill_daemon" in took:
+            place.end("kill_daemon", messages)
+            took["kill_daemon"]["without"] = round(place.turn(messages).first, 3)
+    finally:
+        place.process.terminate()
+        place.process.wait(BOUND)
+    goal = load + SECONDS + size / disk + size / checksum
+    for one in took.values():
+        one.setdefault("without", round(without.first, 3))
+        one["times"] = round(one["without"] / one["seconds"], 1)
+        one["holds"] = one["seconds"] <= goal
+    found = {
+        "tokens": without.read,
+        "model": chat.model.name,
+        "load": round(load, 3),
+        "bytes": size,
+        "disk_mb_a_second": round(disk / 1e6),
+        "checksum_mb_a_second": round(checksum / 1e6),
+        "goal": round(goal, 3),
+        "without": round(without.first, 3),
+        "ways": took,
+        "times": min(one["times"] for way, one in took.items() if way != "kill_daemon"),
+    }
+    if taken:
+        expected = without.first * len(taken)
+        found["swaps"] = {
+            "turns": taken,
+            "sum": round(sum(taken), 1),
+            "without": round(expected, 1),
+            "times": round(expected / sum(taken), 1),
+        }
     return found
+
+
+# what it costs where it gains nothing
+
+BODIES = {
+    "too short to be kept": "{} sea",
+    "in its slot": "sea " * 500,
+    "looked up and not found": "{} " + "sea " * 500,
+}
+"""What is asked; the number of the request begins a prompt that no slot has."""
+
+
+async def unused(folder: Path, requests: int) -> dict[str, Any]:
+    """Milliseconds that the first token takes longer by default than with `off` and `memory`."""
+    first = front_door.Daemon(folder / "disk", conversations="disk")
+    (model,) = call(first.url, "/models")
+    first.stop()
+    saved = save_another(folder / "disk", model["id"])
+    daemons = {
+        setting: front_door.Daemon(folder / setting, conversations=setting)
+        for setting in ("disk", "memory", "off")
+    }
+    added: dict[str, Any] = {}
+    try:
+        for what, text in BODIES.items():
+            ways = [front_door.Way(name, url=one.url, text=text) for name, one in daemons.items()]
+            times = await front_door.first_tokens(ways, requests)
+            pairs = {
+                other: [a - b for a, b in zip(times["disk"], times[other], strict=True)]
+                for other in ("memory", "off")
+            }
+            quick = {name: statistics.quantiles(one, n=10)[0] for name, one in times.items()}
+            added[what] = {
+                other: {
+                    "median": round(statistics.median(all_), 4),
+                    "quickest_tenth": round(quick["disk"] - quick[other], 4),
+                }
+                for other, all_ in pairs.items()
+            }
+        written = {one.name for one in (folder / "disk" / FOLDER).iterdir()} - saved
+    finally:
+        for one in daemons.values():
+            one.stop()
+    return {"added_ms": added, "written": sorted(written)}
+
+
+def save_another(home: Path, model_id: str) -> set[str]:
+    """Save a conversation with a model, so that others are looked for; the names of what is saved then."""
+    store = ConversationStore(home / FOLDER, lambda: 10**9)
+    store.open()
+    file = home / "other"
+    file.write_bytes(bytes(1_000))
+    store.put(
+        file,
+        compat="",
+        owner="",
+        model_id=model_id,
+        model="tiny",
+        backend="fake",
+        chain=(bytes(16),),
+        tokens=500,
+        seconds=1.0,
+        reason="idle",
+    )
+    return {one.name for one in (home / FOLDER).iterdir()}
+
+
+# what is printed
+
+
+def table(found: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown, for `docs/performance.md`."""
+    for chat in found["chats"]:
+        yield (
+            f"{chat['tokens']:,} tokens, {chat['model']}. The load alone takes {chat['load']:.2f} s. The "
+            f"file has {chat['bytes'] / 1e6:.0f} MB, read at {chat['disk_mb_a_second']:,} MB/s and checked "
+            f"at {chat['checksum_mb_a_second']:,} MB/s, so the goal is {chat['goal']:.2f} s.\n"
+        )
+        yield "| what had happened | with | without | times as soon | read | goal |"
+        yield "|---|---|---|---|---|---|"
+        for way, one in chat["ways"].items():
+            yield (
+                f"| {WAYS[way]} | {one['seconds']:.2f} s | {one['without']:.2f} s | {one['times']:g} | "
+                f"{one['read']} tokens | {'holds' if one['holds'] else 'does not hold'} |"
+            )
+        if swapped := chat.get("swaps"):
+            yield (
+                f"| two models, to and fro {SWAPS} times: the sum | {swapped['sum']:.1f} s | "
+                f"{swapped['without']:.0f} s | {swapped['times']:g} | | |"
+            )
+        yield ""
+    yield "First token, added by saving conversations, in ms: median of pairs, and of quickest tenths.\n"
+    yield "| a request | beside `off` | beside `memory` |"
+    yield "|---|---|---|"
+    for what, added in found["unused"]["added_ms"].items():
+        cells = (
+            f"{added[one]['median']:+.3f}, {added[one]['quickest_tenth']:+.3f}" for one in ("off", "memory")
+        )
+        yield f"| {what} | {' | '.join(cells)} |"
+    yield f"\nFiles written for these: {len(found['unused']['written'])}"
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], Path(sys.argv[3]), sys.argv[4])
+        serve(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4])
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--tokens", type=int, default=4_000)
+    parser.add_argument("--brief", action="store_true", help="one short conversation, and two ways to end")
+    parser.add_argument("--tokens", type=int, nargs="*", default=None)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=None)
+    parser.add_argument("--requests", type=int, default=1_000, help="through each daemon, for what it costs")
     parser.add_argument("--python", type=Path, default=CACHE / "llama-cpp-env" / "bin" / "python")
     parser.add_argument("--model", type=Path, default=next(iter(CACHE.glob("smollm2/*.gguf")), None))
+    parser.add_argument("--long-model", type=Path, default=next(iter(CACHE.glob("gemma3/*.gguf")), None))
     options = parser.parse_args()
-    place = Path(tempfile.mkdtemp(prefix="gr-c-"))
+    lengths = options.tokens if options.tokens is not None else [SHORT, *([] if options.brief else [16_000])]
+    ways = options.ways or (BRIEF if options.brief else tuple(WAYS))
+    folder = Path(tempfile.mkdtemp(prefix="gr-c-"))
+    chats = []
     try:
-        took: dict[str, Any] = {
-            setting: measure(str(options.python), options.model, place, setting, options.tokens)
-            for setting in ("disk", "memory")
-        }
+        for tokens in lengths:
+            is_long = tokens > LONG
+            model = options.long_model if is_long else options.model
+            if model is None or not options.python.exists():
+                print(f"{tokens} tokens: there is no model or no llama.cpp to measure.", file=sys.stderr)
+                continue
+            context = -(-tokens * 9 // 8 // 1_024) * 1_024
+            chat = (
+                Chat(tokens, model, 1_100_000_000, 1, context)
+                if is_long
+                else Chat(tokens, model, 1_600_000_000, 4)
+            )
+            chats.append(measure(str(options.python), chat, folder / str(tokens), ways, options.brief))
+        (folder / "unused").mkdir()
+        with asyncio.Runner() as runner:
+            cost = runner.run(unused(folder / "unused", options.requests))
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-    times = {way: round(took["memory"][way] / took["disk"][way], 1) for way in WAYS}
-    if options.json:
-        print(
-            json.dumps({"cores": os.cpu_count(), "tokens": options.tokens, **took, "times": times}, indent=2)
-        )
-    else:
-        print(f"{'load':<32} {took['disk']['load']:7.2f} s")
-        for way in WAYS:
-            with_it, without = took["disk"][way], took["memory"][way]
-            print(f"{way:<32} {with_it:7.2f} s, without {without:7.2f} s: {times[way]:g} times as soon")
-    return 0 if options.tokens < 4_000 or min(times.values()) >= GOAL else 1
+        shutil.rmtree(folder, ignore_errors=True)
+    found = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "chats": chats, "unused": cost}
+    print(json.dumps(found, indent=2) if options.json else "\n".join(table(found)))
+    holds = all(one["holds"] for chat in chats for one in chat["ways"].values())
+    holds &= all(chat["times"] >= TIMES for chat in chats if SHORT <= chat["tokens"] < LONG)
+    holds &= (
+        all(one["off"]["quickest_tenth"] < UNUSED_MS for one in cost["added_ms"].values())
+        and not cost["written"]
+    )
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class Client(asyncio.Protocol):
 
     def __init__(self, host: str, path: str) -> None:
         self._head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        self.text = "Write one sentence about the sea."
+        self._asked = 0
         self._transport: Any = None
         self._done: asyncio.Future[None] | None = None
         self._rest = b""
@@ -82,8 +84,9 @@ class Client(asyncio.Protocol):
             "model": "tiny",
             "stream": True,
             "max_tokens": tokens,
-            "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+            "messages": [{"role": "user", "content": self.text.format(self._asked)}],
         }
+        self._asked += 1
         return json.dumps(asked).encode()
 
     def close(self) -> None:
@@ -93,9 +96,11 @@ class Client(asyncio.Protocol):
 class Way:
     """One way to the engine."""
 
-    def __init__(self, name: str, url: str = "", socket: str = "") -> None:
+    def __init__(self, name: str, url: str = "", socket: str = "", text: str = "") -> None:
+        """`text` is what is asked, with the request's number at `{}`; by default one short sentence."""
         self.name = name
         self._socket = socket
+        self._text = text
         self._host, self._port = [*url.removeprefix("http://").split(":"), "0"][:2]
 
     async def connect(self) -> Client:
@@ -106,6 +111,7 @@ class Way:
         else:
             client = Client(f"{self._host}:{self._port}", "/v1/chat/completions")
             await loop.create_connection(lambda: client, self._host, int(self._port))
+        client.text = self._text or client.text
         return client
 
     async def tokens_a_second(self, streams: int, tokens: int) -> float:
@@ -126,8 +132,10 @@ async def first_tokens(ways: list[Way], requests: int) -> dict[str, list[float]]
         for _ in range(20):
             await client.ask(1)
     found: dict[str, list[float]] = {way.name: [] for way in ways}
+    order = list(clients.items())
     for _ in range(requests):
-        for name, client in clients.items():
+        order.reverse()  # neither always follows the other
+        for name, client in order:
             found[name].append(await client.ask(1) * 1000)
     for client in clients.values():
         client.close()
@@ -145,8 +153,10 @@ def tiny_gguf(path: Path) -> None:
     path.write_bytes(head + b"\0" * (-len(head) % 32) + bytes(32))
 
 
-def serve(home: Path, rows: int, flags: list[str]) -> None:
-    """The daemon under test, in a process of its own; `rows` are those of its record of requests."""
+def serve(home: Path, own: dict[str, Any], flags: list[str]) -> None:
+    """The daemon under test, in a process of its own. Where its settings say what becomes of conversations,
+    its engines count as such that save them.
+    """
     from greenroom.runner.config import Settings
     from greenroom.runner.daemon import Greenroom
     from greenroom.runner.http.server import run
@@ -154,8 +164,11 @@ def serve(home: Path, rows: int, flags: list[str]) -> None:
     from greenroom.runner.testing import fake_backend
 
     python = ExternalBackend(binary=Path(sys.executable))
-    settings = Settings(home=home, port=0, record_rows=rows, backends={"fake": python})
-    run(Greenroom(settings, backends={"fake": fake_backend(ENGINE, *flags)}))
+    settings = Settings(home=home, port=0, backends={"fake": python}, **own)
+    backend = fake_backend(ENGINE, *flags, slots=4 if "conversations" in own else 0)
+    if "conversations" in own:
+        type(backend).conversations = "slots"
+    run(Greenroom(settings, backends={"fake": backend}))
 
 
 def control(socket: str) -> None:
@@ -202,12 +215,14 @@ def call(url: str, path: str, body: Any = None) -> Any:
 class Daemon:
     """A daemon with one engine that is loaded."""
 
-    def __init__(self, folder: Path, *flags: str, rows: int = 100_000) -> None:
-        """`rows` are those of its record of requests; 0 for none."""
+    def __init__(self, folder: Path, *flags: str, **settings: Any) -> None:
+        """In a new folder, or in one that an earlier daemon has left."""
         self.home = folder
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        (folder / "daemon.json").unlink(missing_ok=True)
         tiny_gguf(folder / "tiny.gguf")
-        self.process = subprocess.Popen([sys.executable, __file__, "--serve", str(folder), str(rows), *flags])
+        argv = [sys.executable, __file__, "--serve", str(folder), json.dumps(settings), *flags]
+        self.process = subprocess.Popen(argv)
         note = folder / "daemon.json"
         end = time.monotonic() + 30
         while not note.exists():
@@ -347,7 +362,7 @@ class Pair:
         folder.mkdir()
         self._daemons = {
             "with": Daemon(folder / "with", *flags),
-            "without": Daemon(folder / "without", *flags, rows=0),
+            "without": Daemon(folder / "without", *flags, record_rows=0),
         }
         self.ways = [Way(name, url=one.url) for name, one in self._daemons.items()]
         self._used = {name: one.cpu_seconds for name, one in self._daemons.items()}
@@ -366,7 +381,7 @@ class Pair:
 
 def main() -> int:
     if sys.argv[1:2] == ["--serve"]:
-        serve(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+        serve(Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:])
         return 0
     if sys.argv[1:2] == ["--control"]:
         control(sys.argv[2])

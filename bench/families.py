@@ -60,8 +60,8 @@ class Asker(Client):
             self.first = time.perf_counter()
         self.tokens += tokens
         self._rest = (self._rest + data)[-16:]
-        if self.first and self._rest.endswith(b"\r\n0\r\n\r\n") and self._done and not self._done.done():
-            self._done.set_result(None)
+        if self.first and self._rest.endswith(b"\r\n0\r\n\r\n") and self.done and not self.done.done():
+            self.done.set_result(None)
 
     def body(self, tokens: int) -> bytes:
         """A request for that many tokens."""

@@ -46,7 +46,7 @@ class Client(asyncio.Protocol):
         self.text = "Write one sentence about the sea."
         self._asked = 0
         self._transport: Any = None
-        self._done: asyncio.Future[None] | None = None
+        self.done: asyncio.Future[None] | None = None
         self._rest = b""
         self.first = 0.0
         self.tokens = 0
@@ -61,21 +61,21 @@ class Client(asyncio.Protocol):
         ending = self._rest = (self._rest + data)[-64:]
         # A head, too, may end in a nought and an empty line.
         whole = ending.endswith(b"\r\n0\r\n\r\n") and b"[DONE]" in ending
-        if whole and self._done is not None and not self._done.done():
-            self._done.set_result(None)
+        if whole and self.done is not None and not self.done.done():
+            self.done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(exc or ConnectionResetError("the connection was closed"))
+        if self.done is not None and not self.done.done():
+            self.done.set_exception(exc or ConnectionResetError("the connection was closed"))
 
     async def ask(self, tokens: int) -> float:
         """Seconds to the first token."""
         body = self.body(tokens)
-        self._done = asyncio.get_running_loop().create_future()
+        self.done = asyncio.get_running_loop().create_future()
         self.first, self.tokens, self._rest = 0.0, 0, b""
         began = time.perf_counter()
         self._transport.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        await self._done
+        await self.done
         return self.first - began
 
     def body(self, tokens: int) -> bytes:

@@ -30,11 +30,10 @@ def raises_on(bad: str, real: Any, of: Any) -> Any:
 def test_a_pull_that_cannot_be_resumed_fails_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    library = Library()
-    case: Case[Any, Any] = given(library)
+    case: Case[Any, Any] = given(Library())
     case.when(Recovered()).rest().when(ModelsSeen(models=())).rest()
-    go_on = library._wait  # noqa: SLF001 - what fails when a pull cannot be decided on
-    monkeypatch.setattr(library, "_wait", raises_on("bad", go_on, lambda pull, _now: pull.reference))
+    picky = raises_on("bad", library_pulls.seconds_left, lambda pull, *_: pull.reference)
+    monkeypatch.setattr(library_pulls, "seconds_left", picky)
     case.faults_allowed = True
     for reference in ("good", "bad", "fine"):
         case.when(Pull(reference=reference))

@@ -13,10 +13,10 @@ from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.kernel.core import Command, NotUnderstood
 from greenroom.actors.library.core import Library
+from greenroom.actors.scheduler import reconcile
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.events import ConfigChanged, LoadFailed, LoadRefused
 from greenroom.actors.scheduler.ledger import Memory
-from greenroom.actors.scheduler.reconcile import Turn
 from scheduler_stage import FACTS, GIB, Stage, begun, model
 
 STARTED = DaemonStarted(pid=1, version="0", platform="test")
@@ -94,15 +94,15 @@ def test_a_step_that_raises_is_skipped_and_the_others_run(monkeypatch: pytest.Mo
     stage = begun(model("good"))
     stage.faults_allowed = True
 
-    def _lift_quarantines(_: Turn) -> None:
+    def cannot() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Turn, "_lift_quarantines", _lift_quarantines)
+    monkeypatch.setattr(reconcile, "Ready", cannot)
     stage.serve("r1", "good")
     spec = stage.spec_of("good")
     stage.engine_is(spec, "starting").engine_is(spec, "ready")
     assert stage.granted("r1").engine_id == spec.engine_id
-    assert {one.doing for one in stage.faults} == {"schedule (lift_quarantines)"}
+    assert {one.doing for one in stage.faults} == {"schedule (report_ready)"}
 
 
 def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises: Any) -> None:

@@ -28,6 +28,7 @@ from greenroom.runner import (
     StoredModel,
     connect,
 )
+from greenroom.runner.client.http_client import HttpClient
 from waiting import until
 
 
@@ -239,4 +240,4 @@ async def models(client: Client) -> list[StoredModel]:
 
 
 def stop(client: Client) -> None:
-    client._access.http().post("/daemon/stop", {})  # noqa: SLF001 - no client stops a daemon that it shares
+    HttpClient(client.url).post("/daemon/stop", {})  # no client stops a daemon that it shares

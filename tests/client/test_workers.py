@@ -18,6 +18,7 @@ import pytest
 
 from daemon_process import PROGRAMS
 from greenroom.runner import Client, connect
+from greenroom.runner.client.http_client import HttpClient
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 def client(home: Path) -> Any:
     client = connect(home)
     yield client
-    client._access.http().post("/daemon/stop", {})  # noqa: SLF001 - no client stops a daemon that it shares
+    HttpClient(client.url).post("/daemon/stop", {})  # no client stops a daemon that it shares
 
 
 def test_workers_of_a_server_ask_one_daemon(home: Path, client: Client) -> None:

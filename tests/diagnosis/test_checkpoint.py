@@ -229,7 +229,7 @@ def test_the_file_of_another_journal_or_of_other_code_is_not_used(scripts: Any, 
     shutil.copy(file_of(one), file_of(other))
     assert is_used(one)
     assert not is_used(other)
-    with mock.patch.object(checkpoint, "_code", return_value="other code"):
+    with mock.patch.object(checkpoint, "__version__", "another"):
         assert not is_used(one)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.flags import LLAMA_CPP, refusal
-from greenroom.runner.engines import folders
 from greenroom.runner.engines.folders import SOCKET_BYTES, EngineFolder
 from greenroom.runner.engines.keeper_watch import cleaned
 from greenroom.runner.errors import JobFailed
@@ -81,7 +82,10 @@ def test_a_folder_in_which_other_users_could_replace_ours_is_skipped(tmp_path: P
 def test_where_the_disk_has_no_sockets_they_lie_in_a_short_folder(
     tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "_takes_sockets", lambda folder: False)
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
     assert EngineFolder.of(tmp_path, "e-1").create().engine.parent.parent == runtime
 
 

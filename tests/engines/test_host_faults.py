@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import threading
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 
 from engine_stage import Stage
 from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
+from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines import adoption, folders, host, keeper_watch
-from greenroom.runner.engines.handle import PreparedEngine
+from greenroom.runner.engines.folders import EngineFolder
+from greenroom.runner.engines.handle import Handle, PreparedEngine
 from greenroom.runner.engines.keeper_watch import Channel, KeeperWatch
 
 
@@ -184,13 +187,25 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
     assert keeper_watch.DETACHED == []
 
 
-def test_waking_the_keeper_watch_never_blocks() -> None:
-    watch = KeeperWatch(lambda *_: None, lambda _: None, lambda _: None)
-    # A watch that is quick enough would hide it.
-    assert not watch._wakeup_write.getblocking()  # noqa: SLF001
-    for _ in range(100_000):
+def test_waking_the_keeper_watch_never_blocks(stage: Stage) -> None:
+    heard, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        heard.set()
+        assert go_on.wait(30)
+
+    watch = KeeperWatch(hold, lambda _: None, lambda _: None)
+    ours, theirs = socket.socketpair()
+    handle: Any = Handle(stage.spec(), EngineFolder.of(stage.folder, "e"), lambda *_: None, ProgressBoard())
+    handle.channel = Channel(ours)
+    watch.add(handle)
+    theirs.sendall(b'{"event": "spawned"}\n')
+    assert heard.wait(30)
+    for _ in range(10_000):  # a watch that reads them all the time would hide it
         watch.wake()
+    go_on.set()
     watch.close()
+    theirs.close()
 
 
 def test_folders_of_starts_that_came_to_nothing_are_removed_too_and_those_of_living_engines_are_not(

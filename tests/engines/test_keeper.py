@@ -9,6 +9,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -142,12 +143,27 @@ def test_a_spare_keeper_that_has_died_is_replaced(stage: Stage) -> None:
     assert stage.claim(spec.engine_id)["keeper_pid"] != spare
 
 
-def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failure(stage: Stage) -> None:
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once a keeper has been sent something."""
+    send, sent = Channel.send, threading.Event()
+
+    def noted(self: Channel, op: str, **fields: Any) -> None:
+        send(self, op, **fields)
+        sent.set()
+
+    monkeypatch.setattr(Channel, "send", noted)
+    return sent
+
+
+def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failure(
+    stage: Stage, sent: threading.Event
+) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host.spare.pid)
     os.kill(spare, signal.SIGSTOP)
     host.start(spec)
-    until(lambda: host._handles[spec.engine_id].channel)  # noqa: SLF001 - no event tells that it was sent
+    assert sent.wait(BOUND)
     os.kill(spare, signal.SIGKILL)
     (failure,) = stage.heard.wait("failed")
     assert (failure.kind, failure.code) == ("transient", "keeper")
@@ -234,23 +250,18 @@ def test_a_keeper_sees_nothing_of_its_environment_that_is_not_its_business(
 
 def test_a_keeper_whose_socket_was_cleaned_away_makes_it_again(stage: Stage) -> None:
     (stage.folder / "e-1").mkdir()
-    kept = keeper.Keeper.__new__(keeper.Keeper)
     path = str(stage.folder / "e-1" / "k.sock")
-    # Called by hand: in a keeper that runs, this is due every ten seconds.
-    look = kept._keep_sockets  # noqa: SLF001
-    kept._selector = selectors.DefaultSelector()  # noqa: SLF001
-    kept._listener = socket.socket(socket.AF_UNIX)  # noqa: SLF001
-    kept._config = {"keeper_socket": path, "engine_socket": path + "-engine"}  # noqa: SLF001
-    kept._listen(path)  # noqa: SLF001
-    os.utime(path, (1, 1))
-    look()
-    assert time.time() - os.stat(path).st_mtime < 60, "cleaners of temporary folders look for what is old"
-    os.unlink(path)
-    look()
-    caller = socket.socket(socket.AF_UNIX)
-    caller.connect(path)
-    for one in (caller, kept._listener, kept._selector):  # noqa: SLF001
-        one.close()
+    with selectors.DefaultSelector() as selector:
+        listener = keeper.Listener(selector)
+        listener.open(path)
+        os.utime(path, (1, 1))
+        listener.keep(path + "-engine")
+        assert time.time() - os.stat(path).st_mtime < 60, "cleaners of temporary folders look for what is old"
+        os.unlink(path)
+        listener.keep(path + "-engine")
+        with socket.socket(socket.AF_UNIX) as caller, listener.socket:
+            caller.connect(path)
+            assert selector.select(BOUND)
 
 
 def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails(
@@ -268,15 +279,15 @@ def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails
 
 
 def test_a_keeper_that_hangs_before_its_claim_and_is_asked_to_stop_is_killed_too(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, sent: threading.Event
 ) -> None:
     monkeypatch.setattr(host_module, "KEEPER_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True, ladder=[("SIGKILL", 0.0)]), stage.spec()
     spare = until(lambda: host.spare.pid)
     os.kill(spare, signal.SIGSTOP)
     host.start(spec)
-    until(lambda: host._handles[spec.engine_id].channel)  # noqa: SLF001 - no event tells that it was sent
-    host.stop(spec.engine_id)
+    assert sent.wait(BOUND)
+    until(lambda: not host.stop(spec.engine_id))
     stage.heard.wait("failed", "exited", "lost")
     assert not stage.alive(spare)
 

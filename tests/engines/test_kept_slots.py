@@ -55,6 +55,17 @@ def test_a_request_that_was_cancelled_or_named_no_slot_changes_none() -> None:
     assert held(slots, 1) == 0
 
 
+def test_a_slot_whose_request_was_cancelled_does_not_hold_another_conversation() -> None:
+    slots = Slots("/folder")
+    for number, prompt in enumerate(([*PROMPT, *ANSWER, 6], [*PROMPT, 9, 9], [7, 8, 9])):
+        slots.begins(number, PROMPT)
+        slots.ended_alone(PROMPT + ANSWER)
+        slots.begins(number, prompt)
+        slots.joined("a")
+        slots.left("a")
+    assert [held(slots, number) for number in range(3)] == [5, 5, 0]
+
+
 def test_the_only_slot_is_everyones() -> None:
     for alone in (True, False):
         slots = Slots("/folder", alone=alone)

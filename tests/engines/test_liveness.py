@@ -485,18 +485,16 @@ def test_an_engine_under_a_debugger_is_left_alone(odd: Odd, monkeypatch: pytest.
 def test_after_the_daemon_itself_was_suspended_an_engine_gets_its_full_time_again(
     odd: Odd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from greenroom.runner.engines import health_monitor as vitals
-
     odd.goes("hollow")
     odd.enter()
     threading.Event().wait(1.5)
     slept, looked = time.monotonic() + 1000.0, list[float]()
 
-    def since_boot() -> float:
+    def since_boot(_clock: int) -> float:
         looked.append(time.monotonic())
         return slept
 
-    monkeypatch.setattr(vitals, "_since_boot", since_boot)
+    monkeypatch.setattr(time, "clock_gettime", since_boot)
     until(lambda: looked)
     monkeypatch.undo()
     woke = looked[0]

@@ -167,12 +167,15 @@ def test_only_the_one_that_the_kernel_names_was_killed_for_memory() -> None:
 def test_a_kill_by_hand_is_none_for_memory_although_another_was(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(linux, "_kernel_log", lambda: LOG)
+    monkeypatch.setattr(linux, "KERNEL_LOG", str(tmp_path / "kmsg"))
+    os.mkfifo(linux.KERNEL_LOG)
     (tmp_path / "self/ns").mkdir(parents=True)
     (tmp_path / "self/ns/pid").symlink_to(linux.FIRST_PID_NAMESPACE)
     monkeypatch.setattr(linux, "PROC", tmp_path)
     monkeypatch.setattr(linux, "memory_kills", lambda: 9)
-    assert not linux.was_killed_for_memory(1234, kills_before=8)
+    with open(linux.KERNEL_LOG, "rb+", buffering=0) as log:
+        log.write(LOG.encode())
+        assert not linux.was_killed_for_memory(1234, kills_before=8)
 
 
 def test_without_the_kernels_log_our_control_group_tells(
@@ -415,8 +418,8 @@ def test_the_user_of_a_connection_is_known_while_its_program_has_it_open(
     listens: str, address: str, asks_kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not asks_kernel:
-        # As in a sandbox: there is no such protocol.
-        monkeypatch.setattr("greenroom.runner.systems.linux._SOCK_DIAG", 30)
+        # As in a sandbox: there is no such family.
+        monkeypatch.setattr(socket, "AF_NETLINK", 255)
     with socket.socket(socket.AF_INET6 if ":" in listens else socket.AF_INET) as server:
         if ":" in listens:
             server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

@@ -26,6 +26,7 @@ from greenroom.runner.http.app import asgi
 from greenroom.runner.http.asgi_adapter import AnswerCut, AsgiApplication
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.matching import RouteTable, decoded
+from greenroom.runner.http.port import Request
 from greenroom.runner.http.routes import all_routes
 from greenroom.runner.testing import tiny_gguf
 from waiting import until_async
@@ -259,14 +260,22 @@ async def test_a_client_that_left_is_told_by_a_failing_send_too(opened: Opened) 
     await until_async(lambda: inside(greenroom) == 0)
 
 
-async def test_an_answer_that_is_cut_raises_so_that_no_server_ends_it_in_order(opened: Opened) -> None:
+async def test_an_answer_that_is_cut_raises_so_that_no_server_ends_it_in_order(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = opened[1]
     asked = Exchange("POST", "/v1/chat/completions").arrives(CHAT)
+    attend, inside = app.held.clients.attend, list[Request]()
+
+    async def noting(request: Request, *rest: Any) -> Any:
+        inside.append(request)
+        return await attend(request, *rest)
+
+    monkeypatch.setattr(app.held.clients, "attend", noting)
     serving = asyncio.create_task(asked.through(app))
     await until_async(lambda: b"word2" in asked.body)
-    (served,) = app.held.clients._inside  # noqa: SLF001
     asked.takes.clear()
-    served.request.abort()
+    inside[0].abort()
     with pytest.raises(AnswerCut):
         await serving
     assert asked.sent[-1]["more_body"]

@@ -14,7 +14,7 @@ from waiting import until_async
 def at_work(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the engine computes, as it is looked at; one item, to be changed."""
     works = [True]
-    monkeypatch.setattr("greenroom.runner.http.admission._works", lambda _: works[0])
+    monkeypatch.setattr("greenroom.runner.http.admission.wants_to_work", lambda _: works[0])
     return works
 
 

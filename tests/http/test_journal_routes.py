@@ -42,6 +42,9 @@ async def test_the_journal_is_told_as_lines_and_filtered(open_server: Any) -> No
     for query, types in [
         ("?last=1", ["engine_ready"]),
         (f"?after={ready['seq'] - 1}", ["engine_ready"]),
+        (f"?after={told[-2]['id']}", ["engine_ready"]),
+        ("?after=1h&last=1", ["engine_ready"]),
+        ("?after=now", []),
         ("?kind=engine_ready,engine_spawned", ["engine_spawned", "engine_ready"]),
         ("?model=tiny&kind=engine_*&stream=runner/fake&backend=fake", about_start[1:]),
         (f"?engine={engine.spec.engine_id}&kind=engine_ready", ["engine_ready"]),
@@ -59,11 +62,19 @@ async def test_the_journal_is_told_as_lines_and_filtered(open_server: Any) -> No
     for query, said in [
         ("?about=nope", "no event, request, engine, backend or model nope."),
         ("?model=tinny", "no model tinny. Did you mean tiny?"),
+        (
+            f"?after={ready['seq'] + 1}",
+            f"There is no event {ready['seq'] + 1}: the last one is {ready['seq']}.",
+        ),
+        ("?after=daemon/99", "There is no event daemon/99"),
         ("?kind=lod_failed", "no event type lod_failed. Did you mean load_failed?"),
     ]:
         async with server.get(f"/log{query}") as response:
             assert response.status == 404, query
             assert said in await response.text()
+    async with server.get(f"/log?after={ready['id']}") as response:
+        assert response.headers["X-Greenroom-After"] == str(ready["seq"])
+        assert response.headers["X-Greenroom-Journal"]
 
 
 async def test_news_are_followed_as_events_of_a_stream(open_server: Any) -> None:

@@ -94,7 +94,7 @@ async def test_requests_are_followed_as_they_end(open_server: Any) -> None:
             await chat(server, model="nope")
             after = await chat(server)
             assert json.loads(await lines.readline())["id"] == after
-    await until_async(lambda: not server.context.record._listeners)  # noqa: SLF001
+    await until_async(lambda: not server.context.record.inside)
 
 
 @pytest.mark.parametrize("path", ["/requests?follow=true", "/engines/requests", "/logs?follow=true"])
@@ -115,7 +115,6 @@ async def test_a_client_that_leaves_what_it_follows_is_no_request_of_the_record(
     server = await open_server()
     async with server.get("/requests?follow=true") as following:
         assert following.status == 200
-    await until_async(lambda: not server.context.record._listeners)  # noqa: SLF001
     await until_async(lambda: not server.context.record.inside)
     assert await listed(server) == []
 

@@ -136,23 +136,29 @@ async def test_what_cannot_be_kept_is_logged_and_asking_for_it_raises(
     assert "could not be kept" in caplog.text
 
 
-def full_disk(store: ResponseStore, full: bool) -> None:
-    """SQLite itself refuses to make the file larger, as on a full disk."""
-    connection = store._connection  # noqa: SLF001 - the limit holds for one connection
-    assert connection is not None
+def full_disk(connection: sqlite3.Connection, full: bool) -> None:
+    """SQLite itself refuses to make the file larger, as on a full disk; by a limit of this connection."""
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages if full else 100_000}")
 
 
 async def test_an_end_that_a_full_disk_cannot_keep_is_told_and_kept_as_soon_as_there_is_room(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connect, connections = sqlite3.connect, list[sqlite3.Connection]()
+
+    def noting(*arguments: Any, **more: Any) -> sqlite3.Connection:
+        connections.append(connect(*arguments, **more))
+        return connections[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noting)
     store = make(life="one")
     long = {name: stored(name, text="y" * 40_000).response for name in "ab"}
     ended = {name: StoredResponse("me", stored(name).input, one) for name, one in long.items()}
     for name in ended:
         await store.begin(unfinished(name))
-    full_disk(store, True)
+    (connection,) = connections
+    full_disk(connection, True)
     for one in ended.values():
         store.finish(one)
     assert await store.get("a", "me") == ended["a"]
@@ -161,7 +167,7 @@ async def test_an_end_that_a_full_disk_cannot_keep_is_told_and_kept_as_soon_as_t
     assert "is full" in caplog.text
     assert await store.delete("b", "me")
     assert await store.get("b", "me") is None
-    full_disk(store, False)
+    full_disk(connection, False)
     await store.close()
     again = make(life="two")
     assert await again.get("a", "me") == ended["a"]

@@ -201,7 +201,7 @@ def engine_gets(family: Family, backend: str, fields: Mapping[str, Any]) -> tupl
         ignored += [*right.unknown, *translation.ignored]
         chat = translation.chat
         body = json.dumps(chat).encode()
-        more = {**getattr(translation, "_response", {}), "id": "", "created_at": 0}
+        more = {**getattr(translation, "response", {}), "id": "", "created_at": 0}
         more |= {"context": translation.context_size, "stops": translation.stops}
     try:
         refuse_what_it_cannot(backend, dialect, chat)

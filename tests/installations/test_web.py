@@ -16,7 +16,7 @@ from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import web as webs
 from greenroom.runner.installations.lock_file import FileStore, LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
-from greenroom.runner.installations.verified_download import Fetcher, PackageOrigin
+from greenroom.runner.installations.verified_download import Fetcher, Finder, PackageOrigin
 from greenroom.runner.installations.web import Web
 
 Say = Callable[[socket.socket, int], None]
@@ -141,15 +141,15 @@ def test_a_length_that_is_none_counts_as_unsaid(text: str) -> None:
         assert Web(sources(url)).size(f"{url}/file") == 0
 
 
-class Straight(PackageOrigin):
+class Straight(Finder):
     """Knows where each file is without asking an index."""
 
     def __init__(self, url: str) -> None:
         super().__init__(sources(url))
-        self._url = url
+        self.url = url
 
-    def local(self, file: LockedFile) -> None:
-        self._urls[file.sha256] = f"{self._url}/{file.name}"
+    def find(self, file: LockedFile) -> str:
+        return f"{self.url}/{file.name}"
 
 
 def wheel(size: int) -> LockedFile:
@@ -165,7 +165,7 @@ def test_a_server_that_breaks_off_each_time_is_not_retried_forever(tmp_path: Pat
             connection.sendall(b"x" * 1_000)
 
     with answering(break_off) as (url, asked), pytest.raises(JobFailed) as told:
-        Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(size)])
+        Fetcher(FileStore(tmp_path), PackageOrigin(Straight(url))).fetch([wheel(size)])
     assert told.value.failure.code == "unreachable"
     assert len(asked) <= 4
 
@@ -176,7 +176,7 @@ def test_a_file_without_an_end_does_not_fill_the_disk(
 ) -> None:
     monkeypatch.setattr("greenroom.runner.installations.verified_download.UNKNOWN_MOST", 2_000_000)
     with answering(endless) as (url, asked), pytest.raises(JobFailed) as told:
-        Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(size)])
+        Fetcher(FileStore(tmp_path), PackageOrigin(Straight(url))).fetch([wheel(size)])
     assert told.value.failure.code == "hash_mismatch"
     assert not list(tmp_path.rglob("*.part"))
     assert len(asked) == 1
@@ -187,7 +187,7 @@ def test_what_is_kept_free_on_the_disk_is_not_fetched_into(tmp_path: Path) -> No
         raise JobFailed.permanent("no_space", "The disk is full.")
 
     with answering(endless) as (url, _), pytest.raises(JobFailed) as told:
-        Fetcher(FileStore(tmp_path), Straight(url), room=full).fetch([wheel(10**9)])
+        Fetcher(FileStore(tmp_path), PackageOrigin(Straight(url)), room=full).fetch([wheel(10**9)])
     assert told.value.failure.code == "no_space"
 
 
@@ -196,6 +196,6 @@ def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
 ) -> None:
     monkeypatch.setattr("greenroom.runner.installations.verified_download.SILENCE", 0.6)
     with answering(trickle_body) as (url, _), pytest.raises(JobFailed, match="bytes arrived in") as told:
-        Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(10**9)])
+        Fetcher(FileStore(tmp_path), PackageOrigin(Straight(url))).fetch([wheel(10**9)])
     assert told.value.failure.kind == "transient"
     assert list(tmp_path.rglob("*.part"))

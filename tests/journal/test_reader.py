@@ -136,9 +136,16 @@ def test_following_a_journal_ends_with_a_sentence_when_it_is_replaced(path: Path
             next(following)
 
 
-def test_a_reader_cannot_write(journal: SqliteJournal, path: Path) -> None:
-    with JournalReader(path) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader._connection.execute("DELETE FROM events")  # noqa: SLF001 - it has no method that writes
+def test_a_reader_cannot_write(journal: SqliteJournal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, connections = sqlite3.connect, list[sqlite3.Connection]()
+
+    def noting(*arguments: Any, **more: Any) -> sqlite3.Connection:
+        connections.append(connect(*arguments, **more))
+        return connections[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noting)
+    with JournalReader(path), pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connections[-1].execute("DELETE FROM events")
 
 
 PROGRAM = """
@@ -327,12 +334,12 @@ def test_a_well_made_row_that_does_not_follow_in_its_stream_is_found_by_the_writ
 def test_a_damaged_index_cannot_hide_the_end_of_a_stream(path: Path) -> None:
     journal = SqliteJournal(path)
     journal.append(entries("a", 1, 3))
-    # As if the index had lost the last one: the writer remembers a version that it does not give.
-    heads = journal._chain.heads  # noqa: SLF001 - an index cannot be damaged so that SQLite does not notice
-    heads["a"] = 4
-    with pytest.raises(JournalDamaged, match="stream a ends at 3, but 4 were written"):
+    # As if the index had lost the last one: it cannot be damaged so that SQLite does not notice.
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("DELETE FROM events WHERE stream = 'a' AND version = 3")
+        other.commit()
+    with pytest.raises(JournalDamaged, match="stream a ends at 2, but 3 were written"):
         list(journal.read(stream="a"))
-    heads["a"] = 3
     journal.close()
 
 

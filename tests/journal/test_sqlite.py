@@ -11,6 +11,7 @@ import stat
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def test_callers_that_wait_together_are_committed_together(
 ) -> None:
     """While one group syncs, the next gathers."""
     SqliteJournal(path).close()
-    commits: list[int] = []
+    commits, queued = list[int](), list[int]()
     started, go_on = threading.Event(), threading.Event()
 
     class Slow(sqlite3.Connection):
@@ -39,15 +40,22 @@ def test_callers_that_wait_together_are_committed_together(
             assert go_on.wait(10)
             return super().executemany(statement, rows)
 
+    class Counting(threading.Condition):
+        """Notified under its lock once an append has been queued."""
+
+        def notify(self, n: int = 1) -> None:
+            super().notify(n)
+            queued.append(n)
+
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Slow))
+    monkeypatch.setattr(module, "threading", SimpleNamespace(**{**vars(threading), "Condition": Counting}))
     journal = SqliteJournal(path)
     threads = [threading.Thread(target=journal.append, args=([entry(f"s{n}", 1)],)) for n in range(9)]
     threads[0].start()
     assert started.wait(10)
     for thread in threads[1:]:
         thread.start()
-    queue = journal._queue  # noqa: SLF001 - nothing else tells that they wait
-    until(lambda: len(queue) == 8)
+    until(lambda: len(queued) == 9)
     go_on.set()
     for thread in threads:
         thread.join(10)
@@ -234,11 +242,14 @@ def test_a_disk_that_cannot_be_written_to_is_named_when_it_is_opened(
 ) -> None:
     SqliteJournal(path).close()
 
-    def refuse(*_: object) -> None:
-        raise sqlite3.OperationalError("attempt to write a readonly database")
+    class ReadOnly(sqlite3.Connection):
+        def execute(self, statement: str, *rest: Any) -> sqlite3.Cursor:
+            if statement.startswith("UPDATE"):
+                raise sqlite3.OperationalError("attempt to write a readonly database")
+            return super().execute(statement, *rest)
 
     read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
-    monkeypatch.setattr(SqliteJournal, "_mark_in_use", refuse)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=ReadOnly))
     monkeypatch.setattr(module, "why_no_write", lambda _files: read_only)
     with pytest.raises(JournalError, match=r"cannot be opened for writing: .*says: Read-only file system"):
         SqliteJournal(path)

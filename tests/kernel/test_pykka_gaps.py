@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pykka
@@ -52,8 +53,9 @@ def eager_switching() -> Iterator[None]:
 # the two private names of Pykka that we use
 
 
-def test_pykka_takes_the_mailbox_that_its_actor_makes(bench: Bench) -> None:
-    actor = bench.system._actors[COUNTER]  # noqa: SLF001 - what Pykka made
+def test_pykka_takes_the_mailbox_that_its_actor_makes() -> None:
+    executor: Any = SimpleNamespace()
+    actor = Actor(executor, lambda _: None)
     makes = Actor._create_actor_inbox  # noqa: SLF001 - a private name of Pykka that we use
     assert pykka.ThreadingActor._create_actor_inbox is not makes  # noqa: SLF001 - the same
     assert isinstance(actor.actor_inbox, Inbox)

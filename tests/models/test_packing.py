@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -35,14 +38,20 @@ def test_a_link_into_a_cache_of_hashes_is_packaged_by_the_name_of_the_link(
     (tmp_path / "blobs" / "0a1b2c").write_bytes(gguf())
     link = tmp_path / "tiny.gguf"
     link.symlink_to(Path("blobs", "0a1b2c"))
-    packed: list[list[str]] = []
+    sent: list[str] = []
 
-    def store(client: object, model: str, ingredients: Ingredients) -> None:
-        packed.append([path.name for path in pack(ingredients).files.values()])
+    def send(client: object, size: int, pieces: Iterable[bytes]) -> str:
+        with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+            manifest = archive.extractfile("manifest.json")
+            assert manifest is not None
+            layers = json.load(manifest)["layers"]
+            sent.extend(layer["annotations"]["org.cncf.model.filepath"] for layer in layers)
+        return "sha256:0"
 
     monkeypatch.setattr(transfers, "settings_of", lambda ctx: None)
     monkeypatch.setattr(transfers, "ensure_daemon", lambda settings, say: None)
-    monkeypatch.setattr(transfers, "_store", store)
+    monkeypatch.setattr(transfers, "send", send)
+    monkeypatch.setattr(transfers, "give_tag", lambda client, source, target: None)
     done = CliRunner().invoke(transfers.package_command, ["--gguf", str(link), "mine"])
     assert done.exit_code == 0, done.output
-    assert packed == [["tiny.gguf"]]
+    assert sent == ["tiny.gguf"]

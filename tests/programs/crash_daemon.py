@@ -27,7 +27,7 @@ from greenroom.actors.engine_runner.messages import EngineMoved
 from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, RemoveInstallation
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.kernel.core import Address, Command, Effect, EffectHandler, Event
+from greenroom.actors.kernel.core import Command, Effect, EffectHandler, Event
 from greenroom.actors.kernel.event_store import replay
 from greenroom.actors.kernel.executor import Executor
 from greenroom.actors.kernel.system import ActorSystem
@@ -188,30 +188,12 @@ class WatchedEffectHandler:
         self._inner.perform(effect, cause)
 
 
-class WatchedGreenroom(Greenroom):
-    """Reports pass by the boundary; at the end, what was replayed must be what was lived."""
-
-    boundary: Boundary
-
-    def _tell(self, to: Address, command: Command[Any]) -> None:
-        self.boundary.reported(command)
-        super()._tell(to, command)
-
-    def _stop_system(self, system: ActorSystem) -> None:
-        # Actors act on as long as they run: what differs once may have moved between the two looks.
-        for address, core in system.addresses.items():
-            for _ in range(20):
-                replayed, _ = replay(system.journal.read(), system.store.codec, [core])
-                if replayed[address].state == system.state(address):
-                    break
-            else:
-                self.boundary.note(f"! replay of {address} differs")
-        super()._stop_system(system)
-
-
 def watch(boundary: Boundary) -> None:
-    """Put the boundary where the kernel has no port: around effects, and at the end of each handler."""
-    register, settle = ActorSystem.register, Executor._settle  # noqa: SLF001 - as above
+    """Put the boundary where the kernel has no port: around effects, at their reports, at the end of each
+    handler; and compare what was replayed with what was lived.
+    """
+    register, report, stop = ActorSystem.register, ActorSystem.report, ActorSystem.stop
+    start, handle = Executor.start, Executor.handle
 
     @functools.wraps(register)
     def registered(
@@ -224,14 +206,38 @@ def watch(boundary: Boundary) -> None:
             **more,
         )
 
-    @functools.wraps(settle)
-    def settled(self: Executor, now: Any) -> float:
-        wake_at = settle(self, now)
+    @functools.wraps(report)
+    def reported(self: ActorSystem, command: Command[Any], **more: Any) -> None:
+        if "cause" not in more:  # what actors tell each other has one, if an empty one
+            boundary.reported(command)
+        report(self, command, **more)
+
+    @functools.wraps(stop)
+    def stopped(self: ActorSystem, timeout: float = 10.0) -> None:
+        # Actors act on as long as they run: what differs once may have moved between the two looks.
+        for address, core in self.addresses.items():
+            for _ in range(20):
+                replayed, _ = replay(self.journal.read(), self.store.codec, [core])
+                if replayed[address].state == self.state(address):
+                    break
+            else:
+                boundary.note(f"! replay of {address} differs")
+        stop(self, timeout)
+
+    @functools.wraps(start)
+    def started(self: Executor) -> None:
+        start(self)
         boundary.settled()
-        return wake_at
+
+    @functools.wraps(handle)
+    def handled(self: Executor, message: Any) -> None:
+        handle(self, message)
+        boundary.settled()
 
     ActorSystem.register = registered  # type: ignore[method-assign]
-    Executor._settle = settled  # type: ignore[method-assign] # noqa: SLF001 - as above
+    ActorSystem.report = reported  # type: ignore[method-assign]
+    ActorSystem.stop = stopped  # type: ignore[method-assign]
+    Executor.start, Executor.handle = started, handled  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -250,9 +256,7 @@ def live(home: Path, event: str, point: str, late: str) -> None:
     boundary.resume(store)
     journal = WatchedJournal(store, boundary, late)
     backend = toy_backend(home.parent, "--note", f"{home}.starts")
-    greenroom = WatchedGreenroom(settings, journal=journal, backends={"toy": backend})
-    greenroom.boundary = boundary
-    run(greenroom, drain=1.0)
+    run(Greenroom(settings, journal=journal, backends={"toy": backend}), drain=1.0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -137,6 +138,23 @@ def test_bodies_are_bounded_and_images_shortened() -> None:
     assert "data:image/png;base64,AAAA" in said
     assert said.count("...[truncated 2") == 2
     assert len(said) < 400
+
+
+def test_rows_of_an_earlier_version_stay(table: RecordTable, tmp_path: Path) -> None:
+    table.append([(made(1, asked="tiny", tokens_in=7), None)], NOW)
+    table.close()
+    added = ("tokens_cached", "tokens_restored", "seconds_saved", "restored_from", "restored_why")
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as first:
+        for name in added:
+            first.execute(f"ALTER TABLE requests DROP COLUMN {name}")
+        first.execute("PRAGMA user_version = 1")
+    with pytest.raises(NotUsable, match="the next request converts it"):
+        RecordReader(tmp_path)
+    assert table.append([(made(2, tokens_restored=5, restored_why="it was idle"), None)], NOW) == ""
+    with RecordReader(tmp_path) as reader:
+        old, new = reader.rows(RowFilter())
+    assert old == made(1, asked="tiny", tokens_in=7)
+    assert new == made(2, tokens_restored=5, restored_why="it was idle")
 
 
 @pytest.mark.parametrize("damage", ["not a database", "another version", "another table"])

@@ -18,9 +18,9 @@ import pytest
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
-from greenroom.runner.installations.web import Web
+from greenroom.runner.installations.web import Fetched, Web
 from greenroom.runner.models.references import Reference
-from greenroom.runner.registry.client import Endpoint, Registry, endpoints_of
+from greenroom.runner.registry.client import Registry, endpoints_of
 from greenroom.runner.setting_values import RegistrySettings
 from real_registry import Doorway, Published, RealRegistry, Wrong, digest_of, file, layer
 
@@ -59,9 +59,11 @@ def stranger() -> Iterator[Doorway]:
     doorway.close()
 
 
-def client(host: str, name: str, **options: Any) -> Registry:
-    web = Web(PackageSources(timeout=Setting("5", "the test")))
-    return Registry(web, Reference.parse(f"{host}/{name}:v1"), thing="image", **options)
+SOURCES = PackageSources(timeout=Setting("5", "the test"))
+
+
+def client(host: str, name: str, web: type[Web] = Web, **options: Any) -> Registry:
+    return Registry(web(SOURCES), Reference.parse(f"{host}/{name}:v1"), thing="image", **options)
 
 
 def failure(work: Callable[[], Any]) -> Any:
@@ -198,17 +200,21 @@ def test_an_identity_token_is_sent_in_the_body(
 
 
 def test_a_password_is_not_sent_in_the_clear_to_a_token_server_elsewhere(
-    doorway: Doorway, name: str, published: Published
+    stranger: Doorway, name: str, docker_config: Path
 ) -> None:
-    registry = client("registry.example", name)
-    told = failure(
-        lambda: registry._authorize(  # noqa: SLF001 - a registry with TLS cannot be had here
-            Endpoint("https://registry.example", "registry.example"),
-            f'Bearer realm="http://{doorway.host}/token",service="x"',
-        )
-    )
+    class Challenging(Web):
+        """As if there were a registry with TLS."""
+
+        def fetch(self, url: str, **more: Any) -> Fetched:
+            if not url.startswith("https://registry.example/"):
+                return super().fetch(url, **more)
+            realm = f'Bearer realm="http://{stranger.host}/token",service="x"'
+            return Fetched(401, b"", {"WWW-Authenticate": realm}, url)
+
+    docker_config.write_text(json.dumps({"auths": {"registry.example": {"auth": BASIC.split()[1]}}}))
+    told = failure(lambda: client("registry.example", name, Challenging).manifest("v1"))
     assert told.code == "unauthorized"
-    assert doorway.told == []
+    assert stranger.told == []
 
 
 def test_a_token_that_has_run_out_is_renewed_for_the_next_blob(

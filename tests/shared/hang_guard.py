@@ -10,9 +10,9 @@ from __future__ import annotations
 import faulthandler
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from _pytest.capture import CaptureManager
 
 grace = 60.0
 """Seconds that a test has beyond its time limit, and its cleanup after that."""
@@ -21,8 +21,7 @@ _stderr = pytest.StashKey[int]()
 
 def pytest_configure(config: pytest.Config) -> None:
     # Captured output would die with the process.
-    capture = config.pluginmanager.getplugin("capturemanager")
-    assert isinstance(capture, CaptureManager)
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         config.stash[_stderr] = os.dup(2)
 

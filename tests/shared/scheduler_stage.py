@@ -258,12 +258,12 @@ class Stage(Case[Any, Any]):
         """All events of one kind in this life."""
         return [one.event for one in self.history if isinstance(one.event, kind)]
 
-    def _carry_out(self, decision: Decision[Any], cause: str) -> None:
+    def carry_out(self, decision: Decision[Any], cause: str) -> None:
         urgent = any(event.is_urgent for event in decision.events)
         if self.disk_full and decision.events and not urgent:
             decision = decision.if_not_stored or Decision()
         before = len(self.effects)
-        super()._carry_out(decision, cause)
+        super().carry_out(decision, cause)
         for effect in self.effects[before:]:
             self.performed.append(effect)
             self._perform(effect)

@@ -103,7 +103,7 @@ class Case(Generic[S, V]):
         if now is not None:
             self.clock.set(now)
         self._begin()
-        self._carry_out(self._steps.core.decide(self.state, command, self.now, self.look()), cause)
+        self.carry_out(self._steps.core.decide(self.state, command, self.now, self.look()), cause)
         return self
 
     def settle(self) -> Self:
@@ -222,9 +222,10 @@ class Case(Generic[S, V]):
         if decision.reply is not None:
             raise AssertionError(f"settle must not reply, but replied {decision.reply!r}")
         self.wake_at = decision.wake_at
-        self._carry_out(decision, "")
+        self.carry_out(decision, "")
 
-    def _carry_out(self, decision: Decision[V], cause: str) -> None:
+    def carry_out(self, decision: Decision[V], cause: str) -> None:
+        """Store a decision's events and collect its effects; a case that performs them overrides this."""
         self.decision = decision
         self.faults += decision.faults
         if decision.faults and not self.faults_allowed:

@@ -19,6 +19,8 @@ from greenroom.runner.client.errors import GreenroomError as GreenroomError
 from greenroom.runner.client.errors import NotAvailable as NotAvailable
 from greenroom.runner.client.errors import RequestRefused as RequestRefused
 from greenroom.runner.client.errors import Unreachable as Unreachable
+from greenroom.runner.client.events import AsyncJournalStream as AsyncJournalStream
+from greenroom.runner.client.events import JournalStream as JournalStream
 from greenroom.runner.client.results import InstalledBackend as InstalledBackend
 from greenroom.runner.client.results import JobProgress as JobProgress
 from greenroom.runner.client.results import RunningEngine as RunningEngine

@@ -31,10 +31,11 @@ from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.messages import INSTALLER, RankVariants
 from greenroom.actors.installer.state import InstallerState
-from greenroom.actors.journal.port import Journal
+from greenroom.actors.journal.port import Journal, JournalError
+from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Clock
-from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler
+from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler, Event
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem, Startable
 from greenroom.actors.library.core import Library
@@ -386,6 +387,22 @@ class Greenroom(ActorStates, Startable):
             self._lock.release()
 
     # reading
+
+    @property
+    def own_event_types(self) -> tuple[type[Event], ...]:
+        """Those of the actors that the host has registered."""
+        return tuple(kind for core, _ in self._guests for kind in core.event_types)
+
+    def last_event(self) -> int:
+        """The number of the last event in its journal, before the start, too; 0 if there is none."""
+        try:
+            if self._journal is not None:
+                return max((record.seq for record in self._journal.read()), default=0)
+            with JournalReader(self.home / "journal.db", strict=False) as reader:
+                return reader.last_seq()
+        except (FileNotFoundError, JournalError):
+            # There is none yet, or the start says what is wrong with it.
+            return 0
 
     def prove(self, challenge: str, address: str) -> str:
         """Prove to a client that has reached us at `host:port` that this data directory is ours."""

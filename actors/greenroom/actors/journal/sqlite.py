@@ -40,7 +40,7 @@ _LAST = "SELECT seq, crc FROM events ORDER BY seq DESC LIMIT 1"
 
 # Pages of log that are worth a checkpoint (4 MiB, as SQLite itself thinks). Under a steady stream of
 # appends a smaller log is felt in their 99th percentile.
-_CHECKPOINT_PAGES = 1000
+CHECKPOINT_PAGES = 1000
 _FEWEST_PAGES = 32
 _PAGE = 4096
 _WAL_KEPT = 4 * 1024 * 1024
@@ -54,6 +54,8 @@ _log = logging.getLogger("greenroom.journal")
 class SqliteJournal:
     """The only writer of a journal file. Reading goes through connections of its own."""
 
+    id: str
+    """Tells this journal from every other."""
     notices: tuple[str, ...]
     """What was odd when it was opened, in sentences, for the log; no event was lost by it."""
 
@@ -82,7 +84,7 @@ class SqliteJournal:
         self._goes_without = False
         """No reserve can be laid in, and that has been said."""
         self._logged_pages = 0
-        self._checkpoint_pages = _CHECKPOINT_PAGES
+        self._checkpoint_pages = CHECKPOINT_PAGES
         self._failure = ""
         self._closed = False
         self._queue: list[_Job] = []
@@ -99,7 +101,7 @@ class SqliteJournal:
                 self._lock = WriterLock(self.files.lock)
             leftovers = self._settle_leftovers(clock)
             self._sentinel = JournalReader(self.files.db)
-            self._id = self._sentinel.id
+            self.id = self._sentinel.id
             self.notices = leftovers + self._sentinel.notices
         except BaseException as error:
             self._let_go()
@@ -270,7 +272,7 @@ class SqliteJournal:
             self._in_use = self._files_in_use()
             # So that the sentinel, too, has the log open, if there was none before.
             self._sentinel.last_seq()
-            self._tail = TailWriter(self.files.tail, Tail(self._id, self._chain.seq, self._chain.crc))
+            self._tail = TailWriter(self.files.tail, Tail(self.id, self._chain.seq, self._chain.crc))
         except BaseException:
             # The sentinel is still open, so this is not the last connection and changes nothing.
             self._connection.close()
@@ -292,7 +294,7 @@ class SqliteJournal:
             return
         _log.warning("%s: its index is damaged and is rebuilt; no event is lost", self.files.db)
         self._connection.execute("REINDEX events")
-        self._logged_pages = _CHECKPOINT_PAGES
+        self._logged_pages = CHECKPOINT_PAGES
         if not schema.index_is_whole(self._connection, self._chain.heads):
             what = f"{self.files.db} is damaged: its index cannot be rebuilt"
             raise JournalDamaged(what, self._chain.seq + 1)

@@ -59,7 +59,7 @@ from greenroom.actors.library.messages import (
     RepackageModel,
     TagModel,
 )
-from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState, apply
+from greenroom.actors.library.state import LibraryState, LibraryVolatile, apply
 from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
 from greenroom.actors.values import Failure, RequestSnapshot
@@ -262,7 +262,7 @@ class Library(SingleStream[LibraryState]):
                 continue
             key = f"{pull.job}/{pull.attempt}"
             try:
-                due.setdefault(key, now.monotonic + self._wait(pull, now))
+                due.setdefault(key, now.monotonic + pulls.seconds_left(pull, now, self._policies[0]))
             except Exception as error:  # noqa: BLE001 - it costs only this pull
                 faults.append(fault(error, doing="go on with a pull", about=pull.job))
                 ended = Answer(key=pulls.pull_key(pull.reference), outcome=pulls.refusal_of(_OURS))
@@ -298,12 +298,6 @@ class Library(SingleStream[LibraryState]):
         return Decision(
             effects=tuple(effects), volatile=volatile, wake_at=min(wakes, default=None), faults=tuple(faults)
         )
-
-    def _wait(self, pull: PullState, now: Moment) -> float:
-        """Seconds until the next attempt may begin."""
-        if not pull.retry_at:
-            return 0.0
-        return max(0.0, self._policies[0].clamp(pull.retry_at, now.wall) - now.wall)
 
     def _pruned(self, state: LibraryState, volatile: LibraryVolatile) -> LibraryVolatile:
         """Drop what belongs to finished pulls, above all their tokens."""

@@ -46,6 +46,11 @@ _KINDS: dict[str, ErrorKind] = {
 }
 
 
+def seconds_left(pull: PullState, now: Moment, policy: RetryPolicy) -> float:
+    """Seconds until the next attempt may begin."""
+    return max(0.0, policy.clamp(pull.retry_at, now.wall) - now.wall) if pull.retry_at else 0.0
+
+
 def pull_key(reference: str) -> str:
     return f"pull/{reference}"
 

@@ -5,6 +5,7 @@
 - `calls`: what can be asked: the requests, and how their answers are read
 - `results`: what the calls return
 - `streams`: answers that come bit by bit
+- `events`: the journal as it grows
 - `engine_slot`: a slot in an engine
 - `errors`: everything the client raises
 - `access`: how a client gets at a daemon

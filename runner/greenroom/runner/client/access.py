@@ -40,6 +40,10 @@ class Access(ABC):
     def http(self) -> HttpClient:
         """Open it if need be, which may take seconds. Raises NotAvailable."""
 
+    @abstractmethod
+    def again(self) -> HttpClient:
+        """As `http`, but nothing is started: for those who wait for it. Raises NotAvailable, Unreachable."""
+
     @property
     @abstractmethod
     def opened(self) -> HttpClient | None:
@@ -88,9 +92,20 @@ class DaemonAccess(Access):
         return self._http
 
     def http(self) -> HttpClient:
+        return self._found(start=self._start)
+
+    def again(self) -> HttpClient:
+        return self._found(start=False)
+
+    def _found(self, *, start: bool) -> HttpClient:
         with self._lock:
             if self._http is None:
-                self._http = self._at_url() if self._url else self._of_home()
+                if self._url:
+                    self._http = self._at_url()
+                else:
+                    self._http = (
+                        ensure_daemon(self.settings, _log.info) if start else client_for(self.settings)
+                    )
             return self._http
 
     def lost(self) -> None:
@@ -99,9 +114,6 @@ class DaemonAccess(Access):
 
     def close(self, user: object) -> None:
         pass
-
-    def _of_home(self) -> HttpClient:
-        return ensure_daemon(self.settings, _log.info) if self._start else client_for(self.settings)
 
     def _at_url(self) -> HttpClient:
         if self._url.startswith(SOCKET):

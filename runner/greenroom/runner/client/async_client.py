@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from greenroom.runner.client.client import Client
+    from greenroom.runner.client.events import AsyncJournalStream
     from greenroom.runner.daemon import Greenroom
+    from greenroom.runner.diagnosis.stored_events import Since, Types
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -200,6 +202,19 @@ class AsyncClient(
     async def why(self, name: str) -> WhyResult:
         """See `Client.why`."""
         return await self._do(calls.why(name))
+
+    # events
+
+    def events(self, *, since: Since | None = None, types: Types | None = None) -> AsyncJournalStream:
+        """Whatever happens, without end: see `Client.events`.
+
+        It begins with `async with`, or with the first event that is asked for.
+        """
+        from greenroom.runner.client.events import AsyncJournalStream, EventCall
+
+        stream = AsyncJournalStream(self._access, EventCall(since, types))
+        self._client.follows(stream)
+        return stream
 
     # other clients
 

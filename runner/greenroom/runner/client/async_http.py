@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from collections.abc import AsyncGenerator
@@ -45,30 +44,54 @@ _MOST = 2**28
 
 async def steps(http: HttpClient, call: Call[T, Any]) -> AsyncGenerator[T]:
     """Send the request, and take the answer as it comes. Closing the iterator ends the request."""
-    call.url = http.url
-    async with contextlib.aclosing(_lines(http, call)) as lines:
-        async for line in lines:
+    answer = await ask(http, call)
+    try:
+        while (line := await answer.line()) is not None:
             for step in call.take(line):
                 yield step
+    finally:
+        answer.close()
 
 
-async def _lines(http: HttpClient, call: Call[T, Any]) -> AsyncGenerator[str]:
+async def ask(http: HttpClient, call: Call[Any, Any]) -> AsyncAnswer:
+    """Send the request, and wait for the head of its answer. Raises RequestRefused, Unreachable."""
+    call.url = http.url
     connection = _Connection(call.timeout)
     try:
         try:
             await connection.ask(http, call)
         except (NobodyThere, NotHttp, NotProven, BrokenOff, OSError) as error:
             raise unreachable(http.url, error, f"{call.method} {call.path}", call.timeout) from error
-        answer = connection.answer
-        if not 200 <= answer.status < 300:
-            raise refused(answer.status, answer.reason, await connection.run(answer.rest(_MOST)))
-        try:
-            while line := await connection.run(answer.line()):
-                yield line.decode("utf-8", "replace").rstrip("\r\n")
-        except (BrokenOff, OSError) as error:
-            raise Unreachable(http.url, broken(error)) from error
-    finally:
+        await connection.check()
+    except BaseException:
         connection.close()
+        raise
+    return AsyncAnswer(http.url, connection)
+
+
+class AsyncAnswer:
+    """An answer whose head has come."""
+
+    def __init__(self, url: str, connection: _Connection) -> None:
+        self.headers = connection.answer.headers
+        """By lower-case name."""
+        self._url = url
+        self._connection = connection
+
+    async def line(self) -> str | None:
+        """The next line without its end; None at the end. If it is cancelled, the next call goes on with it.
+
+        Raises Unreachable.
+        """
+        try:
+            line = await self._connection.line()
+        except (BrokenOff, OSError) as error:
+            raise Unreachable(self._url, broken(error)) from error
+        return line.decode("utf-8", "replace").rstrip("\r\n") if line else None
+
+    def close(self) -> None:
+        """End the request: a task that waits for a line gets the end. Idempotent."""
+        self._connection.close()
 
 
 class _Connection:
@@ -79,6 +102,8 @@ class _Connection:
         self._timeout = timeout
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
+        self._line: Reading[bytes] | None = None
+        """The line that a cancelled task has begun to read."""
 
     async def ask(self, http: HttpClient, call: Call[T, Any]) -> None:
         """Up to the head of the answer."""
@@ -101,9 +126,24 @@ class _Connection:
         await self._writer.drain()
         await self.run(self.answer.head(call.method))
 
-    async def run(self, reading: Reading[T]) -> T:
+    async def check(self) -> None:
+        """Raise RequestRefused unless the status is one of 2xx."""
+        answer = self.answer
+        if not 200 <= answer.status < 300:
+            raise refused(answer.status, answer.reason, await self.run(answer.rest(_MOST)))
+
+    async def line(self) -> bytes:
+        """The next line with its end; empty at the end."""
+        begun = self._line is not None
+        self._line = self._line or self.answer.line()
+        line = await self.run(self._line, is_begun=begun)
+        self._line = None
+        return line
+
+    async def run(self, reading: Reading[T], *, is_begun: bool = False) -> T:
         try:
-            next(reading)
+            if not is_begun:
+                next(reading)
             while True:
                 async with asyncio.timeout(self._timeout):
                     came = await self._reader.read(PIECE)

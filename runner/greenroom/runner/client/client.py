@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from greenroom.runner.client.async_client import AsyncClient
+    from greenroom.runner.client.events import AsyncJournalStream, JournalStream
     from greenroom.runner.daemon import Greenroom
+    from greenroom.runner.diagnosis.stored_events import Since, Types
     from greenroom.runner.embedded.unix_door import UnixDoor
     from greenroom.runner.http.asgi_adapter import AsgiApplication
 
@@ -83,6 +86,7 @@ class Client(
     def __init__(self, access: Access) -> None:
         self._access = access
         access.add(self)
+        self._following: weakref.WeakSet[JournalStream | AsyncJournalStream] = weakref.WeakSet()
 
     @classmethod
     def opened(cls, home: str | os.PathLike[str] | None, settings: dict[str, Any]) -> Client:
@@ -123,6 +127,8 @@ class Client(
         """End it. A Greenroom inside this program is stopped, with its engines, unless another client has it
         open too; a daemon goes on. Idempotent, on any thread; takes 60 seconds at most.
         """
+        for stream in tuple(self._following):
+            stream.close()
         self._access.close(self)
 
     @property
@@ -198,6 +204,33 @@ class Client(
         Raises RequestRefused with `unknown_name` for what it knows nothing of.
         """
         return self._do(calls.why(name))
+
+    # events
+
+    def events(self, *, since: Since | None = None, types: Types | None = None) -> JournalStream:
+        """Whatever happens, as it is stored in the journal, without end: an iterator over `StoredEvent`s.
+
+        It waits for the next event. If the connection is lost, or the daemon ends, it goes on behind the last
+        event as soon as there is a daemon again, which it does not start; nothing is missed, and nothing
+        comes twice. It ends when it is closed, or this client is. An event whose class is not known comes
+        too, undecoded. A slow reader delays no one: its events wait in the journal.
+
+        Args:
+            since: where to begin: after a position (an int; 0 is the beginning), after an event
+                (`"scheduler/8"`), or at a time (a float: seconds since 1970, a `datetime`, or text such as
+                `"2h"` ago). None is now; if the Greenroom is inside this program and has not been started,
+                its start is among what comes.
+            types: only events of these classes or tags (`"load_*"`). Classes of your own are decoded, too.
+        """
+        from greenroom.runner.client.events import EventCall, JournalStream
+
+        stream = JournalStream(self._access, EventCall(since, types))
+        self._following.add(stream)
+        return stream
+
+    def follows(self, stream: AsyncJournalStream) -> None:
+        """This stream, of a client for asyncio, ends with this client."""
+        self._following.add(stream)
 
     # for other programs, and other clients
 

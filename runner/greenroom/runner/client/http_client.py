@@ -110,6 +110,12 @@ class DaemonRequest:
         """End the connection. Idempotent."""
         self._socket.close()
 
+    def interrupt(self) -> None:
+        """End it from another thread: one that waits for the answer gets its end."""
+        with contextlib.suppress(OSError):
+            # That of a TLS socket would also take its TLS from the thread that reads.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
     @property
     def status(self) -> int:
         return self._answer.status
@@ -229,6 +235,10 @@ class DaemonResponse:
         """By lower-case name."""
         self._url = url
         self._exchange = exchange
+
+    def interrupt(self) -> None:
+        """End the answer from another thread."""
+        self._exchange.interrupt()
 
     def lines(self) -> Iterator[str]:
         """Each line as it comes, without its end, empty ones too."""

@@ -106,7 +106,7 @@ class LocalAccess(Access):
         door = self._door
         return door.http if door is not None and door.is_open and not self.is_over else None
 
-    def http(self) -> HttpClient:
+    def _expect_no_fork(self) -> None:
         if self._pid != os.getpid():
             raise NotAvailable(
                 f"This Greenroom runs in process {self._pid}, from which this one was forked.",
@@ -114,12 +114,21 @@ class LocalAccess(Access):
                 code="forked",
                 kind="invalid",
             )
+
+    def http(self) -> HttpClient:
+        self._expect_no_fork()
         with self._lock:
             if self._over:
                 raise closed()
             if self._door is None or not self._door.is_open:
                 self._door = whole(self._begin, self._end)
             return self._door.http
+
+    def again(self) -> HttpClient:
+        self._expect_no_fork()
+        if (opened := self.opened) is None:
+            raise closed()
+        return opened
 
     def close(self, user: object) -> None:
         self._users.discard(user)

@@ -12,6 +12,10 @@ from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.filters import Filter, filter_about, unknown_kinds
 from greenroom.runner.diagnosis.sentences import Narrator
 
+JOURNAL = "X-Greenroom-Journal"
+AFTER = "X-Greenroom-After"
+"""Headers of `GET /log`: which journal it is, and the number of the event after which the answer begins."""
+
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which events of a journal are wanted; what is empty does not matter."""

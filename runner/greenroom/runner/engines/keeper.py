@@ -127,6 +127,39 @@ class DaemonConnection:
         self.socket.settimeout(0.0)
 
 
+class Listener:
+    """The socket on which daemons reach this keeper."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self._path = ""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def open(self, path: str) -> None:
+        """Listen at a path, and have the selector wait for callers."""
+        self._path = path
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self.socket.bind(path)
+        self.socket.listen(8)
+        self.socket.setblocking(False)
+        self._selector.register(self.socket, selectors.EVENT_READ)
+
+    def keep(self, *others: str) -> None:
+        """Touch it and `others`, since systems clean old files from temporary folders; recreate it if it is
+        gone.
+        """
+        for path in (self._path, *others):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        if not os.path.exists(self._path):
+            with contextlib.suppress(OSError):
+                self._selector.unregister(self.socket)
+                self.socket.close()
+                self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self.open(self._path)
+
+
 class Keeper:
     def __init__(self, first: socket.socket) -> None:
         self._selector = selectors.DefaultSelector()
@@ -139,7 +172,7 @@ class Keeper:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._told_to_end = False
         self._connections: dict[int, DaemonConnection] = {}
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = Listener(self._selector)
         self._grace: float | None = 120.0
         self._orphaned_at: float | None = None
         self._pid, self._started = 0, 0.0
@@ -182,7 +215,7 @@ class Keeper:
             return
         sys.stderr = open("keeper.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - for good
         self._log = BoundedLog("log")
-        self._listen(config["keeper_socket"])
+        self._listener.open(config["keeper_socket"])
         if failure := self._spawn(claim):
             self._given_up = True
             self._write_end({"failed": failure, "errno": self._spawn_errno})
@@ -198,9 +231,9 @@ class Keeper:
                 self._read_wakeup()
             elif key.fd == self._output:
                 self._drain()
-            elif key.fileobj is self._listener:
+            elif key.fileobj is self._listener.socket:
                 with contextlib.suppress(OSError):
-                    self._welcome(self._listener.accept()[0])
+                    self._welcome(self._listener.socket.accept()[0])
             elif key.fd in self._connections:
                 self._serve(self._connections[key.fd])
         now = time.monotonic()
@@ -234,14 +267,6 @@ class Keeper:
         self._connections[sock.fileno()] = connection
         self._selector.register(sock, selectors.EVENT_READ)
         return connection
-
-    def _listen(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        self._listener.bind(path)
-        self._listener.listen(8)
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _serve(self, connection: DaemonConnection) -> None:
         messages = connection.receive()
@@ -439,22 +464,8 @@ class Keeper:
         if self._pid:
             self._memory = here.resident(self._pid) or self._memory
             self._memory_kills = here.memory_kills()
-            self._keep_sockets()
+            self._listener.keep(self._config["engine_socket"])
             self._reap()  # in case a signal was lost
-
-    def _keep_sockets(self) -> None:
-        """Touch the sockets, since systems clean old files from temporary folders; recreate ours if it is
-        gone.
-        """
-        for name in ("keeper_socket", "engine_socket"):
-            with contextlib.suppress(OSError):
-                os.utime(self._config[name])
-        if not os.path.exists(self._config["keeper_socket"]):
-            with contextlib.suppress(OSError):
-                self._selector.unregister(self._listener)
-                self._listener.close()
-                self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._listen(self._config["keeper_socket"])
 
     def _finish(self, status: int, usage: Any) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS

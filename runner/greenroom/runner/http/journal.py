@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from greenroom.actors.journal.port import Record
+from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.runner.diagnosis.times import parse_time
 from greenroom.runner.http.archives import Turns, deliver
 from greenroom.runner.http.bodies import invalid, is_true
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded, json_response
-from greenroom.runner.http.port import EVENT_STREAM, TEXT, AnyResponse, Request, Response
+from greenroom.runner.http.port import EVENT_STREAM, TEXT, AnyResponse, Request, Response, Stream
 
 if TYPE_CHECKING:
     from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
@@ -51,8 +52,9 @@ class JournalRoutes:
     async def log(self, request: Request) -> AnyResponse:
         """The events that are wanted, as lines of JSON or as events of a stream; `follow` sends new ones."""
         # Asked rarely, and more to import than most of a front context.
+        from greenroom.runner.diagnosis.event_log import AFTER, JOURNAL
 
-        query, last, after = _query(request), _number(request, "last", LAST), _after(request)
+        query, last = _query(request), _number(request, "last", LAST)
         follow = is_true(request, "follow")
         if follow and len(self._followers) >= FOLLOWERS:
             raise HttpRefusal(
@@ -60,23 +62,37 @@ class JournalRoutes:
             )
         if request.method == "HEAD":
             return Response(content_type=_content_type(request))
-        journal = self._context.greenroom.system.journal
+        greenroom = self._context.greenroom
+        journal = greenroom.system.journal
         with self._news() if follow else contextlib.nullcontext(asyncio.Event()) as news:
             async with self._turns.turn():
+                after = await _after(request, journal.read)
                 events = await _about(query, journal.read)
                 lines = _lines(events, journal.read(), after)
                 if last is not None:
                     lines = iter(await to_its_end(lambda: deque(lines, last)))
                 piece = await _next(lines)
+                if not piece and after > events.seq and request.query.get("after"):
+                    raise _no_such_event(f"There is no event {after}: the last one is {events.seq}.")
                 if not piece and not follow and events.seq and (unknown := events.unknown()):
                     raise HttpRefusal(404, "unknown_name", " ".join(unknown))
                 stream = await request.start(
-                    headers={"Content-Type": _content_type(request), "Cache-Control": "no-cache"}
+                    headers={
+                        "Content-Type": _content_type(request),
+                        "Cache-Control": "no-cache",
+                        JOURNAL: journal.id if isinstance(journal, SqliteJournal) else greenroom.life,
+                        AFTER: str(after),
+                    }
                 )
                 if follow:
                     self._context.clients.goes_on(request, stream)
-                while piece:
-                    await deliver(request, stream, b"".join(_worded(request, one) for one in piece))
+                while piece and not follow:
+                    await _send(request, stream, piece)
+                    piece = await _next(lines)
+            while piece:
+                # Without the turn: one that takes its time must not keep others waiting.
+                await _send(request, stream, piece)
+                async with self._turns.turn():
                     piece = await _next(lines)
             while follow:
                 try:
@@ -88,7 +104,7 @@ class JournalRoutes:
                 news.clear()
                 lines = _lines(events, journal.read(after=events.seq), after)
                 while piece := await _next(lines):
-                    await deliver(request, stream, b"".join(_worded(request, one) for one in piece))
+                    await _send(request, stream, piece)
         await stream.end()
         return stream
 
@@ -204,7 +220,11 @@ async def _about(query: EventQuery, read: Callable[[], Iterator[Record]]) -> Tol
 def _lines(events: ToldEvents, records: Iterator[Record], after: int) -> Iterator[Line]:
     from greenroom.runner.diagnosis.event_log import Line
 
-    return (Line.of(one, text) for one, text in events.lines(records) if one.seq > after)
+    return (Line.of(one, text) for one, text in events.lines(records, after=after))
+
+
+async def _send(request: Request, stream: Stream, piece: list[Line]) -> None:
+    await deliver(request, stream, b"".join(_worded(request, one) for one in piece))
 
 
 async def _next(lines: Iterator[Line]) -> list[Line]:
@@ -256,9 +276,21 @@ def _number(request: Request, name: str, most: int) -> int | None:
     return int(text)
 
 
-def _after(request: Request) -> int:
+async def _after(request: Request, read: Callable[[], Iterator[Record]]) -> int:
     """The number of the event after which to begin: a browser says what it has when it connects again."""
+    from greenroom.runner.diagnosis.stored_events import position
+
     seen = request.headers.get("Last-Event-ID", "")
     if seen.isascii() and seen.isdecimal() and len(seen) < 19:
         return int(seen)
-    return _number(request, "after", 10**18) or 0
+    given = request.query.get("after", "")
+    try:
+        return await to_its_end(lambda: position(given, read)) if given else 0
+    except LookupError as error:
+        raise _no_such_event(str(error)) from None
+    except ValueError as error:
+        raise invalid(f"after: {error}", param="after") from None
+
+
+def _no_such_event(sentence: str) -> HttpRefusal:
+    return HttpRefusal(404, "no_such_event", sentence, param="after")

@@ -375,9 +375,9 @@ class Environments(Maker):
             return
         # If the packed size does not fit, there is no need to ask.
         need_space(room, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
-        from greenroom.runner.installations.verified_download import PackageOrigin
+        from greenroom.runner.installations.verified_download import Finder, PackageOrigin
 
-        origin = PackageOrigin(self._sources_of(source))
+        origin = PackageOrigin(Finder(self._sources_of(source)))
 
         def here(file: LockedFile) -> Path | None:
             return self.store.path(file) if self.store.has(file) else origin.local(file)

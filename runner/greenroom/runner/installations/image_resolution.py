@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from urllib3.exceptions import HTTPError
+import urllib3
 
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.errors import JobFailed
@@ -62,7 +62,7 @@ class ResolvedImage:
         try:
             begin = self._bytes(layer, 0, 2)
             end = self._bytes(layer, layer.size - 4, 4) if begin == GZIP and layer.size >= 20 else b""
-        except (JobFailed, HTTPError, OSError):
+        except (JobFailed, urllib3.exceptions.HTTPError, OSError):
             return layer.size
         return max(layer.size, int.from_bytes(end, "little"))
 
@@ -193,7 +193,7 @@ class ImageResolver:
                 cancel=cancel,
                 left=response.shutdown,
             )
-        except (HTTPError, OSError, TookTooLong) as error:
+        except (urllib3.exceptions.HTTPError, OSError, TookTooLong) as error:
             raise registry.unreachable(error) from error
         finally:
             response.close()

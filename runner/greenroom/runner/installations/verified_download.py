@@ -27,8 +27,7 @@ from typing import Protocol
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import msgspec
-from urllib3.exceptions import HTTPError
-from urllib3.response import BaseHTTPResponse
+import urllib3
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.errors import os_failure
@@ -78,7 +77,7 @@ class Origin(Protocol):
             JobFailed: No source has it.
         """
 
-    def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+    def open(self, file: LockedFile, offset: int) -> urllib3.BaseHTTPResponse:
         """The file from an offset on, unread: status 200 (from the start), 206, or 416 (nothing there).
 
         Raises:
@@ -99,7 +98,7 @@ class Fetcher:
         and raises when the disk is too full.
         """
         self.store = store
-        self._origin: Origin = PackageOrigin(origin) if isinstance(origin, PackageSources) else origin
+        self._origin: Origin = PackageOrigin(Finder(origin)) if isinstance(origin, PackageSources) else origin
         self._room = room or (lambda: None)
 
     def fetch(
@@ -130,15 +129,15 @@ class Fetcher:
 class PackageOrigin:
     """The user's package indexes and folders of wheels."""
 
-    def __init__(self, sources: PackageSources) -> None:
-        self._finder = Finder(sources)
+    def __init__(self, finder: Finder) -> None:
+        self._finder = finder
         self._urls: dict[str, str] = {}
 
     def local(self, file: LockedFile) -> Path | None:
         url = self._urls[file.sha256] = self._finder.find(file)
         return local_path(url) if url.startswith("file:") or is_local(url) else None
 
-    def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+    def open(self, file: LockedFile, offset: int) -> urllib3.BaseHTTPResponse:
         url = self._urls[file.sha256]
         response = self._finder.web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
         if response.status in NOT_HERE:
@@ -192,7 +191,7 @@ class _Transfer:
         self._here = {file.sha256: store.arrived(file) for file in files}
         self._stop = Event()
         self._guard = threading.Lock()
-        self._open: set[BaseHTTPResponse] = set()
+        self._open: set[urllib3.BaseHTTPResponse] = set()
         self._ended = 0
         """Files fetched so far."""
 
@@ -294,7 +293,7 @@ class _Transfer:
             growing = _Growing(file, self._here, self._room, out.seek(0, os.SEEK_END))
             resumed = growing.size > 0
             while not self._stop.is_set() and (growing.size < file.size or not file.size):
-                began, broken = growing.size, HTTPError("the answer ended early")
+                began, broken = growing.size, urllib3.exceptions.HTTPError("the answer ended early")
                 response = self._begin(file, began)
                 try:
                     if began and response.status != 206:
@@ -306,8 +305,12 @@ class _Transfer:
                             raise self._origin.strange(file, f"more than {growing.most} bytes")
                         out.write(chunk)
                         digest.update(chunk)
-                except (HTTPError, ConnectionError, TimeoutError) as error:
-                    broken = error if isinstance(error, HTTPError) else HTTPError(str(error))
+                except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+                    broken = (
+                        error
+                        if isinstance(error, urllib3.exceptions.HTTPError)
+                        else urllib3.exceptions.HTTPError(str(error))
+                    )
                 else:
                     if not file.size:
                         break
@@ -320,7 +323,7 @@ class _Transfer:
                     raise self._origin.broken(file, broken)
         return digest, resumed
 
-    def _begin(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+    def _begin(self, file: LockedFile, offset: int) -> urllib3.BaseHTTPResponse:
         response = self._origin.open(file, offset)
         length = response.headers.get("Content-Length", "")
         expected = file.size - (offset if response.status == 206 else 0)
@@ -332,7 +335,7 @@ class _Transfer:
             self._open.add(response)
         return response
 
-    def _close(self, response: BaseHTTPResponse) -> None:
+    def _close(self, response: urllib3.BaseHTTPResponse) -> None:
         with self._guard:
             self._open.discard(response)
         response.close()

@@ -1,7 +1,7 @@
 """The record of requests: an SQLite file in the data directory, limited in days, rows and bytes.
 
-Nothing else depends on the file, so it may be deleted. A file that is damaged or was written by another
-version is replaced by an empty one.
+Nothing else depends on the file, so it may be deleted. A file of an earlier version gets the columns that it
+lacks; one that is damaged or was written by a later version is replaced by an empty one.
 """
 
 from __future__ import annotations
@@ -261,8 +261,11 @@ class RecordTable:
                 self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False
             )
             try:
-                if not _version_of(connection):
+                version = _version_of(connection)
+                if not version:
                     connection.executescript(_SCHEMA)
+                elif version < _VERSION:
+                    _add_columns(connection)
                 for pragma in ("synchronous = NORMAL", "foreign_keys = ON", "secure_delete = ON"):
                     connection.execute(f"PRAGMA {pragma}")
             except BaseException:
@@ -391,8 +394,9 @@ def _reading(path: Path) -> sqlite3.Connection:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            if not _version_of(connection):
-                problem = "it is empty"
+            version = _version_of(connection)
+            if version < _VERSION:
+                problem = "the next request converts it from an earlier version" if version else "it is empty"
                 continue
         except (NotUsable, sqlite3.Error) as error:
             problem = str(error)
@@ -404,13 +408,27 @@ def _reading(path: Path) -> sqlite3.Connection:
 
 
 def _version_of(connection: sqlite3.Connection) -> int:
-    """0 for an empty file. Raises NotUsable if another version wrote the file."""
+    """0 for an empty file. Raises NotUsable if a later version wrote the file."""
     version = _number(connection, "PRAGMA user_version")
     if version == 0 and not _number(connection, "SELECT count(*) FROM sqlite_master"):
         return 0
-    if version != _VERSION:
+    if not 0 < version <= _VERSION:
         raise NotUsable("it was written by another version of Greenroom")
     return version
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Make a table of an earlier version one of this: columns were only ever added."""
+    known = {one[1] for one in connection.execute("PRAGMA table_info(requests)")}
+    with _transaction(connection):
+        for name in _COLUMNS:
+            if name not in known:
+                kind = _TYPES[name]
+                default = (
+                    "" if "NOT NULL" not in kind else "DEFAULT ''" if kind.startswith("TEXT") else "DEFAULT 0"
+                )
+                connection.execute(f"ALTER TABLE requests ADD COLUMN {name} {kind} {default}")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
 
 
 def _is_damage(error: Exception) -> bool:

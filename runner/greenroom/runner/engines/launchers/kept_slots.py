@@ -33,6 +33,14 @@ class _Held(NamedTuple):
     """How many of them are the prompt's."""
 
 
+class _Request(NamedTuple):
+    slot: int
+    prompt: int
+    """Its length."""
+    goes_on: bool
+    """It begins with what its slot holds."""
+
+
 class Slots:
     """The slots of one server, and their files in `folder`; an empty one refuses all.
 
@@ -43,9 +51,9 @@ class Slots:
         self._folder = folder
         self._alone = alone
         self._held: dict[int, _Held] = {}
-        self._running: dict[Any, tuple[int, int]] = {}
-        self._next: tuple[int, int] | None = None
-        """The slot of the request that begins now, and the length of its prompt."""
+        self._running: dict[Any, _Request] = {}
+        self._next: _Request | None = None
+        """The request that begins now."""
 
     @property
     def can(self) -> bool:
@@ -55,8 +63,12 @@ class Slots:
     def begins(self, slot: object, prompt: list[int]) -> None:
         """The generating thread begins with a request."""
         slot = 0 if slot is None and self._alone else slot
-        is_slot = isinstance(slot, int) and 0 <= slot < _MOST_SLOTS
-        self._next = (slot, len(prompt)) if is_slot and self._folder else None  # type: ignore[assignment]
+        self._next = None
+        if self._folder and isinstance(slot, int) and 0 <= slot < _MOST_SLOTS:
+            held = self._held.get(slot)
+            # Of an answer, a template may write less than the model did.
+            goes_on = held is not None and prompt[: held.prompt] == held.tokens[: held.prompt]
+            self._next = _Request(slot, len(prompt), goes_on)
 
     def joined(self, uid: Any) -> None:
         """The request that begins now is in a batch, under this id."""
@@ -64,23 +76,29 @@ class Slots:
             self._running[uid], self._next = self._next, None
 
     def left(self, uid: Any) -> None:
-        """It was cancelled: what its slot holds is what it held before."""
-        self._running.pop(uid, None)
+        """It was cancelled: what its slot holds is what it held before, as far as that is of this prompt."""
+        if (request := self._running.pop(uid, None)) is not None:
+            self._cancelled(request)
 
     def ended(self, uid: Any, tokens: Any) -> None:
         """It is answered; these are its prompt and its answer, as far as they are computed."""
-        if (slot := self._running.pop(uid, None)) is not None:
-            self._hold(slot, tokens)
+        if (request := self._running.pop(uid, None)) is not None:
+            self._hold(request, tokens)
 
     def ended_alone(self, tokens: Any) -> None:
         """The same of a request that was in no batch; None for one that was cancelled."""
-        if self._next is not None and tokens is not None:
-            self._hold(self._next, tokens)
-        self._next = None
+        request, self._next = self._next, None
+        if request is not None and tokens is not None:
+            self._hold(request, tokens)
+        elif request is not None:
+            self._cancelled(request)
 
-    def _hold(self, slot: tuple[int, int], tokens: Any) -> None:
-        number, prompt = slot
-        self._held[number] = _Held([int(one) for one in tokens], prompt)
+    def _hold(self, request: _Request, tokens: Any) -> None:
+        self._held[request.slot] = _Held([int(one) for one in tokens], request.prompt)
+
+    def _cancelled(self, request: _Request) -> None:
+        if not request.goes_on:
+            self._held.pop(request.slot, None)  # else it would be saved as if it were this prompt's
 
     def done(self, generator: Any, slot: int, action: str, name: str) -> dict[str, int]:
         """Save, restore or erase a slot; llama-server's answer.

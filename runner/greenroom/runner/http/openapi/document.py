@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from greenroom import __version__
+from greenroom.runner.diagnosis.event_log import AFTER, JOURNAL
 from greenroom.runner.http.errors import family_of_path
 from greenroom.runner.http.idempotency import KEY, is_command
 from greenroom.runner.http.openapi.operation import (
@@ -84,6 +85,8 @@ _HEADERS = {
     "X-Freed-Bytes": ("Bytes that were freed on the disk, if the model was removed.", int),
     "X-Kept-Bytes": ("Bytes of the removed model that stay in use by other models or programs.", int),
     "X-Ignored-Backends": ("Why backends that distributions declare are ignored: a JSON list.", str),
+    JOURNAL: ("The id of the journal: another one has other numbers.", str),
+    AFTER: ("The number of the event after which the answer begins.", int),
     "Content-Disposition": ("A suggested file name.", str),
 }
 _ALWAYS = (REQUEST_ID, IGNORED_HEADER)

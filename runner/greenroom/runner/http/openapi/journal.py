@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.runner.diagnosis.event_log import Line
+from greenroom.runner.diagnosis.event_log import AFTER, JOURNAL, Line
 from greenroom.runner.diagnosis.explanation import Explanation
 from greenroom.runner.diagnosis.summary import Summary
 from greenroom.runner.http.journal import GZIP
@@ -70,10 +70,19 @@ OPERATIONS = {
             "since": Parameter(_TIME),
             "until": Parameter(_TIME),
             "last": Parameter("Only the last of them, 10,000 at most.", int),
-            "after": Parameter("Only events with a higher number; `Last-Event-ID` does the same.", int),
+            "after": Parameter(
+                "Only events after this one: its number (0 for all), its id, or a time. `Last-Event-ID` does "
+                "the same with a number."
+            ),
             "follow": Parameter("Keep the connection open and send new events.", bool),
         },
-        answers={200: Returns("The events.", streams={**streamed(Line, lines=True), **streamed(Line)})},
+        answers={
+            200: Returns(
+                "The events.",
+                streams={**streamed(Line, lines=True), **streamed(Line)},
+                headers=(JOURNAL, AFTER),
+            )
+        },
         errors=frozenset({404}),
     ),
     "GET /log/summary": Operation(

@@ -244,6 +244,24 @@ def test_a_second_process_waits_for_the_first_and_says_who_it_is(
 
 
 @pytest.mark.slow
+def test_ctrl_c_takes_the_job_back(home: Path, index: Index) -> None:
+    (wheel,) = index.wheels["friend"]
+    index.wrong[wheel] = Misbehaviour(hang=threading.Event(), hang_after=100)
+    program = PROGRAM.with_name("interrupted_ensure.py")
+    process = subprocess.Popen(
+        [sys.executable, str(program), str(home), index.url], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "downloading":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.read().splitlines()[-1] == "interrupted"
+    assert process.wait(30) == 0
+    assert types(home)[-1] == "install_cancelled"
+    assert not list((home / "backends").glob("*/*"))
+
+
+@pytest.mark.slow
 def test_a_fork_is_told_to_open_its_own(installer: Installer) -> None:
     reading, writing = os.pipe()
     pid = os.fork()

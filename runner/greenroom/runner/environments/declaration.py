@@ -16,7 +16,6 @@ from greenroom.actors.retry import RetryPolicy, given_policy
 from greenroom.actors.values import DeclaredEnvironment
 from greenroom.runner.backends.base import Environment
 from greenroom.runner.environments.errors import BadRequirement
-from greenroom.runner.installations.given_lock import read as read_lock
 from greenroom.runner.installations.lock_file import normalized
 from greenroom.runner.installations.sources import is_local, local_path, redact, without_credentials
 
@@ -123,11 +122,12 @@ def _indexes(index: object) -> tuple[str, ...]:
 
 
 def _index(url: str) -> str:
-    if is_local(url):
+    if is_local(url) and local_path(url).is_dir():
         return local_path(url).absolute().as_uri()
     if urlsplit(url).scheme not in ("http", "https"):
         raise BadRequirement(
-            f"{redact(url)[:120]!r} is not an index.", "Give a URL that begins with https://, or a folder."
+            f"{redact(url)[:120]!r} is not an index.",
+            "Give a URL that begins with https://, or a folder that exists.",
         )
     return url
 
@@ -138,6 +138,8 @@ def _lock(lock: object) -> str:
         return ""
     if not isinstance(lock, str | os.PathLike):
         raise TypeError(f"lock must be the path of a file, not {type(lock).__name__}")
+    from greenroom.runner.installations.given_lock import read as read_lock
+
     path = local_path(os.fspath(lock))
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -44,6 +44,8 @@ def refused(refusal: Refusal, requirement: str) -> NoEnvironment:
     advice = _ADVICE.get(refusal.code, refusal.advice)
     if "greenroom why" in advice:
         advice = _WHY
+    if refusal.message.endswith(" is not on the package index."):
+        advice = "Check its name, or name the index that has it (`index=`)."
     return NoEnvironment(
         refusal.message.replace(refusal.subject, requirement, 1)
         if refusal.code == "cancelled" and refusal.subject

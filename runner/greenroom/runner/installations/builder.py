@@ -40,7 +40,6 @@ from greenroom.actors.progress import ProgressBoard, install_job
 from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Installation, Plan, Progress
 from greenroom.runner.backends.base import Backend, Environment, Image, Platform
-from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.backends.source_build import SourceBuild
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.installations import external
@@ -123,7 +122,7 @@ class Builder:
         tell: TellActor,
         board: ProgressBoard,
         *,
-        backends: Mapping[str, Backend] = BACKENDS,
+        backends: Mapping[str, Backend] | None = None,
         environments: Mapping[str, Environment] | None = None,
         platform: Platform | None = None,
         sources: PackageSources | None = None,
@@ -137,6 +136,7 @@ class Builder:
         """Touch nothing yet.
 
         Args:
+            backends: By name; all that are known when not given.
             environments: What is installed like a backend and is none, by name; it may change at any time.
             sources: Where packages come from; the user's pip and uv settings when not given.
             external: The user's own installations, by backend, and images to use instead of the vendors'.
@@ -150,6 +150,11 @@ class Builder:
         self._tell = tell
         self._board = board
         self._platform = platform or Platform.here()
+        if backends is None:
+            # Programs that install other things need none of them.
+            from greenroom.runner.backends.discovery import BACKENDS
+
+            backends = BACKENDS
         self._backends = {name: backend.on(self._platform) for name, backend in backends.items()}
         self._environments = environments if environments is not None else {}
         self._sources = sources

@@ -120,7 +120,9 @@ def _not_found(source: Environment, version: str, failure: Failure) -> JobFailed
     advice = "Ask for other versions, or use another Python." if newest else failure.advice
     message = f"{wanted} is not on the package index."
     if not missing and newest and f"Because only {distribution}" in told:
-        message = f"No version on the package index satisfies {wanted}."
+        last = re.search(rf"Because only {re.escape(distribution)}(?:<=|==)(\S+) is available", told)
+        there = f"; the newest one is {last[1]}" if last is not None else ""
+        message = f"No version on the package index satisfies {wanted}{there}."
     elif not missing:
         message = f"No set of packages makes {wanted} work here."
     return JobFailed.permanent(failure.code, message, advice=advice, detail=failure.detail)

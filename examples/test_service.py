@@ -5,7 +5,11 @@ It finds `service.py` when it is run in its folder: `cd examples && python -m py
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from service import make_app
 
@@ -25,11 +29,15 @@ def test_an_engine_that_fails_is_an_error(greenroom: Client, fake_engine: FakeEn
         greenroom.chat("tiny", "Name a colour.")
 
 
-async def test_a_service_passes_an_answer_on(greenroom: Client, fake_engine: FakeEngine) -> None:
+def test_a_service_passes_an_answer_on(greenroom: Client, fake_engine: FakeEngine) -> None:
     fake_engine.says("Green.")
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "Another?"}]}
     assert greenroom.runner is not None
-    async with TestClient(TestServer(make_app(greenroom.runner))) as client:
+    app = make_app(greenroom.runner)
+    assert asyncio.run(answer_of(app))["choices"][0]["message"]["content"] == "Green."
+
+
+async def answer_of(app: web.Application) -> Any:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Another?"}]}
+    async with TestClient(TestServer(app)) as client:
         assert len(await (await client.get("/my-models")).json()) == 1
-        answer = await (await client.post("/ai/v1/chat/completions", json=body)).json()
-    assert answer["choices"][0]["message"]["content"] == "Green."
+        return await (await client.post("/ai/v1/chat/completions", json=body)).json()

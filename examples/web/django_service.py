@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from django.conf import settings
 from django.core.management import execute_from_command_line
@@ -29,18 +30,31 @@ settings.configure(
 client = greenroom.connect()  # starts nothing yet; each worker process may import this
 
 
+View = Callable[[HttpRequest], HttpResponseBase]
+
+
+def refusals_answered(view: View) -> View:
+    def answer(request: HttpRequest) -> HttpResponseBase:
+        try:
+            return view(request)
+        except greenroom.GreenroomError as error:
+            status = 404 if error.kind == "not_found" else 503
+            return JsonResponse({"error": error.sentence, "code": error.code}, status=status)
+
+    return answer
+
+
+@refusals_answered
 def ask(request: HttpRequest) -> HttpResponseBase:
-    try:
-        answer = client.chat(MODEL, request.GET["question"], max_tokens=60)
-    except greenroom.GreenroomError as error:
-        return JsonResponse({"error": error.sentence, "code": error.code}, status=503)
+    answer = client.chat(MODEL, request.GET["question"], max_tokens=60)
     return JsonResponse({"answer": answer.text, "tokens": answer.answer_tokens, "worker": os.getpid()})
 
 
+@refusals_answered
 def tell(request: HttpRequest) -> HttpResponseBase:
     """The same, piece by piece. When the caller leaves, the model stops writing."""
     pieces = client.chat(MODEL, request.GET["question"], stream=True)
-    return StreamingHttpResponse(pieces, content_type="text/plain")
+    return StreamingHttpResponse(pieces.begin(), content_type="text/plain")  # a refusal is raised here
 
 
 urlpatterns = [path("ask", ask), path("tell", tell)]

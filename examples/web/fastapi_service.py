@@ -48,7 +48,8 @@ async def ask(question: str, client: Client) -> dict[str, str | int]:
 @app.get("/tell")
 async def tell(question: str, client: Client) -> StreamingResponse:
     """The same, piece by piece. When the caller leaves, the model stops writing."""
-    return StreamingResponse(client.chat(MODEL, question, stream=True), media_type="text/plain")
+    pieces = client.chat(MODEL, question, stream=True)
+    return StreamingResponse(await pieces.begin(), media_type="text/plain")  # a refusal is raised here
 
 
 @app.exception_handler(GreenroomError)

@@ -27,7 +27,8 @@ def ask() -> dict[str, str | int]:
 @app.get("/tell")
 def tell() -> Response:
     """The same, piece by piece. When the caller leaves, the model stops writing."""
-    return Response(client.chat(MODEL, request.args["question"], stream=True), mimetype="text/plain")
+    pieces = client.chat(MODEL, request.args["question"], stream=True)
+    return Response(pieces.begin(), mimetype="text/plain")  # a refusal is raised here, not in the middle
 
 
 @app.errorhandler(greenroom.GreenroomError)

@@ -113,6 +113,29 @@ def test_a_text_ends_with_its_reader(open_client: OpenClient, tiny: str) -> None
     asyncio.run(cancelled())
 
 
+def test_a_stream_that_has_begun_still_has_all_of_its_text(open_client: OpenClient, tiny: str) -> None:
+    client = open_client()
+    stream = client.chat(tiny, "hello", stream=True).begin()
+    assert stream.begin().so_far.text == "word0 "
+    assert "".join(stream) == WORDS
+    assert client.chat(tiny, "hello", stream=True).begin().result().text == WORDS
+    with pytest.raises(RequestRefused, match="not in the store"):
+        client.chat("absent", "hello", stream=True).begin()
+    closed = client.chat(tiny, "hello", stream=True).begin()
+    closed.close()
+    assert list(closed) == []
+
+    async def run() -> None:
+        asking = client.in_asyncio()
+        stream = await asking.chat(tiny, "hello", stream=True).begin()
+        assert (await stream.begin()).so_far.text == "word0 "
+        assert "".join([piece async for piece in stream]) == WORDS
+        with pytest.raises(RequestRefused, match="not in the store"):
+            await asking.chat("absent", "hello", stream=True).begin()
+
+    asyncio.run(run())
+
+
 def test_a_slot_is_given_back_whatever_happens(open_client: OpenClient, tiny: str) -> None:
     client = open_client("--load-seconds", "0.5")
     with pytest.raises(GreenroomError, match=r"within 0\.1 s") as late, client.engine(tiny, wait=0.1):

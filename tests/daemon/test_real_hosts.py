@@ -132,6 +132,15 @@ class Service:
         assert answer["tokens"] > 0
         return answer
 
+    def refuses(self) -> None:
+        """It answers with Greenroom's sentence, also where it would have answered piece by piece."""
+        for path in ("/ask", "/tell"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                self.get(path, question="Why?")
+            with refused.value as answer:
+                assert answer.status == 404
+                assert json.load(answer)["code"] == "model_not_found"
+
     def until_asked(self, *, workers: int) -> None:
         """So many processes have answered."""
         seen: set[int] = set()
@@ -244,6 +253,22 @@ def test_a_django_site_chats(host: Host, embedding_python: Path) -> None:
     with host.serves(command, EXAMPLES / "web") as service:
         assert service.ask()["worker"] != os.getpid()
         assert service.get("/tell", question="Name a colour.").strip()
+
+
+@embedding
+@pytest.mark.parametrize(
+    "program",
+    [
+        ("-m", "flask", "--app", "flask_service", "run", "--port", "{port}"),
+        ("django_service.py", "runserver", "{port}"),
+    ],
+)
+def test_a_service_passes_on_why_it_is_refused(
+    host: Host, embedding_python: Path, program: tuple[str, ...]
+) -> None:
+    host.env["MODEL"] = "absent"
+    with host.serves([embedding_python, *program], EXAMPLES / "web") as service:
+        service.refuses()
 
 
 @embedding

@@ -48,9 +48,10 @@ class AsyncStepStream(AsyncIterator[S], Generic[S, R]):
     def __init__(self, access: Access, call: Call[S, R]) -> None:
         self._call = call
         self._steps = _steps(access, call)
+        self._begun: list[S] = []
 
     async def __anext__(self) -> S:
-        return await anext(self._steps)
+        return self._begun.pop() if self._begun else await anext(self._steps)
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,8 +59,21 @@ class AsyncStepStream(AsyncIterator[S], Generic[S, R]):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    async def begin(self) -> Self:
+        """Send the request, wait for the first step, and return this iterator, which has that step still.
+
+        For a program that answers someone else with the steps: what goes wrong until then is raised here,
+        before the program has begun its own answer. Raises GreenroomError.
+        """
+        if not self._begun:
+            async for step in self._steps:
+                self._begun.append(step)
+                break
+        return self
+
     async def aclose(self) -> None:
         """End the request. Idempotent."""
+        self._begun.clear()
         await self._steps.aclose()
 
     async def result(self) -> R:

@@ -322,7 +322,8 @@ def _progress(event: Mapping[str, Any]) -> JobProgress:
     layer = event.get("layer") or {}
     total = int(event.get("total") or event.get("of") or 0)
     return JobProgress(
-        message=str(event.get("message") or ""),
+        # Of a part of a transfer it says the same as the numbers, in other units.
+        message="" if layer else str(event.get("message") or ""),
         phase=str(event.get("phase") or ""),
         done=int(event.get("done") or layer.get("current") or 0),
         total=total,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from itertools import islice
 from typing import Generic, Self, TypeVar
 
 from greenroom.runner.client.access import Access
@@ -27,9 +28,10 @@ class StepStream(Iterator[S], Generic[S, R]):
     def __init__(self, access: Access, call: Call[S, R]) -> None:
         self._call = call
         self._steps = _steps(access, call)
+        self._begun: list[S] = []
 
     def __next__(self) -> S:
-        return next(self._steps)
+        return self._begun.pop() if self._begun else next(self._steps)
 
     def __enter__(self) -> Self:
         return self
@@ -37,8 +39,19 @@ class StepStream(Iterator[S], Generic[S, R]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def begin(self) -> Self:
+        """Send the request, wait for the first step, and return this iterator, which has that step still.
+
+        For a program that answers someone else with the steps: what goes wrong until then is raised here,
+        before the program has begun its own answer. Raises GreenroomError.
+        """
+        if not self._begun:
+            self._begun = list(islice(self._steps, 1))
+        return self
+
     def close(self) -> None:
         """End the request. Idempotent."""
+        self._begun.clear()
         self._steps.close()
 
     def result(self) -> R:

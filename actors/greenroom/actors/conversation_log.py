@@ -83,9 +83,12 @@ class ConversationsState(msgspec.Struct, frozen=True):
     dropped: int = 0
 
 
+_EVENTS = (ConversationsSaved, ConversationsRestored, ConversationsDropped, ConversationsFailed)
+
+
 class ConversationLog(SingleStream[ConversationsState]):
     address = CONVERSATIONS
-    event_types = (ConversationsSaved, ConversationsRestored, ConversationsDropped, ConversationsFailed)
+    event_types = _EVENTS
 
     def initial(self) -> ConversationsState:
         return ConversationsState()
@@ -105,7 +108,7 @@ class ConversationLog(SingleStream[ConversationsState]):
         self, _state: ConversationsState, command: Command[Any], _now: Moment, _volatile: None
     ) -> Decision[None]:
         match command:
-            case Happened(event=event) if isinstance(event, self.event_types):
+            case Happened(event=event) if isinstance(event, _EVENTS):
                 return Decision(events=(event,))
             case Recovered():
                 return Decision()

@@ -28,14 +28,14 @@ def _() -> None:
 
 @check("tools")
 def _() -> None:
-    question = {"role": "user", "content": "Use the tool: what is the weather in Paris?"}
+    question: Any = {"role": "user", "content": "Use the tool: what is the weather in Paris?"}
     tools: Any = [{"name": "weather", "input_schema": WEATHER}]
     answer = client.messages.create(
         model=MODEL, max_tokens=200, messages=[question], tools=tools, tool_choice={"type": "any"}
     )
     call, *_ = [block for block in answer.content if block.type == "tool_use"]
     assert (answer.stop_reason, call.name) == ("tool_use", "weather")
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": "It rains."}
+    result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "It rains."}
     again = client.messages.create(
         model=MODEL,
         max_tokens=8,

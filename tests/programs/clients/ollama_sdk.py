@@ -64,7 +64,7 @@ def _() -> None:
 
 @check("cancellation")
 def _() -> None:
-    stream = client.chat(**{**story, "options": {"num_predict": 1500}}, stream=True)
+    stream: Any = client.chat(**{**story, "options": {"num_predict": 1500}}, stream=True)
     next(stream)
     stream.close()
     idle()

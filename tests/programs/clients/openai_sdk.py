@@ -46,6 +46,7 @@ def chat() -> None:
             )
         )
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert chunks[-1].usage is not None
         assert chunks[-1].usage.completion_tokens == 8
 
     @check("tools")
@@ -56,11 +57,11 @@ def chat() -> None:
             model=MODEL, messages=[question], tools=[tool], tool_choice="required", max_tokens=200
         )
         call, *_ = answer.choices[0].message.tool_calls or []
+        assert call.type == "function"
         assert (answer.choices[0].finish_reason, call.function.name) == ("tool_calls", "weather")
         result: Any = {"role": "tool", "tool_call_id": call.id, "content": "It rains."}
-        again = client.chat.completions.create(
-            model=MODEL, messages=[question, answer.choices[0].message, result], tools=[tool], max_tokens=8
-        )
+        messages: Any = [question, answer.choices[0].message, result]
+        again = client.chat.completions.create(model=MODEL, messages=messages, tools=[tool], max_tokens=8)
         assert again.choices[0].message.content or again.choices[0].message.tool_calls
 
     @check("schema")

@@ -122,7 +122,7 @@ def main() -> None:
                 super().do_POST()
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if is_slot:
+            if answer is None:
                 status, data = self.response_generator.kept(self.path, body)
             else:
                 provider = self.response_generator.model_provider

@@ -16,7 +16,7 @@ from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.http.engine_requests import check_now
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import CHAT
-from greenroom.runner.http.images import size_of
+from greenroom.runner.http.pictures import size_of
 from greenroom.runner.testing import tiny_gguf
 from tiny_vision import base64_png, png, projector
 

@@ -80,7 +80,7 @@ def run_command(
         raise click.UsageError("An image needs a prompt. In a chat, name it in the message: @photo.png")
     parts: list[dict[str, Any]] = []
     if images or "@" in typed:
-        from greenroom.runner.cli.attachments import with_files
+        from greenroom.runner.cli.prompt_files import with_files
 
         # What a pipe brings is not searched: it may be from others, and name any file.
         text, parts = with_files(typed, images)
@@ -139,8 +139,8 @@ def _options(
 ) -> Options:
     """Raises BadParameter, or Problem for a schema that cannot be used."""
     if keep_alive is not None or context is not None or wanted is not None:
-        from greenroom.runner.cli.attachments import schema_of
         from greenroom.runner.cli.configure import context_of, keep_alive_of
+        from greenroom.runner.cli.prompt_files import schema_of
 
         size = context_of(context) if context is not None else None
         return Options(

@@ -1,7 +1,7 @@
 """Greenroom for other Python programs: one typed client, over HTTP or inside the program itself.
 
 - `client`, `async_client`: what a program asks, for threads and for asyncio
-- `requests`: what both clients ask in the same words
+- `client_requests`: what both clients ask in the same words
 - `calls`: what can be asked: the requests, and how their answers are read
 - `results`: what the calls return
 - `streams`: answers that come bit by bit

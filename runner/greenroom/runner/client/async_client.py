@@ -11,9 +11,9 @@ from greenroom.actors.kernel.system import start_in_thread, stop_in_thread
 from greenroom.runner.client import async_http, calls
 from greenroom.runner.client.access import Access
 from greenroom.runner.client.calls import Call, JobCall, ModelSettings, TextCall
+from greenroom.runner.client.client_requests import ClientRequests
 from greenroom.runner.client.errors import NotAvailable, Unreachable
 from greenroom.runner.client.http_client import HttpClient
-from greenroom.runner.client.requests import ClientRequests
 from greenroom.runner.client.results import (
     InstalledBackend,
     JobProgress,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 from greenroom.runner.client import calls
 from greenroom.runner.client.access import Access, DaemonAccess
 from greenroom.runner.client.calls import Call, JobCall, ModelSettings, TextCall
+from greenroom.runner.client.client_requests import ClientRequests
 from greenroom.runner.client.errors import NotAvailable
-from greenroom.runner.client.requests import ClientRequests
 from greenroom.runner.client.results import (
     InstalledBackend,
     RunningEngine,

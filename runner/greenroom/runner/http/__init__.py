@@ -17,7 +17,7 @@
 - `sampling`, `defaults`: parameters of sampling; what a model says for requests that do not
 - `fields`, `completion_fields`: how the fields of requests are checked; what those of OpenAI's API may hold
 - `wrong_fields`: what is said of a field that is wrong
-- `images`: whether something is an image, and how large it becomes
+- `pictures`: whether something is an image, and how large it becomes
 - `schema_checks`: JSON schemas and grammars that no engine may get
 - `upstream`: connections to engines
 - `translation`: how an engine's answer is changed

@@ -28,7 +28,7 @@ from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, not_understood
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import Dialogue, cleaned, noting
 from greenroom.runner.http.go_duration import keep_alive_of
-from greenroom.runner.http.images import PIXELS, pixels_of
+from greenroom.runner.http.pictures import PIXELS, pixels_of
 from greenroom.runner.http.tool_prompt import ToolPrompt
 from greenroom.runner.http.wrong_fields import Wrong, missing
 from greenroom.runner.models.description import template_text

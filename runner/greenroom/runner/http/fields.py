@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.runner.http import images, schema_checks
+from greenroom.runner.http import pictures, schema_checks
 from greenroom.runner.http.wrong_fields import Wrong, missing, not_fetched, wrong_type
 
 Check = Callable[[Any, str], Any]
@@ -333,7 +333,7 @@ def base64_image(value: Any, where: str) -> Any:
     if value[:8].lower().startswith(("http://", "https://")):
         raise not_fetched(where)
     try:
-        return images.checked(value)
+        return pictures.checked(value)
     except ValueError:
         raise Wrong(where, f"{where} must be a PNG, JPEG, GIF, BMP or WebP image in base64.") from None
 

@@ -4,6 +4,6 @@
 - `response`: one request and its answer, over chat completions
 - `fields`, `input`: what a request may hold; its input as messages
 - `output`: the answer's items and events
-- `jobs`, `job`, `event_log`: responses that are made in the background, one of them, and its events
+- `jobs`, `job`, `response_events`: responses that are made in the background, one of them, and its events
 - `store`: the responses that are kept
 """

@@ -8,9 +8,9 @@ from typing import Any
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.port import EVENT_STREAM, Request, Stream
-from greenroom.runner.http.responses.event_log import EventLog
 from greenroom.runner.http.responses.input import Item
 from greenroom.runner.http.responses.response import ResponseTranslation
+from greenroom.runner.http.responses.response_events import EventLog
 from greenroom.runner.record.row import Note
 
 

@@ -11,8 +11,8 @@ from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, answer, refusal_of
 from greenroom.runner.http.inference import Exchange, Kind
 from greenroom.runner.http.port import AnyResponse, Request, Stream
-from greenroom.runner.http.responses.event_log import EventLog
 from greenroom.runner.http.responses.job import Job
+from greenroom.runner.http.responses.response_events import EventLog
 from greenroom.runner.units import format_size
 
 MOST = 64

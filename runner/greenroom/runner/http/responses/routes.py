@@ -16,12 +16,12 @@ from greenroom.runner.http.context import Context
 from greenroom.runner.http.errors import HttpRefusal, encoded
 from greenroom.runner.http.inference import Kind, inference
 from greenroom.runner.http.port import AnyResponse, Request, Response
-from greenroom.runner.http.responses.event_log import Follower, forgotten
 from greenroom.runner.http.responses.fields import RESPONSES
 from greenroom.runner.http.responses.input import Item, items_of, references_in
 from greenroom.runner.http.responses.job import Job
 from greenroom.runner.http.responses.jobs import Jobs
 from greenroom.runner.http.responses.response import ResponseTranslation, TokenCount
+from greenroom.runner.http.responses.response_events import Follower, forgotten
 from greenroom.runner.http.responses.store import (
     UNFINISHED,
     NotYetEnded,

@@ -43,6 +43,15 @@ def checksum(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def make_private(folder: Path) -> None:
+    """Let nobody else into a folder. Raises OSError, also where it belongs to another user."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise OSError(errno.EPERM, f"it belongs to user {found.st_uid}; remove it, or change its owner")
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        folder.chmod(0o700)
+
+
 def move(source: Path, target: Path) -> None:
     """Move a file, private from then on; copied where it lies on another file system.
 

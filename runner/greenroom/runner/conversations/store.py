@@ -138,11 +138,12 @@ class ConversationStore:
         with self._disk:
             try:
                 names = sorted(os.listdir(self._folder))
-                self._folder.chmod(0o700)
+                files.make_private(self._folder)
             except FileNotFoundError:
                 names = []
             except OSError as error:
                 self._problem = f"its folder cannot be used: {error.strerror or error}"
+                self.off = self.off or f"the folder {self._folder} cannot be used: {error.strerror or error}"
                 self._complain(error)
                 return
             with suppress(OSError, msgspec.MsgspecError):
@@ -200,8 +201,11 @@ class ConversationStore:
     def _metadata(self, entry_id: str) -> SavedConversation:
         """What the disk has of an entry. Raises OSError, Damaged."""
         entry = decoded(files.read(self._meta(entry_id), MOST_BYTES))
-        if (entry.id, entry.size) != (entry_id, self._data(entry_id).lstat().st_size):
+        found = self._data(entry_id).lstat()
+        if (entry.id, entry.size) != (entry_id, found.st_size):
             raise Damaged("its file is not complete")
+        if {found.st_uid, self._meta(entry_id).lstat().st_uid} != {os.geteuid()}:
+            raise Damaged("it belongs to another user")
         return entry
 
     def sweep(self, models: Collection[str] | None = None) -> Dropped:
@@ -438,6 +442,7 @@ class ConversationStore:
                     return True
             self._damaged(entry, "its file has changed")
         except OSError as error:
+            self._complain(error)
             self._damaged(entry, f"its file cannot be read: {error.strerror or error}")
         return False
 

@@ -170,6 +170,26 @@ def test_another_image_has_the_version_that_its_tag_says(reference: str, version
     assert declared.out_of(declared.reference) == declared
 
 
+def test_vllm_may_keep_more_than_fits_on_its_device_but_load_no_connector_of_a_clients_choice() -> None:
+    """The connector's configuration can name modules and folders."""
+    allowed = BACKENDS["vllm"].allowed_flags
+    size = ("--kv-offloading-size", "4")
+    assert refusal(size, allowed, "vllm") == ""
+    assert "is not allowed" in refusal(("--kv-transfer-config", "{}"), allowed, "vllm")
+    spec = EngineSpec(
+        engine_id="e",
+        backend="vllm",
+        installation_id="i",
+        model_id="m",
+        model_ref="m",
+        flags=size,
+        device="GPU-1",
+    )
+    files = ModelFiles(path=Path("/m"), format="safetensors", name="m")
+    launch = Launch(spec=spec, root=Path("/r"), python=Path("/p"), model=files, socket=Path("/s"))
+    assert BACKENDS["vllm"].command(launch).argv[-2:] == size
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [((), ["0.25"]), (("--gpu-memory-utilization", "0.5"), ["0.5"]), (("--gpu-memory-utilization=0.5",), [])],

@@ -15,7 +15,7 @@ from mounts import Mounts, NotPermitted
 from saved import chained, kept, put, store_in
 from saver_stage import ASKED, READ, SAID, Stage
 
-NOBODY = 65_534
+STRANGER = 65_534
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_folder_of_another_user_is_left_alone_and_named(
     as_root()
     kept(store_in(tmp_path), tmp_path, "abc")
     folder = tmp_path / "conversations"
-    os.chown(folder, NOBODY, -1)
+    os.chown(folder, STRANGER, -1)
     before = sorted(folder.iterdir())
     store = store_in(tmp_path)
     said = "cannot be used: it belongs to user 65534; remove it, or change its owner"
@@ -114,7 +114,7 @@ def test_a_file_of_another_user_is_not_used(tmp_path: Path, kind: str) -> None:
     """Such as one that was put there while the folder was open to all."""
     as_root()
     entry = kept(store_in(tmp_path), tmp_path, "abc")
-    os.chown(tmp_path / "conversations" / f"{entry.id}.{kind}", NOBODY, -1)
+    os.chown(tmp_path / "conversations" / f"{entry.id}.{kind}", STRANGER, -1)
     assert store_in(tmp_path).entries() == []
     assert list((tmp_path / "conversations").glob("c-*")) == []
 

@@ -53,10 +53,10 @@ LLAMA_CPP = frozenset(
 VLLM = frozenset(
     """
     --block-size --disable-custom-all-reduce --disable-log-stats --dtype --enable-chunked-prefill
-    --enable-prefix-caching --enforce-eager --gpu-memory-utilization --kv-cache-dtype --load-format
-    --max-logprobs --max-model-len --max-num-batched-tokens --max-num-seqs --no-enforce-eager
-    --pipeline-parallel-size
-    --quantization --revision --seed --swap-space --tensor-parallel-size --tokenizer-mode -pp -q -tp
+    --enable-prefix-caching --enforce-eager --gpu-memory-utilization --kv-cache-dtype
+    --kv-offloading-backend --kv-offloading-size --load-format --max-logprobs --max-model-len
+    --max-num-batched-tokens --max-num-seqs --no-enforce-eager --pipeline-parallel-size --quantization
+    --revision --seed --swap-space --tensor-parallel-size --tokenizer-mode -pp -q -tp
     """.split()
 )
 

@@ -44,7 +44,7 @@ def checksum(path: Path) -> tuple[int, str]:
 
 
 def make_private(folder: Path) -> None:
-    """Let nobody else into a folder. Raises OSError, also where it belongs to another user."""
+    """Make a folder its owner's alone. Raises OSError, also where it belongs to another user."""
     found = folder.stat()
     if found.st_uid != os.geteuid():
         raise OSError(errno.EPERM, f"it belongs to user {found.st_uid}; remove it, or change its owner")

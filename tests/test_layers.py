@@ -40,6 +40,8 @@ LAYERS = (
         "runner.home",
         "runner.config",
         "runner.setting_values",
+        "runner.setting_readers",
+        "runner.remote_settings",
         "runner.threads",
     ),
     ("runner.devices",),

@@ -162,8 +162,8 @@ def test_installations_and_models_of_the_users_own_are_kept(environment: dict[st
     settings = load(environment=environment)
 
     assert settings.models == {"mine": "file:/models/x.gguf"}
-    assert settings.backends["llama.cpp"].binary == Path("/opt/llama-server")
-    assert settings.backends["mlx"].python == Path.home() / "mlx/bin/python"
+    assert settings.own_backends["llama.cpp"].binary == Path("/opt/llama-server")
+    assert settings.own_backends["mlx"].python == Path.home() / "mlx/bin/python"
 
 
 def test_a_changed_copy_knows_its_origin(environment: dict[str, str]) -> None:
@@ -195,10 +195,10 @@ def test_registries_have_mirrors_and_backends_may_come_from_another_image(
         """,
     )
     settings = load(environment=environment)
-    assert settings.backends["vllm-metal"].image == "mirror.example:5000/vllm-metal:v1"
-    assert settings.backends["vllm"].indexes == ("https://mirror.example/pytorch/whl/cpu",)
-    assert settings.backends["mlx"].indexes == ()
-    assert settings.backends["vllm-metal"].indexes is None
+    assert settings.own_backends["vllm-metal"].image == "mirror.example:5000/vllm-metal:v1"
+    assert settings.own_backends["vllm"].indexes == ("https://mirror.example/pytorch/whl/cpu",)
+    assert settings.own_backends["mlx"].indexes == ()
+    assert settings.own_backends["vllm-metal"].indexes is None
     assert settings.registries["docker.io"].mirrors == ("https://mirror.example/hub", "127.0.0.1:5000")
     assert settings.registries["mirror.example:5000"].insecure
 

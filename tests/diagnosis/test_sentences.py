@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from greenroom.actors import conversation_log, daemon_log, idempotency
+from greenroom.actors import conversation_log, daemon_log, idempotency, remote_log
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped, DevicesChanged
 from greenroom.actors.engine_runner import events as engine_runner_events
 from greenroom.actors.engine_runner.events import EngineReady, EngineStartRequested
@@ -43,6 +43,7 @@ OWNERS = (
     idempotency,
     daemon_log,
     conversation_log,
+    remote_log,
 )
 EVENT_TYPES = [
     value

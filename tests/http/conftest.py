@@ -26,6 +26,7 @@ from greenroom.runner.http.aiohttp_adapter import ServerRunner
 from greenroom.runner.http.app import asgi, context_of, front_door
 from greenroom.runner.http.asgi_adapter import AsgiApplication
 from greenroom.runner.http.context import Context
+from greenroom.runner.remote_settings import RemoteBackend
 from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.testing import fake_backend, tiny_gguf
 from waiting import until_async
@@ -145,6 +146,7 @@ async def open_server(
         door: dict[str, Any] | None = None,
         backend: dict[str, Any] | None = None,
         host: dict[str, Any] | None = None,
+        remotes: dict[str, RemoteBackend] | None = None,
         **settings: Any,
     ) -> ServedGreenroom:
         nonlocal number
@@ -153,7 +155,7 @@ async def open_server(
         fake = fake_backend(programs / "fake_engine.py", *flags, **(backend or {}))
         absent = fake_backend(programs / "fake_engine.py", name="absent", deferred=True, preference=9)
         binary = {"fake": ExternalBackend(binary=Path(sys.executable))}
-        configured = Settings(home=home, backends=binary, **settings)
+        configured = Settings(home=home, backends={**binary, **(remotes or {})}, **settings)
         backends = {"fake": fake, "absent": absent}
         greenroom = await asyncio.to_thread(Greenroom, configured, backends=backends)
         stack.push_async_callback(asyncio.to_thread, greenroom.stop)

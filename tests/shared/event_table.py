@@ -19,6 +19,7 @@ _STREAMS = {
     "idempotency": "`idempotency`",
     "daemon_log": "`daemon`",
     "conversation_log": "`conversations`",
+    "remote_log": "`remotes`",
     "kernel": "any",
 }
 

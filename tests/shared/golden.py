@@ -36,6 +36,7 @@ from greenroom.actors.kernel.core import Core, Event
 from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.core import Library
+from greenroom.actors.remote_log import RemoteLog
 from greenroom.actors.scheduler.core import Scheduler
 
 GOLDEN = Path(__file__).parents[1] / "journal" / "golden"
@@ -48,6 +49,7 @@ CORES: tuple[Core[Any, Any], ...] = (
     DaemonLog(DaemonStarted(pid=1, version="", platform="")),
     Idempotency(),
     ConversationLog(),
+    RemoteLog(),
     InstallerCore(()),
     Library(),
     Runner("mlx"),

@@ -65,6 +65,8 @@ from greenroom.runner.http.server import run as run
 from greenroom.runner.http.unix_socket import SocketUnusable as SocketUnusable
 from greenroom.runner.models.references import AmbiguousName as AmbiguousName
 from greenroom.runner.models.references import BadReference as BadReference
+from greenroom.runner.remote_settings import ApiKey as ApiKey
+from greenroom.runner.remote_settings import RemoteBackend as RemoteBackend
 from greenroom.runner.setting_values import ExternalBackend as ExternalBackend
 from greenroom.runner.testing import FakeEngine as FakeEngine
 from greenroom.runner.testing import fake_backend as fake_backend

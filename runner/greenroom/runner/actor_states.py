@@ -19,6 +19,7 @@ from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, Sched
 from greenroom.actors.values import Engine, Installation, Model
 from greenroom.runner.models.near_names import did_you_mean
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model, listed_names, shown
+from greenroom.runner.remotes.watch import Remotes
 
 _NAMES = 1_000
 """Names that are remembered: clients use few, and hostile ones must not fill the memory."""
@@ -42,7 +43,9 @@ class NoSuchModel(Refused):
 class ActorStates:
     """The models, engines and backends of a running system."""
 
-    def __init__(self, backends: Iterable[str]) -> None:
+    def __init__(self, backends: Iterable[str], remotes: Remotes) -> None:
+        self.remotes = remotes
+        """Backends that are only a URL, and their models; none of these is in the store."""
         self._runners = tuple(runner_address(name) for name in backends)
         self._system: ActorSystem | None = None
         self.failure: BaseException | None = None
@@ -92,10 +95,27 @@ class ActorStates:
         except (BadReference, AmbiguousName) as error:
             raise _bad_name(str(error), param) from None
         if model is None:
+            self.see_that_it_is_ours(name, param)
             raise _not_found(name, models.values(), param)
         if len(name) <= _REMEMBERED and len(known[1]) < _NAMES:
             known[1][name] = model
         return model
+
+    def see_that_it_is_ours(self, name: str, param: str = "model") -> None:
+        """Raise NoSuchModel for a name that begins with a remote backend's."""
+        if (named := self.remotes.named(name)) is not None:
+            remote, name = named[0], shown(name.strip())
+            url = remote.settings.url
+            raise NoSuchModel(
+                Refusal(
+                    code="not_ours",
+                    kind="conflict",
+                    message=f"{name} is a model of {remote.name}, an engine that someone else runs ({url}).",
+                    advice="It can be asked; it is not stored, loaded or changed here.",
+                    subject=name,
+                ),
+                param,
+            )
 
     def _models(self) -> Mapping[str, Model]:
         state: LibraryState = self.system.state(LIBRARY)

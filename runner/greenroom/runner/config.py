@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from greenroom.actors.characters import visible
 from greenroom.runner.home import HomeUnusable
+from greenroom.runner.remote_settings import RemoteBackend, checked
+from greenroom.runner.setting_readers import read_path
 from greenroom.runner.setting_values import (
     DEFAULT_PORT,
     READERS,
+    BackendSettings,
     ExternalBackend,
     RegistrySettings,
-    read_path,
 )
 from greenroom.runner.user_home import NO_HOME, expanded, user_home
 
@@ -123,8 +125,8 @@ class Settings:
     log_level: str = "info"
     models: Mapping[str, Any] = field(default_factory=dict)
     """The user's short names and their sources, from `[models]`."""
-    backends: Mapping[str, ExternalBackend] = field(default_factory=dict)
-    """The user's own installations, by backend."""
+    backends: Mapping[str, BackendSettings] = field(default_factory=dict)
+    """The user's own installations, by backend, and engines that someone else runs, by their names here."""
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     """How container registries are reached, by `host[:port]`; Docker Hub is `docker.io`."""
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -137,6 +139,17 @@ class Settings:
     def __post_init__(self) -> None:
         # A program may give text, and a relative path would mean another folder after a change of folder.
         object.__setattr__(self, "home", read_path(self.home))
+        checked(self.backends)
+
+    @property
+    def own_backends(self) -> dict[str, ExternalBackend]:
+        """The user's own installations, by backend."""
+        return {name: one for name, one in self.backends.items() if isinstance(one, ExternalBackend)}
+
+    @property
+    def remote_backends(self) -> dict[str, RemoteBackend]:
+        """Backends that are only a URL, by name."""
+        return {name: one for name, one in self.backends.items() if isinstance(one, RemoteBackend)}
 
     def require(self) -> None:
         """Raise ToleratedMistake if something is wrong with the file."""

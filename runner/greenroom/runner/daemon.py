@@ -41,6 +41,7 @@ from greenroom.actors.kernel.system import ActorSystem, Startable
 from greenroom.actors.library.core import Library
 from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.remote_log import REMOTES, RemoteLog
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.state import SchedulerVolatile
@@ -77,6 +78,7 @@ from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import where
 from greenroom.runner.preload import load_again, preload, wanted
 from greenroom.runner.proof import instance_id, keep_secret, prove
+from greenroom.runner.remotes.watch import Remotes
 from greenroom.runner.settings_text import in_force
 from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.systems.processes import boot_id
@@ -119,6 +121,7 @@ class Greenroom(ActorStates, Startable):
         """
         self.settings = settings
         self.home = settings.home
+        self._external = settings.own_backends
         self._awake = AwakeTime()
         self.gates = GateBoard(self._awake if clock is None else lambda: clock.now().monotonic)
         self.board = ProgressBoard()
@@ -126,7 +129,7 @@ class Greenroom(ActorStates, Startable):
         self._platform = here or Platform.here(self._devices.look())
         self.ignored_backends = backends.problems if isinstance(backends, Catalog) else ()
         self.backends = {name: backend.on(self._platform) for name, backend in backends.items()}
-        super().__init__(self.backends)
+        super().__init__(self.backends, Remotes(settings.remote_backends, backends))
         self._journal = journal
         self._clock = clock
         self._lock: DaemonLock | None = None
@@ -154,7 +157,7 @@ class Greenroom(ActorStates, Startable):
         self._pid = os.getpid()
         """Of the process that has started it: in a fork of that one, it is not ours."""
         self.facts = tuple(
-            facts_of(backend, self._platform, settings.backends.get(name))
+            facts_of(backend, self._platform, self._external.get(name))
             for name, backend in self.backends.items()
         )
         self.memory = EngineMemory(settings, self._devices, self.facts)
@@ -252,6 +255,7 @@ class Greenroom(ActorStates, Startable):
         assert self._host is not None
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
         self.conversations.start(lambda: {one.id for one in self.models()})
+        self.remotes.start(partial(self._tell, REMOTES), self.life)
         preload(system, wanted(self, self.settings), self.settings.max_wait)
 
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
@@ -263,7 +267,7 @@ class Greenroom(ActorStates, Startable):
             self.board,
             backends=self.backends,
             platform=self._platform,
-            external=self.settings.backends,
+            external=self._external,
             registries=self.settings.registries,
             free_memory=lambda: self.memory.available,
             make_room=self.conversations.make_room,
@@ -299,6 +303,7 @@ class Greenroom(ActorStates, Startable):
             slots=self.settings.slots,
             prompt_cache=self.settings.prompt_cache,
             require_device=self.settings.require_device,
+            remotes={one.name: one.slot_owner for one in self.remotes},
         )
         for problem in self.ignored_backends:
             _log.warning("%s", problem)
@@ -325,7 +330,9 @@ class Greenroom(ActorStates, Startable):
             ),
             observe=self._observe,
         )
-        for core, effect_handler in ((ConversationLog(), None), *self._guests):
+        system.register(ConversationLog())
+        system.register(RemoteLog())
+        for core, effect_handler in self._guests:
             system.register(core, effect_handler=effect_handler)
         self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
@@ -374,6 +381,7 @@ class Greenroom(ActorStates, Startable):
                 system.end_leases()
                 drained.get(timeout=STOP_BOUND / 2 - _LEASES_END)
         self.conversation_saver.close()
+        self.remotes.close()
         self._end_effects(keep_engines, ending, spare=STOP_BOUND / 5)
         if system.failure is None:
             try:
@@ -500,7 +508,7 @@ class Greenroom(ActorStates, Startable):
             )
         backend = self.backends[spec.backend].built(installation.variant)
         self.builder.prepare(installation)
-        external = self.settings.backends.get(spec.backend)
+        external = self._external.get(spec.backend)
         files = self._store.open_model(spec.model_id, name=spec.model_ref)
         no_restore, kept = self.builder.no_restore(installation), spec.prompt_cache or 0
         keeps = not (self.conversations.off or backend.why_not_saved(spec.mode, no_restore, kept))

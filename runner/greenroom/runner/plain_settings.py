@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from greenroom.runner.config import NAMES, Settings
@@ -23,7 +23,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(inner) for inner in value]
     if is_dataclass(value):
-        return {kind: plain(inner) for kind, inner in vars(value).items() if inner}
+        # What a value does not show of itself is a secret.
+        shown = {one.name: getattr(value, one.name) for one in fields(value) if one.repr}
+        return {kind: plain(inner) for kind, inner in shown.items() if inner}
     return str(value)
 
 

@@ -6,7 +6,6 @@ A reader takes a value as it was given, and raises TypeError or ValueError with 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +13,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from greenroom.actors.characters import visible
+from greenroom.runner.remote_settings import REMOTE_KEYS, RemoteBackend, checked, read_remote
+from greenroom.runner.setting_readers import (
+    read_absolute_path,
+    read_path,
+    read_table,
+    read_text,
+    read_whole,
+    read_yes_or_no,
+)
 from greenroom.runner.units import parse_duration, parse_keep_alive, parse_size
-from greenroom.runner.user_home import expanded
 
-_LONGEST = 4_096
-"""Maximum characters of a text or path."""
-_MOST = 10**6
-"""Maximum integer: queued requests, or a port."""
 DEFAULT_PORT = 12400
 INSTALL_POLICIES = ("ask", "auto", "never")
 RESTORE = ("pinned", "all", "never")
@@ -55,40 +57,22 @@ class RegistrySettings:
     """It uses plain HTTP, as registries on this machine do by default."""
 
 
-def read_path(raw: Any) -> Path:
-    if not isinstance(raw, str | os.PathLike):
-        raise TypeError(f"{raw!r} is not a path")
-    text = str(raw).strip()
-    if "\0" in text:
-        raise ValueError("a path must not contain NUL")
-    if not text:
-        raise ValueError("a path must not be empty")
-    return expanded(text).absolute()
-
-
-def _absolute_path(raw: Any) -> Path:
-    path = expanded(_text(raw))
-    if not path.is_absolute():
-        raise ValueError(f"{raw!r} is not an absolute path")
-    return path
-
-
 def _address(raw: Any) -> str:
-    text = _text(raw).strip("[]")
+    text = read_text(raw).strip("[]")
     if not text or "/" in text or any(letter.isspace() for letter in text):
         raise ValueError(f"{raw!r} is not an address to listen on; write 127.0.0.1")
     return text
 
 
 def _port(raw: Any) -> int:
-    port = _whole(raw)
+    port = read_whole(raw)
     if port > 65535:
         raise ValueError(f"{port} is not a port; the highest is 65535")
     return port
 
 
 def _url(raw: Any) -> str:
-    text = _text(raw)
+    text = read_text(raw)
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
         port = parts.port
@@ -105,7 +89,7 @@ def _url(raw: Any) -> str:
 
 def _one_of(*words: str) -> Callable[[Any], str]:
     def read(raw: Any) -> str:
-        text = _text(raw).lower()
+        text = read_text(raw).lower()
         if text not in words:
             raise ValueError(f"{raw!r} is not one of {', '.join(words)}")
         return text
@@ -113,28 +97,11 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return read
 
 
-def _text(raw: Any) -> str:
-    if not isinstance(raw, str):
-        raise TypeError(f"{raw!r} must be text")
-    if len(raw) > _LONGEST or visible(raw) != raw:
-        raise ValueError(f"{raw!r} must be one line of at most {_LONGEST} printable characters")
-    return raw.strip()
-
-
-def _whole(raw: Any) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not str(raw).strip().isdigit():
-        raise ValueError(f"{raw!r} is not a whole number")
-    # Python refuses to read very long ones; this says so in a sentence.
-    if len(str(raw).strip()) > len(str(_MOST)) or int(raw) > _MOST:
-        raise ValueError(f"that is too large; the limit is {_MOST}")
-    return int(raw)
-
-
 def _names(raw: Any) -> tuple[str, ...]:
     words = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(words, (list, tuple)):
         raise TypeError(f"{raw!r} must be a list of names")
-    return tuple(name for name in (_text(word) for word in words) if name)
+    return tuple(name for name in (read_text(word) for word in words) if name)
 
 
 def _callers(pattern: str, example: str) -> Callable[[Any], tuple[str, ...]]:
@@ -160,7 +127,7 @@ def _slots(raw: Any) -> int | None:
 
     if isinstance(raw, str) and raw.strip().lower() == "auto":
         return None
-    slots = _whole(raw)
+    slots = read_whole(raw)
     if not 1 <= slots <= SLOTS:
         raise ValueError(
             f"{raw!r} must be from 1 to {SLOTS}: the number of requests an engine serves at once"
@@ -191,57 +158,61 @@ def _true_or_false(raw: Any) -> bool:
     return word == "true"
 
 
-def _yes_or_no(raw: Any) -> bool:
-    if not isinstance(raw, bool):
-        raise TypeError(f"{raw!r} must be true or false")
-    return raw
-
-
 def _switch(raw: Any) -> bool:
     """Yes or no, from a file or as text."""
     if isinstance(raw, str) and raw.lower() in ("true", "false"):
         return raw.lower() == "true"
-    return _yes_or_no(raw)
+    return read_yes_or_no(raw)
 
 
 def _indexes(raw: Any) -> tuple[str, ...]:
     if not isinstance(raw, list):
         raise TypeError("indexes must be a list of package index URLs")
     for one in raw:
-        if urlsplit(_text(one)).scheme not in ("http", "https", "file"):
+        if urlsplit(read_text(one)).scheme not in ("http", "https", "file"):
             raise ValueError(f"{one!r} is not a package index URL; write https://host/path")
     return tuple(raw)
 
 
 _BACKEND_KEYS: Mapping[str, Callable[[Any], Any]] = {
-    "binary": _absolute_path,
-    "python": _absolute_path,
-    "image": _text,
-    "gpu": _yes_or_no,
+    "binary": read_absolute_path,
+    "python": read_absolute_path,
+    "image": read_text,
+    "gpu": read_yes_or_no,
     "indexes": _indexes,
-    "variant": _text,
+    "variant": read_text,
 }
 
 
-def _backends(raw: Any) -> Mapping[str, ExternalBackend]:
-    known = set(_BACKEND_KEYS)
-    found = {}
-    for name, table in _table(raw, "[backends]").items():
-        entries = _table(table, f'[backends."{name}"]')
-        strange = [key for key in entries if key not in known]
-        if strange:
-            raise ValueError(
-                f'[backends."{name}"] has no key {strange[0]!r}, only {", ".join(sorted(known))}'
-            )
+BackendSettings = ExternalBackend | RemoteBackend
+
+
+def _backends(raw: Any) -> Mapping[str, BackendSettings]:
+    found: dict[str, BackendSettings] = {}
+    for name, given in read_table(raw, "[backends]").items():
+        if isinstance(given, ExternalBackend | RemoteBackend):
+            found[name] = given
+            continue
+        entries = read_table(given, f'[backends."{name}"]')
+        if "url" in entries:
+            found[name] = read_remote(name, entries)
+            continue
+        for key in entries:
+            if key in REMOTE_KEYS and key not in _BACKEND_KEYS:
+                raise ValueError(f'[backends."{name}"] has {key}, but no url')
+            if key not in _BACKEND_KEYS:
+                known = ", ".join(sorted(_BACKEND_KEYS))
+                raise ValueError(f'[backends."{name}"] has no key {key!r}, only {known}')
         values: dict[str, Any] = {key: _BACKEND_KEYS[key](value) for key, value in entries.items()}
         found[name] = ExternalBackend(**values)
+    checked(found)
     return found
 
 
 def _registries(raw: Any) -> Mapping[str, RegistrySettings]:
     found = {}
-    for name, table in _table(raw, "[registries]").items():
-        entries = dict(_table(table, f'[registries."{name}"]'))
+    for name, table in read_table(raw, "[registries]").items():
+        entries = dict(read_table(table, f'[registries."{name}"]'))
         mirrors, insecure = entries.pop("mirrors", []), entries.pop("insecure", False)
         if entries:
             raise ValueError(
@@ -253,7 +224,7 @@ def _registries(raw: Any) -> Mapping[str, RegistrySettings]:
                 "mirrors must be a list, insecure true or false"
             )
         for mirror in mirrors:
-            parts = urlsplit(mirror if "://" in _text(mirror) else f"//{mirror}")
+            parts = urlsplit(mirror if "://" in read_text(mirror) else f"//{mirror}")
             if (
                 parts.scheme not in ("", "http", "https")
                 or not parts.hostname
@@ -265,16 +236,10 @@ def _registries(raw: Any) -> Mapping[str, RegistrySettings]:
     return found
 
 
-def _table(raw: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise TypeError(f"{name} must be a table")
-    return raw
-
-
 READERS: Mapping[str, Callable[[Any], Any]] = {
     "home": read_path,
     "host": _url,
-    "instance": _text,
+    "instance": read_text,
     "bind": _address,
     "port": _port,
     "install_policy": _one_of(*INSTALL_POLICIES),
@@ -293,8 +258,8 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "conversation_expiry": parse_duration,
     "conversation_writes": _budget,
     "record_for": parse_duration,
-    "record_rows": _whole,
-    "queue_limit": _whole,
+    "record_rows": read_whole,
+    "queue_limit": read_whole,
     "slots": _slots,
     "prompt_cache": _budget,
     "require_device": _true_or_false,
@@ -306,7 +271,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "warm": _names,
     "restore": _one_of(*RESTORE),
     "log_level": _one_of(*LOG_LEVELS),
-    "models": lambda raw: _table(raw, "[models]"),
+    "models": lambda raw: read_table(raw, "[models]"),
     "backends": _backends,
     "registries": _registries,
 }

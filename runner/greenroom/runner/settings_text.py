@@ -8,6 +8,8 @@ from typing import Any
 from greenroom.actors.daemon_log import SettingInForce
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.installations.sources import redact
+from greenroom.runner.remote_settings import RemoteBackend
+from greenroom.runner.setting_values import ExternalBackend
 from greenroom.runner.units import format_duration, format_size
 
 _DURATIONS = frozenset(
@@ -49,22 +51,37 @@ def _listed(indexes: tuple[str, ...] | None) -> str:
     return "" if indexes is None else redact(", ".join(indexes)) or "none"
 
 
+def _external(one: ExternalBackend) -> tuple[tuple[str, Any], ...]:
+    return (
+        ("binary", one.binary),
+        ("python", one.python),
+        ("image", one.image),
+        ("gpu", "true" if one.gpu else ""),
+        ("indexes", _listed(one.indexes)),
+    )
+
+
+def _remote(one: RemoteBackend) -> tuple[tuple[str, Any], ...]:
+    return (
+        ("url", one.url),
+        ("api_key", one.key.source if one.key is not None else ""),
+        ("models", "" if one.models == ("*",) else ", ".join(one.models)),
+        ("slots", one.slots),
+        ("timeout", format_duration(one.timeout)),
+        ("ca", one.ca),
+    )
+
+
 def rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
     value, origin = getattr(settings, name), settings.origin(name)
     if name == "models":
         return [(f"models.{key}", _source(entry), origin) for key, entry in value.items()]
     if name == "backends":
         return [
-            (f"backends.{key}.{kind}", str(path), origin)
-            for key, external in value.items()
-            for kind, path in (
-                ("binary", external.binary),
-                ("python", external.python),
-                ("image", external.image),
-                ("gpu", "true" if external.gpu else ""),
-                ("indexes", _listed(external.indexes)),
-            )
-            if path
+            (f"backends.{key}.{kind}", str(shown), origin)
+            for key, one in value.items()
+            for kind, shown in (_remote(one) if isinstance(one, RemoteBackend) else _external(one))
+            if shown
         ]
     if name == "registries":
         return [

@@ -154,6 +154,9 @@ class QueueStep:
                 waiting, refuse("stopping", "Greenroom is stopping.", kind="unavailable", retry_after=5.0)
             )
             return
+        if (remote := turn.limits.remotes.get(waiting.backend)) is not None:
+            self._enter(waiting, [remote])  # it has nothing to load, and the front door knows if it is there
+            return
         model = volatile.models.get(waiting.model_id) if volatile.models is not None else None
         if volatile.models is not None and model is None:
             name = waiting.model_ref

@@ -263,10 +263,10 @@ class Turn(TurnContext):
 
     def _tend_gates(self) -> None:
         gates = self.volatile.gates
-        alive = tuple(engine.spec.engine_id for engine in self.volatile.alive())
+        alive = (*(engine.spec.engine_id for engine in self.volatile.alive()), *self.limits.remotes)
         if not self.silent and any(engine_id not in alive for engine_id in gates):
             self.effects.append(RemoveGates(keep=alive))
-        for engine in self.serving():
+        for engine in (*self.limits.remotes.values(), *self.serving()):
             reading = gates.get(engine.spec.engine_id)
             if reading is None or not reading.open:
                 self.update(setbacks=without(self.volatile.setbacks, breaker_of(engine.spec)))

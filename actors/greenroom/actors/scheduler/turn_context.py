@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -40,6 +40,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of prompts an engine keeps after their requests; None lets the ledger decide."""
     require_device: bool = False
     """Load no model that does not lie on graphics devices as a whole."""
+    remotes: Mapping[str, Engine] = {}
+    """Backends that are only a URL, by name: engines that are always there, of which only slots are given."""
 
 
 class TurnContext:

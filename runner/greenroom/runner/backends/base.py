@@ -396,5 +396,7 @@ class Backend(ABC):
         """The program that serves this model on this socket, possibly through one of our launchers."""
 
 
-RESERVED_NAMES = frozenset({"v1", "status", "ps", "df", "unload", "requests", "devices", "ledger", "queue"})
+RESERVED_NAMES = frozenset(
+    {"v1", "status", "ps", "df", "unload", "requests", "devices", "ledger", "queue", "remotes"}
+)
 """Path segments under `/engines` that cannot be backend names."""

@@ -20,6 +20,7 @@ from greenroom.runner.cli.jobs import Installed, install
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.remotes import remotes_of, remotes_table
 from greenroom.runner.client.daemons import client_for, ensure_daemon, find, not_running
 from greenroom.runner.client.errors import GreenroomError
 from greenroom.runner.client.http_client import path_of
@@ -386,14 +387,30 @@ def backends_command(ctx: click.Context, as_json: bool) -> int:
         with daemon.client().open("GET", "/engines", timeout=60.0) as answer:
             known: list[dict[str, Any]] = json.loads(answer.read())
             problems = tuple(json.loads(answer.headers.get("x-ignored-backends", "[]")))
+        remotes = remotes_of(daemon.client())
         rows = [_row(one, _versions(one), _state(one)) for one in known]
     else:
-        known = []
+        known, remotes = (
+            [],
+            [
+                {
+                    "name": name,
+                    "url": one.url,
+                    "state": "unasked",
+                    "models": (),
+                    "inside": 0,
+                    "slots": one.slots,
+                }
+                for name, one in settings.remote_backends.items()
+            ],
+        )
         rows, problems = _without_a_daemon(settings.home)
     if as_json:
-        click.echo(json.dumps(known, indent=4, ensure_ascii=False))
+        click.echo(json.dumps([*known, *remotes], indent=4, ensure_ascii=False))
         return exit_codes.OK
     click.echo(table(_HEADINGS, rows, spare=("INSTALLED", "MODES", "FORMATS"), width=terminal_width()))
+    if remotes:
+        click.echo(f"\n{remotes_table(remotes, terminal_width())}")
     for one in (one for backend in known for one in backend.get("quarantines") or ()):
         from greenroom.actors.scheduler.backend_choice import in_a_row
         from greenroom.runner.diagnosis.sentences import short

@@ -159,7 +159,9 @@ def _here() -> list[str]:
         daemon = find(settings, patience=1.0)
         if daemon is not None:
             models = daemon.client().get("/models", timeout=2.0) or []
-            return [familiar(tag) for model in models for tag in model.get("tags") or ()]
+            remotes = daemon.client().get("/engines/remotes", timeout=2.0) or []
+            stored = [familiar(tag) for model in models for tag in model.get("tags") or ()]
+            return [*stored, *(f"{one['name']}/{model}" for one in remotes for model in one["models"])]
         if settings.host:
             return []
         return [

@@ -15,6 +15,7 @@ from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, own, style, table, terminal_width, wrapped
+from greenroom.runner.cli.remotes import remotes_of, told
 from greenroom.runner.client.daemons import client_for
 from greenroom.runner.client.errors import RequestRefused
 from greenroom.runner.client.http_client import HttpClient
@@ -83,7 +84,8 @@ def _picture(client: HttpClient, as_json: bool, everything: bool, keep_alive: fl
     except RequestRefused as refused:
         # What runs is known without the scheduler, who waits is not.
         queue = [f"queue unknown: {refused.message}"]
-    below = [*(f"{one}: {summary}" for one, summary in ends if summary), *queue]
+    remotes = [told(one) for one in remotes_of(client) if one["inside"] or one["failure"]]
+    below = [*remotes, *(f"{one}: {summary}" for one, summary in ends if summary), *queue]
     return "\n".join([rows, *(wrapped(one, width, 2) for one in below)])
 
 

@@ -114,6 +114,8 @@ def _model(client: HttpClient, wanted: str | None) -> tuple[str, int, int]:
     try:
         found = client.get(path_of("models", name))
     except RequestRefused as refused:
+        if refused.code == "not_ours":
+            return name, 0, 0  # a model of a backend that is only a URL
         if refused.status != 404:
             raise
         raise Problem(

@@ -16,6 +16,7 @@ from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import holding_pid
 from greenroom.runner.diagnosis.live import DOWN, Live
 from greenroom.runner.record.row import Row
+from greenroom.runner.remotes.reading import RemoteReading
 
 _PATIENCE = 1.5
 """Seconds for its first answer."""
@@ -48,6 +49,7 @@ def live_facts(settings: Settings) -> Live | None:
         jobs = client.get("/jobs", timeout=_WITHIN) or ()
         requests = _requests(client)
         engines = client.get("/engines", timeout=_WITHIN) or ()
+        remotes = client.get("/engines/remotes", timeout=_WITHIN) or ()
     except Unreachable as gone:
         return Live(pid=daemon.pid, silence=str(gone))
     return Live(
@@ -56,6 +58,7 @@ def live_facts(settings: Settings) -> Live | None:
         ledger=ledger,
         jobs=_told(jobs),
         requests=requests,
+        remotes=tuple(msgspec.convert(one, RemoteReading) for one in remotes),
         verdicts={str(one["name"]): str(one["verdict"]) for one in engines},
     )
 

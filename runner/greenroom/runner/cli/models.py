@@ -16,6 +16,7 @@ from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, say, style, table, terminal_width
 from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.remotes import remotes_of
 from greenroom.runner.client.daemons import client_for
 from greenroom.runner.client.errors import GreenroomError, RequestRefused
 from greenroom.runner.client.http_client import HttpClient, path_of
@@ -44,7 +45,7 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
     from greenroom.runner.models.references import familiar
 
     client = client_for(settings_of(ctx))
-    models = client.get("/models") or []
+    models = [*(client.get("/models") or []), *_elsewhere(client)]
     if model:
         wanted = familiar(model)
         models = [
@@ -57,7 +58,7 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
     if as_json:
         click.echo(json.dumps(models, indent=4, ensure_ascii=False))
     elif quiet:
-        click.echo("\n".join(_short_id(each) for each in models))
+        click.echo("\n".join(_short_id(each) or each["id"] for each in models))
     elif not models:
         announce(
             f"There is no model {model} in the store." if model else "There are no models in the store yet."
@@ -69,6 +70,16 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
         listed = sorted(rows, key=lambda row: row[0].lower())
         click.echo(table(_LISTED, listed, spare=_LISTED_SPARE, width=terminal_width()))
     return exit_codes.FAILED if model and not models else exit_codes.OK
+
+
+def _elsewhere(client: HttpClient) -> list[dict[str, Any]]:
+    """The models of backends that are only a URL."""
+    return [
+        {"id": f"{one['name']}/{model}", "tags": [f"{one['name']}/{model}"], "remote": one["name"]}
+        for one in remotes_of(client)
+        if one["state"] == "answers"
+        for model in one["models"]
+    ]
 
 
 def _names_of(model: dict[str, Any]) -> list[str]:
@@ -92,7 +103,11 @@ def _model_rows(model: dict[str, Any], contexts: Mapping[str, int]) -> list[tupl
         str(config.get("quantization") or ""),
         str(config.get("architecture") or ""),
         _short_id(model),
-        f"{format_duration(max(0.0, time.time() - created))} ago" if created else "",
+        f"at {model['remote']}"
+        if "remote" in model
+        else f"{format_duration(max(0.0, time.time() - created))} ago"
+        if created
+        else "",
         str(context or ""),
         _size(config),
     )
@@ -109,7 +124,7 @@ def _size(config: Mapping[str, Any]) -> str:
 
 
 def _short_id(model: dict[str, Any]) -> str:
-    return str(model["id"])[7:19]
+    return "" if "remote" in model else str(model["id"])[7:19]
 
 
 _FACTS = (

@@ -13,6 +13,7 @@ from greenroom.actors.kernel.core import Core, Event
 from greenroom.actors.kernel.event_store import Codec
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.core import Library
+from greenroom.actors.remote_log import RemoteLog
 from greenroom.actors.scheduler.core import Scheduler
 
 
@@ -20,7 +21,15 @@ def actors() -> list[Core[Any, Any]]:
     """All but the runners, of which there is one for each backend."""
     # What a core was made with matters to `decide` alone.
     started = DaemonStarted(pid=0, version="", platform="")
-    return [DaemonLog(started), Idempotency(), ConversationLog(), InstallerCore(()), Library(), Scheduler(())]
+    return [
+        DaemonLog(started),
+        Idempotency(),
+        ConversationLog(),
+        RemoteLog(),
+        InstallerCore(()),
+        Library(),
+        Scheduler(()),
+    ]
 
 
 def event_codec(*types: type[Event]) -> Codec:

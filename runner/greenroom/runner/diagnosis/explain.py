@@ -27,6 +27,7 @@ from greenroom.runner.diagnosis.why_event import why_event, why_job
 from greenroom.runner.diagnosis.why_memory import why_memory, why_queue
 from greenroom.runner.diagnosis.why_model import why_model
 from greenroom.runner.diagnosis.why_overview import why_overview
+from greenroom.runner.diagnosis.why_remote import why_remote
 from greenroom.runner.diagnosis.why_request import why_request
 from greenroom.runner.record.row import ID, Row
 from greenroom.runner.units import format_duration
@@ -141,6 +142,8 @@ def _find(
             if told := told_under(asked_tag(meaning.asked, history), history, now):
                 found.answer = f"{told} {found.answer}"
             return found
+        case "backend" if meaning.id in history.remotes:
+            return why_remote(meaning.id, meaning.asked, history, now, live)
         case "backend":
             return WhyBackend(meaning.id, history, now, backends).find()
         case "engine":

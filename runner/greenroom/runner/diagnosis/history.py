@@ -25,6 +25,7 @@ from greenroom.actors.kernel.core import Address, Event
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState
+from greenroom.actors.remote_log import REMOTES, RemotesState, RemoteState
 from greenroom.actors.scheduler.events import LoadAdmitted
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import SchedulerState
@@ -176,6 +177,12 @@ class History:
     def daemon(self) -> DaemonState:
         state: DaemonState = self._state(DAEMON, DaemonState())
         return state
+
+    @property
+    def remotes(self) -> Mapping[str, RemoteState]:
+        """Backends that are only a URL, by name."""
+        state: RemotesState = self._state(REMOTES, RemotesState())
+        return state.backends
 
     def runner(self, backend: str) -> RunnerState:
         state: RunnerState = self._state(runner_address(backend), RunnerState())

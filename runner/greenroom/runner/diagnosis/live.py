@@ -8,6 +8,7 @@ import msgspec
 
 from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, QueueEntry
 from greenroom.runner.record.row import Row
+from greenroom.runner.remotes.reading import RemoteReading
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +28,13 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     """The progress board's key of a job → how far it is, for people."""
     requests: tuple[Row, ...] = ()
     """Those under way."""
+    remotes: tuple[RemoteReading, ...] = ()
+    """Backends that are only a URL."""
     verdicts: Mapping[str, str] | None = None
     """The backends that it knows, with why this machine cannot run them (empty: it can)."""
+
+    def remote(self, name: str) -> RemoteReading | None:
+        return next((one for one in self.remotes if one.name == name), None)
 
     @property
     def queue(self) -> tuple[QueueEntry, ...]:

@@ -84,7 +84,7 @@ def meaning_of(
 def _known(name: str, history: History, backends: Mapping[str, str], clients: Clients) -> Meaning | None:
     """What a name refers to; None if nothing has it.
 
-    1. A backend in the journal or in this version of Greenroom.
+    1. A backend in the journal or in this version of Greenroom, or a model of one that is only a URL.
     2. An event, a job or an engine, by its id.
     3. A request, by its id, with or without its first letter.
     4. A stored model, by any of its names.
@@ -98,6 +98,8 @@ def _known(name: str, history: History, backends: Mapping[str, str], clients: Cl
     """
     if name in history.backends or name in backends:  # 1
         return Meaning("backend", name)
+    if name.partition("/")[0] in history.remotes:
+        return Meaning("backend", name.partition("/")[0], name)
     if name in history.asked:  # 2
         return Meaning("event", name)
     if name in history.jobs:

@@ -412,6 +412,15 @@ class Narrator:
         told += [f"{one['message']} {one.get('advice', '')}".strip() for one in fields.get("problems", ())]
         return " ".join(("Graphics devices:", *(told or ["their problems are solved."])))
 
+    def _remote_answered(self, fields: Fields) -> str:
+        names, count = [str(one) for one in fields.get("models") or ()][:3], int(fields.get("count") or 0)
+        more = ", …" if count > len(names) else ""
+        told = f" ({', '.join(names)}{more})" if names else ""
+        return f"{fields['backend']} answers at {fields['url']}: {counted(count, 'model')}{told}."
+
+    def _remote_failed(self, fields: Fields) -> str:
+        return f"{fields['backend']} cannot be used at {fields['url']}. {_failure(fields)}"
+
     def _conversations_saved(self, fields: Fields) -> str:
         return (
             f"Saved {_conversations(fields)} with {self._model(fields)} ({format_size(fields['bytes'])}) "

@@ -20,6 +20,7 @@ from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.diagnosis.why_memory import place_of
+from greenroom.runner.diagnosis.why_remote import remote_troubles
 from greenroom.runner.models.references import AmbiguousName, BadReference, familiar, find_model
 from greenroom.runner.units import format_size
 
@@ -43,6 +44,7 @@ def why_overview(history: History, now: float, verdicts: Mapping[str, str], live
         *_damage(history),
         *_queue(live),
         *_backends(history, now),
+        *(Trouble(one, name, "remote") for name, one in remote_troubles(history, live)),
         *_models(history, now, verdicts),
         *_pulls(history, now, live),
         *_warm(history),

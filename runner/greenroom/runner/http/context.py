@@ -14,6 +14,7 @@ from greenroom.runner.http.aiohttp_adapter import Clients
 from greenroom.runner.http.defaults import ModelDefaults
 from greenroom.runner.http.engine_requests import Abilities, RequestIds
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.remote_connections import RemotePools
 from greenroom.runner.http.responses.store import ResponseStore
 from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstream import Upstreams
@@ -41,6 +42,9 @@ class Context:
         self.upstreams = Upstreams(greenroom.live_endpoints)
         self.asides = Upstreams(greenroom.live_endpoints)
         """For what engines tell of themselves: that they do is no sign that they work on requests."""
+        self.remote_pools = RemotePools(greenroom.gates.last_byte)
+        self.elsewhere: Callable[[str], Callable[..., Any] | None] | None = None
+        """By a model's name, what serves its requests if no engine of ours does; None: ours serve all."""
         self.sent_requests = SentRequests(greenroom.gates, greenroom.engine, self.keep)
         self.suspects = Suspects(self.sent_requests.count)
         self.abilities = Abilities(greenroom)
@@ -50,7 +54,17 @@ class Context:
         self._tasks: set[asyncio.Task[object]] = set()
 
     def backend(self, name: str) -> str:
-        """The name of a backend there is. Raises HttpRefusal: 404."""
+        """The name of a backend there is. Raises HttpRefusal: 404, or 409 for a remote one."""
+        if (remote := self.greenroom.remotes.get(name)) is not None:
+            raise HttpRefusal(
+                409,
+                "not_ours",
+                f"{name} is an engine that someone else runs at {remote.settings.url}: nothing of it is "
+                "installed here, and nothing is removed.",
+                advice=f"Its models are asked for as {name}/MODEL. To forget it, remove [backends.{name}] "
+                "from config.toml.",
+                subject=name,
+            )
         if name not in self.greenroom.backends:
             known = ", ".join(self.greenroom.backends)
             raise HttpRefusal(404, "backend_not_found", f"backend not found; known backends: {known}.")
@@ -91,3 +105,4 @@ class Context:
         self.clients.close()
         self.upstreams.close()
         self.asides.close()
+        self.remote_pools.close()

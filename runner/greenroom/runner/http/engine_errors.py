@@ -245,6 +245,11 @@ def _by_status(status: int, words: str, asked: RequestTarget) -> HttpRefusal:
     return HttpRefusal(502, "engine_failed", f"{engine} failed on this request.", advice=where)
 
 
+def said_in(body: bytes) -> str:
+    """The words of an error."""
+    return _words_of(_error_of(body), body)[:_LOOKED_AT]
+
+
 def _error_of(body: bytes) -> Any:
     said: Any = None
     with contextlib.suppress(*NOT_UNDERSTOOD):

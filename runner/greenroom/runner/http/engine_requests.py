@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,11 +25,12 @@ from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, not_understood
-from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.errors import Family, HttpRefusal
 from greenroom.runner.http.fields import Dialogue, cleaned, noting
 from greenroom.runner.http.go_duration import keep_alive_of
 from greenroom.runner.http.pictures import PIXELS, pixels_of
 from greenroom.runner.http.tool_prompt import ToolPrompt
+from greenroom.runner.http.translation import Translation
 from greenroom.runner.http.wrong_fields import Wrong, missing
 from greenroom.runner.models.description import template_text
 from greenroom.runner.models.purpose import is_encoder
@@ -119,6 +120,26 @@ def wished_context(routing: Routing, model: Model) -> int:
 
 
 # whether it is right
+
+
+@dataclass(frozen=True)
+class Kind:
+    mode: Mode
+    path: str
+    """Where the engine has it."""
+    dialogue: Dialogue
+    """What its requests may hold."""
+    family: Family = "openai"
+    """The form of its errors."""
+    param: str = "messages"
+    """The field with the prompt."""
+    end: bytes = b""
+    """What begins the last event of its streams, so that one which ends without was cut off; empty where it
+    has no streams."""
+    answers: str = "choices"
+    """A field that its answers have."""
+    translate: Callable[[Mapping[str, Any]], Translation | None] | None = None
+    """Makes a chat completion of its checked fields; None where engines have this form themselves."""
 
 
 class Checked(NamedTuple):

@@ -26,12 +26,13 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.errors import json_response, not_now
+from greenroom.runner.http.errors import encoded, json_response, not_now
 from greenroom.runner.http.go_duration import go_duration
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.http.progress_stream import sentence_of
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 from greenroom.runner.placement_text import shortfall, where
+from greenroom.runner.remotes.reading import RemoteReading
 
 
 class UnloadBody(msgspec.Struct):
@@ -50,14 +51,23 @@ class Engines:
 
     async def status(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Every backend in a few words. `Running` means installed and usable, as the contract has it."""
-        return json_response({one.name: self._words(one) for one in self._context.greenroom.statuses()})
+        greenroom = self._context.greenroom
+        told = {one.name: self._words(one) for one in greenroom.statuses()}
+        return json_response(told | {one.name: _words_of_remote(one.now) for one in greenroom.remotes})
+
+    async def remotes(self, request: Request) -> Response:  # noqa: ARG002 - a handler
+        """Backends that are only a URL: whether each answers, and which models it has."""
+        return encoded(remote_readings(self._context.greenroom))
 
     async def unload(self, request: Request) -> Response:
         """End idle engines. A model that is not in the store, or in use, is no error: the answer names it."""
         greenroom = self._context.greenroom
         body = await read_json(request, UnloadBody)
         models, unknown = [], []
+        if body.backend in {one.name for one in greenroom.remotes}:
+            self._context.backend(body.backend)  # which refuses it
         for name in body.models or ():
+            greenroom.see_that_it_is_ours(name, "models")
             try:
                 model = greenroom.find_model(name)
             except (BadReference, AmbiguousName):
@@ -177,6 +187,25 @@ class Engines:
                 return "Not Installed: being removed"
         verdict = self._context.verdicts.get(status.name, "")
         return f"Not Installed: {verdict}" if verdict else "Not Installed"
+
+
+def remote_readings(greenroom: Greenroom) -> list[RemoteReading]:
+    """Every remote backend as it is now, with the requests that it has from us."""
+    gates = greenroom.gates.readings()
+    return [
+        msgspec.structs.replace(one.now, inside=gates[one.name].inside if one.name in gates else 0)
+        for one in greenroom.remotes
+    ]
+
+
+def _words_of_remote(reading: RemoteReading) -> str:
+    count = len(reading.models)
+    match reading.state:
+        case "answers":
+            return f"Running: {count} model{'' if count == 1 else 's'} at {reading.url}"
+        case "silent" if reading.failure is not None:
+            return f"Error: {reading.failure.message}"
+    return f"Unknown: {reading.url} has not answered yet"
 
 
 _NEVER = "0001-01-01T00:00:00Z"

@@ -18,7 +18,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,7 +26,7 @@ from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.slot_choice import SlotChoice
-from greenroom.actors.values import Mode, Model
+from greenroom.actors.values import Model
 from greenroom.runner.http.admission import Admission, slots_of
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.answer_filters import FilteredTranslation, Untranslated
@@ -47,6 +46,7 @@ from greenroom.runner.http.engine_requests import (
     TAKES_SLOT,
     TOO_LONG,
     Checked,
+    Kind,
     Prompt,
     RequestTarget,
     Routing,
@@ -63,7 +63,6 @@ from greenroom.runner.http.engine_requests import (
 )
 from greenroom.runner.http.errors import (
     SHUT_DOWN,
-    Family,
     HttpRefusal,
     answer,
     answer_error,
@@ -71,7 +70,6 @@ from greenroom.runner.http.errors import (
     refusal_of,
 )
 from greenroom.runner.http.event_stream import EventStream, Held, ReadWatch, Said, Unfinished
-from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import (
     DEVICE_HEADER,
     EVENT_STREAM,
@@ -86,6 +84,7 @@ from greenroom.runner.http.port import (
 from greenroom.runner.http.progress_stream import KeepAlive
 from greenroom.runner.http.stop_sequences import StopSequences
 from greenroom.runner.http.suspects import fingerprint
+from greenroom.runner.http.tool_prompt import ToolPrompt
 from greenroom.runner.http.translation import Renaming, Translation
 from greenroom.runner.http.upstream import Connection, Lost, Unreached, first_chunk, forwarded, returned
 from greenroom.runner.http.wait_text import WaitText
@@ -97,7 +96,7 @@ _log = logging.getLogger(__name__)
 _REACH_FOR = 5.0
 """Seconds to keep asking for an engine that can be reached: an exit is noticed within hundredths of one."""
 _REACH_PAUSE = 0.025
-_OURS = frozenset({"keep_alive", "num_ctx"})
+OURS = frozenset({"keep_alive", "num_ctx"})
 """Fields that are for us and that an engine might refuse."""
 _TURN = 30.0
 """Seconds a request that was inside a dying engine with others waits for its turn to be retried alone."""
@@ -107,26 +106,6 @@ _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
 _HEAD = 4_096
 """Bytes of a whole answer in which its tokens are looked for, beside its end."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    mode: Mode
-    path: str
-    """Where the engine has it."""
-    dialogue: Dialogue
-    """What its requests may hold."""
-    family: Family = "openai"
-    """The form of its errors."""
-    param: str = "messages"
-    """The field with the prompt."""
-    end: bytes = b""
-    """What begins the last event of its streams, so that one which ends without was cut off; empty where it
-    has no streams."""
-    answers: str = "choices"
-    """A field that its answers have."""
-    translate: Callable[[Mapping[str, Any]], Translation | None] | None = None
-    """Makes a chat completion of its checked fields; None where engines have this form themselves."""
 
 
 def inference(context: Context, kind: Kind) -> Handler:
@@ -159,6 +138,8 @@ class Exchange:
         self._backend = backend
         self._accepted = accepted
         self._asked_as = ""
+        self._elsewhere: Exchange | None = None
+        """Serves it, if no engine of ours does."""
         self._ours: frozenset[str] = frozenset()
         self._admission: Admission | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -207,6 +188,8 @@ class Exchange:
 
     async def farewell(self) -> AnyResponse:
         """The last answer when the front door closes with this request inside."""
+        if self._elsewhere is not None:
+            return await self._elsewhere.farewell()
         stream = self._stream or (self._keep_alive.stream if self._keep_alive is not None else None)
         if stream is None:
             return answer(self._request, SHUT_DOWN, self._kind.family)
@@ -218,6 +201,11 @@ class Exchange:
         body = await read_body(request, settings.max_body)
         routing, note = routing_of(body), self._note
         note.asked = routing.model
+        if context.elsewhere is not None and (other := context.elsewhere(routing.model)) is not None:
+            request.known_body = body
+            elsewhere: Exchange = other(context, request, kind, self._backend, self._accepted)
+            self._elsewhere = elsewhere
+            return await elsewhere.serve()
         preloads = request.headers.get("X-Preload-Only", "").lower() == "true"
         if preloads:
             note.family = "management"  # no model answers it
@@ -226,7 +214,7 @@ class Exchange:
         if context.record.bodies_left:
             context.record.take_body(note, body)
         if routing.keep_alive is not None or routing.num_ctx is not None:
-            self._ours = _OURS
+            self._ours = OURS
             self._context_size = wished_context(routing, model)
         if preloads:
             await self._admit(model, routing, {}).enter()
@@ -238,7 +226,7 @@ class Exchange:
         self._keeps = (stays, right.fields.get("store") is not False)
         translation = self._translation = kind.translate(right.fields) if kind.translate else None
         if translation is not None:
-            request.ignore(name for name in (*right.unknown, *translation.ignored) if name not in _OURS)
+            request.ignore(name for name in (*right.unknown, *translation.ignored) if name not in OURS)
             chat, size = translation.chat, translation.context_size
             if size:
                 self._context_size = min(size, model.context_length or size)
@@ -275,7 +263,7 @@ class Exchange:
     async def _filtered(self, model: Model, right: Checked) -> Checked:
         """The request without what is done here in the engine's place."""
         stops = self._translation.stops if self._translation is not None else ()
-        prompt = await self._context.abilities.tool_prompt(model, right.fields)
+        prompt = await self._tool_prompt(model, right.fields)
         filters = [*([StopSequences(stops)] if stops else []), *([prompt] if prompt is not None else [])]
         if not filters:
             return right
@@ -284,6 +272,9 @@ class Exchange:
         self._translation = outer = FilteredTranslation(inner, filters)
         chat = outer.filtered(whole)
         return Checked(msgspec.json.encode(chat), chat)
+
+    async def _tool_prompt(self, model: Model, fields: Mapping[str, Any]) -> ToolPrompt | None:
+        return await self._context.abilities.tool_prompt(model, fields)
 
     def _admit(self, model: Model, routing: Routing, fields: Mapping[str, Any]) -> Admission:
         """The way in for a request with these fields."""
@@ -455,7 +446,7 @@ class Exchange:
         if not 200 <= upstream.status < 300:
             if self._admission is not None:
                 self._context.greenroom.gates.forget(self._admission.request_id)
-            raise engine_error(upstream.status, await error_body(upstream, chunk), self._asked(place.backend))
+            raise self._refused_by(upstream.status, await error_body(upstream, chunk), place)
         spoken = self._spoken(place, model)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
         self._watch = ReadWatch(
@@ -473,7 +464,7 @@ class Exchange:
             try:
                 await self._events.pass_on(upstream, chunk)
             except Said as said:
-                raise engine_error(500, said.event, self._asked(place.backend)) from None
+                raise self._refused_by(500, said.event, place) from None
             return stream if held is None else Response(held.body, status=held.status, content_type=JSON)
         if begun is not None:
             # The stream has begun with comments, and cannot carry a whole answer.
@@ -489,7 +480,7 @@ class Exchange:
             if self._translation is not None:
                 body = self._translation.whole(answer_in(place, body, self._translation.answers))
             elif rename is not None:
-                body = rename(body)
+                body = rename(self._seen(body))
             self._request.served = upstream.status
             return Response(body, status=upstream.status, headers=returned(upstream))
         stream, note = await self._begin(upstream, upstream.length), self._note
@@ -510,6 +501,10 @@ class Exchange:
         self._request.served = stream.status
         return stream
 
+    def _seen(self, body: bytes) -> bytes:
+        """A whole answer that is passed on; what is wrong with one of our engines is found elsewhere."""
+        return body
+
     def _spoken(self, place: Place, model: Model) -> str | None:
         """What the engine's answers call the model, as far as we know."""
         dialect = self._context.greenroom.backends[place.backend].dialect
@@ -524,6 +519,9 @@ class Exchange:
         return self._stream
 
     # when it fails
+
+    def _refused_by(self, status: int, body: bytes, place: Place) -> HttpRefusal:
+        return engine_error(status, body, self._asked(place.backend))
 
     async def _refuse(self, error: Exception) -> AnyResponse:
         if self._translation is not None and isinstance(error, HttpRefusal):

@@ -8,6 +8,7 @@ from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.scheduler.messages import LedgerReading, ReadLedger
 from greenroom.runner.diagnosis.live import Live
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.engines import remote_readings
 from greenroom.runner.http.progress_stream import sentence_of
 
 _ANSWER_WITHIN = 2.0
@@ -29,5 +30,6 @@ async def live_facts(context: Context) -> Live:
         ledger=ledger,
         jobs={key: sentence_of(one) for key, one in greenroom.board.running().items()},
         requests=tuple(context.record.running()),
+        remotes=tuple(remote_readings(greenroom)),
         verdicts=context.verdicts,
     )

@@ -24,10 +24,10 @@ from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.completion_fields import COMPLETION
 from greenroom.runner.http.completion_fields import tokens as token_ids
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.engine_requests import routing_of
+from greenroom.runner.http.engine_requests import Kind, routing_of
 from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.fields import CHAT, Dialogue, array, described, either, flag, record, text, whole
-from greenroom.runner.http.inference import Exchange, Kind
+from greenroom.runner.http.inference import Exchange
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
 from greenroom.runner.http.upstream import Lost, Unreached
 from greenroom.runner.models.description import header_and_template

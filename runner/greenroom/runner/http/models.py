@@ -40,6 +40,7 @@ from greenroom.runner.http.engine_requests import refuse_other_uses
 from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
+from greenroom.runner.http.remote_models import find_remote_model
 from greenroom.runner.http.transfers import TransferLines, as_tag, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
 from greenroom.runner.models.gguf import read_header
@@ -54,6 +55,8 @@ from greenroom.runner.models.references import (
 )
 from greenroom.runner.models.store import ModelStore
 from greenroom.runner.placement_text import would_put
+from greenroom.runner.remotes.asking import AGENT
+from greenroom.runner.remotes.model import RemoteModel
 from greenroom.runner.speeds import estimated, of_device, of_memory
 from greenroom.runner.threads import Cancel, in_thread
 from greenroom.runner.units import size_text
@@ -451,8 +454,14 @@ class Listing:
 
     async def all(self, request: Request) -> Response:
         """Every name under which a model can be asked for."""
-        configs = self._context.greenroom.configs()
-        named = [(model, name) for model in self._context.greenroom.models() for name in listed_names(model)]
+        greenroom = self._context.greenroom
+        configs = greenroom.configs()
+        named = [(model, name) for model in greenroom.models() for name in listed_names(model)]
+        if request.headers.get("User-Agent", "").startswith(AGENT):
+            # Another Greenroom, which may be a remote backend of ours: it puts its own name before these.
+            named = [(model, familiar(name)) for model, name in named]
+        else:
+            named += [(model, model.id) for model in greenroom.remotes.models()]
         if VERSION_HEADER in request.headers:
             found = [_anthropic_entry(model, name, configs) for model, name in named]
             ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]} if found else {}
@@ -463,10 +472,11 @@ class Listing:
         return json_response({"object": "list", "data": entries})
 
     async def one(self, request: Request) -> Response:
-        name = request.params["name"]
-        model = self._context.greenroom.model(name)
+        name, greenroom = request.params["name"], self._context.greenroom
+        there = greenroom.remotes.named(name)
+        model = greenroom.model(name) if there is None else await find_remote_model(*there, name)
         entry = _anthropic_entry if VERSION_HEADER in request.headers else _entry
-        return json_response(entry(model, name, self._context.greenroom.configs()))
+        return json_response(entry(model, name, greenroom.configs()))
 
 
 def _anthropic_entry(model: Model, name: str, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
@@ -496,7 +506,7 @@ def _entry(model: Model, name: str, configs: Mapping[str, ModelConfigState]) -> 
         "id": name,
         "object": "model",
         "created": int(model.created),
-        "owned_by": "docker",
+        "owned_by": model.remote if isinstance(model, RemoteModel) else "docker",
     }
     known = {name: value for name, value in about.items() if value}
     return {**entry, "dmr": known} if known else entry

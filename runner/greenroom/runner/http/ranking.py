@@ -13,9 +13,9 @@ import msgspec
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.engine_requests import routing_of
+from greenroom.runner.http.engine_requests import Kind, routing_of
 from greenroom.runner.http.errors import HttpRefusal, frame
-from greenroom.runner.http.inference import Exchange, Kind
+from greenroom.runner.http.inference import Exchange
 from greenroom.runner.http.port import JSON, AnyResponse, Handler, Request
 from greenroom.runner.http.ranking_fields import RANKED, SCORED
 from greenroom.runner.http.translation import Translation

@@ -120,8 +120,10 @@ class Requests:
         """Record what is said in the next so many requests that a model answers."""
         record = record_for(self._context, request)
         body = await read_json(request, RecordBody)
-        model = self._context.greenroom.model(body.model) if body.model else None
-        record.record_bodies(body.count, model.id if model is not None else "")
+        greenroom, model_id = self._context.greenroom, body.model.strip()
+        if model_id and greenroom.remotes.named(model_id) is None:
+            model_id = greenroom.model(body.model).id
+        record.record_bodies(body.count, model_id)
         self._recorded_model = body.model
         return encoded(self._wanted(record))
 

@@ -18,10 +18,11 @@ from greenroom.runner.http.daemon import DaemonRoutes
 from greenroom.runner.http.docker_requests import DockerRequests
 from greenroom.runner.http.embedding_dimensions import shortened_if_asked
 from greenroom.runner.http.engine_metrics import EngineMetrics
+from greenroom.runner.http.engine_requests import Kind
 from greenroom.runner.http.engine_slots import EngineSlots
 from greenroom.runner.http.engines import Engines
 from greenroom.runner.http.fields import CHAT
-from greenroom.runner.http.inference import Kind, inference
+from greenroom.runner.http.inference import inference
 from greenroom.runner.http.journal import JournalRoutes
 from greenroom.runner.http.llama_server import KINDS, LlamaServer
 from greenroom.runner.http.logs import Logs
@@ -36,6 +37,7 @@ from greenroom.runner.http.openapi.routes import ApiDescription
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Route
 from greenroom.runner.http.ranking import RERANK, native, scoring
 from greenroom.runner.http.ranking_fields import RERANKING
+from greenroom.runner.http.remote_exchange import elsewhere
 from greenroom.runner.http.requests import Requests
 from greenroom.runner.http.responses.routes import Responses
 from greenroom.runner.http.transfers import Transfers
@@ -68,6 +70,8 @@ ANTHROPIC = {
 
 def all_routes(context: Context) -> Iterator[Route]:
     attended = context.clients.attended
+    if context.greenroom.remotes:
+        context.elsewhere = elsewhere(context.greenroom.remotes)
     for path, kind in INFERENCE.items():
         handler = inference(context, kind)
         for prefix in PREFIXES:
@@ -118,6 +122,7 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield Route("GET", "/engines/status", engines.status)
     yield _known("GET", "/engines/ps", engines.ps, "all")
     yield _ours("GET", "/engines/devices", engines.devices, "refresh")
+    yield _ours("GET", "/engines/remotes", engines.remotes)
     yield _ours("GET", "/engines/ledger", engines.ledger)
     yield _ours("GET", "/engines/queue", engines.queue)
     yield Route("POST", "/engines/unload", engines.unload)

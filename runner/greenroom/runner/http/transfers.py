@@ -89,6 +89,7 @@ class Transfers:
     async def create(self, request: Request) -> AnyResponse:
         """Have a model in the store, and tell how far it is."""
         body = await read_json(request, CreateBody, what="the body must be an object with from")
+        self._context.greenroom.see_that_it_is_ours(body.reference, "from")
         ask = Pull(
             reference=canonical(body.reference),
             token=body.bearer_token,

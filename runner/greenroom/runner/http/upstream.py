@@ -68,6 +68,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._begin()
         self._busy = False
+        self.host = "localhost"
+        """What requests call the other side."""
         self.idle_since = 0.0
         """The loop's time when it was last freed."""
 
@@ -188,7 +190,7 @@ class Connection(asyncio.Protocol):
     async def _write(
         self, transport: asyncio.Transport, asked: str, headers: Mapping[str, str], body: bytes
     ) -> None:
-        lines = [f"{asked} HTTP/1.1\r\nHost: localhost\r\n"]
+        lines = [f"{asked} HTTP/1.1\r\nHost: {self.host}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         # The length is said in any case: some engines cannot read a body that comes in chunks.
         lines.append(f"Content-Length: {len(body)}\r\n\r\n")
@@ -356,7 +358,7 @@ class Upstreams:
 
     def __init__(self, live: Callable[[], Collection[str]]) -> None:
         """`live` tells the endpoints of all engines there are; pools of others are closed in passing."""
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, Pool] = {}
         self._live = live
 
     async def post(
@@ -388,7 +390,7 @@ class Upstreams:
             live = set(self._live())
             for gone in [known for known in self._pools if known not in live]:
                 self._pools.pop(gone).close()
-            pool = self._pools[endpoint] = _Pool(endpoint, last_byte or LastByte())
+            pool = self._pools[endpoint] = Pool(endpoint, last_byte or LastByte())
         return pool.take() or await pool.connect()
 
     def close(self) -> None:
@@ -398,7 +400,7 @@ class Upstreams:
         self._pools = {}
 
 
-def _dial(path: str) -> socket.socket:
+def dial(path: str) -> socket.socket:
     # Connecting to a unix socket never waits: it is done or refused at once. asyncio takes EAGAIN for "soon"
     # and returns a socket that is not connected, so we do it ourselves.
     dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -411,7 +413,7 @@ def _dial(path: str) -> socket.socket:
     return dialled
 
 
-class _Pool:
+class Pool:
     """The connections to one engine. The last one freed is the first one used again."""
 
     def __init__(self, endpoint: str, last_byte: LastByte) -> None:
@@ -454,15 +456,16 @@ class _Pool:
         self._idle = []
 
     async def _connect(self) -> Connection:
-        connection = Connection(self._free, self._last_byte)
+        connection = Connection(self.free, self._last_byte)
         if self._endpoint.startswith("http://"):
             address = urlsplit(self._endpoint)
             await self._loop.create_connection(lambda: connection, address.hostname or "", address.port or 80)
         else:
-            await self._loop.create_unix_connection(lambda: connection, sock=_dial(self._endpoint))
+            await self._loop.create_unix_connection(lambda: connection, sock=dial(self._endpoint))
         return connection
 
-    def _free(self, connection: Connection) -> None:
+    def free(self, connection: Connection) -> None:
+        """It may be used again."""
         if self._closed:
             connection.abort()
             return

@@ -14,15 +14,16 @@ from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.engine_requests import RequestTarget, routing_of, wished_keep_alive
+from greenroom.runner.http.engine_requests import Kind, RequestTarget, Routing, routing_of, wished_keep_alive
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import record
-from greenroom.runner.http.inference import Kind, inference
+from greenroom.runner.http.inference import inference
 from greenroom.runner.http.ollama.answer import timestamp
 from greenroom.runner.http.ollama.embedding import Embed, Embedding
 from greenroom.runner.http.ollama.fields import EMBED, EMBEDDINGS, GENERATE, OLLAMA_CHAT
 from greenroom.runner.http.ollama.generating import Chat, Generate, Raw, message_of
 from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
+from greenroom.runner.http.remote_models import find_remote_model
 from greenroom.runner.http.sampling import PARAMETERS
 from greenroom.runner.http.wrong_fields import Wrong
 
@@ -102,9 +103,13 @@ class OllamaInference:
         context = self._context
         routing = routing_of(request.known_body or b"")
         request.note.asked = routing.model
+        there, begun = context.greenroom.remotes.named(routing.model), time.perf_counter_ns()
+        if there is not None:
+            # Someone else loads and unloads it.
+            request.note.model = await find_remote_model(*there, routing.model)
+            return self._said(routing, said, "load", begun)
         model = request.note.model = context.greenroom.model(routing.model)
         keep_alive = wished_keep_alive(routing)
-        begun = time.perf_counter_ns()
         if keep_alive == 0:
             system = context.greenroom.system
             # What is in use ends after its last request.
@@ -135,12 +140,15 @@ class OllamaInference:
             finally:
                 request.note.caller = admission.caller
                 admission.leave()
+        return self._said(routing, said, "unload" if keep_alive == 0 else "load", begun)
+
+    def _said(self, routing: Routing, said: Mapping[str, Any], reason: str, begun: int) -> Response:
         answer = {
             "model": routing.model,
             "created_at": timestamp(),
             **said,
             "done": True,
-            "done_reason": "unload" if keep_alive == 0 else "load",
+            "done_reason": reason,
             "total_duration": time.perf_counter_ns() - begun,
         }
         return Response(_encode(answer), content_type=f"{JSON}; charset=utf-8")

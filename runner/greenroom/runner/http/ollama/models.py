@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -22,9 +23,11 @@ from greenroom.runner.http.models import tag_meant
 from greenroom.runner.http.ollama.answer import timestamp
 from greenroom.runner.http.ollama.modelfile import modelfile, parameter_lines
 from greenroom.runner.http.port import Request, Response
+from greenroom.runner.http.remote_models import find_remote_model
 from greenroom.runner.http.transfers import as_tag
 from greenroom.runner.models.description import model_text
 from greenroom.runner.models.gguf import Value
+from greenroom.runner.remotes.model import RemoteModel
 from greenroom.runner.threads import in_thread
 
 OLLAMA_VERSION = "0.13.5"
@@ -94,7 +97,9 @@ class OllamaModels:
             for model in self._context.greenroom.models()
             for name in names_of(model)
         ]
-        return json_response({"models": rows})
+        return json_response(
+            {"models": rows + [_remote(one) for one in self._context.greenroom.remotes.models()]}
+        )
 
     async def ps(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         greenroom = self._context.greenroom
@@ -113,6 +118,11 @@ class OllamaModels:
 
     async def show(self, request: Request) -> Response:
         body = await read_json(request, ShowBody, what="the body must be an object with a model")
+        if (there := self._context.greenroom.remotes.named(body.asked)) is not None:
+            found = _remote(await find_remote_model(*there, body.asked))
+            known = ("details", "capabilities", "modified_at", "remote_model", "remote_host")
+            shown = {name: found[name] for name in known}
+            return json_response({**dict.fromkeys(_ALWAYS, ""), "system": "", **shown, "model_info": {}})
         model = self._context.greenroom.model(body.asked)
         defaults = await self._context.defaults.of(model)
         store = self._context.greenroom.store
@@ -167,6 +177,21 @@ def _short(tag: str) -> str:
     if tag.startswith("huggingface.co/"):
         return f"hf.co/{tag.removeprefix('huggingface.co/')}"
     return tag.removeprefix("docker.io/").removeprefix("ai/")
+
+
+def _remote(model: RemoteModel) -> dict[str, Any]:
+    """A model that an engine of someone else's has, as Ollama lists those that it has elsewhere itself."""
+    return {
+        "name": model.id,
+        "model": model.id,
+        "remote_model": model.own,
+        "remote_host": model.source,
+        "modified_at": timestamp(model.created),
+        "size": 0,
+        "digest": hashlib.sha256(model.id.encode()).hexdigest(),
+        "details": _details(model) | {"format": ""},
+        "capabilities": ["completion"],
+    }
 
 
 def _capabilities(model: Model) -> list[str]:

@@ -47,6 +47,7 @@ class OllamaTransfers:
     async def pull(self, request: Request) -> AnyResponse:
         """Have a model in the store. A pull goes on when its client leaves."""
         body = await read_json(request, PullBody, what="the body must be an object with a model")
+        self._context.greenroom.see_that_it_is_ours(body.asked)
         reference = canonical(body.asked)
         system = self._context.greenroom.system
         caller = await self._context.callers.looked_up(request)

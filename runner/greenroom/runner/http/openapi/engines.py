@@ -19,6 +19,7 @@ from greenroom.runner.http.openapi.operation import (
     Parameter,
     Returns,
 )
+from greenroom.runner.remotes.reading import RemoteReading
 
 _UNSET = msgspec.UNSET
 
@@ -174,6 +175,10 @@ OPERATIONS = {
     "GET /engines/ledger": Operation(
         summary="Get total and reserved memory",
         answers={200: Returns("Memory in bytes, with each engine's reservation.", LedgerReading), **_BUSY},
+    ),
+    "GET /engines/remotes": Operation(
+        summary="List the backends that are only a URL",
+        answers={200: Returns("Whether each answers, and its models.", list[RemoteReading])},
     ),
     "GET /engines/queue": Operation(
         summary="List the requests that wait for an engine",

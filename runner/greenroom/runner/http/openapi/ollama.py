@@ -98,9 +98,13 @@ class OllamaDetails(msgspec.Struct, kw_only=True):
     quantization_level: str | msgspec.UnsetType = _UNSET
 
 
-class OllamaTag(msgspec.Struct):
+class OllamaTag(msgspec.Struct, kw_only=True):
     name: str
     model: str
+    remote_model: str | msgspec.UnsetType = msgspec.UNSET
+    """Its own name, if an engine that someone else runs has it."""
+    remote_host: str | msgspec.UnsetType = msgspec.UNSET
+    """Where that is."""
     modified_at: str
     size: int
     digest: str
@@ -144,6 +148,8 @@ class OllamaShowAnswer(msgspec.Struct, kw_only=True):
     model_info: dict[str, Any]
     capabilities: list[str]
     modified_at: str
+    remote_model: str | msgspec.UnsetType = _UNSET
+    remote_host: str | msgspec.UnsetType = _UNSET
 
 
 class OllamaVersionAnswer(msgspec.Struct):

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.engine_requests import Kind
 from greenroom.runner.http.errors import HttpRefusal, answer, refusal_of
-from greenroom.runner.http.inference import Exchange, Kind
+from greenroom.runner.http.inference import Exchange
 from greenroom.runner.http.port import AnyResponse, Request, Stream
 from greenroom.runner.http.responses.job import Job
 from greenroom.runner.http.responses.response_events import EventLog

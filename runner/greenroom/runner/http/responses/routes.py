@@ -13,8 +13,9 @@ from greenroom.actors.limits import escaped
 from greenroom.runner.http.aiohttp_adapter import read_body
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid
 from greenroom.runner.http.context import Context
+from greenroom.runner.http.engine_requests import Kind
 from greenroom.runner.http.errors import HttpRefusal, encoded
-from greenroom.runner.http.inference import Kind, inference
+from greenroom.runner.http.inference import inference
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.responses.fields import RESPONSES
 from greenroom.runner.http.responses.input import Item, items_of, references_in

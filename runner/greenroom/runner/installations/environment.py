@@ -404,9 +404,9 @@ def _files(lock: Lock, python: Interpreter) -> tuple[LockedFile, ...]:
     """Raises JobFailed if a package has none for this Python."""
     if python.tag == sys.implementation.cache_tag:
         return lock.files()
-    from greenroom.runner.installations.pythons import tags_of
+    from greenroom.runner.installations.pythons import files_for
 
-    return lock.files(tags_of(python))
+    return files_for(python, lock.packages)
 
 
 def _version(source: Environment, lock: Lock) -> str:

@@ -157,10 +157,11 @@ def chosen_files(
             if (places := [rank[tag] for tag in parse_wheel_filename(file.name)[3] if tag in rank])
         ]
         if not ranked:
+            own = f"{sys.version_info.major}.{sys.version_info.minor}"
+            python = environment.get("python_version", own) if environment else own
             raise JobFailed.permanent(
                 "unsupported_platform",
-                f"{package.name} {package.version} has no package for this platform and Python "
-                f"{sys.version_info.major}.{sys.version_info.minor}.",
+                f"{package.name} {package.version} has no package for this platform and Python {python}.",
                 advice="Use another backend, or run Greenroom with another Python.",
             )
         chosen.append(min(ranked, key=lambda entry: (entry[0], entry[1].name))[1])

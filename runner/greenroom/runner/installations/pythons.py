@@ -10,6 +10,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from greenroom.runner.errors import JobFailed
+from greenroom.runner.installations.lock_file import LockedFile, LockedPackage, chosen_files
 from greenroom.runner.installations.uv import Uv
 from greenroom.runner.installations.verification import Interpreter, InterpreterFailed, identity
 
@@ -55,10 +56,19 @@ def _installed(uv: Uv, cancel: Event | None) -> list[str]:
     return list(dict.fromkeys(str(one["version"]) for one in found))[:_SHOWN]
 
 
-def tags_of(python: Interpreter) -> Sequence[Tag] | None:
-    """The tags of wheels that it takes, best first; None stands for those of Greenroom's own."""
+def files_for(python: Interpreter, packages: Sequence[LockedPackage]) -> tuple[LockedFile, ...]:
+    """The best wheel for it of each package whose marker holds for it.
+
+    Raises:
+        JobFailed: A package has none.
+    """
     if python.tag == sys.implementation.cache_tag:
-        return None
+        return chosen_files(packages)
+    return chosen_files(packages, _tags_of(python), markers_of(python))
+
+
+def _tags_of(python: Interpreter) -> Sequence[Tag]:
+    """The tags of wheels that it takes, best first."""
     from packaging.tags import compatible_tags, cpython_tags
 
     version = tuple(map(int, python.version.split(".")[:2]))

@@ -21,11 +21,10 @@ from greenroom.runner.installations.lock_file import (
     Lock,
     LockedFile,
     LockedPackage,
-    chosen_files,
     normalized,
     render,
 )
-from greenroom.runner.installations.pythons import tags_of
+from greenroom.runner.installations.pythons import files_for
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.uv import Uv
 from greenroom.runner.installations.verification import Interpreter
@@ -216,7 +215,7 @@ def _packages(
             name = normalized(package["name"])
             packages.append(LockedPackage(name, package["version"], marker.strip(), files))
     if one_wheel_for is not None:
-        chosen = {file.project: file for file in chosen_files(packages, tags_of(one_wheel_for))}
+        chosen = {file.project: file for file in files_for(one_wheel_for, packages)}
         packages = [
             replace(package, files=(chosen[package.name],)) for package in packages if package.name in chosen
         ]

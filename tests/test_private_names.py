@@ -35,6 +35,7 @@ OF_OTHERS = {
     "aiohttp": {"_loop", "_kwargs"},  # a server with a request handler of one's own
     "tarfile": {"_sparse_structs"},  # whether a sparse file's map goes on
     "hashlib": {"_Hash"},  # the type of a hash
+    "typing": {"_is_protocol"},  # `typing.is_protocol` comes with Python 3.13
     "sys": {"_base_executable"},  # the Python that an environment was made from
     "threading": {"_bootstrap"},  # a thread that dies before it has begun
 }

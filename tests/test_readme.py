@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,11 @@ def test_every_command_and_exit_code_is_documented() -> None:
         assert re.search(rf"^\| `{command}[` ]", text, re.MULTILINE), command
     codes = {str(value) for value in vars(exit_codes).values() if isinstance(value, int)}
     assert set(re.findall(r"^\| (\d+) \|", text, re.MULTILINE)) == codes
+
+
+def test_extras_ask_for_the_versions_that_the_tests_use() -> None:
+    project = tomllib.loads(read("pyproject.toml"))
+    tested = project["dependency-groups"]["test"]
+    for extra in ("anthropic", "ollama", "openai"):
+        (requirement,) = project["project"]["optional-dependencies"][extra]
+        assert requirement in tested

@@ -28,7 +28,7 @@ KINDS = {
     "text": "a drawing or a list, which nothing can try",
 }
 MODULES = ("actors", "runner", "tests", "bench", "examples")
-MOST = {"not run": 4, "text": 2}
+MOST = {"not run": 5, "text": 2}
 """Blocks that no test tries. Raise a number only for what really cannot be run."""
 
 

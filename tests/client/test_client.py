@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,9 @@ def test_texts_embeddings_models_and_engines(open_client: OpenClient, home: Path
     assert (why.kind, why.state) == ("model", "loaded")
     assert str(why).startswith(why.answer)
     assert f"(process {os.getpid()})" in why.answer  # whose request had it loaded
-    assert client.unload(tiny, "absent").unknown == ("absent",)
-    client.unload()
+    with pytest.raises(RequestRefused, match='"absent" and "nix" are not in the store') as absent:
+        client.unload("absent", tiny, "nix")
+    assert (absent.value.code, absent.value.kind) == ("model_not_found", "not_found")
     until(lambda: not client.ps())
     client.configure(tiny, context_size=100, keep_alive="1h")
     assert client.chat(tiny, "hello").text == WORDS
@@ -136,6 +139,23 @@ def test_a_stream_that_has_begun_still_has_all_of_its_text(open_client: OpenClie
     asyncio.run(run())
 
 
+def test_ctrl_c_ends_a_waiting_call_with_few_of_our_frames(open_client: OpenClient, tiny: str) -> None:
+    client = open_client("--tokens", "100000", "--token-delay", "0.01")
+
+    def interrupt() -> None:
+        until(lambda: inside(client) == 1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        client.chat(tiny, "hello")
+    interrupting.join()
+    assert [one.name for one in traceback.extract_tb(stopped.tb)][1:] == ["chat", "_written", "_do"]
+    assert stopped.value.__suppress_context__
+    until(lambda: inside(client) == 0)
+
+
 def test_a_slot_is_given_back_whatever_happens(open_client: OpenClient, tiny: str) -> None:
     client = open_client("--load-seconds", "0.5")
     with pytest.raises(GreenroomError, match=r"within 0\.1 s") as late, client.engine(tiny, wait=0.1):
@@ -202,6 +222,30 @@ def test_wrong_arguments_are_the_callers(open_client: OpenClient, tiny: str) -> 
         (lambda: wrong.embed(tiny, [7]), TypeError, "must be text"),
         (lambda: wrong.configure(tiny, runtime_flags="--mlock"), TypeError, "a list of texts"),
         (lambda: wrong.engine(tiny, wait=-1), ValueError, "seconds above 0"),
+        (
+            lambda: wrong.engine(tiny, wait="long"),
+            TypeError,
+            "wait must be a number of seconds, or None, not str",
+        ),
+        (lambda: wrong.chat(tiny, "hello", stream="yes"), TypeError, "stream must be True or False, not str"),
+        (lambda: wrong.complete(tiny, "Once", stream=1), TypeError, "stream must be True or False, not int"),
+        (lambda: wrong.pull(tiny, stream="no"), TypeError, "stream must be True or False"),
+        (lambda: wrong.pull(tiny, force="no"), TypeError, "force must be True or False, not str"),
+        (lambda: wrong.pull(tiny, token=7), TypeError, "token must be text, not int"),
+        (lambda: wrong.install("fake", stream="no"), TypeError, "stream must be True or False"),
+        (lambda: wrong.install("fake", version=7), TypeError, "version must be text, not int"),
+        (lambda: wrong.unload(tiny, force="no"), TypeError, "force must be True or False"),
+        (lambda: wrong.chat(tiny, "hello", extra="x"), TypeError, "extra must be a dictionary, not str"),
+        (
+            lambda: wrong.chat(tiny, "hello", keep_alive=object()),
+            TypeError,
+            "keep_alive cannot be sent as JSON: Object of type object",
+        ),
+        (
+            lambda: wrong.chat(tiny, [{"role": "user", "content": object()}]),
+            TypeError,
+            "messages cannot be sent as JSON",
+        ),
     )
     for ask, kind, said in cases:
         with pytest.raises(kind, match=said):

@@ -66,8 +66,15 @@ def test_settings_are_checked_where_they_are_given(home: Path, monkeypatch: pyte
         wrong.open(home, installing="auto")
     with pytest.raises(TypeError, match="home must be a path, not int"):
         wrong.open(7)
-    with pytest.raises(ValueError, match="keep_alive cannot be used"):
-        Greenroom.open(home, keep_alive="soon")
+    for keep_alive in ("soon", object(), []):
+        with pytest.raises(ValueError, match=r"^keep_alive cannot be used: .* is not a duration"):
+            Greenroom.open(home, keep_alive=keep_alive)
+    with pytest.raises(ValueError, match=r"^install_policy cannot be used: 'often' is not one of ask, auto"):
+        wrong.open(home, install_policy="often")
+    with pytest.raises(ValueError, match=r"^port cannot be used"):
+        connect(home, port="many")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="start must be True or False, not str"):
+        connect(home, start="no")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="target must be a path or a URL"):
         connect(7)  # type: ignore[arg-type]
     client: Any = connect(home)
@@ -89,6 +96,8 @@ def test_a_home_that_cannot_be_used_is_said_to_be_so(home: Path) -> None:
         with pytest.raises(NotAvailable, match="is a file and should be a folder") as caught:
             client.models()
         assert caught.value.code == "home_unusable"
+    with pytest.raises(NotAvailable, match="/dev/null is not a folder"):
+        connect("/dev/null/home").models()
 
 
 def test_a_greenroom_that_runs_stays_its_owners(home: Path) -> None:
@@ -200,8 +209,9 @@ def test_nothing_is_started_where_that_is_not_wanted(home: Path, unused_tcp_port
     with pytest.raises(NotAvailable) as caught:
         connect(home, start=False).models()
     assert caught.value.code == "not_running"
-    with pytest.raises(NotAvailable, match="No Greenroom daemon answers"):
+    with pytest.raises(NotAvailable, match="No Greenroom daemon answers") as caught:
         connect(f"http://127.0.0.1:{unused_tcp_port}").models()
+    assert caught.value.advice.startswith("Start it there. Otherwise: Give connect the right address")
     with pytest.raises(GreenroomError):
         connect(f"unix:{home}/absent").models()
 

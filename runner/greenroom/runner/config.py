@@ -157,7 +157,7 @@ class Settings:
             raise ToleratedMistake(self.problems[0])
 
     def origin(self, name: str) -> str:
-        """`flag --port`, `environment GREENROOM_PORT`, the file's path, or `default`."""
+        """`flag --port`, `argument port`, `environment GREENROOM_PORT`, the file's path, or `default`."""
         return self.origins.get(name, "default")
 
     def changed(self, origin: str, **values: Any) -> Settings:
@@ -178,12 +178,14 @@ def load(
     *,
     environment: Mapping[str, str] | None = None,
     tolerant: bool = False,
+    in_code: bool = False,
 ) -> Settings:
     """Collect the settings.
 
     Args:
         flags: Command-line flags by setting; None counts as absent.
         environment: Instead of the process's own.
+        in_code: The flags are arguments of a function, and are called so.
         tolerant: Go on without what is wrong in the file; `Settings.problems` says what that is.
 
     Raises:
@@ -199,12 +201,13 @@ def load(
         try:
             values[name] = READERS[name](raw)
         except (TypeError, ValueError) as error:
-            raise BadSetting(f"{origin}: {name} cannot be used: {_bounded(str(error))}.") from error
+            where = "" if origin == f"argument {name}" else f"{origin}: "
+            raise BadSetting(f"{where}{name} cannot be used: {_bounded(str(error))}.") from error
         origins[name] = origin
 
     home_flag = given.pop("home", None)
     if home_flag is not None:
-        take("home", home_flag, "flag --home")
+        take("home", home_flag, "argument home" if in_code else "flag --home")
     elif variables.get("GREENROOM_HOME"):
         take("home", variables["GREENROOM_HOME"], "environment GREENROOM_HOME")
     else:
@@ -224,7 +227,7 @@ def load(
     for name, raw in given.items():
         if name not in READERS:
             raise BadSetting(f"There is no setting {name!r}. {_suggestion(name, list(NAMES))}")
-        take(name, raw, f"flag --{name.replace('_', '-')}")
+        take(name, raw, f"argument {name}" if in_code else f"flag --{name.replace('_', '-')}")
     return Settings(**values, origins=origins, config_file=file, problems=tuple(problems))
 
 

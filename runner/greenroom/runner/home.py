@@ -106,7 +106,10 @@ def complaint(error: OSError, home: Path) -> tuple[str, str]:
         case errno.EISDIR:
             return f"{begin}{path} is a folder and should be a file.", "Move it away, then try again."
         case errno.ENOTDIR | errno.EEXIST | errno.ENOENT | errno.ELOOP:
-            return f"{begin}{_not_a_folder(path, home)}.", f"Move it away, {_OR_ELSEWHERE}"
+            culprit = _not_a_folder(path, home)
+            if culprit:
+                return f"{begin}{culprit}.", f"Move it away, {_OR_ELSEWHERE}"
+            return f"{begin}{path} cannot be made there.", _ELSEWHERE
     return f"{begin}{error.strerror or error} ({path}).", _ELSEWHERE
 
 
@@ -135,12 +138,13 @@ def _forbidden(path: Path, home: Path, begin: str) -> tuple[str, str]:
 
 
 def _not_a_folder(path: Path, home: Path) -> str:
+    """What is in the way; empty if nothing is."""
     for one in (*reversed(path.parents), path, home):
         if one.is_symlink() and not one.exists():
             return f"{one} is a link to {os.readlink(one)}, which does not exist"
         if one.exists() and not one.is_dir() and one.name not in _FILES:
-            return f"{one} is a file and should be a folder"
-    return f"there is no {path}"
+            return f"{one} is {'a file and should be' if one.is_file() else 'not'} a folder"
+    return ""
 
 
 def _is_others(path: Path) -> bool:

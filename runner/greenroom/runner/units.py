@@ -39,7 +39,7 @@ FOREVER = -1.0
 """The keep-alive of a model that is never unloaded for being idle."""
 
 
-def parse_duration(text: str | float) -> float:
+def parse_duration(text: object) -> float:
     """Seconds from `90`, `90s`, `5m`, `1h30m`, `500ms`; never negative. Raises ValueError or TypeError."""
     if isinstance(text, bool) or not isinstance(text, (int, float, str)):
         raise TypeError(_not_a_duration(text))
@@ -52,7 +52,7 @@ def parse_duration(text: str | float) -> float:
     return float(seconds)
 
 
-def parse_keep_alive(text: str | float) -> float:
+def parse_keep_alive(text: object) -> float:
     """Like `parse_duration`; `forever` and anything negative mean FOREVER."""
     if isinstance(text, str):
         word = text.strip().lower()
@@ -61,7 +61,7 @@ def parse_keep_alive(text: str | float) -> float:
         if word.startswith("-"):
             parse_duration(word[1:])
             return FOREVER
-    elif not isinstance(text, bool) and text < 0:
+    elif not isinstance(text, bool) and isinstance(text, int | float) and text < 0:
         return FOREVER
     return parse_duration(text)
 

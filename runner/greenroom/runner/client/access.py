@@ -134,14 +134,14 @@ def _of_home(home: str, port: int | None) -> Settings:
     settings = settings_from({"home": home, "port": port}, tolerant=True)
     settings = settings.changed("connect", host="", instance="")
     if settings.origin("port") == "default" and settings.home != settings_from({}, tolerant=True).home:
-        settings = settings.changed("flag --port", port=0)
+        settings = settings.changed("argument port", port=0)
     return settings
 
 
 def settings_from(given: Mapping[str, Any], *, tolerant: bool = False) -> Settings:
     """`load`, whose error about the data directory is one of ours. Raises BadSetting, NotAvailable."""
     try:
-        return load(given, tolerant=tolerant)
+        return load(given, tolerant=tolerant, in_code=True)
     except HomeUnusable as error:
         raise unusable(error) from error
 

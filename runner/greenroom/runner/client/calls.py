@@ -302,6 +302,8 @@ class SlotCall(Call[GrantedSlot, None]):
     accept = _LINES
 
     def __init__(self, model: str, mode: Mode, backend: str, wait: float | None) -> None:
+        if wait is not None and (isinstance(wait, bool) or not isinstance(wait, int | float)):
+            raise TypeError(f"wait must be a number of seconds, or None, not {type(wait).__name__}")
         if wait is not None and not wait > 0:
             raise ValueError(f"wait must be a number of seconds above 0, or None, not {wait}")
         self.body = {"model": _name(model), "mode": mode, "backend": backend, "wait": wait}
@@ -371,14 +373,19 @@ def embed(
 
 
 def pull(reference: str, progress: OnProgress | None, *, force: bool, token: str) -> JobCall[str]:
-    body = {"from": _name(reference), "force": bool(force)} | ({"bearer-token": token} if token else {})
+    body = {"from": _name(reference), "force": truth(force, "force")}
+    body |= {"bearer-token": token} if _text(token, "token") else {}
     return JobCall("/models/create", body, _JSON, _callback(progress), lambda last: str(last.get("message")))
 
 
 def install(
     backend: str, progress: OnProgress | None, *, version: str, variant: str
 ) -> JobCall[InstalledBackend]:
-    given = {"backend": _name(backend, "backend"), "version": version, "variant": variant}
+    given = {
+        "backend": _name(backend, "backend"),
+        "version": _text(version, "version"),
+        "variant": _text(variant, "variant"),
+    }
 
     def read(last: Mapping[str, Any]) -> InstalledBackend:
         fields = {**(last.get("installation") or {}), "already": bool(last.get("already"))}
@@ -406,12 +413,16 @@ def ps() -> JsonCall[list[RunningEngine]]:
 
 def unload(names: Sequence[str], *, force: bool) -> JsonCall[UnloadResult]:
     body: dict[str, Any] = {"models": [_name(one) for one in names]} if names else {"all": True}
-    return JsonCall(
-        "POST",
-        "/engines/unload",
-        lambda answer: msgspec.convert(answer, UnloadResult),
-        {**body, "force": bool(force)},
-    )
+
+    def read(answer: Any) -> UnloadResult:
+        if unknown := answer["unknown"]:
+            absent = " and ".join(f'"{one}"' for one in unknown)
+            fields = {"code": "model_not_found"}
+            message = f"{absent} {'is' if len(unknown) == 1 else 'are'} not in the store."
+            raise RequestRefused(404, fields, message, "models() lists what is.")
+        return msgspec.convert(answer, UnloadResult)
+
+    return JsonCall("POST", "/engines/unload", read, {**body, "force": truth(force, "force")})
 
 
 def configure(name: str, settings: ModelSettings) -> JsonCall[None]:
@@ -448,6 +459,13 @@ def _text(text: object, what: str) -> str:
     return text
 
 
+def truth(value: object, what: str) -> bool:
+    """The value of a flag; `"no"` would be true. Raises TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
+    return value
+
+
 def _messages(messages: object) -> list[Message]:
     if not isinstance(messages, Sequence) or not all(isinstance(one, Mapping) for one in messages):
         raise TypeError("messages must be text, or a list of dictionaries with role and content")
@@ -472,6 +490,8 @@ def _fields(options: Mapping[str, Any], known: type) -> dict[str, Any]:
     """The fields of a request that are given; those of `extra` come last."""
     given = _known(options, known)
     extra = given.pop("extra", {})
+    if not isinstance(extra, Mapping):
+        raise TypeError(f"extra must be a dictionary, not {type(extra).__name__}")
     return {**given, **extra}
 
 

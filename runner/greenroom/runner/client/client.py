@@ -59,6 +59,7 @@ def connect(
     """
     if target is not None and not isinstance(target, str | os.PathLike):
         raise TypeError(f"target must be a path or a URL, not {type(target).__name__}")
+    calls.truth(start, "start")
     if isinstance(target, str) and _HOST_AND_PORT.fullmatch(target):
         raise ValueError(f"{target} is not a URL: write http://{target}, or ./{target} for a data directory")
     return Client(DaemonAccess(target, start, port))
@@ -182,8 +183,8 @@ class Client(
         """Unload these models, or without any all that are idle.
 
         With `force` also those in use, once their requests are done. It does not wait for the engines' ends.
-        Names that are not in the store, and engines that are in use, are in the result; neither is an error.
-        Raises GreenroomError.
+        Engines that were left alone because they are in use are in the result. Raises GreenroomError: for a
+        name that no model of the store has `model_not_found`, after the others have been unloaded.
         """
         return self._do(calls.unload(models, force=force))
 
@@ -309,8 +310,12 @@ class Client(
         return ProgressStream(self._access, call) if stream else self._do(call)
 
     def _do(self, call: Call[S, R]) -> R:
-        with StepStream(self._access, call) as steps:
-            return steps.result()
+        try:
+            with StepStream(self._access, call) as steps:
+                return steps.result()
+        except KeyboardInterrupt as stopped:
+            # Where in our code it waited is nothing to the program, which sees its own call.
+            raise stopped.with_traceback(None) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Client, (self._access,)

@@ -76,7 +76,7 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
                 stays, and the next attempt goes on from there.
         """
         call = calls.pull(model, progress, force=force, token=token)
-        return self._pulled(model, call, stream)
+        return self._pulled(model, call, calls.truth(stream, "stream"))
 
     @overload
     def chat(
@@ -126,7 +126,7 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
                 little memory; of a stream while it is iterated. It waits in the queue for `max_wait` seconds.
         """
         call = calls.chat(model, messages, backend, progress, options)
-        return self._written(call, stream)
+        return self._written(call, calls.truth(stream, "stream"))
 
     @overload
     def complete(
@@ -162,7 +162,7 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
     ) -> Text | Texts:
         """Continue a text, without the model's chat template. Arguments and errors are those of `chat`."""
         call = calls.complete(model, prompt, backend, progress, options)
-        return self._written(call, stream)
+        return self._written(call, calls.truth(stream, "stream"))
 
     @overload
     def install(
@@ -201,7 +201,7 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
                 no network it is tried again for minutes before it fails.
         """
         call = calls.install(backend, progress, version=version, variant=variant)
-        return self._installed(call, stream)
+        return self._installed(call, calls.truth(stream, "stream"))
 
     def engine(
         self, model: str, *, mode: Mode = "completion", backend: str = "", wait: float | None = None

@@ -29,7 +29,7 @@ _PATIENCE = 3.0
 """Seconds for a probe. A daemon answers `/livez` within milliseconds, whatever its actors do."""
 
 _NOT_TRUSTED = (
-    "Trust its certificate with SSL_CERT_FILE=FILE, or write http:// in GREENROOM_HOST if it has none."
+    "Trust its certificate with SSL_CERT_FILE=FILE, or write http:// instead of https:// if it has none."
 )
 _LIVEZ_LIMIT = 65_536
 
@@ -229,9 +229,7 @@ def taken(settings: Settings, found: Daemon | Stranger) -> NotAvailable:
         instance = f"Set GREENROOM_INSTANCE={found.instance_id}"
         advice = f"Use it with GREENROOM_HOME={found.home}" if found.home else instance
         if settings.host:
-            advice += (
-                f" or GREENROOM_INSTANCE={found.instance_id}, or set GREENROOM_HOST to the right address."
-            )
+            advice += f" or GREENROOM_INSTANCE={found.instance_id}. Otherwise: {_right_address(settings)}"
         else:
             advice += ", or use another port for this data directory: GREENROOM_PORT=12401."
         return NotAvailable(
@@ -246,14 +244,24 @@ def taken(settings: Settings, found: Daemon | Stranger) -> NotAvailable:
         return NotAvailable(said, found.advice, code="address_taken", kind="conflict")
     holder = listener_at(found.url)
     return NotAvailable(
-        f"Port in use: {found.description} answers at {where} instead of Greenroom"
-        f"{f' ({holder})' if holder else ''}.",
-        "Set GREENROOM_HOST to the right address."
+        f"{'' if settings.host else 'Port in use: '}{found.description} answers at {where} instead of "
+        f"Greenroom{f' ({holder})' if holder else ''}.",
+        _right_address(settings)
         if settings.host
         else "Stop it, or use another port for Greenroom: GREENROOM_PORT=12401.",
         code="address_taken",
         kind="conflict",
     )
+
+
+def _right_address(settings: Settings) -> str:
+    """What to do about an address that leads to no daemon."""
+    kind, _, name = settings.origin("host").partition(" ")
+    if kind == "argument":
+        return "Give connect the right address, or the data directory of a daemon on this machine."
+    if kind == "flag":
+        return "Give --host the right address, or leave it out to use a daemon on this machine."
+    return f"Set {name} to the right address, or unset it to use a daemon on this machine."
 
 
 def is_own_listener(pid: int, url: str) -> bool:
@@ -307,7 +315,7 @@ def not_running(settings: Settings) -> NotAvailable:
     if settings.host:
         return NotAvailable(
             f"No Greenroom daemon answers at {settings.host}.",
-            "Start it there, or unset GREENROOM_HOST to use one on this machine.",
+            f"Start it there. Otherwise: {_right_address(settings)}",
             code="not_running",
         )
     if not settings.port:  # the system would choose one
@@ -472,7 +480,9 @@ def _spawn(settings: Settings, output: int) -> subprocess.Popen[bytes]:
         # The user named a loopback address: that is where the daemon has to be.
         name, _, port = settings.host.split("://", 1)[1].split("/")[0].rpartition(":")
         flags |= {"bind": "127.0.0.1" if name == "localhost" else name.strip("[]"), "port": int(port)}
-    given = [name for name in flags if settings.host or settings.origin(name).startswith("flag")]
+    given = [
+        name for name in flags if settings.host or settings.origin(name).startswith(("flag", "argument"))
+    ]
     serve = [word for name in given for word in (f"--{name}", str(flags[name]))]
     environment = dict(os.environ)
     if settings.config_file is not None:

@@ -374,7 +374,20 @@ def prepared(
     sent = {"Accept": accept, "User-Agent": "greenroom-cli", **(headers or {})}
     if body is None:
         return sent, None
-    return {**sent, "Content-Type": "application/json"}, json.dumps(body).encode()
+    return {**sent, "Content-Type": "application/json"}, _encoded(body)
+
+
+def _encoded(body: Any) -> bytes:
+    """Raises TypeError with the name of the field that JSON cannot hold."""
+    try:
+        return json.dumps(body).encode()
+    except (TypeError, ValueError):
+        for name, value in body.items() if isinstance(body, dict) else ():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
+        raise
 
 
 def unreachable(url: str, error: Exception, request: str, timeout: float | None) -> Unreachable:

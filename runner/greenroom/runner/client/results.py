@@ -135,8 +135,6 @@ class UnloadResult(Result, frozen=True):
     """Engines that are ending."""
     in_use: tuple[str, ...] = ()
     """A sentence for each engine that was left alone because requests use it."""
-    unknown: tuple[str, ...] = ()
-    """Names that are no models of the store."""
 
 
 class WhyResult(Result, frozen=True):

@@ -64,6 +64,11 @@ def wanted(states: ActorStates, settings: Settings) -> Iterator[Wanted]:
         state, settings.restore, since=daemon.started_before, keep_alive=settings.keep_alive
     )
     for name in settings.warm:
+        if (there := states.remotes.named(name)) is not None:
+            _log.warning(
+                "%s is configured as warm, and is not loaded: %s runs elsewhere", name, there[0].name
+            )
+            continue
         try:
             model = states.find_model(name)
         except (BadReference, AmbiguousName) as problem:

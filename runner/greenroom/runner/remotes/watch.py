@@ -48,7 +48,7 @@ class Remote:
         self._pause = _FIRST
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._closed = False
+        self._closed = threading.Event()
         self._notify: Callable[[RemoteReading], None] = lambda _: None
         self._wishes: list[Future[None]] = []
 
@@ -96,7 +96,7 @@ class Remote:
         """Have it asked now, unless it was within the last second; done when it has been."""
         wish: Future[None] = Future()
         with self._lock:
-            if self._closed or time.time() - self._reading.asked_at < SOON:
+            if self._closed.is_set() or time.time() - self._reading.asked_at < SOON:
                 wish.set_result(None)
                 return wish
             self._wishes.append(wish)
@@ -106,31 +106,36 @@ class Remote:
     # the watch's side
 
     def start(self, notify: Callable[[RemoteReading], None]) -> None:
-        """Begin to ask; `notify` gets each reading, on the thread that asks. Raises NoThread."""
-        self._notify = notify
-        start_thread(self._run, f"remote-{self.name}")
+        """Begin to ask; `notify` gets each reading, on the thread that asks. Raises NoThread.
+
+        After `close` it may be started again, and knows nothing then.
+        """
+        self._notify, self._pause = notify, _FIRST
+        self._reading = RemoteReading(name=self.name, url=self.settings.url, slots=self.settings.slots)
+        self._closed = closed = threading.Event()
+        start_thread(lambda: self._run(closed), f"remote-{self.name}")
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
+            self._closed.set()
         self._wake.set()
 
-    def _run(self) -> None:
-        while not self._closed:
+    def _run(self, closed: threading.Event) -> None:
+        while not closed.is_set():
             self._wake.clear()
             with self._lock:
                 wishes, self._wishes = self._wishes, []
             try:
-                self._look()
+                self._look(closed)
             except Exception:  # noqa: BLE001 - one odd answer must not end the watch
                 _log.exception("the backend %s could not be asked", self.name)
-            for one in wishes:
-                one.set_result(None)
+            _fulfil(wishes)
             self._wake.wait(max(SOON, self._next_at - time.monotonic()))
-        for one in self._wishes:
-            one.set_result(None)
+        with self._lock:
+            wishes, self._wishes = self._wishes, []
+        _fulfil(wishes)
 
-    def _look(self) -> None:
+    def _look(self, closed: threading.Event) -> None:
         before, failure, models = self._reading, None, self._reading.models
         try:
             self._key = self.settings.key.read() if self.settings.key is not None else ""
@@ -141,7 +146,7 @@ class Remote:
             failure = failed.failure
         if failure is not None:
             failure = msgspec.structs.replace(failure, message=_sentence(failure.message))
-        if self._closed:
+        if closed.is_set():
             return
         now = time.time()
         state: Literal["answers", "silent"] = "answers" if failure is None else "silent"
@@ -156,6 +161,12 @@ class Remote:
             before, state=state, since=since, asked_at=now, failure=failure, models=models
         )
         self._notify(self.now)
+
+
+def _fulfil(wishes: Iterable[Future[None]]) -> None:
+    for one in wishes:
+        if one.set_running_or_notify_cancel():  # its client may have left
+            one.set_result(None)
 
 
 def _sentence(clause: str) -> str:

@@ -348,6 +348,27 @@ def test_mlxs_answers_after_a_restore_are_those_of_the_live_slot(mlx: Starts, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_mlx_finds_what_another_slot_has_read_of_a_prompt_and_llama_cpp_does_not(
+    mlx: Starts, llama: Starts, tmp_path: Path
+) -> None:
+    """`ConversationRestorer` copies slots for llama.cpp, and not for mlx."""
+    asked = [[RULES, {"role": "user", "content": said}] for said in ("Tell me of rule 1.", "Is water wet?")]
+    cached = {}
+    for name, engine in (("mlx", mlx(slots=2)), ("llama.cpp", llama(slots=2, context_size=512))):
+        cached[name] = [engine.say(slot, messages)[1] for slot, messages in enumerate(asked)]
+        if name == "llama.cpp":
+            tokens = engine.keep(0, tmp_path / "one")
+            assert engine.bring(1, tmp_path / "one") == Restored(tokens)
+            cached["copied"] = [engine.say(1, asked[1])[1]]
+        engine.end()
+    assert cached["mlx"][0] == 0
+    assert cached["mlx"][1] > 40
+    assert cached["llama.cpp"] == [0, 0]
+    assert cached["copied"][0] > 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_mlx_refuses_what_is_no_file_of_a_slot_and_serves_on(mlx: Starts, tmp_path: Path) -> None:
     engine = mlx()
     following = talk(engine, 0, {})

@@ -27,8 +27,11 @@ _log = logging.getLogger(__name__)
 
 _RESTORE_BOUND = 2.0
 """Seconds that a request waits for a restore, beside what reading the file takes."""
-_COPY_BOUND = 1.0
-"""Seconds that a request waits at most for another slot to be saved."""
+_COPY_BOUNDS = 1.0, 5.0
+"""Seconds that a request waits at least and at most for another slot to be saved, which happens between two
+batches of another prompt."""
+_COPY_SHARE = 0.25
+"""Between them, of the time that reading would take."""
 _COPY_PAYS = 4.0
 """How many times as long as the file reading again must take: other answers of the engine wait for it."""
 
@@ -148,7 +151,8 @@ class ConversationRestorer:
         if self._store.may_write(size):
             return None
         began, name = time.monotonic(), f"r{choice.serial}"
-        found = files.save(source.number, name, _COPY_BOUND)
+        least, most = _COPY_BOUNDS
+        found = files.save(source.number, name, max(least, min(most, _COPY_SHARE * seconds)))
         if not isinstance(found, Saved):
             return None
         now = self._gates.contents(spec.engine_id).get(source.number)

@@ -24,6 +24,7 @@ from greenroom.runner.config import Settings, load
 from greenroom.runner.daemon_lock import DaemonHolder, DaemonLock, HomeLocked, holder_of
 from greenroom.runner.proof import is_proof, keep_secret, prove, read_secret
 from quiet_server import QuietServer
+from waiting import suspend
 
 
 def identity(**changes: Any) -> dict[str, Any]:
@@ -243,6 +244,16 @@ def test_a_suspended_daemon_is_reported_with_the_remedy(home: Path, unused_port:
         os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)  # type: ignore[attr-defined, unused-ignore]
         with pytest.raises(Unresponsive, match=f"is suspended, by SIGSTOP.* kill -CONT {daemon.pid}"):
             find(Settings(home=home, port=unused_port))
+
+
+def test_a_suspended_daemon_is_the_one_that_is_meant_though_another_has_the_usual_port(
+    our_daemon: Any, home: Path
+) -> None:
+    our_daemon.routes["GET /livez"] = identity()
+    with held(home, "serve") as daemon:
+        suspend(daemon.pid)
+        with pytest.raises(Unresponsive, match=f"kill -CONT {daemon.pid}"):
+            find(load())
 
 
 @pytest.mark.parametrize("command", [["status"], ["stop"], ["ps"], ["run", "smollm2", "hi"], ["pull", "x"]])

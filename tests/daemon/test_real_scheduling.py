@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import socket
 import urllib.request
 from collections.abc import Callable
@@ -15,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from waiting import until
+from waiting import suspend, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -128,7 +126,7 @@ def test_an_engine_that_stops_computing_is_replaced_during_the_request(
     daemon = make_daemon(furnished, GREENROOM_STALL_AFTER="2").start()
     assert daemon.chat(model).status == 200
     engine = loaded(daemon)
-    os.kill(engine["pid"], signal.SIGSTOP)
+    suspend(engine["pid"])
     answer = daemon.chat(model)
     assert answer.status == 200, answer.body
     assert loaded(daemon)["pid"] != engine["pid"]

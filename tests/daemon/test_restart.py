@@ -58,7 +58,7 @@ def test_installed_backends_come_back_without_a_download_and_without_a_network(
     assert "install_requested" not in new
     assert not (tmp_path / "called").exists()
     if not wrapper:
-        assert daemon.get("/engines/status").json["mlx"].startswith("Running")
+        until(lambda: daemon.get("/engines/status").json["mlx"].startswith("Running"))
 
 
 @pytest.mark.slow  # the quick one is crash/test_damaged_journal.py, with a small backend

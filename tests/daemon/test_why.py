@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from waiting import until
+from waiting import suspend, until
 
 SMALL = "300MB"
 """Less than the smallest engine of the real model."""
@@ -68,7 +68,7 @@ def test_why_alone_says_whether_the_daemon_runs(make_daemon: Callable[..., Any])
     assert "is reserved for no engine, and" in asked(daemon, "memory")["answer"]
     assert asked(daemon, str(pid))["kind"] == "daemon"
 
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     assert "is suspended, by SIGSTOP, Ctrl-Z or a debugger. Resume it: kill -CONT" in why(daemon)
     os.kill(pid, signal.SIGCONT)
     daemon.kill()

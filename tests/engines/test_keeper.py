@@ -24,7 +24,7 @@ from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.keeper_watch import Channel, KeeperGone
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.systems import here
-from waiting import until
+from waiting import suspend, until
 
 BOUND = 30.0
 """For what takes milliseconds, on a machine that does much else."""
@@ -161,7 +161,7 @@ def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failu
 ) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host.spare.pid)
-    os.kill(spare, signal.SIGSTOP)
+    suspend(spare)
     host.start(spec)
     assert sent.wait(BOUND)
     os.kill(spare, signal.SIGKILL)
@@ -270,7 +270,7 @@ def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails
     monkeypatch.setattr(host_module, "SPAWN_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host.spare.pid)
-    os.kill(spare, signal.SIGSTOP)
+    suspend(spare)
     host.start(spec)
     (failure,) = stage.heard.wait("failed")
     assert (failure.kind, failure.code) == ("transient", "keeper")
@@ -284,7 +284,7 @@ def test_a_keeper_that_hangs_before_its_claim_and_is_asked_to_stop_is_killed_too
     monkeypatch.setattr(host_module, "KEEPER_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True, ladder=[("SIGKILL", 0.0)]), stage.spec()
     spare = until(lambda: host.spare.pid)
-    os.kill(spare, signal.SIGSTOP)
+    suspend(spare)
     host.start(spec)
     assert sent.wait(BOUND)
     until(lambda: not host.stop(spec.engine_id))
@@ -325,7 +325,7 @@ def test_a_hanging_keeper_is_bypassed(stage: Stage, monkeypatch: pytest.MonkeyPa
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
     stage.heard.wait("ready")
-    os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGSTOP)
+    suspend(stage.claim(spec.engine_id)["keeper_pid"])
     host.stop(spec.engine_id)
     stage.heard.wait("exited")
     assert not stage.alive(pid)

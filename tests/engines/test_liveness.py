@@ -25,7 +25,7 @@ from greenroom.runner.engines.handle import PreparedEngine, batch_of
 from greenroom.runner.engines.liveness import LIMIT, EngineObservations
 from greenroom.runner.engines.reachability import Reachability
 from greenroom.runner.systems import processes
-from waiting import until
+from waiting import suspend, until
 
 COUNTED = b"llamacpp:prompt_tokens_total 1000\nllamacpp:prompt_seconds_total 10\n"
 
@@ -296,7 +296,7 @@ def odd(stage: Stage, tmp_path: Path) -> Odd:
 
 def test_a_stopped_engine_is_found_within_a_second_with_no_request_inside(odd: Odd) -> None:
     odd.since = time.monotonic()
-    os.kill(odd.pid, signal.SIGSTOP)
+    suspend(odd.pid)
     failure = odd.found_out()
     assert (failure.code, failure.blame) == ("engine_halted", "machine")
     assert odd.lag.allows(odd.took, 1.0)
@@ -308,7 +308,7 @@ def test_a_stopped_engine_is_found_within_a_second_with_no_request_inside(odd: O
 
 
 def test_an_engine_that_was_stopped_for_a_moment_is_left_alone(odd: Odd) -> None:
-    os.kill(odd.pid, signal.SIGSTOP)
+    suspend(odd.pid)
     threading.Event().wait(0.05)
     os.kill(odd.pid, signal.SIGCONT)
     odd.is_left_alone_for(1.5)
@@ -318,7 +318,7 @@ def test_an_engine_stopped_while_it_loads_is_given_up(stage: Stage) -> None:
     host, spec = stage.host("--load-forever"), stage.spec()
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     (failure,) = stage.heard.wait("stalled", bound=5.0)
     assert failure.code == "engine_halted"
 
@@ -475,7 +475,7 @@ def test_an_engine_that_computes_a_long_answer_and_answers_others_is_left_alone(
 
 def test_an_engine_under_a_debugger_is_left_alone(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "traced", lambda pids: odd.pid in pids)
-    os.kill(odd.pid, signal.SIGSTOP)
+    suspend(odd.pid)
     odd.enter()
     odd.is_left_alone_for(4.0)
     monkeypatch.undo()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.handle import PreparedEngine, Probe
 from greenroom.runner.engines.liveness import LIMIT
+from waiting import suspend
 
 pytestmark = pytest.mark.real
 
@@ -136,7 +136,7 @@ def test_a_stopped_engine_is_found_within_a_second(engine: Real, inside: bool) -
     engine.start()
     with engine.asked(100) if inside else contextlib.nullcontext():
         since = time.monotonic()
-        os.kill(engine.pid, signal.SIGSTOP)
+        suspend(engine.pid)
         assert engine.found_out(since, 1.0).code == "engine_halted"
         engine.host.stop(engine.engine_id, reason="it is replaced")
         engine.stage.heard.wait("exited")

@@ -121,7 +121,8 @@ def test_a_load_by_mapped_files_moves(tmp_path: Path) -> None:
 
 def _on_memory_only(folder: Path) -> bool:
     mounts = [one for one in psutil.disk_partitions(all=True) if str(folder).startswith(one.mountpoint)]
-    return max(mounts, key=lambda one: len(one.mountpoint)).fstype in ("tmpfs", "ramfs")
+    mount = max(mounts, key=lambda one: len(one.mountpoint), default=None)  # none is listed in a chroot
+    return mount is not None and mount.fstype in ("tmpfs", "ramfs")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ import pytest_asyncio
 
 from histories import Told, chatted, reads, request_of, sent
 from toy import make_wheel
-from waiting import until_async
+from waiting import suspend, until_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -246,7 +246,7 @@ async def test_it_stalled_and_was_replaced(daemon: Told) -> None:
 async def test_it_was_stopped_by_a_signal_and_replaced(daemon: Told) -> None:
     await daemon.add("halted")
     await daemon.chat("halted")
-    os.kill((await daemon.engine("halted"))["pid"], signal.SIGSTOP)
+    suspend((await daemon.engine("halted"))["pid"])
     await daemon.stored("load_failed", "halted")
     again = await daemon.chat("halted")
     reads(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import psutil
 
 BOUND = 60.0
 """Seconds that anything may take before a test gives up on it."""
@@ -31,6 +35,12 @@ async def until_async(condition: Callable[[], Any], bound: float = BOUND, what: 
             return found
         assert time.monotonic() < deadline, f"{what} did not happen within {bound:g} s"
         await asyncio.sleep(next(pauses))
+
+
+def suspend(pid: int) -> None:
+    """Stop a process by SIGSTOP, and wait until it is: some kernels let it run on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, what=f"the stop of process {pid}")
 
 
 def _pauses() -> Iterator[float]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from typing import Any
 
-from waiting import until_async
+from waiting import suspend, until_async
 
 
 async def test_a_dead_engine_is_detected_ended_and_replaced_and_waiting_requests_are_served(
@@ -96,7 +95,7 @@ async def test_a_stopped_engine_is_replaced_within_seconds_and_why_says_so(make_
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
     first = await daemon.engine("tiny")
-    os.kill(first["pid"], signal.SIGSTOP)
+    suspend(first["pid"])
     answer = await daemon.chat("tiny")
     assert answer.status == 200, answer.body
     assert answer.seconds < 8.0

@@ -181,8 +181,7 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
         found = probe(url, secret, patience=patience)
         if isinstance(found, Daemon) and is_ours(settings, found):
             return found
-    if found is not None and not (isinstance(found, Stranger) and found.silent):
-        raise taken(settings, found)
+    # Who holds the data directory is the one that is meant; what answers at the usual port is another.
     holder = None if settings.host else holder_of(settings.home)
     if holder is not None:
         raise Unresponsive(holder) if holder.is_daemon else InsideAnother(settings, holder)

@@ -27,7 +27,15 @@ from greenroom.actors import (
     StartFailed,
     SystemFailed,
 )
-from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, front_door, tiny_gguf
+from greenroom.runner import (
+    ExternalBackend,
+    Greenroom,
+    GreenroomError,
+    Settings,
+    fake_backend,
+    front_door,
+    tiny_gguf,
+)
 
 
 class Failing:
@@ -36,7 +44,7 @@ class Failing:
     def __init__(self, home: Path, programs: Path) -> None:
         self.journal = FaultyJournal(MemoryJournal())
         self.told: list[BaseException] = []
-        self.heard = threading.Event()
+        self.noted = threading.Event()
         settings = Settings(
             home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))}, engine_grace=1.0
         )
@@ -57,7 +65,7 @@ class Failing:
 
     def _failed(self, error: BaseException) -> None:
         self.told.append(error)
-        self.heard.set()
+        self.noted.set()
 
     def fail(self) -> None:
         self.journal.fault = JournalFailed("the disk is gone")
@@ -75,7 +83,7 @@ def failing(home: Path, programs: Path) -> Iterator[Failing]:
 
 def test_a_host_is_notified_once_that_the_actors_have_stopped_themselves(failing: Failing) -> None:
     failing.fail()
-    assert failing.heard.wait(10)
+    assert failing.noted.wait(10)
     assert [str(error) for error in failing.told] == ["the disk is gone"]
     assert failing.greenroom.failure is failing.told[0]
 
@@ -131,3 +139,34 @@ def test_a_start_that_fails_leaves_the_engines_it_has_adopted_for_the_next_one(
     with made() as third:
         (adopted,) = (one for one in third.engines() if one.state != "gone")
         assert adopted.pid == engine.pid
+
+
+def test_a_program_is_notified_whatever_it_does_then(home: Path) -> None:
+    told: list[BaseException] = []
+    noted = threading.Event()
+
+    def quits(error: BaseException) -> None:
+        told.append(error)
+        sys.exit("a host's way to end")
+
+    def notes(error: BaseException) -> None:
+        told.append(error)
+        noted.set()
+
+    settings: dict[str, Any] = {"engine_grace": 1.0, "install_policy": "never"}
+    with (
+        Greenroom.open(home, on_failure=quits, **settings) as client,
+        Greenroom.open(home, on_failure=notes, **settings),
+    ):
+        assert client.runner is not None
+        # What a cleaner does that knows no better: from now on nothing can be stored.
+        (home / "journal.db").unlink()
+        ask = client.runner.system.ask
+        with pytest.raises(SystemFailed):
+            ask(Configure(model_id="sha256:0", model_ref="m", keep_alive=7.0)).get(timeout=10)
+        assert noted.wait(10)
+        assert told == [client.runner.failure] * 2
+        with pytest.raises(GreenroomError):
+            client.configure("m", keep_alive="1h")
+        with Greenroom.open(home, on_failure=notes, **settings):  # too late, and notified at once
+            assert told == [client.runner.failure] * 3

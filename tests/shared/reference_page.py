@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from pages import ROOT
 
@@ -191,7 +191,9 @@ def _renamed(text: str, types: Mapping[str, str]) -> str:
 
 def _inherited(kind: type, name: str) -> str:
     """A docstring of a base, or where the protocol that the class follows describes the method."""
-    for protocol in (one for one in _public() if getattr(one, "_is_protocol", False) and one is not kind):
+    for protocol in (
+        one for one in _public() if Protocol in getattr(one, "__bases__", ()) and one is not kind
+    ):
         if inspect.getdoc(getattr(protocol, name, None)) and _follows(kind, protocol):
             return f"See `{protocol.__name__}.{name}`."
     return inspect.getdoc(getattr(kind, name)) or ""

@@ -37,6 +37,7 @@ from greenroom.runner.config import load as load
 from greenroom.runner.daemon import Greenroom as Greenroom
 from greenroom.runner.daemon_lock import HomeLocked as HomeLocked
 from greenroom.runner.diagnosis.actors import event_codec as event_codec
+from greenroom.runner.diagnosis.host_actors import HostActor as HostActor
 from greenroom.runner.diagnosis.stored_events import StoredEvent as StoredEvent
 from greenroom.runner.diagnosis.stored_events import read_events as read_events
 from greenroom.runner.embedded.official import anthropic as anthropic

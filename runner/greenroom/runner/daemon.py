@@ -7,9 +7,9 @@ import logging
 import os
 import platform
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from greenroom.actors.journal.port import Journal, JournalError
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Clock
-from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler, Event
+from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem, Startable
 from greenroom.actors.library.core import Library
@@ -60,6 +60,7 @@ from greenroom.runner.conversations.saver import ConversationSaver
 from greenroom.runner.conversations.store import ConversationStore
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.devices.watch import DeviceWatch
+from greenroom.runner.diagnosis.host_actors import HostActor, HostActors
 from greenroom.runner.engines.folders import EngineFolder, prompt_speed
 from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
@@ -85,6 +86,7 @@ from greenroom.runner.systems.processes import boot_id
 
 if TYPE_CHECKING:
     from greenroom.runner import Client
+    from greenroom.runner.diagnosis.host_actors import Sentences
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +115,7 @@ class Greenroom(ActorStates, Startable):
         backends: Mapping[str, Backend] = BACKENDS,
         here: Platform | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
+        actors: Iterable[HostActor] = (),
     ) -> None:
         """Wire everything; nothing is started and nothing is written before `start`.
 
@@ -149,8 +152,8 @@ class Greenroom(ActorStates, Startable):
             lambda *one: self.builder.no_restore(self.installation(*one)),
             clock=self._awake if clock is None else lambda: clock.now().monotonic,
         )
-        self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
-        self._on_failure = on_failure
+        self._hosts = list(actors)
+        self._on_failure = [on_failure] if on_failure is not None else []
         self.attachments = Attachments()
         self.address = ""
         """Where its front door listens, for the journal; empty in a program that listens nowhere."""
@@ -169,18 +172,29 @@ class Greenroom(ActorStates, Startable):
     # for programs that ask rather than wire
 
     @classmethod
-    def open(cls, home: str | os.PathLike[str] | None = None, **settings: Any) -> Client:
+    def open(
+        cls,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        on_failure: Callable[[BaseException], None] | None = None,
+        actors: Iterable[HostActor] = (),
+        **settings: Any,
+    ) -> Client:
         """A client of a Greenroom inside this program: `with Greenroom.open() as client`.
 
         It starts when it is entered or asked first, and stops when its last client is closed: the same data
         directory opened again in this process is the same Greenroom. `home` is by default the command line's;
         `~` is expanded, a relative path resolved now. `settings` are those of config.toml and precede it:
-        `install_policy="auto"`. Raises TypeError for an unknown setting, ValueError for a wrong value.
+        `install_policy="auto"`. `actors` are the program's own. Raises TypeError for an unknown setting,
+        ValueError for a wrong value.
+
+        `on_failure` is called once, with the error, if the actors have stopped themselves, in the thread of
+        the one that failed. What it raises is logged. Let another thread close the client.
         """
         # A client is made of a front door, which is made of this: only the public names know both.
         from greenroom.runner import Client
 
-        return Client.opened(home, settings)
+        return Client.opened(home, settings, on_failure, tuple(actors))
 
     def client(self) -> Client:
         """A client of this Greenroom, which starts it if it does not run; then it stops it too.
@@ -193,15 +207,27 @@ class Greenroom(ActorStates, Startable):
 
     # life
 
-    def register(self, core: Core[Any, Any], *, effect_handler: EffectHandler | None = None) -> None:
+    def notify_of_failure(self, on_failure: Callable[[BaseException], None]) -> None:
+        """Call this too, once, if the actors stop themselves; at once if they have."""
+        self._on_failure.append(on_failure)
+        if self.failure is not None:
+            on_failure(self.failure)
+
+    def register(
+        self,
+        core: Core[Any, Any],
+        *,
+        effect_handler: EffectHandler | None = None,
+        sentences: Sentences | None = None,
+    ) -> None:
         """Add an actor of the host's own before the start; its events share the journal.
 
-        `effect_handler` carries out the actor's effects, on threads of its own choice. Raises StartFailed
-        once it is running.
+        `effect_handler` carries out the actor's effects, on threads of its own choice. `sentences` word its
+        events, by type. Raises StartFailed once it is running.
         """
         if self._system is not None:
             raise StartFailed("actors must be registered before the start")
-        self._guests.append((core, effect_handler))
+        self._hosts.append(HostActor(core, sentences or {}, effect_handler))
 
     def start(self) -> None:
         """Lock, open and verify the journal, replay, start the actors, look, settle.
@@ -330,10 +356,10 @@ class Greenroom(ActorStates, Startable):
             ),
             observe=self._observe,
         )
-        system.register(ConversationLog())
-        system.register(RemoteLog())
-        for core, effect_handler in self._guests:
-            system.register(core, effect_handler=effect_handler)
+        for core in (ConversationLog(), RemoteLog()):
+            system.register(core)
+        for one in self._hosts:
+            system.register(one.core, effect_handler=one.effect_handler)
         self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
 
@@ -396,10 +422,10 @@ class Greenroom(ActorStates, Startable):
 
     # reading
 
-    @property
-    def own_event_types(self) -> tuple[type[Event], ...]:
-        """Those of the actors that the host has registered."""
-        return tuple(kind for core, _ in self._guests for kind in core.event_types)
+    @cached_property
+    def host_actors(self) -> HostActors:
+        """Decodes and words the events of the host's actors, and of those that distributions declare."""
+        return HostActors(self._hosts)
 
     def last_event(self) -> int:
         """The number of the last event in its journal, before the start, too; 0 if there is none."""
@@ -543,8 +569,11 @@ class Greenroom(ActorStates, Startable):
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
-        if self._on_failure is not None:
-            self._on_failure(error)
+        for notify in self._on_failure:
+            try:
+                notify(error)
+            except BaseException:  # noqa: BLE001 - `sys.exit` would end only an actor's thread
+                _log.exception("on_failure raised")
 
     def _stop_system(self, system: ActorSystem) -> None:
         system.stop(STOP_BOUND / 10)

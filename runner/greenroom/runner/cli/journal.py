@@ -27,6 +27,7 @@ from greenroom.runner import exit_codes
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.cli.problem import Problem
+from greenroom.runner.diagnosis.host_actors import INSTALLED
 from greenroom.runner.diagnosis.times import parse_time
 from greenroom.runner.units import format_size
 
@@ -84,6 +85,8 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
             for notice in reader.notices:
                 click.echo(f"Note: {notice}", err=True)
             yield reader
+        for problem in INSTALLED.problems:
+            announce(f"Note: {problem}")
     except FileNotFoundError as error:
         if not ours:
             raise Problem(f"There is no journal at {path}.", "Name a journal.db.") from error

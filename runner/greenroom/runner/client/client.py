@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from greenroom.runner.client import calls
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from greenroom.runner.client.async_client import AsyncClient
     from greenroom.runner.client.events import AsyncJournalStream, JournalStream
     from greenroom.runner.daemon import Greenroom
+    from greenroom.runner.diagnosis.host_actors import HostActor
     from greenroom.runner.diagnosis.stored_events import Since, Types
     from greenroom.runner.embedded.unix_door import UnixDoor
     from greenroom.runner.http.asgi_adapter import AsgiApplication
@@ -90,11 +91,17 @@ class Client(
         self._following: weakref.WeakSet[JournalStream | AsyncJournalStream] = weakref.WeakSet()
 
     @classmethod
-    def opened(cls, home: str | os.PathLike[str] | None, settings: dict[str, Any]) -> Client:
+    def opened(
+        cls,
+        home: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+        on_failure: Callable[[BaseException], None] | None,
+        actors: tuple[HostActor, ...],
+    ) -> Client:
         """See `Greenroom.open`."""
         from greenroom.runner.client.local import open_home
 
-        return open_home(home, settings, cls)
+        return open_home(home, settings, cls, on_failure, actors)
 
     @classmethod
     def inside(cls, runner: Greenroom) -> Client:

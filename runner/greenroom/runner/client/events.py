@@ -71,7 +71,7 @@ class EventCall(Call[StoredEvent, None]):
         """The Greenroom that is asked first; what its start stores counts as new. Raises NotAvailable."""
         runner = access.runner
         if runner is not None:
-            self._decoder = EventDecoder(tuple(dict.fromkeys((*runner.own_event_types, *self._types))))
+            self._decoder = EventDecoder(self._types, runner.host_actors)
             if self._from_now and not runner.is_running:
                 self.begin_after(str(runner.last_event()))
         return access.http()

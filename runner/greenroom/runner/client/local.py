@@ -21,6 +21,7 @@ from greenroom.runner.client.http_client import HttpClient
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import HomeLocked
+from greenroom.runner.diagnosis.host_actors import HostActor
 from greenroom.runner.embedded.loop_thread import LoopThread
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable
@@ -40,13 +41,21 @@ _opening = threading.Lock()
 
 
 def open_home(
-    home: str | os.PathLike[str] | None, settings: dict[str, Any], make: Callable[[LocalAccess], R]
+    home: str | os.PathLike[str] | None,
+    settings: dict[str, Any],
+    make: Callable[[LocalAccess], R],
+    on_failure: Callable[[BaseException], None] | None = None,
+    actors: tuple[Any, ...] = (),
 ) -> R:
     """What `make` makes of the access to the Greenroom of a data directory, which all who open it share.
 
     Raises TypeError for a setting that does not exist, ValueError for one that cannot be used or differs
     from those with which it is open.
     """
+    if on_failure is not None and not callable(on_failure):
+        raise TypeError(f"on_failure must be a function, not {type(on_failure).__name__}")
+    if wrong := [one for one in actors if not isinstance(one, HostActor)]:
+        raise TypeError(f"actors must be HostActors, not {type(wrong[0]).__name__}")
     if home is not None and not isinstance(home, str | os.PathLike):
         raise TypeError(f"home must be a path, not {type(home).__name__}")
     if unknown := settings.keys() - set(NAMES):
@@ -54,7 +63,7 @@ def open_home(
     wanted = settings_from({**settings, "home": os.fspath(home) if home is not None else None})
     with _opening:
         known = _open.get(wanted.home)
-        if known is not None and (differing := _differing(known.settings, wanted)):
+        if known is not None and (differing := _differing(known, wanted, actors)):
             known.close_if_unused()  # its clients may have been dropped without being closed
             if not known.is_over:
                 raise ValueError(
@@ -62,12 +71,18 @@ def open_home(
                     "Close the client that has it open first, or open it with the same settings."
                 )
         if known is None or known.is_over:
-            known = _open[wanted.home] = LocalAccess(Greenroom(wanted))
+            known = _open[wanted.home] = LocalAccess(Greenroom(wanted, actors=actors))
+            known.actors = actors
+        if on_failure is not None:
+            known.runner.notify_of_failure(on_failure)
         return make(known)
 
 
-def _differing(one: Settings, other: Settings) -> list[str]:
-    return [name for name in NAMES if getattr(one, name) != getattr(other, name)]
+def _differing(known: LocalAccess, wanted: Settings, actors: tuple[HostActor, ...]) -> list[str]:
+    found = [name for name in NAMES if getattr(known.settings, name) != getattr(wanted, name)]
+    # Two openings in one program may make objects of their own for the same actors.
+    ours, others = ({one.core.address for one in given} for given in (known.actors, actors))
+    return found if ours == others else [*found, "actors"]
 
 
 class LocalAccess(Access):
@@ -77,7 +92,10 @@ class LocalAccess(Access):
     """
 
     def __init__(self, runner: Greenroom) -> None:
-        self.runner = self._runner = runner
+        self.runner: Greenroom = runner
+        self._runner = runner
+        self.actors: tuple[HostActor, ...] = ()
+        """With which `Greenroom.open` has made it."""
         self.settings = runner.settings
         self._is_ours = not runner.is_running
         self._users: weakref.WeakSet[object] = weakref.WeakSet()

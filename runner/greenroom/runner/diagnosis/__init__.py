@@ -3,6 +3,7 @@
 - `sentences`: one sentence for each event (`log`)
 - `stored_events`: events as Python objects (`read_events`); `actors`: what decodes them
 - `event_log`: the journal as lines; `filters`, `times`: which events, and from when to when
+- `host_actors`: actors of other programs: what their events say, and their states
 - `problems`: which events say that something went wrong; `summary`: what has happened, counted
 - `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer
 - `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject

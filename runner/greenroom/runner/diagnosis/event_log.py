@@ -10,6 +10,7 @@ import msgspec
 
 from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.filters import Filter, filter_about, unknown_kinds
+from greenroom.runner.diagnosis.host_actors import INSTALLED, HostActors
 from greenroom.runner.diagnosis.sentences import Narrator
 
 JOURNAL = "X-Greenroom-Journal"
@@ -80,7 +81,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 class ToldEvents:
     """Words the records of one journal, in their order and from the first one, and picks what is wanted."""
 
-    def __init__(self, wanted: EventQuery, read: Callable[[], Iterable[Record]]) -> None:
+    def __init__(
+        self, wanted: EventQuery, read: Callable[[], Iterable[Record]], hosts: HostActors = INSTALLED
+    ) -> None:
         """Raises LookupError for the name of nothing."""
         self.seq = 0
         """Of the last record that was read."""
@@ -89,7 +92,7 @@ class ToldEvents:
         self.shown = 0
         self._wanted = wanted
         self._filter = wanted.filter(read)
-        self._narrator = Narrator()
+        self._narrator = Narrator(hosts)
 
     def lines(self, records: Iterable[Record], *, after: int = 0) -> Iterator[tuple[Record, str]]:
         """Those that are wanted and have a higher number than `after`, each with its sentence."""

@@ -172,7 +172,7 @@ def _worded(steps: Iterable[Step], history: History) -> tuple[tuple[Step, ...], 
     told = {seq: history.happening(seq) for seq in wanted}
     # The narrator reads the events around them, too: many events name only a job or an engine.
     told |= history.around(told.values())
-    narrator = Narrator()
+    narrator = Narrator(history.hosts)
     worded: list[Step] = []
     for seq in sorted(told):
         text = narrator.tell(told[seq].record)

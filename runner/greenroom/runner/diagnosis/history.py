@@ -32,6 +32,7 @@ from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.actors.values import Caller, Mode
 from greenroom.runner.diagnosis.event_index import EventIndex, Topic
 from greenroom.runner.diagnosis.explanation import Step
+from greenroom.runner.diagnosis.host_actors import INSTALLED
 from greenroom.runner.diagnosis.recorded_request import Recorded, named
 from greenroom.runner.diagnosis.replay import Replay, Snapshot
 from greenroom.runner.diagnosis.subjects import About, Subjects, remember
@@ -113,6 +114,8 @@ class History:
         self.subjects = Subjects()
         self.index = EventIndex()
         self.replay = Replay()
+        self.hosts = INSTALLED
+        """Word the events of other programs."""
         self.recent_engines: OrderedDict[str, None] = OrderedDict()
         """Ids of the latest engines."""
         self.caused: OrderedDict[str, list[int]] = OrderedDict()

@@ -21,6 +21,7 @@ from greenroom.actors.kernel.core import Address, Core, Event, Stored
 from greenroom.actors.kernel.event_store import PARKED
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.runner.diagnosis.actors import actors, event_codec
+from greenroom.runner.diagnosis.host_actors import INSTALLED, HostActors
 from greenroom.runner.diagnosis.times import parse_time, precise
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -50,7 +51,9 @@ class Snapshot(NamedTuple):
 class Replay:
     """Folds one journal from its beginning, a record at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: HostActors | None = None) -> None:
+        """Without `hosts`, the streams of other programs are dormant."""
+        self._hosts = hosts
         self._codec = event_codec()
         self._cores = actors()
         self._owners: dict[str, Core[Any, Any] | None] = {}
@@ -131,12 +134,17 @@ class Replay:
             # A runner for each backend there ever was: the journal knows which.
             owner = Runner(stream.removeprefix(_RUNNER))
             self._cores.append(owner)
+        if owner is None and self._hosts is not None:
+            owner = self._hosts.core_of(stream)
+            if owner is not None:
+                self._codec.register(owner.event_types)
+                self._cores.append(owner)
         return owner
 
 
-def replay(records: Iterable[Record], *, until: int | None = None) -> Snapshot:
+def replay(records: Iterable[Record], *, until: int | None = None, hosts: HostActors = INSTALLED) -> Snapshot:
     """Fold everything up to the event with number `until`, or all."""
-    fold = Replay()
+    fold = Replay(hosts)
     for record in records:
         if until is not None and record.seq > until:
             break
@@ -194,7 +202,7 @@ class Walk:
     def __init__(self, read: Callable[[], Iterator[Record]], start: int = 0) -> None:
         """`read` begins to read the journal from its first event; the walk begins after event `start`."""
         self._read = read
-        self.here: Snapshot = Replay().snapshot
+        self.here: Snapshot = Replay(INSTALLED).snapshot
         """Where the walk stands."""
         self._start_over()
         self.go_to(start)
@@ -239,7 +247,7 @@ class Walk:
         return self._behind[-1] if self._behind else self.here
 
     def _start_over(self) -> None:
-        self._replay = Replay()
+        self._replay = Replay(INSTALLED)
         self.records = self._read()
         self.here = self._replay.snapshot
         # Snapshots share all that did not change between them.
@@ -259,7 +267,7 @@ def as_builtins(snapshot: Snapshot) -> dict[str, Any]:
         "at": record.at if record is not None else None,
         "event": record.id if record is not None else None,
         "type": record.type if record is not None else None,
-        "states": {str(address): msgspec.to_builtins(state) for address, state in snapshot.states.items()},
+        "states": {str(address): _builtins(state) for address, state in snapshot.states.items()},
         "dormant": dict(snapshot.dormant),
     }
 
@@ -273,12 +281,24 @@ def changes(before: Snapshot, after: Snapshot) -> dict[str, tuple[Any, Any]]:
     for address in {**before.states, **after.states}:
         old, new = before.states.get(address), after.states.get(address)
         if old is not new:
-            _compare(str(address), _plain(old), _plain(new), found)
+            now = _plain(new)
+            # The state of another program's actor may be anything.
+            was = None if old is None and not isinstance(now, dict) else _plain(old)
+            _compare(str(address), was, now, found)
     return found
 
 
-def _plain(state: Any) -> dict[str, Any]:
-    return {} if state is None else {k: v for k, v in msgspec.to_builtins(state).items() if k != "version"}
+def _plain(state: Any) -> Any:
+    plain = {} if state is None else _builtins(state)
+    return {k: v for k, v in plain.items() if k != "version"} if isinstance(plain, dict) else plain
+
+
+def _builtins(state: Any) -> Any:
+    """As JSON has it; what it does not know is shown as Python writes it."""
+    try:
+        return msgspec.to_builtins(state, str_keys=True, enc_hook=repr)
+    except Exception:  # noqa: BLE001 - other people's code may raise anything
+        return repr(state)
 
 
 def _compare(path: str, old: Any, new: Any, found: dict[str, tuple[Any, Any]]) -> None:

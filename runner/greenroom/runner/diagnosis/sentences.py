@@ -15,6 +15,7 @@ from typing import Any
 from greenroom.actors.journal.port import Record
 from greenroom.runner.conversations.restoration import saved_when
 from greenroom.runner.diagnosis.explanation import counted, full_stop
+from greenroom.runner.diagnosis.host_actors import INSTALLED, HostActors
 from greenroom.runner.units import format_duration, format_size
 
 Fields = Mapping[str, Any]
@@ -48,7 +49,9 @@ _TOO_PRECISE = re.compile(r"^(?:docker\.io/)?(?:ai/)?(.*?)(?::latest)?$")
 class Narrator:
     """Words one journal in the order in which it was written."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: HostActors = INSTALLED) -> None:
+        """`hosts` word the events of other programs."""
+        self._hosts = hosts
         self._jobs: dict[str, str] = {}
         """job → what it pulls or installs."""
         self._environments: set[str] = set()
@@ -70,6 +73,8 @@ class Narrator:
             return f"{record.type}: {record.data}"
         self._remember(record.type, fields)
         teller = _TELLERS.get(record.type)
+        if teller is None and (sentence := self._hosts.sentence(record)):
+            return sentence
         if teller is None or not isinstance(fields, dict):
             return f"{record.type}: {record.data}"
         try:

@@ -15,6 +15,7 @@ from greenroom.actors.kernel.core import Event
 from greenroom.runner.config import load
 from greenroom.runner.diagnosis.actors import event_codec
 from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
+from greenroom.runner.diagnosis.host_actors import INSTALLED, HostActors
 from greenroom.runner.diagnosis.replay import event_at, seq_at
 from greenroom.runner.diagnosis.times import parse_time
 
@@ -54,8 +55,12 @@ class StoredEvent(Line, frozen=True, kw_only=True):
 
 
 class EventDecoder:
-    def __init__(self, types: Sequence[type[Event]] = ()) -> None:
-        """`types` are known beside those of Greenroom. Raises ValueError for one that has a tag of those."""
+    def __init__(self, types: Sequence[type[Event]] = (), hosts: HostActors = INSTALLED) -> None:
+        """`types` and those of `hosts` are known beside those of Greenroom.
+
+        Raises ValueError for one of `types` that has a tag of Greenroom's.
+        """
+        self._hosts = hosts
         self._codec = event_codec(*types)
 
     def decode(self, record: Record, text: str) -> StoredEvent:
@@ -69,7 +74,7 @@ class EventDecoder:
         try:
             stored = self._codec.decode(record)
         except JournalError:
-            return None
+            return self._hosts.event(record)
         return stored.event if stored is not None else None
 
 

@@ -103,7 +103,7 @@ def _causes(happening: Happening, history: History) -> Iterator[Happening]:
 
 def _told(happening: Happening, history: History) -> str:
     """Its sentence, by a narrator that has read what came before."""
-    narrator = Narrator()
+    narrator = Narrator(history.hosts)
     around = history.around([happening])
     for seq in sorted(one for one in around if one < happening.record.seq):
         narrator.tell(around[seq].record)

@@ -153,7 +153,7 @@ def _changed(one: Happening, history: History) -> str:
         case _ if isinstance(one.event, _TOLD_ELSEWHERE):
             return ""
         case _:
-            return full_stop(Narrator().tell(one.record))
+            return full_stop(Narrator(history.hosts).tell(one.record))
 
 
 def _tell_death(found: Explanation, row: Row, history: History, now: float) -> None:

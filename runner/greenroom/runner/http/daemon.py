@@ -108,6 +108,7 @@ class DaemonRoutes:
             with recorded_in(record.path.parent, running) as recorded:
 
                 def tell(history: History) -> Explanation:
+                    history.hosts = greenroom.host_actors
                     return answer(
                         history,
                         name,

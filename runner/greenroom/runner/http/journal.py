@@ -27,6 +27,7 @@ from greenroom.runner.http.port import EVENT_STREAM, TEXT, AnyResponse, Request,
 
 if TYPE_CHECKING:
     from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
+    from greenroom.runner.diagnosis.host_actors import HostActors
 
 NDJSON = "application/x-ndjson"
 GZIP = "application/gzip"
@@ -67,7 +68,7 @@ class JournalRoutes:
         with self._news() if follow else contextlib.nullcontext(asyncio.Event()) as news:
             async with self._turns.turn():
                 after = await _after(request, journal.read)
-                events = await _about(query, journal.read)
+                events = await _about(query, journal.read, greenroom.host_actors)
                 lines = _lines(events, journal.read(), after)
                 if last is not None:
                     lines = iter(await to_its_end(lambda: deque(lines, last)))
@@ -137,12 +138,13 @@ class JournalRoutes:
         from greenroom.runner.diagnosis.overview import overview
         from greenroom.runner.diagnosis.replay import NoSuchEvent, as_builtins, event_at, replay
 
-        at, journal = request.query.get("at", ""), self._context.greenroom.system.journal
+        at, greenroom = request.query.get("at", ""), self._context.greenroom
+        journal, hosts = greenroom.system.journal, greenroom.host_actors
         as_text = request.headers.get("Accept", "").startswith("text/plain")
 
         def read() -> Response:
             until = event_at(at, journal.read, time.time()) if at else None
-            snapshot = replay(journal.read(), until=until)
+            snapshot = replay(journal.read(), until=until, hosts=hosts)
             if as_text:
                 return Response(f"{overview(snapshot)}\n".encode(), content_type=TEXT)
             return json_response(as_builtins(snapshot))
@@ -208,11 +210,11 @@ async def to_its_end(work: Callable[[], T]) -> T:
         raise
 
 
-async def _about(query: EventQuery, read: Callable[[], Iterator[Record]]) -> ToldEvents:
+async def _about(query: EventQuery, read: Callable[[], Iterator[Record]], hosts: HostActors) -> ToldEvents:
     from greenroom.runner.diagnosis.event_log import ToldEvents
 
     try:
-        return await to_its_end(lambda: ToldEvents(query, read))
+        return await to_its_end(lambda: ToldEvents(query, read, hosts))
     except LookupError as error:
         raise HttpRefusal(404, "unknown_name", str(error.args[0]), param="about") from None
 

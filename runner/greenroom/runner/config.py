@@ -123,6 +123,7 @@ class Settings:
     restore: Literal["pinned", "all", "never"] = "pinned"
     """Which of the models loaded when the daemon ended are loaded again when it starts."""
     log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
     models: Mapping[str, Any] = field(default_factory=dict)
     """The user's short names and their sources, from `[models]`."""
     backends: Mapping[str, BackendSettings] = field(default_factory=dict)

@@ -345,13 +345,15 @@ class GateBoard:
                     gate.inside[one] = (other, indexes)  # it had this one only until it chooses
             gate.inside[request_id] = (caller, (number,))
             gate.chosen.add(request_id)
-            busy = {index for _, taken in others for index in taken}
-            idle = {index: one for index, one in gate.contents.items() if index not in busy}
-            source = source_of(idle, prompt, chain, key, held) if keeps else None
             serial, before = next(self._serials), gate.contents.pop(number, None)
+            lost = before if before is not None and held < len(before.parts) else None
+            source = None
+            if keeps and (lost is not None or not held):  # a conversation that goes on needs no other slot
+                busy = {index for _, taken in others for index in taken}
+                idle = {index: one for index, one in gate.contents.items() if index not in busy}
+                source = source_of(idle, prompt, chain, key, held)
             if keeps and prompt:
                 gate.contents[number] = SlotContent(tuple(prompt), key, kept=kept, serial=serial)
-            lost = before if before is not None and held < len(before.parts) else None
             return SlotChoice(
                 engine_id, number, held, lost, serial, gate.slots == 1, before.owner if before else "", source
             )

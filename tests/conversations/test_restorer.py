@@ -111,3 +111,26 @@ def test_a_request_waits_no_longer_for_the_disk_than_reading_takes(
     assert again.why() == "the disk has just failed"
     slow.set()
     until(lambda: not list(stage.slots.folder.glob("r*")))
+
+
+def test_a_prompt_that_begins_like_nothing_kept_is_known_at_once_to_be_new(stage: Stage) -> None:
+    tools: tuple[object, ...] = ({"tools": ["whales " * 400]}, RULES, ASKED)
+    for number, prompt in enumerate((READ, tools)):
+        stage.answered(f"r{number}", *prompt)
+        stage.before_end("e")
+        stage.gates.forget_content("e", stage.gates.contents("e")[0].serial)
+    other = {"role": "system", "content": "sing " * 400}
+
+    def is_new(*prompt: object, owner: str = "user:1") -> bool:
+        choice = stage.enters("r2", *prompt, owner=owner)
+        stage.gates.leave("r2")
+        stage.gates.forget_content("e", choice.serial)
+        return stage.restorer.is_new(choice, prompt, owner)
+
+    assert is_new({}, other, ASKED)
+    assert is_new({"tools": ["songs"]}, other)
+    assert is_new(*READ, owner="user:2")
+    assert not is_new({}, RULES, OTHER)
+    assert not is_new(*tools[:1], other)
+    stage.store.drop()
+    assert not is_new(*READ), "why it is gone is still told"

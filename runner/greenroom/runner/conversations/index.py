@@ -49,6 +49,10 @@ class PrefixIndex:
                 del self._prefixes[key]
         return entry
 
+    def has(self, owner: str, prefix: bytes) -> bool:
+        """Whether any entry of an owner has this prefix, whichever engine it is for."""
+        return any(prefix in group for (whose, _), group in self._prefixes.items() if whose == owner)
+
     def longest(
         self, compat: str, owner: str, chain: Sequence[bytes], *, whole: bool = False
     ) -> tuple[SavedConversation, int] | None:

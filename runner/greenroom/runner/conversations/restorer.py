@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from greenroom.actors.conversation_log import ConversationsRestored
 from greenroom.actors.gates import GateBoard
@@ -56,6 +57,14 @@ class ConversationRestorer:
         self._works = works
         self.totals = RestoredTotals()
         """Since the start."""
+
+    def is_new(self, choice: SlotChoice, parts: Sequence[Any], owner: str) -> bool:
+        """Whether nothing is known that begins as a prompt does, at once; False also if it is not sure."""
+        if choice.source is not None or not self._store.opened.is_set():
+            return False
+        # Without tools most prompts have the first part in common.
+        beginning = parts[: 1 if parts and parts[0] else 2]
+        return not beginning or not self._store.knows(owner, chain_of(beginning).hashes[-1])
 
     def restore(self, choice: SlotChoice, parts: Sequence[object], owner: str) -> Restoration | None:
         """Give a slot what another slot or the disk has of a prompt. None if that is not worth telling of."""

@@ -159,6 +159,11 @@ class ConversationSaver:
         for number, content in sorted(contents, key=lambda one: len(one[1].parts), reverse=True):
             self._save(engine, number, content, why, until=until)
 
+    def loses(self, choice: SlotChoice) -> bool:
+        """Whether a request's slot has held what may be worth saving; at once."""
+        lost = choice.lost
+        return self.saves and lost is not None and bool(lost.owner) and _has_gone_on(lost)
+
     def before_loss(self, choice: SlotChoice, request_id: str) -> None:
         """Save what a request's slot has held, before the request is sent; returns within `LOSS_BOUND`.
 

@@ -68,7 +68,7 @@ _log = logging.getLogger(__name__)
 
 
 class ConversationStore:
-    """Thread-safe. All methods but `best` and `why_not` may wait for the disk: call them from threads."""
+    """Thread-safe. All methods but `best`, `knows` and `why_not` may wait for the disk."""
 
     def __init__(
         self,
@@ -239,6 +239,12 @@ class ConversationStore:
                     return found
                 self._forget(found[0], "expired")
         return None
+
+    def knows(self, owner: str, prefix: bytes) -> bool:
+        """Whether it has, or has had, anything of an owner that begins like this. No I/O."""
+        with self._memory:
+            gone = (one.chain for one, _ in self._gone.values() if one.owner == owner)
+            return self._index.has(owner, prefix) or any(prefix in chain for chain in gone)
 
     def why_not(
         self, compat: str, owner: str, chain: Sequence[bytes], *, model_id: str = "", part: str = "message"

@@ -104,6 +104,8 @@ WHOLE = 256_000_000
 """Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
+_HASHED_AT_ONCE = 64 * 1024
+"""Bytes of a request; longer ones are hashed on a thread."""
 _HEAD = 4_096
 """Bytes of a whole answer in which its tokens are looked for, beside its end."""
 
@@ -368,7 +370,7 @@ class Exchange:
         Returns whether what the slot holds is for this caller, and whether all is that the engine has read.
         """
         context, saver = self._context, self._context.greenroom.conversation_saver
-        if saver.saves and choice.lost is not None and choice.lost.owner:
+        if saver.loses(choice):
             await admission.in_slot(lambda: saver.before_loss(choice, admission.request_id))
         if saver.reads_at_once(choice.engine_id, size):
             return True, True
@@ -386,8 +388,9 @@ class Exchange:
             choice = choice._replace(held=0)
         elif needs_none:
             return True, is_ours
-        if saver.saves and all(self._keeps):
-            restorer = saver.restorer
+        restorer = saver.restorer
+        is_new = size <= _HASHED_AT_ONCE and restorer.is_new(choice, self._prompt, owner)
+        if saver.saves and all(self._keeps) and not is_new:
             found = await admission.in_slot(lambda: restorer.restore(choice, self._prompt, owner))
             self._note.restored = found
             goes_on = goes_on or (found is not None and found.tokens > 0)

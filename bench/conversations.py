@@ -389,7 +389,7 @@ def in_process(home: Path) -> dict[str, float]:
     for what, text in BODIES.items():
         if what == HELD:
             continue
-        prompt = ({}, {"role": "user", "content": text})
+        prompt: tuple[object, ...] = ({}, {"role": "user", "content": text})
         gates.enter("m", "completion", "", "r")
         choice = gates.take_slot("r", prompt, lambda: ())
         assert choice is not None

@@ -147,9 +147,8 @@ class ConversationStore:
                 self._complain(error)
                 return
             with suppress(OSError, msgspec.MsgspecError):
-                self._written = msgspec.json.decode(
-                    files.read(self._folder / _WRITTEN, MOST_BYTES), type=Written
-                )
+                written = files.read(self._folder / _WRITTEN, MOST_BYTES)
+                self._written = msgspec.json.decode(written, type=Written)
             found = {name.removesuffix(".json") for name in names if name.endswith(".json")}
             for entry_id in filter(is_id, found):
                 self._take_in(entry_id)
@@ -191,9 +190,8 @@ class ConversationStore:
             return
         # The clock may have been ahead when it was written.
         now = self._clock()
-        entry = msgspec.structs.replace(
-            entry, saved_at=min(entry.saved_at, now), used_at=min(entry.used_at, now)
-        )
+        saved_at, used_at = min(entry.saved_at, now), min(entry.used_at, now)
+        entry = msgspec.structs.replace(entry, saved_at=saved_at, used_at=used_at)
         with self._memory:
             self._index.put(entry)
             self._bytes += entry.size
@@ -243,8 +241,8 @@ class ConversationStore:
     def knows(self, owner: str, prefix: bytes) -> bool:
         """Whether it has, or has had, anything of an owner that begins like this. No I/O."""
         with self._memory:
-            gone = (one.chain for one, _ in self._gone.values() if one.owner == owner)
-            return self._index.has(owner, prefix) or any(prefix in chain for chain in gone)
+            gone = any(prefix in one.chain for one, _ in self._gone.values() if one.owner == owner)
+            return gone or self._index.has(owner, prefix)
 
     def why_not(
         self, compat: str, owner: str, chain: Sequence[bytes], *, model_id: str = "", part: str = "message"

@@ -23,6 +23,8 @@ MODEL = "gemma"
 CONTEXT = 16_384
 """Tokens: opencode's instructions and tools are some 7,000."""
 ANSWER = 16
+SLACK = 64
+"""Tokens of its prompt that may not be given back: the template ends otherwise before an answer."""
 TAIL = 400
 """Tokens that a next turn may read at most."""
 BOUND = 1_500.0
@@ -33,15 +35,16 @@ class Session:
 
     def __init__(self, daemon: Any, folder: Path, cache: Path) -> None:
         self._daemon, self._folder = daemon, folder
-        folder.mkdir()
+        settings_folder = folder / ".config" / "opencode"
+        settings_folder.mkdir(parents=True)
         limit = {"context": CONTEXT, "output": ANSWER}
         settings = {"provider": {"greenroom": {"models": {MODEL: {"limit": limit}}}}}
-        (folder / "opencode.json").write_text(json.dumps(settings))
+        (settings_folder / "opencode.json").write_text(json.dumps(settings))
         installed = real_clients.install("opencode", cache) / "node_modules" / ".bin"
         path = (real_clients.node_folder(), installed, os.environ["PATH"])
-        self._env = {"HOME": str(folder), "PATH": os.pathsep.join(map(str, path))}
+        self._env = {"HOME": str(folder), "PWD": str(folder), "PATH": os.pathsep.join(map(str, path))}
 
-    def ask(self, *words: str) -> Any:
+    def ask(self, *words: str) -> dict[str, Any]:
         """The record of the request for an answer to it: the one with the longest prompt."""
         before = {one["id"] for one in self._requests()}
         argv = [sys.executable, "-m", "greenroom.runner.cli", "launch", "opencode", "--model", MODEL]
@@ -85,17 +88,18 @@ def test_an_agents_session_goes_on_after_a_restart_and_after_a_crash(
 
     daemon.restart()
     second = session.ask("--continue", "And then?")
-    assert second["tokens_restored"] >= first["tokens_in"]
-    assert second["tokens_in"] - second["tokens_cached"] < TAIL
+    assert_goes_on(second, first)
     assert second["restored_why"]
 
-    saved = set(daemon.home.glob("conversations/c-*.json"))
-    until(lambda: set(daemon.home.glob("conversations/c-*.json")) - saved or not saved, 60)
     (engine,) = daemon.engines()
     daemon.kill()
     psutil.Process(engine["pid"]).send_signal(signal.SIGKILL)
     daemon.start()
     until(lambda: not daemon.engines(), 60)
-    third = session.ask("--continue", "And then?")
-    assert third["tokens_restored"] >= first["tokens_in"]
-    assert third["tokens_in"] - third["tokens_cached"] < 2 * TAIL
+    assert_goes_on(session.ask("--continue", "And then?"), first)
+
+
+def assert_goes_on(later: dict[str, Any], first: dict[str, Any]) -> None:
+    """The engine was given what had been read for the first answer, and read little besides."""
+    assert later["tokens_restored"] >= first["tokens_in"] - SLACK
+    assert later["tokens_in"] - later["tokens_cached"] < TAIL

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from greenroom.runner import exit_codes
+
 STATUS = {
     "mlx": "Not Installed",
     "llama.cpp": "Running: llama.cpp 1.0",
@@ -26,6 +28,15 @@ def test_the_help_lists_every_command_and_each_has_help(greenroom: Any) -> None:
     for name in COMMANDS:
         assert re.search(rf"^  {name}[ ,]", listed, re.MULTILINE), name
         assert greenroom(name, "--help").code == 0
+
+
+def test_a_group_without_a_command_shows_its_help(greenroom: Any) -> None:
+    done = greenroom("journal")
+    assert (done.code, done.out) == (exit_codes.USAGE, "")
+    assert done.err.startswith("Usage: ")
+    assert "Error:" not in done.err
+    assert "Copy the journal to FILE." in done.err
+    assert re.search(r"Write the journal as lines of JSON to FILE \(default: standard\s+output\)", done.err)
 
 
 def test_version_as_an_option_is_one_line_for_scripts(greenroom: Any) -> None:

@@ -17,7 +17,7 @@ from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import OneOf, backend_names
 from greenroom.runner.cli.display import JsonProgress
 from greenroom.runner.cli.jobs import Installed, install
-from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.main import Subcommands, settings_of
 from greenroom.runner.cli.output import announce, say, table, terminal_width
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.remotes import remotes_of, remotes_table
@@ -368,7 +368,7 @@ def _in_use(settings: Settings, backend: str) -> str:
 _HEADINGS = ("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS")
 
 
-@click.group("backends", invoke_without_command=True)
+@click.group("backends", cls=Subcommands, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.pass_context
 def backends_command(ctx: click.Context, as_json: bool) -> int:

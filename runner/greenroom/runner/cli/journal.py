@@ -24,8 +24,8 @@ from greenroom.actors.journal.port import (
 )
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.runner import exit_codes
-from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import announce, say, table, terminal_width
+from greenroom.runner.cli.main import Subcommands, settings_of
+from greenroom.runner.cli.output import announce, say, table, terminal_width, wrapped
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.diagnosis.host_actors import INSTALLED
 from greenroom.runner.diagnosis.times import parse_time
@@ -125,7 +125,7 @@ def _sentence(error: object) -> str:
 _TYPES_SHOWN = 12
 
 
-@click.group("journal")
+@click.group("journal", cls=Subcommands)
 def journal_command() -> None:
     """Verify, count, back up, export, import or set aside the journal.
 
@@ -152,9 +152,8 @@ def verify(ctx: click.Context, journal: Path | None, as_json: bool) -> int:
         for problem in found.problems:
             click.echo(f"Problem: {_sentence(problem)}")
         state = "sound" if found.is_sound else "damaged"
-        click.echo(
-            f"{path} is {state}: {_count(found.events, 'good event')} in {_count(found.streams, 'stream')}."
-        )
+        counted = f"{_count(found.events, 'good event')} in {_count(found.streams, 'stream')}"
+        click.echo(wrapped(f"{path} is {state}: {counted}.", terminal_width()))
     if found.is_sound:
         return exit_codes.OK
     if not as_json:

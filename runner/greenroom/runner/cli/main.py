@@ -85,8 +85,19 @@ ALIASES = {"ls": "list", "show": "inspect", "cp": "tag", "remove": "rm", "ledger
 """What other runners call some of them."""
 _WARNED = "greenroom.warned"
 _ERROR_LOG_LIMIT = 1_000_000
+_SENTENCE = 400
+"""Characters."""
 _HANGING_THREADS = 5.0
 """Seconds that threads may outlive the command."""
+
+
+class Subcommands(click.Group):
+    """Lists its commands with the whole first sentence of each, in lines that fit."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(_SENTENCE)) for name, one in found if one])
 
 
 class CommandGroup(click.Group):
@@ -190,6 +201,9 @@ def _run(arguments: list[str] | None) -> int:
         return code if isinstance(code, int) else exit_codes.OK
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
+    except click.exceptions.NoArgsIsHelpError as group:
+        click.echo(group.message, err=True)
+        return exit_codes.USAGE
     except click.UsageError as error:
         if error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)

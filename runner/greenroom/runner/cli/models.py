@@ -13,7 +13,7 @@ import click
 
 from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName
-from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.main import Subcommands, settings_of
 from greenroom.runner.cli.output import announce, say, style, table, terminal_width
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.remotes import remotes_of
@@ -419,7 +419,7 @@ def _model_bytes(used: Mapping[str, Any]) -> float:
     return sum(float(used.get(f"{one}_disk_usage") or 0) for one in ("models", "unfinished", "conversations"))
 
 
-class _ModelsGroup(click.Group):
+class _ModelsGroup(Subcommands):
     """With the commands of other modules, which are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

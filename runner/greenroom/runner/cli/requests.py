@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import click
 
 from greenroom.runner.cli.completion import ModelName
-from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.main import Subcommands, settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.client.daemons import find, not_running
@@ -44,7 +44,7 @@ _ENDINGS = {"": "running", "left": "client left", "died": "engine died", "cut": 
 Row = Mapping[str, Any]
 
 
-@click.group("requests", invoke_without_command=True)
+@click.group("requests", cls=Subcommands, invoke_without_command=True)
 @click.option("-f", "--follow", is_flag=True, help="Keep printing requests as they end.")
 @click.option(
     "-n",

@@ -14,7 +14,7 @@ import click
 from greenroom.runner import exit_codes
 from greenroom.runner.cli.completion import ModelName, OneOf, conversation_ids, model_names
 from greenroom.runner.cli.engines import shown_name
-from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.main import Subcommands, settings_of
 from greenroom.runner.cli.output import announce, say, style, table, terminal_width
 from greenroom.runner.client.daemons import client_for
 from greenroom.runner.client.errors import RequestRefused
@@ -25,7 +25,7 @@ _ID = re.compile(r"c-[0-9a-f]{12}")
 _SPARE = ("OWNER", "RESTORED", "BACKEND", "EXPIRES")
 
 
-@click.group("conversations", invoke_without_command=True)
+@click.group("conversations", cls=Subcommands, invoke_without_command=True)
 @click.option("--model", metavar="NAME", type=ModelName(), help="Only those with this model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON, with bytes.")
 @click.pass_context

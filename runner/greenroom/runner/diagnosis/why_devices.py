@@ -9,7 +9,7 @@ from greenroom.runner.diagnosis.history import History, latest
 from greenroom.runner.diagnosis.why_daemon import devices
 from greenroom.runner.units import format_size
 
-_LOOK = Remedy(aim="To look again, and see which backend can use what", command="greenroom devices")
+_LOOK = Remedy(aim="To look again, by backend", command="greenroom devices")
 _PROCESSOR = "Models run on the processor."
 
 
@@ -25,7 +25,7 @@ def why_devices(history: History) -> Explanation:
     usable = [one for one in history.daemon.devices if one.problem is None]
     troubles = tuple(devices(history))
     able = tuple(f"{_described(one)} can be used." for one in usable)
-    changes = [one.step for one in history.daemons if isinstance(one.event, DaemonStarted | DevicesChanged)]
+    changes = [one.step for one in history.daemons if isinstance(one.event, DevicesChanged)]
     found = Explanation(
         state="usable" if usable else "none",
         cause="found" if usable else "none_found",

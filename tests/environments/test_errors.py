@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +160,16 @@ def test_a_closed_one_answers_no_more_and_may_be_opened_again(home: Path) -> Non
     assert told(caught.value) == ("closed", "invalid")
     with Installer(home) as again, pytest.raises(NoEnvironment, match="Installed are: none"):
         again.remove("hello")
+
+
+def test_one_may_be_opened_while_another_is_being_closed(home: Path) -> None:
+    for _ in range(5):
+        first = Installer(home).__enter__()
+        closing = threading.Thread(target=first.close)
+        closing.start()
+        with Installer(home) as second:
+            assert second.environments() == []
+        closing.join(30)
 
 
 def test_a_cancelled_job_is_told_under_the_name_it_was_asked_by() -> None:

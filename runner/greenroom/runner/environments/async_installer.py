@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -89,7 +88,7 @@ class AsyncInstaller(EnvironmentRequests[Coroutine[Any, Any, InstalledEnvironmen
                 # Shielded: a thread cannot be cancelled, and what it starts is closed with the installer.
                 return await asyncio.shield(asyncio.to_thread(self._shared.host))
             except HomeLocked as error:
-                if time.monotonic() >= until or error.pid == os.getpid():
+                if time.monotonic() >= until:
                     raise still_locked(error, self.home, self._wait) from error
             await asyncio.sleep(POLL)
 

@@ -136,7 +136,7 @@ class Installer(EnvironmentRequests[InstalledEnvironment, EnsureStream]):
             try:
                 return self._shared.host()
             except HomeLocked as error:
-                if time.monotonic() >= until or error.pid == os.getpid():
+                if time.monotonic() >= until:
                     raise still_locked(error, self.home, self._wait) from error
             time.sleep(POLL)
 

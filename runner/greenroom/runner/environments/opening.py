@@ -15,7 +15,7 @@ from greenroom.runner.environments.host import EnvironmentHost, opened
 from greenroom.runner.threads import whole
 
 POLL = 0.1
-"""Seconds between two tries to open a folder that another process has open."""
+"""Seconds between two tries to open a folder that another process has open, or that is being closed."""
 
 
 class SharedHost:

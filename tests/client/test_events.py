@@ -17,7 +17,7 @@ import pytest
 from counting import Add, Counted, Counter
 from daemon_process import DaemonProcess
 from fake_greenroom import fake_greenroom
-from greenroom.actors import RecordingEffectHandler
+from greenroom.actors import Progress, RecordingEffectHandler
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
 from greenroom.actors.installer.events import InstallationFound
 from greenroom.actors.journal import maintenance
@@ -316,3 +316,31 @@ def test_a_fork_of_an_embedding_program_has_no_events(open_client: OpenClient) -
     assert next(stream).seq == 1
     assert in_a_fork(stream) == "forked"
     assert next(stream).seq == 2
+
+
+def test_progress_of_a_job_that_another_has_asked_for(open_client: OpenClient) -> None:
+    client = open_client()
+    assert client.runner is not None
+    board, job = client.runner.board, "pull/docker.io/ai/big:latest"
+    assert list(client.progress("big")) == []
+    board.publish(Progress(job=job, phase="downloading", done=1, total=3))
+    for name in ("big", "ai/big", "docker.io/ai/big:latest", job):
+        assert (next(iter(client.progress(name))).done, list(client.progress("ig"))) == (1, [])
+    steps = client.progress("big")
+    assert next(steps).total == 3
+    board.publish(Progress(job=job, phase="verifying", done=3, total=3))
+    assert next(steps).phase == "verifying"
+    board.clear(job)
+    assert list(steps) == []
+    with pytest.raises(TypeError, match="name must be text"):
+        client.progress(3)  # type: ignore[arg-type]
+
+    async def in_loop() -> list[str]:
+        found = []
+        async for step in client.in_asyncio().progress("mlx"):
+            found.append(step.phase)
+            board.clear("install/mlx")
+        return found
+
+    board.publish(Progress(job="install/mlx", phase="resolving"))
+    assert asyncio.run(in_loop()) == ["resolving"]

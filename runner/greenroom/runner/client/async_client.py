@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 from greenroom.actors.kernel.system import start_in_thread, stop_in_thread
 from greenroom.runner.client import async_http, calls
 from greenroom.runner.client.access import Access
-from greenroom.runner.client.calls import Call, JobCall, ModelSettings, TextCall
+from greenroom.runner.client.calls import Call, JobCall, JsonCall, ModelSettings, TextCall
 from greenroom.runner.client.client_requests import ClientRequests
 from greenroom.runner.client.errors import NotAvailable, Unreachable
 from greenroom.runner.client.http_client import HttpClient
@@ -218,6 +218,18 @@ class AsyncClient(
         return await self._do(calls.why(name))
 
     # events
+
+    def progress(self, name: str) -> AsyncIterator[JobProgress]:
+        """How far the pull of a model or the installation of a backend is: see `Client.progress`."""
+        return self._progress(name, calls.progress(name))
+
+    async def _progress(self, name: str, call: JsonCall[JobProgress | None]) -> AsyncIterator[JobProgress]:
+        last = None
+        while (step := await self._do(call)) is not None:
+            if step != last:
+                yield step
+            last, call = step, calls.progress(name)
+            await asyncio.sleep(calls.LOOK_EVERY)
 
     def events(self, *, since: Since | None = None, types: Types | None = None) -> AsyncJournalStream:
         """Whatever happens, without end: see `Client.events`.

@@ -395,6 +395,25 @@ def install(
     return JobCall("/engines/install-backend", body, _LINES, _callback(progress), read)
 
 
+LOOK_EVERY = 0.2
+"""Seconds between two looks at how far a job is."""
+
+
+def progress(name: str) -> JsonCall[JobProgress | None]:
+    wanted = _name(name, "name")
+
+    def read(rows: Any) -> JobProgress | None:
+        return next((_progress(row) for row in rows or () if _is_called(str(row["job"]), wanted)), None)
+
+    return JsonCall("GET", "/jobs", read)
+
+
+def _is_called(job: str, name: str) -> bool:
+    """Whether a job, such as `pull/docker.io/ai/smollm2:latest`, is that of a model or a backend."""
+    what = job.partition("/")[2]
+    return name in (job, what) or what.endswith((f"/{name}", f"/{name}:latest"))
+
+
 def models() -> JsonCall[list[StoredModel]]:
     return JsonCall("GET", "/models", lambda rows: [_model(row) for row in rows or ()])
 

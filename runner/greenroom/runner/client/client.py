@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from greenroom.runner.client import calls
 from greenroom.runner.client.access import Access, DaemonAccess
-from greenroom.runner.client.calls import Call, JobCall, ModelSettings, TextCall
+from greenroom.runner.client.calls import Call, JobCall, JsonCall, ModelSettings, TextCall
 from greenroom.runner.client.client_requests import ClientRequests
 from greenroom.runner.client.errors import NotAvailable
 from greenroom.runner.client.results import (
     InstalledBackend,
+    JobProgress,
     RunningEngine,
     StoredModel,
     TextResult,
@@ -214,6 +216,21 @@ class Client(
         return self._do(calls.why(name))
 
     # events
+
+    def progress(self, name: str) -> Iterator[JobProgress]:
+        """How far the pull of a model or the installation of a backend is, no matter who has asked for it.
+
+        It ends with the job, at once if there is none. What came of it is in `models`, `why` and `events`.
+        """
+        return self._progress(name, calls.progress(name))
+
+    def _progress(self, name: str, call: JsonCall[JobProgress | None]) -> Iterator[JobProgress]:
+        last = None
+        while (step := self._do(call)) is not None:
+            if step != last:
+                yield step
+            last, call = step, calls.progress(name)
+            time.sleep(calls.LOOK_EVERY)
 
     def events(self, *, since: Since | None = None, types: Types | None = None) -> JournalStream:
         """Whatever happens, as it is stored in the journal, without end: an iterator over `StoredEvent`s.

@@ -388,9 +388,9 @@ class Exchange:
             choice = choice._replace(held=0)
         elif needs_none:
             return True, is_ours
-        restorer = saver.restorer
-        is_new = size <= _HASHED_AT_ONCE and restorer.is_new(choice, self._prompt, owner)
-        if saver.saves and all(self._keeps) and not is_new:
+        restorer, saves = saver.restorer, saver.saves and all(self._keeps)
+        at_once = size <= _HASHED_AT_ONCE
+        if saves and not (at_once and restorer.is_new(choice, self._prompt, owner)):
             found = await admission.in_slot(lambda: restorer.restore(choice, self._prompt, owner))
             self._note.restored = found
             goes_on = goes_on or (found is not None and found.tokens > 0)

@@ -58,6 +58,7 @@ def full_daemon(our_daemon: Any) -> Any:
         },
         "GET /models/smollm2": {**model, "settings": [{**size, "trained": 8192}, row]},
         "GET /engines/ps": [],
+        "GET /engines/remotes": [],
         "GET /engines/ps?all=true": [engine],
         "GET /engines/queue": [],
         "GET /engines/status": {"llama.cpp": f"Error: {reason}"},

@@ -161,7 +161,7 @@ async def open_server(
         stack.push_async_callback(asyncio.to_thread, greenroom.stop)
         await asyncio.to_thread(greenroom.start)
         file = await asyncio.to_thread(tiny_gguf, short_path / f"tiny{number}.gguf")
-        pulled = await greenroom.system.ask(Pull(reference=f"file:{file}"))
+        pulled = await greenroom.system.ask(Pull(reference=f"file:{file}", force=True))
         model: Model = pulled.model
         await _tag(greenroom, model)
         app: web.Application | AsgiApplication

@@ -83,8 +83,7 @@ async def test_what_is_refused_before_the_first_byte_keeps_its_status(open_serve
 async def test_what_cannot_run_here_is_reported_first_and_can_be_overruled(
     open_server: Any, make_gguf: Any, short_path: Path
 ) -> None:
-    server = await open_server()
-    server.greenroom.settings = server.greenroom.settings.changed("test", memory_budget=2**20)
+    server = await open_server(memory_budget=2**20)
     file = await asyncio.to_thread(make_gguf, short_path / "big.gguf", "big")
     status, lines = await pull(server, str(file))
     assert status == 507

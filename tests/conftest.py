@@ -61,8 +61,8 @@ MLX_REQUIREMENTS = [
 
 
 LONGEST = (
-    "daemon/test_real_engines wedges/test_t06_alive_but_dead engines/test_liveness http/test_background "
-    "daemon/test_real_mistakes http/test_hostile installations/test_source_builds "
+    "daemon/test_real_engines wedges/test_t06_alive_but_dead engines/test_silent_engines "
+    "http/test_background daemon/test_real_mistakes http/test_hostile installations/test_source_builds "
     "wedges/test_t08_killed_daemon cli/test_lifecycle http/test_conformity wedges/test_devices "
     "models/test_huggingface engines/test_real_engines daemon/test_real_scheduling http/test_disconnects "
     "http/test_ollama daemon/test_run_from_hub installations/test_environment installations/test_disk "

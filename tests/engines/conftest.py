@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine_stage import Stage
+from odd_stage import Odd
 from process_lock import process_lock
 
 
@@ -22,6 +23,11 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(folder)
     yield made
     made.close()
+
+
+@pytest.fixture
+def odd(stage: Stage, tmp_path: Path) -> Odd:
+    return Odd(stage, tmp_path, 3.0)
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,13 @@
-"""What cannot be reached, was stopped or does nothing is found out; what works is left alone."""
+"""What is known of an engine's work, and whether it can be reached."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +17,12 @@ import pytest
 
 from engine_stage import Stage
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
-from greenroom.runner.backends.base import CommandLine, Readiness
-from greenroom.runner.engines import liveness, reachability
-from greenroom.runner.engines.handle import PreparedEngine, batch_of
+from greenroom.runner.engines import reachability
+from greenroom.runner.engines.handle import batch_of
 from greenroom.runner.engines.liveness import LIMIT, EngineObservations
 from greenroom.runner.engines.reachability import Reachability
 from greenroom.runner.systems import processes
-from waiting import suspend, until
+from waiting import until
 
 COUNTED = b"llamacpp:prompt_tokens_total 1000\nllamacpp:prompt_seconds_total 10\n"
 
@@ -245,258 +242,3 @@ def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Stage, sleepe
     sleeper.send_signal(signal.SIGSTOP)
     until(lambda: processes.stopped([sleeper.pid]))
     assert not processes.wants_to_work([sleeper.pid])
-
-
-class Odd:
-    """An engine that misbehaves on command, under a host, and its clients."""
-
-    def __init__(self, stage: Stage, folder: Path, limit: float) -> None:
-        self.stage = stage
-        stage.readiness = Readiness(rests=True)
-        self.file = folder / "wish"
-        self.gates = GateBoard()
-        self.spec = stage.spec()
-        argv = (sys.executable, "-I", str(stage.programs / "odd_engine.py"), "--wish", str(self.file))
-
-        def prepare(spec: Any, place: Path) -> PreparedEngine:
-            return PreparedEngine(
-                command=CommandLine(argv=(*argv, "--socket", str(place))), readiness=stage.readiness
-            )
-
-        self.host = stage.host(prepare=prepare, stall_after=limit, readings=self.gates.readings)
-        self.host.start(self.spec)
-        self.pid, _, self.endpoint = stage.heard.wait("spawned")
-        stage.heard.wait("ready")
-        self.gates.open(self.spec.engine_id, "m", "completion", "fake", self.endpoint)
-        self.lag = stage.lag()
-        self.since = time.monotonic()
-
-    def goes(self, wrong: str) -> None:
-        self.file.with_suffix(".new").write_text(wrong)
-        self.file.with_suffix(".new").rename(self.file)
-        self.since = time.monotonic()
-
-    def enter(self, request: str = "r") -> None:
-        assert self.gates.enter("m", "completion", "", request)
-
-    def found_out(self) -> Any:
-        (failure,) = self.stage.heard.wait("stalled", bound=90.0)
-        self.took = self.stage.heard.moment("stalled") - self.since
-        return failure
-
-    def is_left_alone_for(self, seconds: float) -> None:
-        threading.Event().wait(seconds)  # what must not happen has no event
-        assert "stalled" not in self.stage.heard.names()
-
-
-@pytest.fixture
-def odd(stage: Stage, tmp_path: Path) -> Odd:
-    return Odd(stage, tmp_path, 3.0)
-
-
-def test_a_stopped_engine_is_found_within_a_second_with_no_request_inside(odd: Odd) -> None:
-    odd.since = time.monotonic()
-    suspend(odd.pid)
-    failure = odd.found_out()
-    assert (failure.code, failure.blame) == ("engine_halted", "machine")
-    assert odd.lag.allows(odd.took, 1.0)
-    assert "exited" not in odd.stage.heard.names()
-    began = time.monotonic()
-    odd.host.stop(odd.spec.engine_id, reason="it is replaced")
-    odd.stage.heard.wait("exited")
-    assert time.monotonic() - began < 2.0, "a stopped process obeys SIGKILL only"
-
-
-def test_an_engine_that_was_stopped_for_a_moment_is_left_alone(odd: Odd) -> None:
-    suspend(odd.pid)
-    threading.Event().wait(0.05)
-    os.kill(odd.pid, signal.SIGCONT)
-    odd.is_left_alone_for(1.5)
-
-
-def test_an_engine_stopped_while_it_loads_is_given_up(stage: Stage) -> None:
-    host, spec = stage.host("--load-forever"), stage.spec()
-    host.start(spec)
-    pid, *_ = stage.heard.wait("spawned")
-    suspend(pid)
-    (failure,) = stage.heard.wait("stalled", bound=5.0)
-    assert failure.code == "engine_halted"
-
-
-def test_an_engine_without_its_socket_is_found_within_a_second_though_clients_keep_asking(odd: Odd) -> None:
-    odd.since = time.monotonic()
-    Path(odd.endpoint).unlink()
-    for number in range(20):
-        odd.enter(f"r{number}")
-        threading.Event().wait(0.02)
-        odd.gates.leave(f"r{number}")
-    failure = odd.found_out()
-    assert (failure.code, failure.blame) == ("engine_unreachable", "machine")
-    assert odd.lag.allows(odd.took, 1.0)
-
-
-def test_an_engine_that_refuses_connections_is_found_within_a_second(odd: Odd) -> None:
-    odd.goes("close")
-    failure = odd.found_out()
-    assert (failure.code, failure.blame) == ("engine_closed", "engine")
-    assert odd.lag.allows(odd.took, 1.0)
-    assert odd.stage.alive(odd.pid)
-
-
-def test_requests_inside_an_engine_that_new_ones_cannot_reach_are_answered_first(odd: Odd) -> None:
-    odd.enter()
-    byte = odd.gates.last_byte(odd.spec.engine_id)
-    streaming = threading.Event()
-
-    def stream() -> None:
-        while not streaming.wait(0.05):
-            byte.at = time.monotonic()
-
-    reader = threading.Thread(target=stream)
-    reader.start()
-    Path(odd.endpoint).unlink()
-    odd.found_out()
-    odd.host.stop(odd.spec.engine_id, reason="it is replaced")
-    threading.Event().wait(1.0)
-    assert odd.stage.alive(odd.pid), "its stream was cut off"
-    streaming.set()
-    reader.join()
-    odd.gates.leave("r")
-    odd.stage.heard.wait("exited")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "code"), [("hang", "engine_stalled"), ("garble", "engine_garbled")], ids=["hangs", "garbles"]
-)
-def test_an_engine_that_answers_nothing_or_nonsense_is_found_with_no_request_inside(
-    odd: Odd, wrong: str, code: str
-) -> None:
-    odd.goes(wrong)
-    assert odd.found_out().code == code
-    assert odd.lag.allows(odd.took, 15.0)
-
-
-@pytest.mark.parametrize("wrong", ["hang", "hollow", "half"])
-def test_an_engine_that_answers_no_request_is_found_whether_or_not_clients_keep_asking(
-    odd: Odd, wrong: str
-) -> None:
-    odd.goes(wrong)
-    odd.enter("r0")
-    threading.Event().wait(1.2)
-    odd.gates.leave("r0")
-    assert odd.found_out().code == "engine_stalled"
-    assert odd.lag.allows(odd.took, 15.0)
-
-
-def test_an_engine_whose_answers_are_invalid_is_asked_as_soon_as_the_front_door_reports_it(odd: Odd) -> None:
-    odd.goes("mumble")
-    odd.gates.doubt(odd.spec.engine_id)
-    assert odd.found_out().code == "engine_garbled"
-    assert odd.lag.allows(odd.took, 15.0)
-
-
-def test_an_engine_in_doubt_that_answers_is_left_alone(odd: Odd) -> None:
-    odd.gates.doubt(odd.spec.engine_id)
-    odd.is_left_alone_for(3.5)
-
-
-def test_without_a_descriptor_to_ask_with_nothing_is_said_of_an_engine(
-    odd: Odd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(reachability, "listeners", frozenset)
-    odd.enter()
-    odd.is_left_alone_for(4.0)
-    odd.gates.leave("r")
-    odd.is_left_alone_for(4.0)
-    monkeypatch.undo()
-
-
-def test_an_engine_that_computes_is_left_alone_for_long(odd: Odd) -> None:
-    odd.goes("spin")
-    odd.enter()
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.connect(odd.endpoint)
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
-        odd.is_left_alone_for(5.0)
-    odd.goes("well")
-
-
-def test_an_engine_that_computes_on_when_its_clients_have_left_is_given_up_soon(
-    odd: Odd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one does that makes a grammar of a schema without end, however well it answers others."""
-    monkeypatch.setattr(liveness, "AT_WORK_IN_VAIN", 3.0)
-    odd.enter()
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.connect(odd.endpoint)
-        client.sendall(b"POST /long HTTP/1.1\r\n\r\n")
-        odd.is_left_alone_for(4.0)
-        odd.gates.leave("r")
-        failure = odd.found_out()
-    assert (failure.code, failure.blame) == ("engine_abandoned", "client")
-    assert "for a client that had left" in failure.message
-
-
-def test_an_engine_that_is_kept_at_work_by_a_client_that_left_is_given_up_though_others_wait(
-    odd: Odd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(liveness, "AT_WORK_IN_VAIN", 3.0)
-    odd.goes("spin")
-    odd.enter("first")
-    odd.enter("second")
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.connect(odd.endpoint)
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
-        odd.is_left_alone_for(4.0)
-        odd.gates.leave("first")
-        assert odd.found_out().code == "engine_abandoned"
-
-
-def test_an_engine_that_computes_a_long_answer_and_answers_others_is_left_alone(
-    odd: Odd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It is asked every 3 s, and given up 3 s after that: longer than machines stand still.
-    monkeypatch.setattr(liveness, "UNKNOWN_BATCH", 1.2)
-    odd.enter()
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.connect(odd.endpoint)
-        client.sendall(b"POST /long HTTP/1.1\r\n\r\n")
-        odd.is_left_alone_for(9.0)
-        odd.goes("hollow")
-
-
-def test_an_engine_under_a_debugger_is_left_alone(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "traced", lambda pids: odd.pid in pids)
-    suspend(odd.pid)
-    odd.enter()
-    odd.is_left_alone_for(4.0)
-    monkeypatch.undo()
-    assert odd.found_out().code == "engine_halted", "the debugger has gone and left it stopped"
-
-
-def test_after_the_daemon_itself_was_suspended_an_engine_gets_its_full_time_again(
-    odd: Odd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    odd.goes("hollow")
-    odd.enter()
-    threading.Event().wait(1.5)
-    slept, looked = time.monotonic() + 1000.0, list[float]()
-
-    def since_boot(_clock: int) -> float:
-        looked.append(time.monotonic())
-        return slept
-
-    monkeypatch.setattr(time, "clock_gettime", since_boot)
-    until(lambda: looked)
-    monkeypatch.undo()
-    woke = looked[0]
-    odd.found_out()
-    assert odd.stage.heard.moment("stalled") - woke > 1.5

@@ -4,10 +4,10 @@ what was saved of it; and what all that costs requests that gain nothing.
     python bench/conversations.py [--json] [--brief] [--tokens 4000 16000] [--ways unload …]
                                   [--python PATH] [--model FILE] [--long-model FILE]
 
-The real llama.cpp with real models, on daemons of their own. The same next turn is asked after each way to
-end: its messages do not grow, so each has the same to read. `without` is that turn on a daemon that saves
-nothing, once: whatever has ended its engine, it loads the model and reads everything. Then two models, of
-which one fits into memory, take turns, each with a conversation that grows.
+The real llama.cpp with real models, on daemons of their own. A next turn is asked after each way to end: the
+same conversation with another last question, so each has as much to read. `without` is that turn on a daemon
+that saves nothing, once: whatever has ended its engine, it loads the model and reads everything. Then two
+models, of which one fits into memory, take turns, each with a conversation that grows.
 
 The goal is the time of a load (the first token of a short prompt, cold), 0.3 s, and the time to read and to
 check the file at the speeds measured here; and at 4,000 tokens a twentieth of the time without.
@@ -222,6 +222,11 @@ def gone_on(messages: Sequence[dict[str, str]], text: str) -> list[dict[str, str
     return [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
 
 
+def another(messages: Sequence[dict[str, str]], number: int) -> list[dict[str, str]]:
+    """The same with another last question, which nothing that was saved has."""
+    return [*messages[:-1], {"role": "user", "content": f"And then, {number}?"}]
+
+
 def speeds(folder: Path, size: int) -> tuple[float, float]:
     """Bytes a second at which a file of this size is read from the disk, and its checksum computed."""
     file = folder / "speed"
@@ -262,19 +267,19 @@ def measure(python: str, chat: Chat, folder: Path, ways: Sequence[str], is_brief
     place = Place(python, folder / "disk", "disk", chat)
     took: dict[str, dict[str, Any]] = {}
     try:
-        messages = gone_on(messages, place.turn(messages).text)
-        place.end("unload", messages)
-        for way in ways:
+        held = gone_on(messages, place.turn(messages).text)
+        place.end("unload", held)
+        for number, way in enumerate(ways):
             if way == "unload":
-                place.turn(messages)
-            place.end(way, messages)
-            turn = place.turn(messages)
+                place.turn(held)
+            place.end(way, held)
+            turn = place.turn(another(held, number))
             print(f"{chat.tokens} tokens, {WAYS[way]}: {turn.first:.2f} s", file=sys.stderr, flush=True)
             took[way] = {"seconds": round(turn.first, 3), "read": turn.read}
         size = place.saved()
         loads = []
         for _ in range(3):
-            place.end("unload", messages)
+            place.end("unload", held)
             loads.append(place.turn([{"role": "user", "content": "Hi"}]).first)
         load = statistics.median(loads)
         taken = [] if is_brief or chat.tokens > LONG else swaps(place, chat.tokens)
@@ -284,10 +289,10 @@ def measure(python: str, chat: Chat, folder: Path, ways: Sequence[str], is_brief
     disk, checksum = speeds(folder, size)
     place = Place(python, folder / "memory", "memory", chat)
     try:
-        without = place.turn(messages)
+        without = place.turn(another(held, 0))
         if "kill_daemon" in took:
-            place.end("kill_daemon", messages)
-            took["kill_daemon"]["without"] = round(place.turn(messages).first, 3)
+            place.end("kill_daemon", held)
+            took["kill_daemon"]["without"] = round(place.turn(another(held, 1)).first, 3)
     finally:
         place.process.terminate()
         place.process.wait(BOUND)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -141,15 +142,17 @@ class Service:
                 assert answer.status == 404
                 assert json.load(answer)["code"] == "model_not_found"
 
-    def until_asked(self, *, workers: int) -> None:
-        """So many processes have answered."""
-        seen: set[int] = set()
-
-        def all_seen() -> bool:
-            seen.add(self.ask()["worker"])
-            return len(seen) == workers
-
-        until(all_seen, 4 * BOUND)
+    def ask_each(self, *, workers: int) -> None:
+        """So many processes answer: one that has answered is stopped until the others have."""
+        seen: list[int] = []
+        try:
+            for _ in range(workers):
+                seen.append(self.ask()["worker"])
+                os.kill(seen[-1], signal.SIGSTOP)
+        finally:
+            for worker in seen:
+                os.kill(worker, signal.SIGCONT)
+        assert len(set(seen)) == workers
 
 
 @pytest.fixture
@@ -194,7 +197,7 @@ def test_processes_answer_with_a_client_that_was_sent_to_them(
 def test_workers_of_fastapi_share_a_daemon_and_its_engine(host: Host, embedding_python: Path) -> None:
     command = [embedding_python, "-m", "uvicorn", "fastapi_service:app", "--workers", "2", "--port", "{port}"]
     with host.serves(command, EXAMPLES / "web") as service:
-        service.until_asked(workers=2)
+        service.ask_each(workers=2)
         assert service.get("/tell", question="Name a colour.").strip()
         assert (host.daemons(), len(host.engines())) == (1, 1)
 
@@ -234,7 +237,7 @@ def test_flask_with_its_reloader_keeps_the_daemon_and_its_engine(
 @embedding
 def test_preloaded_workers_of_gunicorn_share_a_client(host: Host, embedding_python: Path) -> None:
     with host.serves([embedding_python, *GUNICORN, "flask_service:app"], EXAMPLES / "web") as service:
-        service.until_asked(workers=2)
+        service.ask_each(workers=2)
         assert (host.daemons(), len(host.engines())) == (1, 1)
 
 

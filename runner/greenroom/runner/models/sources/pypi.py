@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -138,6 +137,7 @@ class PypiSource(Source):
 
         from greenroom.runner.installations.resolution import resolve
         from greenroom.runner.installations.uv import Uv
+        from greenroom.runner.installations.verification import Interpreter
 
         with tempfile.TemporaryDirectory(prefix="greenroom-pypi-") as folder:
             uv = Uv(Path(folder, "cache"), self._sources())
@@ -145,7 +145,7 @@ class PypiSource(Source):
                 lock = resolve(
                     uv,
                     [requirement],
-                    python=sys.executable,
+                    python=Interpreter.here(),
                     cancel=cancel,
                     dependencies=False,
                     deadline=_RESOLVE_SECONDS,

@@ -183,6 +183,7 @@ def test_tenacity_decides_whether_an_attempt_is_repeated(
 async def test_it_is_the_same_in_asyncio(home: Path, source: Any, index: Index) -> None:
     stuck = threading.Event()
     index.wrong["hello"] = Misbehaviour(hang=stuck)
+    before = threading.active_count()
     async with Installer(home) as installer:
         phases = [step.phase async for step in installer.ensure("friend", stream=True, **source)]
         assert "downloading" in phases
@@ -197,7 +198,7 @@ async def test_it_is_the_same_in_asyncio(home: Path, source: Any, index: Index) 
             await cancelled
         await until_async(lambda: types(home)[-1] == "install_cancelled")
         assert await installer.remove(env) > 0
-    assert threading.active_count() < 20
+    assert threading.active_count() < before + 20
 
 
 def start(home: Path, url: str, phase: str = "") -> subprocess.Popen[str]:

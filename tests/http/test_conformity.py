@@ -45,9 +45,9 @@ class Conforming(DaemonProcess):
         argv += ["--checks", CHECKS, "--request-timeout", "60", "--warnings", "off", "--no-color"]
         # These would end the daemon, and remove what is asked for.
         argv += ["--exclude-path", "/daemon/stop", "--exclude-path", "/models/purge"]
-        # What is followed has no end.
-        for followed in ("/logs", "/log", "/requests", "/engines/requests"):
-            argv += ["--exclude-path", followed]
+        # What is followed has no end, and a slot is held until its client leaves.
+        for endless in ("/logs", "/log", "/requests", "/engines/requests", "/engines/slots"):
+            argv += ["--exclude-path", endless]
         argv += ["--suppress-health-check", "all", "--max-failures", "5", *options]
         env = os.environ | {
             "CONFORMITY_MODEL": str(self.file),

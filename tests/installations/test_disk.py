@@ -283,5 +283,5 @@ def test_the_folder_and_the_record_of_a_variant_name_it(environments: Any, toy: 
     assert (cuda.id, cuda.variant, cuda.version) == (f"cuda-{usual.id}", "cuda", usual.version)
     found = environments.installed.look("toy")
     assert sorted(one.variant for one in found) == ["", "cuda"]
-    assert environments.installed.whole("toy", "1.0", "cuda") == cuda
-    assert environments.installed.whole("toy", "1.0") == usual
+    assert environments.installed.made_of("toy", "1.0", "cuda") == cuda
+    assert environments.installed.made_of("toy", "1.0", "") == usual

@@ -23,7 +23,7 @@ from greenroom.actors.kernel.core import (
     SingleStream,
     Stored,
 )
-from greenroom.actors.limits import BackendName, Id, Name, Names, Whole
+from greenroom.actors.limits import BackendName, Id, Name, Whole
 from greenroom.actors.values import Fact, Failure
 
 REMOTES = Address("remotes")
@@ -40,7 +40,7 @@ class NoteRemote(Command[None], frozen=True, kw_only=True):
     url: Name
     life: Id
     """Of the daemon that has asked."""
-    models: Annotated[Names, Meta(max_length=NAMED)] = ()
+    models: Annotated[tuple[Name, ...], Meta(max_length=NAMED)] = ()
     """The first of its models."""
     count: Whole = 0
     """All of them."""

@@ -80,6 +80,9 @@ class Failure(Fact, frozen=True, kw_only=True):
         """What happened, then what to do."""
         return f"{self.message} {self.advice}".strip()
 
+    def __hash__(self) -> int:
+        return hash((self.code, self.message))  # `numbers` has no hash of its own
+
 
 class Part(Fact, frozen=True, kw_only=True):
     """How far one file of a transfer is. Never stored."""

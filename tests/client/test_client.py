@@ -215,6 +215,7 @@ def test_wrong_arguments_are_the_callers(open_client: OpenClient, tiny: str) -> 
     cases: tuple[tuple[Callable[[], object], type[Exception], str], ...] = (
         (lambda: wrong.chat(7, "hello"), TypeError, "model must be text, not int"),
         (lambda: wrong.chat(" ", "hello"), ValueError, "not an empty text"),
+        (lambda: wrong.why("\ud83d"), ValueError, "half a character at 0"),
         (lambda: wrong.chat(tiny, None), TypeError, "a list of dictionaries"),
         (lambda: wrong.chat(tiny, []), ValueError, "must not be empty"),
         (lambda: wrong.chat(tiny, "hello", temperatur_=1), TypeError, "no option 'temperatur_'"),

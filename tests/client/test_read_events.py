@@ -131,11 +131,12 @@ def test_what_is_not_there_is_an_error(journal: SqliteJournal, tmp_path: Path) -
         ({"since": int(time.time())}, ValueError),
         ({"since": float("nan")}, ValueError),
         ({"since": "soon"}, ValueError),
+        ({"path": ""}, ValueError),
     ],
 )
 def test_wrong_arguments_are_errors_at_once(tmp_path: Path, wrong: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
-        read_events(tmp_path / "absent.db", **wrong)
+        read_events(**{"path": tmp_path / "absent.db", **wrong})
 
 
 def test_a_folder_and_copies_are_read_and_left_as_they_are(journal: SqliteJournal, tmp_path: Path) -> None:

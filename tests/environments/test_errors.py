@@ -86,6 +86,7 @@ def test_a_full_disk_is_told_in_bytes(
         ("black; python_version>'3'", {}, "has a marker"),
         ("black", {"python": "--help"}, "is not a Python"),
         ("black", {"index": "pypi.org"}, "'pypi.org' is not an index"),
+        ("black", {"index": "x" * 5000}, "is not an index"),
         ("black", {"index": []}, "The list of indexes is empty"),
         ("black", {"lock": "/nowhere.lock"}, "The lock /nowhere.lock cannot be read: No such file"),
         ("black>=1", {"lock": "/nowhere.lock"}, "comes with a lock, which names the versions"),

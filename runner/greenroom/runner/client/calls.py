@@ -6,6 +6,7 @@ there is a result. Wrong arguments are a TypeError or a ValueError before anythi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 
-from greenroom.runner.client.errors import RequestRefused, Unreachable
+from greenroom.runner.client.errors import NOT_UNDERSTOOD, RequestRefused, Unreachable
 from greenroom.runner.client.http_client import path_of
 from greenroom.runner.client.results import (
     GrantedSlot,
@@ -123,11 +124,20 @@ class Call(ABC, Generic[S, R]):
         """The JSON object in a line. Raises Unreachable when it is none."""
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise Unreachable(self.url, f"answered {self.path} with something that is not JSON")
         return value
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What is read here comes from outside: raises Unreachable when it has another form."""
+        try:
+            yield
+        except NOT_UNDERSTOOD as error:
+            why = f"answered {self.path} in a form that is not known ({error})"
+            raise Unreachable(self.url, why) from error
 
     def cut(self) -> Unreachable:
         """The answer has ended too early."""
@@ -155,12 +165,8 @@ class JsonCall(Call[str, R]):
 
     def finish(self) -> R:
         text = "\n".join(self._lines).strip()
-        try:
+        with self.reading():
             return self._read(json.loads(text) if text else None)
-        except (ValueError, TypeError, KeyError) as error:  # msgspec's are ValueErrors
-            raise Unreachable(
-                self.url, f"answered {self.path} in a form that is not known ({error})"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -207,15 +213,16 @@ class TextCall(Call[str, TextResult]):
             self._ended = time.monotonic() - self._began
             return
         event = self.object(data)
-        if error := event.get("error"):
-            raise _failed(error if isinstance(error, Mapping) else {"message": error})
-        if counted := event.get("usage"):
-            self._tokens = (
-                int(counted.get("prompt_tokens") or 0),
-                int(counted.get("completion_tokens") or 0),
-            )
-        for choice in event.get("choices") or ():
-            yield from self._take(choice)
+        with self.reading():
+            if error := event.get("error"):
+                raise _failed(error if isinstance(error, Mapping) else {"message": error})
+            if counted := event.get("usage"):
+                self._tokens = (
+                    int(counted.get("prompt_tokens") or 0),
+                    int(counted.get("completion_tokens") or 0),
+                )
+            pieces = [piece for choice in event.get("choices") or () for piece in self._take(choice)]
+        yield from pieces
 
     def _take(self, choice: Mapping[str, Any]) -> Iterator[Piece]:
         self._finish = str(choice.get("finish_reason") or self._finish)
@@ -280,11 +287,13 @@ class JobCall(Call[JobProgress, R]):
         event = self.object(line)
         match event.get("type"):
             case "error":
-                raise _failed(event)
+                with self.reading():
+                    raise _failed(event)
             case "success":
                 self._last = event
             case "progress" | "warning":
-                step = _progress(event)
+                with self.reading():
+                    step = _progress(event)
                 if self._progress is not None:
                     self._progress(step)
                 yield step
@@ -292,7 +301,8 @@ class JobCall(Call[JobProgress, R]):
     def finish(self) -> R:
         if self._last is None:
             raise self.cut()
-        return self._read(self._last)
+        with self.reading():
+            return self._read(self._last)
 
 
 class SlotCall(Call[GrantedSlot, None]):
@@ -309,7 +319,10 @@ class SlotCall(Call[GrantedSlot, None]):
         self.body = {"model": _name(model), "mode": mode, "backend": backend, "wait": wait}
 
     def take(self, line: str) -> Iterator[GrantedSlot]:
-        yield msgspec.convert(self.object(line), GrantedSlot)
+        told = self.object(line)
+        with self.reading():
+            slot = msgspec.convert(told, GrantedSlot)
+        yield slot
 
     def finish(self) -> None: ...
 
@@ -475,6 +488,11 @@ def _name(name: object, what: str = "model") -> str:
 def _text(text: object, what: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{what} must be text, not {type(text).__name__}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what} has half a character at {error.start}, which is no text") from None
     return text
 
 

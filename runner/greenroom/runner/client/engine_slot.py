@@ -90,9 +90,13 @@ def _here(granted: GrantedSlot | None) -> GrantedSlot:
     """Raises NotAvailable if the engine cannot be reached from this process."""
     if granted is None:
         raise NotAvailable("Greenroom ended before it gave a slot.", "Try again.", code="stopping")
-    if not Path(granted.socket).is_socket():
+    try:
+        is_here = Path(granted.socket).is_socket()
+    except OSError:
+        is_here = False
+    if not is_here:
         raise NotAvailable(
-            f"The engine's socket, {granted.socket}, is not on this machine.",
+            f"The engine's socket, {granted.socket[:200]}, is not on this machine.",
             "Use chat, complete and embed, which work from anywhere.",
             code="not_on_this_machine",
             kind="invalid",

@@ -22,6 +22,8 @@ _KINDS = {
 }
 IN_PROCESS = "unix:"
 """The address of a Greenroom in this very process."""
+NOT_UNDERSTOOD = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What reading an answer of a form that is not known raises; msgspec's errors are ValueErrors."""
 _NO_NUMBERS = ("retry_after", "status")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from greenroom.runner.client.errors import RequestRefused, Unreachable
+from greenroom.runner.client.errors import NOT_UNDERSTOOD, RequestRefused, Unreachable
 from greenroom.runner.client.wire import (
     PIECE,
     SOCKET,
@@ -353,7 +353,7 @@ class HttpClient:
             return None
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unreachable(self.url, f"answered {path} with something that is not JSON") from error
 
 
@@ -409,6 +409,6 @@ def refused(status: int, reason: str, content: bytes) -> RequestRefused:
             return RequestRefused(status, {}, fields)
         message = str(fields["message"])
         return RequestRefused(status, fields, message, str(fields.get("advice") or ""))
-    except (ValueError, TypeError, KeyError):
+    except NOT_UNDERSTOOD:
         # The verbs under /engines and /models answer in plain text, as the contract has it.
         return RequestRefused(status, {}, text or f"The daemon answered {status} {reason}.")

@@ -6,6 +6,7 @@ and return what was asked for. So a blocking socket and an event loop share them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +20,11 @@ PIECE = 65_536
 """Bytes that are asked of the system at once."""
 _LINE_LIMIT = 65_536
 _HEADER_LIMIT = 100
+BODY_LINE_LIMIT = 2**28
+
+
+_DIGITS = 18
+_SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
 
 
 class NotHttp(Exception):
@@ -43,6 +49,11 @@ def request_bytes(
     return "\r\n".join(lines).encode("latin-1", "replace") + (body or b"")
 
 
+def _number(text: str) -> int | None:
+    """None for what is no decimal number of a size that occurs."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _DIGITS else None
+
+
 class AnswerReader:
     """Reads the answers of one connection, one after the other."""
 
@@ -64,28 +75,35 @@ class AnswerReader:
         while True:
             version, _, rest = (yield from self._head_line(NotHttp)).decode("latin-1").partition(" ")
             code, _, self.reason = rest.partition(" ")
-            if not version.startswith("HTTP/1.") or not code.isdigit():
-                raise NotHttp(f"it says {version[:40]!r}")
-            self.status = int(code)
+            status = _number(code)
+            if not version.startswith("HTTP/1.") or status is None:
+                raise NotHttp(f"it says {f'{version} {code}'[:40]!r}")
+            self.status = status
             self.headers = yield from self._read_headers()
             if self.status != 100:
                 break
         self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
-        length = self.headers.get("content-length", "")
-        if not self._chunked and length.isdigit():
-            self._left = int(length)
+        if not self._chunked:
+            self._left = _number(self.headers.get("content-length", ""))
         empty = method == "HEAD" or self.status in (204, 304)
         self._over = empty or (self._left == 0 and not self._chunked)
 
     def line(self) -> Reading[bytes]:
-        """The next line with its end; what is left at the end of the body; empty after that."""
+        """The next line with its end; what is left at the end of the body; empty after that.
+
+        Raises BrokenOff for one of more than 256 MiB.
+        """
         found: list[bytes] = []
+        room = BODY_LINE_LIMIT
         while (yield from self._is_more()):
-            part = yield from self._until_newline(self._left)
+            part = yield from self._until_newline(room if self._left is None else min(room, self._left))
             self._account(part)
             found.append(part)
+            room -= len(part)
             if part.endswith(b"\n"):
                 break
+            if room <= 0:
+                raise BrokenOff("a line never ends")
         return b"".join(found)
 
     def rest(self, limit: int) -> Reading[bytes]:
@@ -117,10 +135,9 @@ class AnswerReader:
         if self._left == 0:
             yield from self._head_line()
         size = (yield from self._head_line()).partition(b";")[0].strip()
-        try:
-            self._left = int(size, 16)
-        except ValueError:
-            raise BrokenOff("a chunk has no size") from None
+        if not _SIZE.fullmatch(size):
+            raise BrokenOff("a chunk has no size")
+        self._left = int(size, 16)
         self._over = self._left == 0
         return not self._over
 
@@ -142,9 +159,8 @@ class AnswerReader:
             raise otherwise("a line never ends")
         return line.rstrip(b"\r\n")
 
-    def _until_newline(self, limit: int | None) -> Reading[bytes]:
-        """A line, or its beginning if it is longer than the limit or the connection ends."""
-        most = limit if limit is not None else 2**62
+    def _until_newline(self, most: int) -> Reading[bytes]:
+        """A line, or its beginning if it has more bytes than that or the connection ends."""
         searched = 0
         while (at := self._buffer.find(b"\n", searched, most)) < 0:
             if len(self._buffer) >= most or self._ended:

@@ -100,6 +100,8 @@ def read_events(
     """
     if path is not None and not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a path, not {type(path).__name__}")
+    if path is not None and not os.fspath(path):
+        raise ValueError("path must be a journal or its folder, not an empty text")
     after, kinds, decoder = since_text(since), type_tags(types), EventDecoder(event_classes(types))
     where = load(tolerant=True).home if path is None else os.path.expanduser(path)
     return _read(where, after, kinds, decoder)

@@ -122,7 +122,7 @@ def _indexes(index: object) -> tuple[str, ...]:
 
 
 def _index(url: str) -> str:
-    if is_local(url) and local_path(url).is_dir():
+    if is_local(url) and os.path.isdir(local_path(url)):
         return local_path(url).absolute().as_uri()
     if urlsplit(url).scheme not in ("http", "https"):
         raise BadRequirement(

@@ -168,7 +168,8 @@ class Daemon(DaemonProcess):
 
 
 def _environment(home: Path, **more: str) -> dict[str, str]:
-    return {**without_settings(), "GREENROOM_HOME": str(home), **more}
+    # Any free port: a developer's own daemon may listen on the usual one.
+    return {**without_settings(), "GREENROOM_HOME": str(home), "GREENROOM_PORT": "0", **more}
 
 
 def _end(daemon: Daemon) -> None:

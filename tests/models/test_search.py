@@ -32,7 +32,7 @@ def test_a_user_learns_what_is_waited_for_and_ctrl_c_shows_what_was_found(
         )
     finally:
         server.close()
-    assert told == ["Waiting for Docker Hub and Hugging Face… (Ctrl-C shows what has been found.)"]
+    assert told == ["Waiting up to 10s for Docker Hub and Hugging Face… (Ctrl-C shows what has been found.)"]
     assert [one.source for one in found.models] == ["catalogue"]
     assert "Docker Hub did not answer before Ctrl-C." in found.silent
 

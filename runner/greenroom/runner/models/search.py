@@ -17,9 +17,9 @@ from greenroom.runner.threads import Cancel, start_thread
 
 DOCKER_HUB = "https://hub.docker.com"
 _PAGE = 100
-SECONDS = 30.0
+SECONDS = 10.0
 """For all sources: the user waits at a terminal."""
-SAY_AFTER = 2.5
+SAY_AFTER = 0.8
 """Seconds after which the user learns what for."""
 
 
@@ -54,8 +54,8 @@ def search(
 ) -> Results:
     """Ask all sources at once; one that does not answer does not delay or hide the others.
 
-    After a moment `say` receives which sources are waited for. Ctrl-C ends the waiting, and the answer has
-    what was found by then.
+    After a moment `say` receives which sources are waited for, and how long at most. Ctrl-C ends the waiting,
+    and the answer has what was found by then.
     """
     cancel = Cancel()
     sources: dict[str, Callable[[], list[Found]]] = {
@@ -90,7 +90,8 @@ def _wait(asked: Mapping[str, _Question], say: Callable[[str], None]) -> None:
         question.over.wait(max(0.0, began + SAY_AFTER - time.monotonic()))
     waiting = [name for name, question in asked.items() if not question.over.is_set()]
     if waiting:
-        say(f"Waiting for {' and '.join(waiting)}… (Ctrl-C shows what has been found.)")
+        names = " and ".join(waiting)
+        say(f"Waiting up to {SECONDS:.0f}s for {names}… (Ctrl-C shows what has been found.)")
     for question in asked.values():
         question.over.wait(max(0.0, began + SECONDS - time.monotonic()))
 

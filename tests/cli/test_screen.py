@@ -226,13 +226,37 @@ def test_every_name_is_completed(
     for number in (1, 2):
         (home / f"engines/e-{number}").mkdir(parents=True)
         os.utime(home / f"engines/e-{number}", (number, number))
+    _type(monkeypatch, typed)
+
+    assert _completed(greenroom_process) == completed
+
+
+@pytest.mark.parametrize(
+    ("missing", "completed"), [("GET /engines/remotes", ["smollm2"]), ("GET /models", ["smart/x"])]
+)
+def test_names_are_completed_without_those_of_a_list_that_the_daemon_does_not_have(
+    full_daemon: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    greenroom_process: Any,
+    missing: str,
+    completed: list[str],
+) -> None:
+    full_daemon.routes["GET /engines/remotes"] = [{"name": "smart", "models": ["x"]}]
+    del full_daemon.routes[missing]
+    _type(monkeypatch, "why sm")
+
+    assert _completed(greenroom_process) == completed
+
+
+def _type(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     words = f"greenroom {typed}"
     monkeypatch.setenv("_GREENROOM_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
 
-    lines = greenroom_process().stdout.splitlines()
-    assert [line.removeprefix("plain,") for line in lines] == completed
+
+def _completed(greenroom_process: Any) -> list[str]:
+    return [line.removeprefix("plain,") for line in greenroom_process().stdout.splitlines()]
 
 
 def test_zsh_completion_starts_the_completion_system_if_need_be(greenroom: Any) -> None:

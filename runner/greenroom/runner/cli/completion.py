@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,8 @@ from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from greenroom.runner.client.http_client import HttpClient
 
     _Text = click.ParamType[str]
 else:
@@ -105,10 +107,10 @@ def job_names() -> Iterable[str]:
 
     try:
         daemon = find(load(), patience=1.0)
-        found = daemon.client().get("/jobs", timeout=2.0) if daemon is not None else ()
     except (BadSetting, GreenroomError):
         return ()
-    names = (str(one.get("job") or "") for one in found or ())
+    found = _listed(daemon.client(), "/jobs") if daemon is not None else ()
+    names = (str(one.get("job") or "") for one in found)
     return [title_of(name) for name in names if name.startswith(("install/", "pull/"))]
 
 
@@ -146,7 +148,7 @@ def anchored(model: str) -> str:
 
 
 def _here() -> list[str]:
-    """The models that the daemon lists; without a daemon, those in the store."""
+    """The models that the daemon lists; if none answers, those in the store."""
     from greenroom.runner.client.daemons import find
     from greenroom.runner.client.errors import GreenroomError
     from greenroom.runner.config import BadSetting, load
@@ -154,21 +156,36 @@ def _here() -> list[str]:
     from greenroom.runner.models.references import familiar
     from greenroom.runner.models.store import ModelStore
 
+    # Nothing may be printed in the middle of a command line.
     try:
         settings = load()
+    except BadSetting:
+        return []
+    try:
         daemon = find(settings, patience=1.0)
-        if daemon is not None:
-            models = daemon.client().get("/models", timeout=2.0) or []
-            remotes = daemon.client().get("/engines/remotes", timeout=2.0) or []
-            stored = [familiar(tag) for model in models for tag in model.get("tags") or ()]
-            return [*stored, *(f"{one['name']}/{model}" for one in remotes for model in one["models"])]
-        if settings.host:
-            return []
-        return [
-            familiar(tag) for model in ModelStore(settings.home / "models").models() for tag in model.tags
-        ]
-    except (BadSetting, GreenroomError, JobFailed):
-        # Nothing may be printed in the middle of a command line.
+    except GreenroomError:
+        daemon = None
+    if daemon is not None:
+        client = daemon.client()
+        stored = [familiar(tag) for model in _listed(client, "/models") for tag in model.get("tags") or ()]
+        remotes = _listed(client, "/engines/remotes")
+        return [*stored, *(f"{one['name']}/{model}" for one in remotes for model in one["models"])]
+    if settings.host:
+        return []
+    try:
+        models = ModelStore(settings.home / "models").models()
+    except JobFailed:
+        return []
+    return [familiar(tag) for model in models for tag in model.tags]
+
+
+def _listed(client: HttpClient, path: str) -> list[Any]:
+    """What a daemon lists there; nothing if it has no such list or does not answer."""
+    from greenroom.runner.client.errors import GreenroomError
+
+    try:
+        return client.get(path, timeout=2.0) or []
+    except GreenroomError:
         return []
 
 

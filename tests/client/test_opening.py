@@ -96,6 +96,7 @@ def test_a_home_that_cannot_be_used_is_said_to_be_so(home: Path) -> None:
         with pytest.raises(NotAvailable, match="is a file and should be a folder") as caught:
             client.models()
         assert caught.value.code == "home_unusable"
+        assert "or set the argument home to a folder you may write to" in str(caught.value)
     with pytest.raises(NotAvailable, match="/dev/null is not a folder"):
         connect("/dev/null/home").models()
 

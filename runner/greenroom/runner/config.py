@@ -214,7 +214,7 @@ def load(
     else:
         values["home"] = _default_home()
 
-    file = _config_file(values["home"], variables)
+    file = _config_file(values["home"], origins.get("home", ""), variables)
     problems: list[str] = []
     for read in _in_file(file) if file is not None else ():
         try:
@@ -247,7 +247,7 @@ def _default_home() -> Path:
     return Path(platformdirs.user_data_dir("greenroom", appauthor=False))
 
 
-def _config_file(home: Path, variables: Mapping[str, str]) -> Path | None:
+def _config_file(home: Path, origin: str, variables: Mapping[str, str]) -> Path | None:
     named = variables.get("GREENROOM_CONFIG")
     if named:
         file = expanded(named).absolute()
@@ -258,7 +258,7 @@ def _config_file(home: Path, variables: Mapping[str, str]) -> Path | None:
     try:
         return file if file.is_file() else None
     except OSError as error:
-        raise HomeUnusable(error, home) from error
+        raise HomeUnusable(error, home, origin) from error
 
 
 _Setting = tuple[str, Any, str]

@@ -28,6 +28,7 @@ _FILES = (
 _OTHERS_WRITE = 0o022
 _ELSEWHERE = "Set GREENROOM_HOME to a folder you may write to."
 _OR_ELSEWHERE = _ELSEWHERE.replace("Set", "or set")
+_GIVEN_AS = {"argument home": "the argument home", "flag --home": "--home"}
 
 
 class HomeUnusable(OSError):
@@ -36,10 +37,12 @@ class HomeUnusable(OSError):
     sentence: str
     advice: str
 
-    def __init__(self, error: OSError, home: Path) -> None:
+    def __init__(self, error: OSError, home: Path, origin: str = "") -> None:
+        """`origin` is where the setting `home` comes from, as `Settings` has it: the advice names that."""
         super().__init__(error.errno, error.strerror, error.filename or str(home))
         told = (error.sentence, error.advice) if isinstance(error, HomeUnusable) else complaint(error, home)
-        self.sentence, self.advice = told
+        self.sentence, advice = told
+        self.advice = advice.replace("GREENROOM_HOME", _GIVEN_AS.get(origin, "GREENROOM_HOME"))
 
     def __str__(self) -> str:
         return f"{self.sentence} {self.advice}"

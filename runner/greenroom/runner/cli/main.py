@@ -251,13 +251,15 @@ def _fail(sentence: str, code: int) -> int:
 def _of_the_home(error: OSError) -> HomeUnusable | None:
     """What is wrong with the data directory, if the error is about a file in it."""
     try:
-        home = load().home
+        settings = load()
     except (BadSetting, HomeUnusable):
         return None
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     path = Path(os.fsdecode(error.filename))
-    return HomeUnusable(error, home) if path == home or home in path.parents else None
+    if settings.home not in (path, *path.parents):
+        return None
+    return HomeUnusable(error, settings.home, settings.origin("home"))
 
 
 def _unexpected(error: Exception) -> str:

@@ -67,7 +67,7 @@ def serve_command(ctx: click.Context, /, detached: bool, uds: Path | None, **fla
     try:
         prepare_home(settings.home)
     except HomeUnusable as error:
-        raise unusable(error) from error
+        raise unusable(HomeUnusable(error, settings.home, settings.origin("home"))) from error
     log = DaemonLogging(log_of(settings.home), terminal=not detached)
     logging.getLogger("greenroom").setLevel(settings.log_level.upper())
     try:
@@ -110,7 +110,7 @@ def _serve(settings: Settings, detached: bool, uds: Path | None) -> None:
     except JobFailed as error:
         raise Problem(str(error), code=exit_codes.NOT_RUNNING) from error
     except OSError as error:
-        raise unusable(HomeUnusable(error, settings.home)) from error
+        raise unusable(HomeUnusable(error, settings.home, settings.origin("home"))) from error
 
 
 def _port_taken(settings: Settings, error: PortTaken) -> GreenroomError:

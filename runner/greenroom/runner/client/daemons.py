@@ -422,7 +422,7 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         log = os.fdopen(os.open(log_of(settings.home), flags, 0o600), "ab")
     except OSError as error:
-        raise unusable(HomeUnusable(error, settings.home)) from error
+        raise unusable(HomeUnusable(error, settings.home, settings.origin("home"))) from error
     with log:
         began = log.tell()
         process = _spawn(settings, log.fileno())

@@ -182,7 +182,8 @@ class LocalAccess(Access):
         except (KernelError, JobFailed, NoThread) as error:
             raise NotAvailable(_sentence(error), code="not_started", kind="internal") from error
         except OSError as error:
-            raise unusable(HomeUnusable(error, self._runner.home)) from error
+            settings = self._runner.settings
+            raise unusable(HomeUnusable(error, settings.home, settings.origin("home"))) from error
 
     def _end(self, door: _Door) -> None:
         door.close()

@@ -1,4 +1,4 @@
-"""What is stored of backends that are only a URL, and how their slots are given."""
+"""What is stored about remote backends, and how their slots are assigned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backends that are only a URL, as the configuration and programs declare them."""
+"""Remote backends, as the configuration and programs declare them."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_they_are_read_from_the_file_beside_the_users_own_installations(tmp_path
     [
         ('url = "lab.example"', "write http://HOST:PORT/v1"),
         ('url = "ftp://lab.example"', "write http://HOST:PORT/v1"),
-        (f'url = "http://me:{KEY}@lab.example"', "must not hold a password"),
-        (f'url = "http://lab.example/v1?key={KEY}"', "at most a path"),
+        (f'url = "http://me:{KEY}@lab.example"', "must not contain a password"),
+        (f'url = "http://lab.example/v1?key={KEY}"', "only a scheme, a host"),
         ('url = "http://lab.example:99999"', "no valid port"),
         ('url = "unix:engine.sock"', "absolute path"),
         (f'url = "http://lab"\napi_key = "{KEY}"', "must not be the key itself"),
         (f'url = "http://lab"\napi_key = {{ value = "{KEY}" }}', "api_key must be { env"),
-        (f'url = "http://lab"\napi_key = {{ env = "{KEY}" }}', "name of a variable"),
+        (f'url = "http://lab"\napi_key = {{ env = "{KEY}" }}', "name of an environment variable"),
         ('url = "http://lab"\nslots = 0', "slots must be from 1 to 256"),
         ('url = "http://lab"\ntimeout = "2h"', "from 1s to 1h"),
         ('url = "http://lab"\nmodels = "x"', "must be a list"),
@@ -110,7 +110,7 @@ def test_a_key_is_read_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.Mon
     file.write_text(f"{KEY}\n")
     assert ApiKey(file=file).read() == KEY
     file.write_text("two words\n")
-    with pytest.raises(NoKey, match="one word") as raised:
+    with pytest.raises(NoKey, match="without spaces") as raised:
         ApiKey(file=file).read()
     assert "two words" not in str(raised.value)
     monkeypatch.delenv("LAB_KEY", raising=False)

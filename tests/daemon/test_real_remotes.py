@@ -1,4 +1,4 @@
-"""Engines that someone else runs, with real ones: llama.cpp's server with a key, and another Greenroom."""
+"""Remote backends, with real engines: llama.cpp's server with a key, and another Greenroom."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ BROKEN = msgspec.structs.replace(
             (msgspec.structs.replace(CARD, runtimes=(("vulkan", "1.3.2"),)),),
             "NVIDIA L4 has changed: vulkan 1.3.2, no cuda.",
         ),
-        ((), (), "their problems are solved."),
+        ((), (), "all problems are resolved."),
     ],
 )
 def test_what_is_new_about_a_device_is_told(

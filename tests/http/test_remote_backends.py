@@ -1,4 +1,4 @@
-"""Requests for models of a backend that is only a URL."""
+"""Requests for models of a remote backend."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ COMMANDS: tuple[tuple[str, str, Any], ...] = (
 async def test_it_is_never_installed_unloaded_or_removed(server: Any) -> None:
     for method, path, body in COMMANDS:
         async with server.session.request(method, server.base + path, json=body) as answer:
-            assert (answer.status, "someone else runs" in await answer.text()) == (409, True), path
+            assert (answer.status, "remote backend" in await answer.text()) == (409, True), path
     assert server.greenroom.remotes.get("lab").now.state == "answers"
 
 
@@ -303,7 +303,7 @@ async def test_why_tells_of_the_backend_of_its_model_and_of_a_request(
     assert (await why(LLAMA))["answer"].startswith(f"{LLAMA} is served by lab.")
     assert (await why("lab/none"))["cause"] == "model_not_listed"
     told = await why(request_id)
-    assert f"lab, an engine that someone else runs at {remote.url}, was asked." in told["also"]
+    assert f"It was sent to the remote backend lab at {remote.url}." in told["also"]
     async with server.get(f"/requests/{request_id}") as answer:
         row = await answer.json()
     assert (row["backend"], row["model"], row["tokens_in"], row["tokens_out"]) == ("lab", LLAMA, 7, 3)

@@ -86,17 +86,17 @@ def test_its_models_are_those_that_are_shown_and_have_a_name(server: Server) -> 
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
     [
-        (answered(b"{}", "401 Unauthorized"), "key_refused", "it wants a key"),
+        (answered(b"{}", "401 Unauthorized"), "key_refused", "it requires a key"),
         (answered(b"{}", "404 Not Found"), "no_models", "/v1/models"),
         (answered(b"{}", "503 Busy"), "failing", "status 503"),
         (answered(b"", "302 Found", "Location: https://else.example/x?key=1"), "redirected", "https://else"),
-        (answered(b"<html>"), "no_models", "no list of models"),
-        (answered(b'{"data": [1]}'), "no_models", "no list of models"),
-        (answered(b'{"data": ' + b"[" * 100_000), "no_models", "no list of models"),
-        (answered(b"\xff\xfe"), "no_models", "no list of models"),
+        (answered(b"<html>"), "no_models", "not a list of models"),
+        (answered(b'{"data": [1]}'), "no_models", "not a list of models"),
+        (answered(b'{"data": ' + b"[" * 100_000), "no_models", "not a list of models"),
+        (answered(b"\xff\xfe"), "no_models", "not a list of models"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "no_models", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000, "no_models", "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "no_models", "no list of models"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "no_models", "not a list of models"),
         (b"", "unreachable", "closed connection without response"),
     ],
 )

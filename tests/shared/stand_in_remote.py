@@ -1,4 +1,4 @@
-"""A stand-in for an engine that someone else runs: it answers like OpenAI's API, or as badly as told."""
+"""A stand-in for a remote backend: it answers like OpenAI's API, or fails as a test asks."""
 
 from __future__ import annotations
 

@@ -68,13 +68,13 @@ class ConversationsDropped(Event, frozen=True, kw_only=True):
 
 
 class ConversationsFailed(Event, frozen=True, kw_only=True):
-    """The disk failed to take or give conversations; stored at most once a minute, in sum."""
+    """Saved conversations could not be read or written; stored at most once a minute, as a total."""
 
     TAG = "conversations_failed"
     PROBLEM = True
     count: int
     reason: str
-    """What the system said."""
+    """The operating system's error."""
 
 
 class ConversationsState(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
-"""Whether the backends answer that are only a URL: stored when it changes, so that `why` can tell.
+"""Whether the remote backends answer: stored when that changes, so that `why` can report it.
 
-What they are asked, and when, is decided where they are asked; here is what came of it. A new life asks all
-of them again, so its first answer is always stored.
+`runner/remotes/` decides when to check them; this actor stores the results. A daemon checks all of them again
+after its start, so the first answer is always stored.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ NAMED = 20
 
 
 class NoteRemote(Command[None], frozen=True, kw_only=True):
-    """Record what a backend has answered, or why it has not. Repeating it changes nothing."""
+    """Record what a backend answered, or why it did not. Idempotent."""
 
     ACTOR = REMOTES
     REPEATABLE = True
     backend: BackendName
     url: Name
     life: Id
-    """Of the daemon that has asked."""
+    """The daemon that checked it."""
     models: Annotated[tuple[Name, ...], Meta(max_length=NAMED)] = ()
     """The first of its models."""
     count: Whole = 0
     """All of them."""
     failure: Failure | None = None
-    """Why it cannot be used; None: it answers."""
+    """Why it cannot be used; None if it answers."""
 
 
 class RemoteAnswered(Event, frozen=True, kw_only=True):
-    """A backend that is only a URL answers: after it had not, or for the first time in a daemon's life."""
+    """A remote backend answers, after a failure or for the first time since the daemon started."""
 
     TAG = "remote_answered"
     backend: str
@@ -62,7 +62,7 @@ class RemoteAnswered(Event, frozen=True, kw_only=True):
 
 
 class RemoteFailed(Event, frozen=True, kw_only=True):
-    """A backend that is only a URL cannot be used: it does not answer, or not as it should."""
+    """A remote backend cannot be used: it does not answer, or its answer is wrong."""
 
     TAG = "remote_failed"
     PROBLEM = True
@@ -73,7 +73,7 @@ class RemoteFailed(Event, frozen=True, kw_only=True):
 
 
 class RemoteState(Fact, frozen=True, kw_only=True):
-    """What a backend was when that last changed."""
+    """A backend as of its last change."""
 
     url: str
     life: str

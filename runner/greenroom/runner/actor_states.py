@@ -45,7 +45,7 @@ class ActorStates:
 
     def __init__(self, backends: Iterable[str], remotes: Remotes) -> None:
         self.remotes = remotes
-        """Backends that are only a URL, and their models; none of these is in the store."""
+        """Remote backends and their models; none of these models is in the store."""
         self._runners = tuple(runner_address(name) for name in backends)
         self._system: ActorSystem | None = None
         self.failure: BaseException | None = None
@@ -110,8 +110,8 @@ class ActorStates:
                 Refusal(
                     code="not_ours",
                     kind="conflict",
-                    message=f"{name} is a model of {remote.name}, an engine that someone else runs ({url}).",
-                    advice="It can be asked; it is not stored, loaded or changed here.",
+                    message=f"{name} is a model of the remote backend {remote.name} ({url}).",
+                    advice="You can send it requests, but Greenroom does not store, load or configure it.",
                     subject=name,
                 ),
                 param,

@@ -127,7 +127,7 @@ class Settings:
     models: Mapping[str, Any] = field(default_factory=dict)
     """The user's short names and their sources, from `[models]`."""
     backends: Mapping[str, BackendSettings] = field(default_factory=dict)
-    """The user's own installations, by backend, and engines that someone else runs, by their names here."""
+    """The user's own installations, by backend, and remote backends, by name."""
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     """How container registries are reached, by `host[:port]`; Docker Hub is `docker.io`."""
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -149,7 +149,7 @@ class Settings:
 
     @property
     def remote_backends(self) -> dict[str, RemoteBackend]:
-        """Backends that are only a URL, by name."""
+        """Remote backends, by name."""
         return {name: one for name, one in self.backends.items() if isinstance(one, RemoteBackend)}
 
     def require(self) -> None:

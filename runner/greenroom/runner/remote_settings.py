@@ -1,4 +1,4 @@
-"""Backends that are only a URL, as `[backends]` declares them."""
+"""Remote backends, as `[backends]` declares them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _PATTERN = re.compile(r"[^\s]{1,200}")
 
 
 class NoKey(ValueError):
-    """The key of a remote backend cannot be read; the text says where it should be, never what it is."""
+    """The key of a remote backend cannot be read. The message names its source, never its value."""
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Where the key of a remote backend is. The key itself is read when it is needed, and kept nowhere."""
+    """Where to find the key of a remote backend. The key itself is read when needed, and never stored."""
 
     env: str = ""
     """A variable of the daemon's environment."""
@@ -63,29 +63,29 @@ class ApiKey:
         if not key:
             raise NoKey(f"{where} is {'empty' if self.env in os.environ or not self.env else 'not set'}")
         if not _KEY.fullmatch(key):
-            raise NoKey(f"{where} is no key: it must be one word of printable ASCII")
+            raise NoKey(f"{where} is not a valid key: it must be printable ASCII without spaces")
         return key
 
 
 @dataclass(frozen=True)
 class RemoteBackend:
-    """An engine that someone else runs, with an API like OpenAI's: it is asked, never started or ended."""
+    """An engine that Greenroom sends requests to but does not run: anything with an OpenAI-compatible API."""
 
     url: str
     """`http://HOST:PORT/v1`, `https://HOST/v1`, or `unix:/PATH`; `/v1` if there is no path."""
     api_key: ApiKey | str | None = None
     """A program may give the key itself."""
     models: tuple[str, ...] = ("*",)
-    """Which of its models are shown; `*` and `?` stand for any characters."""
+    """Which of its models to show; `*` and `?` are wildcards."""
     slots: int = 8
-    """Requests that it gets at once from here; others are queued."""
+    """The maximum number of requests sent to it at once; others are queued."""
     timeout: float = 600.0
-    """Seconds that it may send nothing while it has a request."""
+    """The maximum number of seconds without a byte from it while it has a request."""
     ca: Path | None = None
-    """A file with certificates that it is trusted by, instead of the system's."""
+    """A file of CA certificates to trust instead of the system's."""
 
     def __post_init__(self) -> None:
-        """Raises TypeError or ValueError for what a program has given wrong."""
+        """Raises TypeError or ValueError for an invalid field."""
         object.__setattr__(self, "url", _url(self.url))
         object.__setattr__(self, "api_key", _key(self.api_key))
         object.__setattr__(self, "models", _patterns(self.models))
@@ -104,7 +104,7 @@ class RemoteBackend:
 
     @property
     def path(self) -> str:
-        """What its paths begin with, such as `/v1`."""
+        """The prefix of its paths, such as `/v1`."""
         return "/v1" if self.url.startswith("unix:") else urlsplit(self.url).path
 
 
@@ -117,7 +117,7 @@ def _url(raw: Any) -> str:
         return f"unix:{file}"
     parts = urlsplit(url)
     if parts.username or parts.password:
-        raise ValueError("url must not hold a password; use api_key")
+        raise ValueError("url must not contain a password; use api_key")
     try:
         port = parts.port
     except ValueError:
@@ -125,7 +125,7 @@ def _url(raw: Any) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or " " in url:
         raise ValueError(f"url {url[:200]!r} is not an address; write http://HOST:PORT/v1")
     if parts.query or parts.fragment:
-        raise ValueError("url must be scheme, host, port and at most a path")
+        raise ValueError("url must have only a scheme, a host, a port and a path")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/') or '/v1'}"
 
@@ -135,7 +135,7 @@ def _key(raw: Any) -> ApiKey | None:
         return raw
     if isinstance(raw, str):
         if not _KEY.fullmatch(raw):
-            raise ValueError("api_key must be one word of printable ASCII")
+            raise ValueError("api_key must be printable ASCII without spaces")
         return ApiKey(value=raw)
     raise TypeError("api_key must be an ApiKey or text")
 
@@ -150,7 +150,7 @@ def _named_key(raw: Any) -> ApiKey:
     if "file" in raw:
         return ApiKey(file=read_absolute_path(raw["file"]))
     if not isinstance(raw["env"], str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,100}", raw["env"]):
-        raise ValueError("api_key.env must be the name of a variable")
+        raise ValueError("api_key.env must be the name of an environment variable")
     return ApiKey(env=raw["env"])
 
 
@@ -166,7 +166,7 @@ def _patterns(raw: Any) -> tuple[str, ...]:
 def _slots(raw: Any) -> int:
     slots = read_whole(raw)
     if not 1 <= slots <= _MOST_SLOTS:
-        raise ValueError(f"slots must be from 1 to {_MOST_SLOTS}, the requests that it gets at once")
+        raise ValueError(f"slots must be from 1 to {_MOST_SLOTS}: the requests sent to it at once")
     return slots
 
 
@@ -206,6 +206,6 @@ def checked(backends: Mapping[str, object]) -> None:
     for name, one in backends.items():
         if isinstance(one, RemoteBackend) and (not _NAME.fullmatch(name) or name in _TAKEN):
             raise ValueError(
-                f'[backends."{name}"]: a backend that is only a url cannot have this name, which its models '
-                "get in front of theirs; use lower-case letters, digits and -, such as lab"
+                f'[backends."{name}"]: a remote backend cannot have this name, which its models get as a '
+                "prefix; use lower-case letters, digits and -, such as lab"
             )

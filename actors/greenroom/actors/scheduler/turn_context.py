@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     require_device: bool = False
     """Load no model that does not lie on graphics devices as a whole."""
     remotes: Mapping[str, Engine] = {}
-    """Backends that are only a URL, by name: engines that are always there, of which only slots are given."""
+    """Remote backends, by name: engines that are always ready, so only their slots are assigned."""
 
 
 class TurnContext:

@@ -115,7 +115,7 @@ def _model(client: HttpClient, wanted: str | None) -> tuple[str, int, int]:
         found = client.get(path_of("models", name))
     except RequestRefused as refused:
         if refused.code == "not_ours":
-            return name, 0, 0  # a model of a backend that is only a URL
+            return name, 0, 0  # a model of a remote backend
         if refused.status != 404:
             raise
         raise Problem(

@@ -73,7 +73,7 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
 
 
 def _elsewhere(client: HttpClient) -> list[dict[str, Any]]:
-    """The models of backends that are only a URL."""
+    """The models of remote backends."""
     return [
         {"id": f"{one['name']}/{model}", "tags": [f"{one['name']}/{model}"], "remote": one["name"]}
         for one in remotes_of(client)

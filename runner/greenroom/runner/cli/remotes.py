@@ -1,4 +1,4 @@
-"""Backends that are only a URL, in the lists of the command line."""
+"""Remote backends, in the lists of the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADINGS = ("BACKEND", "URL", "STATE", "SINCE", "MODELS", "SLOTS")
 
 
 def remotes_of(client: HttpClient) -> list[dict[str, Any]]:
-    """What the daemon says of each; none if it is of a version that knows none."""
+    """What the daemon reports about each; none if it is of a version without remote backends."""
     try:
         return client.get("/engines/remotes") or []
     except RequestRefused:
@@ -28,11 +28,11 @@ def remotes_table(remotes: Iterable[Mapping[str, Any]], width: int | None) -> st
 
 
 def told(remote: Mapping[str, Any]) -> str:
-    """One that requests are inside of, or that cannot be used, in a line."""
+    """A line about one that has requests or cannot be used."""
     failure = remote.get("failure") or {}
     if failure:
         again = format_duration(max(1, round(float(remote.get("next_in") or 0))))
-        return f"{remote['name']}: {failure['message']} It is asked again in {again}."
+        return f"{remote['name']}: {failure['message']} The next check is in {again}."
     return f"{remote['name']} ({remote['url']}): {remote['inside']} of {remote['slots']} slots in use"
 
 

@@ -7,7 +7,7 @@
 - `problems`: which events say that something went wrong; `summary`: what has happened, counted
 - `explain`: answers `why`; `names`: what the question is about; `explanation`: the shape of an answer
 - `why_backend`, `why_daemon`, `why_engine`, `why_model`, `why_pull`, `why_request`: one module a subject
-- `why_remote`: backends that are only a URL, and their models
+- `why_remote`: remote backends and their models
 - `why_clients`: requests; `why_event`: events and jobs; `why_memory`: memory and queue
 - `why_devices`: graphics devices; `why_overview`: all current problems
 - `last_time`: when something last happened to a model, if the question says what

@@ -183,7 +183,7 @@ class History:
 
     @property
     def remotes(self) -> Mapping[str, RemoteState]:
-        """Backends that are only a URL, by name."""
+        """Remote backends, by name."""
         state: RemotesState = self._state(REMOTES, RemotesState())
         return state.backends
 

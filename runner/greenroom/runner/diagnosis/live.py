@@ -29,7 +29,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     requests: tuple[Row, ...] = ()
     """Those under way."""
     remotes: tuple[RemoteReading, ...] = ()
-    """Backends that are only a URL."""
+    """Remote backends."""
     verdicts: Mapping[str, str] | None = None
     """The backends that it knows, with why this machine cannot run them (empty: it can)."""
 

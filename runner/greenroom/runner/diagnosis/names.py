@@ -84,7 +84,7 @@ def meaning_of(
 def _known(name: str, history: History, backends: Mapping[str, str], clients: Clients) -> Meaning | None:
     """What a name refers to; None if nothing has it.
 
-    1. A backend in the journal or in this version of Greenroom, or a model of one that is only a URL.
+    1. A backend in the journal or in this version of Greenroom, or a model of a remote backend.
     2. An event, a job or an engine, by its id.
     3. A request, by its id, with or without its first letter.
     4. A stored model, by any of its names.

@@ -50,7 +50,7 @@ class Narrator:
     """Words one journal in the order in which it was written."""
 
     def __init__(self, hosts: HostActors = INSTALLED) -> None:
-        """`hosts` word the events of other programs."""
+        """`hosts` supply the sentences of other programs' events."""
         self._hosts = hosts
         self._jobs: dict[str, str] = {}
         """job → what it pulls or installs."""
@@ -415,7 +415,7 @@ class Narrator:
         told = [f"{one['name']} is gone." for name, one in before.items() if name not in after]
         told += [device_change(before.get(name), one) for name, one in after.items()]
         told += [f"{one['message']} {one.get('advice', '')}".strip() for one in fields.get("problems", ())]
-        return " ".join(("Graphics devices:", *(told or ["their problems are solved."])))
+        return " ".join(("Graphics devices:", *(told or ["all problems are resolved."])))
 
     def _remote_answered(self, fields: Fields) -> str:
         names, count = [str(one) for one in fields.get("models") or ()][:3], int(fields.get("count") or 0)
@@ -442,8 +442,8 @@ class Narrator:
         return f"Dropped {_conversations(fields)} with {self._model(fields)} ({size}): {why}."
 
     def _conversations_failed(self, fields: Fields) -> str:
-        failed = f"failed {counted(fields['count'], 'time')} with saved conversations: {fields['reason']}"
-        return f"The disk {failed}. Prompts are read as usual."
+        failed = f"failed {counted(fields['count'], 'time')}: {fields['reason']}"
+        return f"Reading or writing saved conversations {failed}. Prompts are read as usual."
 
     def _daemon_stopped(self, fields: Fields) -> str:
         self._running_pid = 0

@@ -1,4 +1,4 @@
-"""Why a backend that is only a URL can be used or not, and one of its models."""
+"""Why a remote backend, or one of its models, can be used or not."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from greenroom.runner.remotes.reading import RemoteReading, clause
 from greenroom.runner.units import format_duration
 
 _STEPS = 8
-"""Of its latest changes that are shown."""
+"""The number of its latest changes to show."""
 _NAMED = 10
-"""Of its models."""
+"""The number of its models to name."""
 
 
 def why_remote(name: str, asked: str, history: History, now: float, live: Live | None) -> Explanation:
-    """By what the daemon says now; where it does not run, by what its last one stored.
+    """According to the running daemon; without one, according to what the last daemon stored.
 
     `asked` is the whole name of a model, where the question was about one.
     """
@@ -30,18 +30,18 @@ def why_remote(name: str, asked: str, history: History, now: float, live: Live |
     ]
     found = Explanation(
         steps=tuple(one.step for one in events[-_STEPS:]),
-        also=(f"{name} is an engine that someone else runs: Greenroom neither starts nor ends it.",),
+        also=(f"{name} is a remote backend: Greenroom neither starts nor stops it.",),
         remedies=(Remedy(aim="To see all backends", command="greenroom backends"),),
     )
     if reading is not None:
         _tell_now(found, reading, now)
     elif live is not None and live.running:
         found.state, found.cause = "absent", "not_declared"
-        found.answer = f"{name} is no longer in the settings; it was at {known.url}."
+        found.answer = f"{name} is no longer in the settings; its URL was {known.url}."
     else:
         was = "answered" if known.failure is None else f"could not be used: {clause(known.failure)}"
         found.state, found.cause = "unknown", "not_running"
-        found.answer = f"When that was last noted, at {moment(known.since, now)}, {name} ({known.url}) {was}."
+        found.answer = f"When that last changed, at {moment(known.since, now)}, {name} ({known.url}) {was}."
     own = asked.partition("/")[2]
     if own and reading is not None and reading.state == "answers":
         _tell_model(found, own, asked, reading)
@@ -58,7 +58,7 @@ def remote_troubles(history: History, live: Live | None) -> Iterator[tuple[str, 
 def _tell_now(found: Explanation, reading: RemoteReading, now: float) -> None:
     name, url, count = reading.name, reading.url, len(reading.models)
     found.numbers = {"models": float(count), "slots": float(reading.slots), "inside": float(reading.inside)}
-    again = f"It is asked again in {format_duration(max(1, round(reading.next_in)))}."
+    again = f"The next check is in {format_duration(max(1, round(reading.next_in)))}."
     if reading.state == "answers":
         found.state, found.cause = "answers", "asked"
         found.answer = (
@@ -69,7 +69,7 @@ def _tell_now(found: Explanation, reading: RemoteReading, now: float) -> None:
             more = f", and {count - _NAMED} more" if count > _NAMED else ""
             found.also = (f"Its models: {named}{more}.", *found.also)
         inside = counted(reading.inside, "request")
-        found.also = (f"It has {inside} from here, and gets {reading.slots} at once at most.", *found.also)
+        found.also = (f"It has {inside} from this daemon, at most {reading.slots} at once.", *found.also)
     elif reading.failure is not None:
         found.state, found.cause = "silent", reading.failure.code
         is_silent = reading.failure.code in ("unreachable", "too_slow")

@@ -101,7 +101,7 @@ def why_request(request: str, history: History, now: float, row: Row | None = No
         if row.path.endswith("/unload") and row.outcome == "whole" and not unloaded:
             found.answer += " It unloaded nothing."
         if (remote := history.remotes.get(row.backend)) is not None:
-            found.also += (f"{row.backend}, an engine that someone else runs at {remote.url}, was asked.",)
+            found.also += (f"It was sent to the remote backend {row.backend} at {remote.url}.",)
             about = Remedy(aim=f"About {row.backend}", command=f"greenroom why {row.backend}")
             found.remedies = (*(one for one in found.remedies if one.command != about.command), about)
         if row.outcome == "died":

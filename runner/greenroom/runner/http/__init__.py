@@ -20,7 +20,7 @@
 - `pictures`: whether something is an image, and how large it becomes
 - `schema_checks`: JSON schemas and grammars that no engine may get
 - `upstream`: connections to engines
-- `remote_exchange`, `remote_connections`, `remote_models`: requests that engines of someone else's answer
+- `remote_exchange`, `remote_connections`, `remote_models`: requests to remote backends
 - `translation`: how an engine's answer is changed
 - `embedding_dimensions`, `cut_inputs`: shorter embeddings; inputs that are cut to a model's context
 - `answer_filters`, `tool_prompt`, `stop_sequences`: what engines cannot do and is done here in their place

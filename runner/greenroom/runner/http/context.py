@@ -59,9 +59,9 @@ class Context:
             raise HttpRefusal(
                 409,
                 "not_ours",
-                f"{name} is an engine that someone else runs at {remote.settings.url}: nothing of it is "
-                "installed here, and nothing is removed.",
-                advice=f"Its models are asked for as {name}/MODEL. To forget it, remove [backends.{name}] "
+                f"{name} is a remote backend ({remote.settings.url}): Greenroom neither installs nor "
+                "removes it.",
+                advice=f"Its models are called {name}/MODEL. To stop using it, remove [backends.{name}] "
                 "from config.toml.",
                 subject=name,
             )

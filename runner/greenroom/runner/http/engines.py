@@ -56,7 +56,7 @@ class Engines:
         return json_response(told | {one.name: _words_of_remote(one.now) for one in greenroom.remotes})
 
     async def remotes(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """Backends that are only a URL: whether each answers, and which models it has."""
+        """Remote backends: whether each answers, and which models it has."""
         return encoded(remote_readings(self._context.greenroom))
 
     async def unload(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The connections to backends that are only a URL: like those to engines, over TLS where the URL says so.
+"""The connections to remote backends: like those to engines, over TLS where the URL says so.
 
 They go where the configuration says and nowhere else: no redirect is followed, no proxy used.
 """
@@ -20,15 +20,15 @@ _CONNECT = 10.0
 
 
 class TooSilent(Lost):
-    """It has a request, and has sent nothing for as long as it may."""
+    """It has a request, and has sent nothing for longer than `timeout`."""
 
 
 class BadCertificate(Unreached):
-    """It does not prove who it is."""
+    """Its certificate is not trusted."""
 
 
 class RemoteConnection(Connection):
-    """One whose other side may send nothing for so many seconds at most, while it has a request."""
+    """A connection that fails if the other side sends nothing for too long while it has a request."""
 
     def __init__(self, free: Callable[[Connection], None], last_byte: LastByte, silence: float) -> None:
         super().__init__(free, last_byte)

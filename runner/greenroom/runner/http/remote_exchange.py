@@ -1,11 +1,11 @@
-"""A request that a remote backend answers: like one for an engine, but nothing is loaded for it.
+"""A request to a remote backend: like one to an engine, but nothing is loaded for it.
 
-1. The model's name says which backend is meant; one that is not known to answer is asked first, at most once
-   a second, and refuses the request if it still does not.
-2. A slot of the backend, from its gate or from the scheduler.
-3. The request goes out with the model's own name, the backend's key, and no other header of the client than
-   what it accepts. A connection that turns out to be closed is replaced once; there is no other retry.
-4. What comes back passes through; an error is put in our words.
+1. The model's name says which backend to use. If it did not answer the last check, it is checked again, at
+   most once a second, and the request is refused if it still does not answer.
+2. The request gets a slot of the backend, from its gate or from the scheduler.
+3. It is sent with the backend's own name for the model, the backend's key, and only a few of the client's
+   headers. If the connection turns out to be closed, a new one replaces it once; there is no other retry.
+4. The answer is passed through; errors are reworded.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ from greenroom.runner.remotes.watch import Remote, Remotes
 from greenroom.runner.units import format_duration
 
 _FORWARDED = ("accept", "accept-language", "traceparent")
-"""Headers of a client that the backend gets."""
+"""The client's headers that are sent to the backend."""
 _PLAIN = Dialect(model_name="")
 _LATER = 2.0
 _LATEST = 3600.0
-"""Seconds after which a client is to come again, unless the backend says when, and at most."""
+"""Seconds after which a client should retry: by default, and at most."""
 _WORDS = 300
-"""Characters of a backend's own words that are passed on."""
+"""The maximum number of characters quoted from a backend's error."""
 _OWN_WORDS = frozenset({TOO_LONG, "engine_refused", "engine_failed", "engine_busy", "not_offered"})
-"""What is said of engines of our own under these codes is not true of others."""
+"""Codes whose messages are true only of local engines."""
 
 
 class RemoteExchange(Exchange):
     remote: Remote
     own: str
-    """What the model is called there, as the client wrote it. Both are set before it serves."""
+    """The backend's own name for the model, as the client wrote it. Both are set before it serves."""
 
     async def _serve(self) -> AnyResponse:
         context, request, kind, remote = self._context, self._request, self._kind, self.remote
@@ -78,7 +78,7 @@ class RemoteExchange(Exchange):
         if preloads:
             note.family = "management"
         if self._backend:
-            message = f'"{routing.model}" is served by {remote.name}, and the path names {self._backend}.'
+            message = f'"{routing.model}" is a model of {remote.name}, but the path names {self._backend}.'
             raise HttpRefusal(404, "other_backend", message, advice="Leave the backend out of the path.")
         model = note.model = await find_remote_model(remote, self.own, routing.model)
         if context.record.bodies_left:
@@ -109,7 +109,7 @@ class RemoteExchange(Exchange):
             raise self._gone(lost) from None
 
     async def _tool_prompt(self, model: Model, fields: Mapping[str, Any]) -> ToolPrompt | None:  # noqa: ARG002
-        return None  # its template is its own affair
+        return None  # the remote backend applies its own template
 
     def _admit(
         self,
@@ -157,7 +157,7 @@ class RemoteExchange(Exchange):
                 except Lost as lost:
                     if connection.is_fresh or isinstance(lost, TooSilent):
                         raise
-                    connection = await pool.fresh()  # it had been closed while it was free
+                    connection = await pool.fresh()  # the idle connection had been closed
                 else:
                     break
         except Unreached as error:
@@ -183,7 +183,7 @@ class RemoteExchange(Exchange):
         return headers | ({"Authorization": key} if (key := self.remote.authorization) else {})
 
     async def _see_that_it_answers(self, connection: RemoteConnection, first: bytes) -> None:
-        """Raise the refusal for what is no answer of an API."""
+        """Raise a refusal unless this is an API's answer."""
         if 200 <= connection.status < 300 and connection.content_type not in (JSON, EVENT_STREAM):
             kind = escaped(connection.content_type or "no content type", 60)
             raise self._broken(f"answered with {kind} instead of {JSON}", "Check its url.")
@@ -209,7 +209,7 @@ class RemoteExchange(Exchange):
         return self._refusal(status, body, {})
 
     def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> HttpRefusal:
-        """The refusal for an error that it has sent, in a stream or instead of an answer."""
+        """The refusal for an error that the backend sent, in a stream or instead of an answer."""
         name, asked = self.remote.name, self._asked_as
         words = self._clean(said_in(body))
         told = f": {words}" if words else ""
@@ -239,9 +239,9 @@ class RemoteExchange(Exchange):
             return HttpRefusal(400, TOO_LONG, message, param=self._kind.param, advice="Shorten it.")
         if status in (404, 405, 501):
             path = self._kind.path
-            return HttpRefusal(404, "not_offered", f'{name} does not answer {path} for "{asked}"{told}.')
+            return HttpRefusal(404, "not_offered", f'{name} does not support {path} for "{asked}"{told}.')
         return HttpRefusal(
-            400 if status in (400, 422) else status, "backend_refused", f"{name} refuses this request{told}."
+            400 if status in (400, 422) else status, "backend_refused", f"{name} rejected this request{told}."
         )
 
     def _gone(self, lost: Lost) -> HttpRefusal:
@@ -252,7 +252,7 @@ class RemoteExchange(Exchange):
             return HttpRefusal(
                 504,
                 "backend_timeout",
-                f"{self.remote.name} has a request and has sent nothing for {silence}.",
+                f"{self.remote.name} sent nothing for {silence} while it had this request.",
                 advice=f"To wait longer, set timeout in [backends.{self.remote.name}].",
             )
         return self._broke_off("it closed the connection before its answer was complete")
@@ -270,14 +270,14 @@ class RemoteExchange(Exchange):
         return HttpRefusal(502, "backend_failed", f"{self.remote.name} {what}.", advice=advice)
 
     def _clean(self, words: str) -> str:
-        """Its own words as one bounded line without its key."""
+        """Its error text as one bounded line, without its key."""
         key = self.remote.authorization.removeprefix("Bearer ")
         words = words.replace(key, "***") if key else words
         return escaped(" ".join(words.split()), _WORDS).rstrip(".")
 
 
 def _retry_after(said: str) -> float:
-    """Seconds until a client is to come again, by a header that holds a number or a date."""
+    """Seconds until a client should retry, from a header that holds a number or a date."""
     seconds = _LATER
     if said.strip().isdigit():
         seconds = float(said.strip()[:6])
@@ -288,7 +288,7 @@ def _retry_after(said: str) -> float:
 
 
 def elsewhere(remotes: Remotes) -> Callable[[str], Callable[..., Exchange] | None]:
-    """Finds by a model's name what makes the exchange for a request, where a remote backend serves it."""
+    """Finds the factory of a request's exchange by the model's name, if a remote backend has that model."""
 
     def find(name: str) -> Callable[..., Exchange] | None:
         named = remotes.named(name)

@@ -12,13 +12,13 @@ from greenroom.runner.remotes.reading import clause
 from greenroom.runner.remotes.watch import Remote
 
 _ASKED_WITHIN = 5.0
-"""Seconds a request waits for a backend to be asked whether it answers."""
+"""Seconds that a request waits for a check of its backend."""
 
 
 async def find_remote_model(remote: Remote, own: str, asked: str) -> RemoteModel:
     """A model of a backend that answers. Raises HttpRefusal: 503 if it does not, 404 if it has no such model.
 
-    The backend is asked first if it was silent, or did not list the model: that may have changed.
+    If the backend did not answer the last check, or did not list the model, it is checked again first.
     """
     model = remote.find(own)
     if remote.now.state != "answers" or model is None:
@@ -47,7 +47,7 @@ async def find_remote_model(remote: Remote, own: str, asked: str) -> RemoteModel
             404,
             "model_not_listed",
             f'{remote.name} lists no model "{escaped(own)}".',
-            advice=f"It lists {some}{more}." if some else "It lists none.",
+            advice=f"It lists {some}{more}." if some else "It lists no models.",
             param="model",
             subject=asked,
         )

@@ -1,4 +1,4 @@
-"""Backends that are only a URL: engines that someone else runs.
+"""Remote backends: engines that Greenroom sends requests to but does not run.
 
 - `asking`: one question to such a backend, bounded in time and bytes: which models it has
 - `watch`: asks each of them regularly, and knows whether it answers

@@ -1,7 +1,7 @@
-"""Which models a remote backend has: one question over a connection of its own, bounded in time and bytes.
+"""Which models a remote backend has: one request on a connection of its own, bounded in time and bytes.
 
-Blocking, for the thread that watches. Redirects are not followed, proxies and credentials of other settings
-are not used: nothing is asked but what the configuration names.
+It blocks, and runs on the watch's thread. Redirects are not followed, and proxies and credentials from other
+settings are not used: only what the configuration names is contacted.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def ask_models(remote: RemoteBackend, key: str) -> tuple[str, ...]:
 
 
 def trust(remote: RemoteBackend) -> ssl.SSLContext | None:
-    """How it proves who it is; None without TLS. Reads files; raises OSError, of which SSLError is one."""
+    """Which certificates to trust; None without TLS. Reads files; raises OSError, such as SSLError."""
     if not remote.url.startswith("https:"):
         return None
     if remote.ca is not None:
@@ -111,7 +111,7 @@ def not_trusted(error: ssl.SSLError) -> Failure:
     message = f"its certificate is not trusted: {escaped(str(why), _SAID)}"
     if not isinstance(error, ssl.SSLCertVerificationError):
         message = f"TLS failed: {escaped(str(why), _SAID)}"
-    return _failure("not_trusted", message, "Name its certificate's authority with `ca`.")
+    return _failure("not_trusted", message, "Set `ca` to a file with the certificate of its authority.")
 
 
 def refused(remote: RemoteBackend, status: int, location: str = "") -> Failure:
@@ -119,7 +119,7 @@ def refused(remote: RemoteBackend, status: int, location: str = "") -> Failure:
     if status in (401, 403):
         key = remote.key
         if key is None:
-            return _failure("key_refused", f"it wants a key (status {status})", "Set api_key.")
+            return _failure("key_refused", f"it requires a key (status {status})", "Set api_key.")
         return _failure(
             "key_refused", f"it refused the key (status {status})", f"Check the key: {key.source}."
         )
@@ -133,7 +133,7 @@ def refused(remote: RemoteBackend, status: int, location: str = "") -> Failure:
         return _failure(
             "no_models", f"it has nothing at {remote.path}/models (status 404)", "Check the path of url."
         )
-    what = "it is not ready, or has too much to do" if status in (429, 503) else "it fails"
+    what = "it is not ready, or overloaded" if status in (429, 503) else "it failed"
     return _failure("failing", f"{what} (status {status})", kind="transient")
 
 
@@ -178,8 +178,8 @@ def _listed(body: bytes, remote: RemoteBackend) -> Iterator[str]:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise JobFailed.permanent(
             "no_models",
-            "its answer is no list of models",
-            advice="Check url: an API like OpenAI's is needed, whose path mostly ends with /v1.",
+            "its answer is not a list of models",
+            advice="Check url: it must lead to an OpenAI-compatible API, whose path usually ends with /v1.",
         ) from None
     ids = (one.get("id") for one in found)
     names = dict.fromkeys(one for one in ids if isinstance(one, str) and one.strip() == one != "")

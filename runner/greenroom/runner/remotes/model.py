@@ -1,4 +1,4 @@
-"""The models of a backend that is only a URL."""
+"""The models of a remote backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from greenroom.actors.values import Model
 
 
 class RemoteModel(Model, frozen=True, kw_only=True):
-    """A model that someone else's engine has. Never stored."""
+    """A model of a remote backend. Never stored."""
 
     remote: str
     """The backend that has it."""

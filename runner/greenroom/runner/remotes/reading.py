@@ -1,4 +1,4 @@
-"""A backend that is only a URL, as it is now: a value, for those who tell of it."""
+"""The current state of a remote backend, as a value to report."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class RemoteReading(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     url: str
     state: Literal["unasked", "answers", "silent"] = "unasked"
-    """`silent`: it does not answer, or not so that it could be used."""
+    """`silent`: it does not answer, or its answer cannot be used."""
     since: float = 0.0
-    """Wall-clock second of the last change of that, in this life of the daemon."""
+    """Wall-clock second of the last change of `state` since the daemon started."""
     asked_at: float = 0.0
-    """Wall-clock second of the last answer, or of its absence."""
+    """Wall-clock second of the last check."""
     failure: Failure | None = None
     next_in: float = 0.0
-    """Seconds until it is asked again."""
+    """Seconds until the next check."""
     models: tuple[str, ...] = ()
     """Their own names, as last listed."""
     slots: int = 0
-    """Requests that it gets at once."""
+    """The maximum number of requests sent to it at once."""
     inside: int = 0
-    """Requests that it has."""
+    """The number of requests that it has now."""
 
 
 def clause(failure: Failure) -> str:

@@ -1,7 +1,6 @@
-"""Whether each remote backend answers, and which models it has: asked on a thread for each, while we run.
+"""Checks on a thread per remote backend whether it answers, and which models it has.
 
-Nothing waits for a thread here but a request for a backend that is not known to answer, and that one only for
-seconds.
+Only a request for a backend that did not answer its last check waits for such a thread, and only for seconds.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from greenroom.runner.threads import NoThread, start_thread
 _log = logging.getLogger(__name__)
 
 EVERY = 20.0
-"""Seconds between two questions to one that answers."""
+"""Seconds between two checks of a backend that answers."""
 _FIRST, _LONGEST = 2.0, 60.0
-"""The same to one that does not: doubled each time, until it has answered for a while."""
+"""The same for one that does not: doubled each time, until it has answered for a while."""
 SOON = 1.0
-"""Seconds between two questions at least, however many requests wish for one."""
+"""The minimum number of seconds between two checks, however many requests want one."""
 
 
 class Remote:
-    """One backend that is only a URL. Thread-safe; only `_run` waits."""
+    """A remote backend. Thread-safe; only `_run` waits."""
 
     def __init__(self, name: str, settings: RemoteBackend, every: float = EVERY) -> None:
         self.name = name
@@ -89,11 +88,11 @@ class Remote:
 
     @property
     def authorization(self) -> str:
-        """The header's value, of the key as it was when it was last asked; empty without one."""
+        """The value of the `Authorization` header, with the key as of the last check; empty without a key."""
         return f"Bearer {self._key}" if self._key else ""
 
     def ask_again(self) -> Future[None]:
-        """Have it asked now, unless it was within the last second; done when it has been."""
+        """Check it now, unless it was checked within the last second; done after the check."""
         wish: Future[None] = Future()
         with self._lock:
             if self._closed.is_set() or time.time() - self._reading.asked_at < SOON:
@@ -128,7 +127,7 @@ class Remote:
             try:
                 self._look(closed)
             except Exception:  # noqa: BLE001 - one odd answer must not end the watch
-                _log.exception("the backend %s could not be asked", self.name)
+                _log.exception("the remote backend %s could not be checked", self.name)
             _fulfil(wishes)
             self._wake.wait(max(SOON, self._next_at - time.monotonic()))
         with self._lock:
@@ -141,7 +140,7 @@ class Remote:
             self._key = self.settings.key.read() if self.settings.key is not None else ""
             models = ask_models(self.settings, self._key)
         except NoKey as error:
-            failure = Failure(kind="permanent", code="no_key", message=f"its key is missing: {error}")
+            failure = Failure(kind="permanent", code="no_key", message=f"its key cannot be used: {error}")
         except JobFailed as failed:
             failure = failed.failure
         if failure is not None:
@@ -182,8 +181,8 @@ class Remotes:
         """`others` are the backends that Greenroom installs. Raises BadSetting if one has the same name."""
         for name in sorted(set(others).intersection(declared)):
             raise BadSetting(
-                f'[backends."{name}"] has a url, but {name} is a backend that Greenroom installs: give what '
-                "is at the url another name, such as lab"
+                f'[backends."{name}"] has a url, but {name} is a backend that Greenroom installs; give the '
+                "remote backend another name, such as lab"
             )
         self._all = {name: Remote(name, one, every) for name, one in declared.items()}
 
@@ -208,7 +207,7 @@ class Remotes:
         return [model for remote in self for model in remote.models]
 
     def start(self, tell: Callable[[NoteRemote], object], life: str) -> None:
-        """Begin to ask all of them, without waiting for an answer. `tell` gets all that is learned."""
+        """Begin to check all of them, without waiting for an answer. `tell` receives each reading."""
 
         def note(reading: RemoteReading) -> None:
             tell(
@@ -226,9 +225,9 @@ class Remotes:
             try:
                 remote.start(note)
             except NoThread as error:
-                _log.error("the backend %s is not asked: %s", remote.name, error)
+                _log.error("the remote backend %s is not checked: %s", remote.name, error)
 
     def close(self) -> None:
-        """Stop asking. Threads that hang in a question end with it, within seconds."""
+        """Stop checking. Threads in the middle of a check end with it, within seconds."""
         for remote in self:
             remote.close()

@@ -180,7 +180,7 @@ def _short(tag: str) -> str:
 
 
 def _remote(model: RemoteModel) -> dict[str, Any]:
-    """A model that an engine of someone else's has, as Ollama lists those that it has elsewhere itself."""
+    """A remote backend's model, as Ollama lists its own remote models."""
     return {
         "name": model.id,
         "model": model.id,

@@ -177,7 +177,7 @@ OPERATIONS = {
         answers={200: Returns("Memory in bytes, with each engine's reservation.", LedgerReading), **_BUSY},
     ),
     "GET /engines/remotes": Operation(
-        summary="List the backends that are only a URL",
+        summary="List the remote backends",
         answers={200: Returns("Whether each answers, and its models.", list[RemoteReading])},
     ),
     "GET /engines/queue": Operation(
@@ -197,8 +197,8 @@ OPERATIONS = {
     "POST /engines/slots": Operation(
         summary="Hold a slot in an engine",
         detail=(
-            "For programs on the daemon's machine that talk to an engine themselves. The model is loaded if "
-            "need be. The first line says where the engine is; the slot is held until the connection closes."
+            "For programs on the daemon's machine that talk to an engine directly. Loads the model if "
+            "needed. The first line says where the engine is; the slot is held until the connection closes."
         ),
         body=SlotBody,
         answers={200: Returns("The slot, as one line; then nothing.", streams={NDJSON: HeldSlot})},

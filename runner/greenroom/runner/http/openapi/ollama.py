@@ -102,9 +102,9 @@ class OllamaTag(msgspec.Struct, kw_only=True):
     name: str
     model: str
     remote_model: str | msgspec.UnsetType = msgspec.UNSET
-    """Its own name, if an engine that someone else runs has it."""
+    """Its name at the remote backend that has it, if any."""
     remote_host: str | msgspec.UnsetType = msgspec.UNSET
-    """Where that is."""
+    """The URL of that backend."""
     modified_at: str
     size: int
     digest: str

@@ -32,9 +32,21 @@ def test_every_file_that_contributing_names_exists() -> None:
     assert not missing
 
 
-def test_the_map_has_every_folder() -> None:
-    folders = {path.parent.name for package in PACKAGES for path in package.glob("*/__init__.py")}
-    assert folders <= {Path(path).name for path in named_paths()}
+def test_the_map_has_every_module_and_package_of_both_roots() -> None:
+    one, other = re.findall(r"^`((?:actors|runner)/greenroom/\w+)/` .*\n\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
+    assert [ROOT / one[0], ROOT / other[0]] == [*PACKAGES]
+    for package, (_, table) in zip(PACKAGES, (one, other), strict=True):
+        first = "".join(row.split(" | ")[0] for row in table.splitlines())
+        inside = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+        inside |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+        assert set(re.findall(r"`(\w+(?:\.py|/))`", first)) == inside
+
+
+def test_the_map_has_every_folder_of_the_tests_that_is_not_named_for_a_part_of_the_source() -> None:
+    (row,) = re.findall(r"^\| `tests/` \|.*", TEXT, re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/*.py")}
+    parts = {path.stem for package in PACKAGES for path in (package, *package.iterdir())}
+    assert folders - parts <= set(re.findall(r"`(\w+)/?`", row))
 
 
 def test_every_make_command_that_contributing_names_exists() -> None:

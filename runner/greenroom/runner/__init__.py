@@ -2,6 +2,8 @@
 
 The public names stand in `__init__.pyi` and are described in docs/embedding.md; everything else may change in
 any version. A name is imported when it is first used, so that the command line stays quick.
+
+CONTRIBUTING.md maps the modules and packages in it.
 """
 
 from greenroom import public_names

@@ -1,4 +1,4 @@
-"""The actor that owns the models in the store and the pulls that bring them.
+"""The actor that owns the models in the store, the pulls that bring them, and the pushes of them.
 
 - `core`: what it is asked, and what follows
 - `state`: what is stored, and which clients wait

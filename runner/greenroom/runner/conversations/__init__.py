@@ -8,7 +8,7 @@
 - `chain`: the hashes by which a prompt's beginnings are found
 - `sums`: what became of them, for the journal
 - `restoration`: what became of a search for one
-- `store`: the saved conversations of a data directory
+- `store`: the saved conversations of a data directory; `lend` checks a file before an engine reads it
 - `entry`: one of them, and how its metadata lies on the disk
 - `index`: which of them begins as a prompt does
 - `value`: which of them go first when there is no room

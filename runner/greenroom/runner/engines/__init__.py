@@ -1,4 +1,4 @@
-"""Engine processes: keepers, launchers, readiness, capsules.
+"""Engine processes: keepers, launchers, readiness, health, and why one ended.
 
 - `host`: performs the runner's effects: starts, watches and stops engines,
   and finds out what became of one whose keeper has died

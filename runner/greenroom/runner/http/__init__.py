@@ -1,4 +1,4 @@
-"""The front door: one module an API family.
+"""The front door: the server, what happens to every request, and the handlers of all routes.
 
 - `routes`: the table of all routes
 - `app`: what happens to every request, and the application
@@ -12,7 +12,7 @@
 - `bodies`: bodies and parameters of our own routes
 - `engine_requests`: a request for an engine: what it asks for, whether it can be done, what is sent
 - `suspects`: requests that may have crashed an engine
-- `admission`: how a request gets a slot in an engine, or is queued for one, and gives it back; its caller
+- `admission`: how a request gets a slot in an engine, or waits for one, and gives it back; who its caller is
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
 - `sampling`, `defaults`: parameters of sampling; what a model says for requests that do not
 - `fields`, `completion_fields`: how the fields of requests are checked; what those of OpenAI's API may hold

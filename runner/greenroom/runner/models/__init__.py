@@ -9,6 +9,7 @@
 - `puller`: performs the library's effects: pulls, and changes of the store
 - `pusher`: publishes models
 - `sources`: one module for each place that models come from
+- `elsewhere`: models that other programs keep on this machine
 - `references`, `near_names`: the names of models; which one may have been meant
 - `short_names`: short names, and what they stand for
 - `search`: searches for models

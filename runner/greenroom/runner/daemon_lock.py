@@ -27,6 +27,7 @@ class HomeLocked(Exception):
             )
         super().__init__(f"The data directory {home} is in use by {in_use}")
         self.pid = pid
+        self.by_daemon = holder.is_daemon
 
 
 @dataclass(frozen=True)

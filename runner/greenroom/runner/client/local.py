@@ -176,7 +176,8 @@ class LocalAccess(Access):
                 self._runner.start()
             return _Door(self._runner)
         except HomeLocked as locked:
-            raise NotAvailable(str(locked), code="home_in_use", kind="conflict") from locked
+            shared = "Or share it: greenroom.connect(…) asks that daemon." if locked.by_daemon else ""
+            raise NotAvailable(str(locked), shared, code="home_in_use", kind="conflict") from locked
         except JournalError as error:
             raise NotAvailable(_sentence(error), code="journal_unusable", kind="internal") from error
         except (KernelError, JobFailed, NoThread) as error:

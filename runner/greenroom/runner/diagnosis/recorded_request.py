@@ -91,7 +91,7 @@ def _restored(row: Row) -> str:
     of = f" of {row.tokens_in:,}" if row.tokens_in is not None else ""
     read = ""
     if row.tokens_in is not None and row.tokens_cached is not None:
-        read = f"; {row.tokens_in - row.tokens_cached:,} were read"
+        read = f"; {row.tokens_in - row.tokens_cached:,} had to be read"
     return (
         f" {row.tokens_restored:,}{of} tokens of its prompt were restored from {saved}, "
         f"{row.restored_why}{read}. Reading the restored ones again would have taken "

@@ -157,6 +157,15 @@ class ActorStates:
         state: InstallerState = self.system.state(INSTALLER)
         return state.of(backend).installations.get(installation_id)
 
+    def installed_variants(self) -> set[tuple[str, str]]:
+        """Each backend and variant of which the installer knows an installation."""
+        state: InstallerState = self.system.state(INSTALLER)
+        return {
+            (name, one.variant)
+            for name, backend in state.backends.items()
+            for one in backend.installations.values()
+        }
+
     def why_evicted(self, engine_id: str) -> tuple[str, str] | None:
         """Why an engine was evicted, and for which model, which may be empty; None if it was not, lately."""
         state: SchedulerState = self.system.state(SCHEDULER)

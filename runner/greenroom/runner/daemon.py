@@ -30,7 +30,6 @@ from greenroom.actors.graphics import Graphics
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import InstallerCore
 from greenroom.actors.installer.messages import INSTALLER, RankVariants
-from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal.port import Journal, JournalError
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.sqlite import SqliteJournal
@@ -46,7 +45,7 @@ from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.state import SchedulerVolatile
 from greenroom.actors.scheduler.turn_context import Limits
-from greenroom.actors.values import Engine, EngineSpec, Installation
+from greenroom.actors.values import EngineSpec, Installation
 from greenroom.runner.actor_states import ActorStates
 from greenroom.runner.attachments import Attachments
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
@@ -470,11 +469,7 @@ class Greenroom(ActorStates, Startable):
 
     def device_users(self, graphics: Graphics) -> dict[str, tuple[DeviceUser, ...]]:
         """By id of each device, which variants of backends would use it."""
-        state: InstallerState = self.system.state(INSTALLER)
-        installed = {
-            (name, one.variant) for name in self.backends for one in state.of(name).installations.values()
-        }
-        return device_users(self.backends.values(), graphics, self._platform, installed)
+        return device_users(self.backends.values(), graphics, self._platform, self.installed_variants())
 
     def where(self, engine_id: str) -> str:
         """Where the layers of an engine's model lie, such as `28/37 on RTX 4070`; `unknown` if that is not
@@ -482,13 +477,6 @@ class Greenroom(ActorStates, Startable):
         """
         engine = self.engine(engine_id)
         return (where(engine, self.device_names()) if engine is not None else "") or "unknown"
-
-    def answer_speed(self, engine: Engine) -> float:
-        """Tokens a second at which an engine answers, or has answered; 0.0 if unknown."""
-        if engine.exit is not None:
-            return engine.exit.speed
-        folder = EngineFolder(self.home / "engines" / engine.spec.engine_id)
-        return self.backends[engine.spec.backend].answer_speed(folder.read_log())
 
     def device_names(self) -> dict[str, str]:
         """Device → its name, of those that can compute."""

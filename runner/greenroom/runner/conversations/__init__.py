@@ -8,10 +8,11 @@
 - `chain`: the hashes by which a prompt's beginnings are found
 - `sums`: what became of them, for the journal
 - `restoration`: what became of a search for one
-- `store`: the saved conversations of a data directory; `lend` checks a file before an engine reads it
+- `store`: the saved conversations of a data directory
 - `entry`: one of them, and how its metadata lies on the disk
 - `index`: which of them begins as a prompt does
 - `value`: which of them go first when there is no room
 - `budget`: how many bytes they may take, and how many may be written a day
+- `checking`: checks a file before an engine reads it; `why_not`: why so little of a prompt can be restored
 - `files`: their files: checksums, moving in, lending out
 """

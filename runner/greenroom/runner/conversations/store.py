@@ -24,6 +24,7 @@ from greenroom.actors.journal.fsync import TEMPORARY
 from greenroom.runner.config import Settings
 from greenroom.runner.conversations import files
 from greenroom.runner.conversations.budget import DAILY, Written, cache_budget, off
+from greenroom.runner.conversations.checking import FileChecks
 from greenroom.runner.conversations.entry import (
     MOST_BYTES,
     MOST_PARTS,
@@ -37,9 +38,10 @@ from greenroom.runner.conversations.entry import (
     is_id,
     new_id,
 )
-from greenroom.runner.conversations.index import PrefixIndex, shared
+from greenroom.runner.conversations.index import PrefixIndex
 from greenroom.runner.conversations.sums import ConversationSums
 from greenroom.runner.conversations.value import least
+from greenroom.runner.conversations.why_not import why_not
 from greenroom.runner.threads import start_thread
 from greenroom.runner.units import format_size
 
@@ -53,16 +55,8 @@ _LEFT_FREE = 500_000_000
 _QUIET = 60.0
 """Seconds between two complaints about the disk; meanwhile nothing is saved."""
 _SWEEP_EVERY = 600.0
-_CHECKED_FOR = 60.0
-"""Seconds for which a file that has been checked, and has the same inode and times, is not read again."""
 _REMEMBERED = 256
 """Dropped conversations whose reason is remembered."""
-_GONE = {
-    "expired": "it has expired",
-    "space": "it was removed to make room",
-    "damaged": "its file was damaged",
-    "removed": "it was removed",
-}
 
 _log = logging.getLogger(__name__)
 
@@ -92,10 +86,7 @@ class ConversationStore:
         self._disk = threading.Lock()
         """Held while the folder's entries change; taken before the other one."""
         self._memory = threading.Lock()
-        self._checking = threading.Lock()
-        """Held while a file is read to be checked."""
-        self._checked: dict[str, tuple[files.Identity, float]] = {}
-        """Entry → its file when that was found intact, and when."""
+        self._checks = FileChecks()
         self._index = PrefixIndex()
         self._doomed: list[SavedConversation] = []
         """Out of the index, and still on the disk."""
@@ -252,22 +243,11 @@ class ConversationStore:
         `model_id`: then only entries of this model are a reason. `part`: what the parts after the first are.
         """
         with self._memory:
-            kept = [(one, "") for one in self._index if one.owner == owner]
-            gone = [found for found in self._gone.values() if found[0].owner == owner]
-        reason, longest = "", 1  # the first part alone, which most prompts share, is no reason
-        for entry, why in (*kept, *gone):
-            if model_id and entry.model_id != model_id:
-                continue
-            length = shared(entry.chain, chain)
-            if length <= longest:
-                continue
-            if why:
-                reason, longest = _GONE.get(why, ""), length
-            elif entry.compat != compat:
-                reason, longest = "it was saved by another version or configuration of the engine", length
-            elif length < min(len(entry.chain), len(chain)):
-                reason, longest = f"the prompt changed at {part} {length}", length
-        return reason
+            known = [*((one, "") for one in self._index), *self._gone.values()]
+        fitting = (
+            (one, dropped) for one, dropped in known if one.owner == owner and model_id in ("", one.model_id)
+        )
+        return why_not(fitting, compat, chain, part=part)
 
     def entries(self) -> list[SavedConversation]:
         """All of them, the one used last first."""
@@ -434,16 +414,8 @@ class ConversationStore:
     def _is_intact(self, entry: SavedConversation, path: Path) -> bool:
         """Whether this name of an entry's file has what was saved; the entry is dropped otherwise."""
         try:
-            with self._checking:
-                found, now = files.identity(path), time.monotonic()
-                self._checked = {
-                    one: seen for one, seen in self._checked.items() if now - seen[1] < _CHECKED_FOR
-                }
-                if entry.id in self._checked and self._checked[entry.id][0] == found:
-                    return True
-                if files.checksum(path) == (entry.size, entry.checksum):
-                    self._checked[entry.id] = found, time.monotonic()
-                    return True
+            if self._checks.is_intact(entry, path):
+                return True
             self._damaged(entry, "its file has changed")
         except OSError as error:
             self._complain(error)

@@ -1,6 +1,6 @@
 """Diagnosis from the journal: log, replay, why, bundle.
 
-- `sentences`: one sentence for each event (`log`)
+- `sentences`: one sentence for each event (`log`); `changes`: what has changed, in words
 - `stored_events`: events as Python objects (`read_events`); `actors`: what decodes them
 - `event_log`: the journal as lines; `filters`, `times`: which events, and from when to when
 - `host_actors`: actors of other programs: what their events say, and their states

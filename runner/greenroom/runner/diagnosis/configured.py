@@ -10,9 +10,9 @@ import msgspec
 from greenroom.actors.scheduler.events import ConfigChanged
 from greenroom.actors.scheduler.messages import CONFIG_FIELDS
 from greenroom.actors.values import Mode
+from greenroom.runner.diagnosis.changes import config_parts
 from greenroom.runner.diagnosis.explanation import listed
 from greenroom.runner.diagnosis.history import Happening, History, of_type
-from greenroom.runner.diagnosis.sentences import config_parts
 
 
 class ConfigChange(NamedTuple):

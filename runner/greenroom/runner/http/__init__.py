@@ -11,6 +11,7 @@
 - `context`: what all routes share: the runner, clients, connections to engines
 - `bodies`: bodies and parameters of our own routes
 - `engine_requests`: a request for an engine: what it asks for, whether it can be done, what is sent
+- `other_uses`: refuses requests for what a model is not made for
 - `suspects`: requests that may have crashed an engine
 - `admission`: how a request gets a slot in an engine, or waits for one, and gives it back; who its caller is
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer

@@ -28,12 +28,12 @@ from greenroom.runner.http.bodies import NOT_UNDERSTOOD, invalid, not_understood
 from greenroom.runner.http.errors import Family, HttpRefusal
 from greenroom.runner.http.fields import Dialogue, cleaned, noting
 from greenroom.runner.http.go_duration import keep_alive_of
+from greenroom.runner.http.other_uses import refuse_other_uses
 from greenroom.runner.http.pictures import PIXELS, pixels_of
 from greenroom.runner.http.tool_prompt import ToolPrompt
 from greenroom.runner.http.translation import Translation
 from greenroom.runner.http.wrong_fields import Wrong, missing
 from greenroom.runner.models.description import template_text
-from greenroom.runner.models.purpose import is_encoder
 from greenroom.runner.units import format_size
 
 TOO_LONG = "context_length_exceeded"
@@ -57,12 +57,6 @@ _TEMPLATES = ("--chat-template", "--chat-template-file")
 _LONGEST_TOKEN = 256
 """Bytes of text, without spaces, that one token stands for at the very most: tokenizers know long runs of
 one character, of 128 at most in those that are published."""
-
-_DOES: dict[Mode, str] = {
-    "completion": "it is made for generating text",
-    "embedding": "it is made for embeddings",
-    "reranking": "it is made for reranking",
-}
 
 
 # what it asks for
@@ -369,48 +363,6 @@ def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, A
                 f"{cannot.param}: {backend} cannot do this. {cannot.instead}".strip(),
                 param=cannot.param,
             )
-
-
-def refuse_other_uses(
-    model: Model, mode: Mode, asked: str, flags: Sequence[str], *, pools_by_header: bool
-) -> None:
-    """Refuse what a model's files say it cannot do. Raises HttpRefusal: 422.
-
-    Args:
-        asked: The model, as the client wrote it.
-        flags: Configured for this model in this mode: its user may know better.
-        pools_by_header: The backend makes embeddings only of models made for it, unless flags say how.
-    """
-    if model.made_for in (None, mode):
-        return
-    does = _DOES[model.made_for]
-    names = {flag.partition("=")[0] for flag in flags}
-    if mode == "embedding" and pools_by_header and "--pooling" not in names:
-        raise HttpRefusal(
-            422,
-            "not_an_embedding_model",
-            f'The model "{asked}" does not make embeddings: {does}.',
-            advice="Use an embedding model, or configure --pooling for this model in embedding mode.",
-            param="model",
-        )
-    if mode == "reranking" and not names.intersection(("--pooling", "--rerank", "--reranking")):
-        raise HttpRefusal(
-            422,
-            "not_a_reranking_model",
-            f'The model "{asked}" does not rank documents: {does}.',
-            advice="Use a reranking model.",
-            param="model",
-        )
-    # Models that write texts were made into embedding models too: those can still do it.
-    if mode == "completion" and is_encoder(model.architecture):
-        path = "/v1/embeddings" if model.made_for == "embedding" else "/rerank"
-        raise HttpRefusal(
-            422,
-            "not_a_chat_model",
-            f'The model "{asked}" does not generate text: {does}.',
-            advice=f"Use it at {path}, or use a chat model.",
-            param="model",
-        )
 
 
 def _refuse_what_it_cannot_read(model: Model, fields: Mapping[str, Any], asked: RequestTarget) -> None:

@@ -28,16 +28,17 @@ from greenroom.actors.scheduler.backend_choice import Install, Use, choose
 from greenroom.actors.scheduler.ledger import Capacity, reservation_for
 from greenroom.actors.scheduler.messages import PlacementReading, ReadPlacement
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
-from greenroom.actors.values import Mode, Model, Progress
+from greenroom.actors.values import Engine, Mode, Model, Progress
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.disk_usage import measure
+from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import is_true, read_json
 from greenroom.runner.http.configuring import DEFAULT_BACKEND, MODES
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.effective import effective
-from greenroom.runner.http.engine_requests import refuse_other_uses
 from greenroom.runner.http.errors import DOCKER_CLI, VERSION_HEADER, HttpRefusal, json_response, wants_json
+from greenroom.runner.http.other_uses import refuse_other_uses
 from greenroom.runner.http.port import AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.remote_models import find_remote_model
@@ -405,6 +406,14 @@ def _placed(context: Context, model: Model, mode: Mode, choice: Use | Install | 
     }
 
 
+def _answer_speed(greenroom: Greenroom, engine: Engine) -> float:
+    """Tokens a second at which an engine answers, or has answered; 0.0 if unknown."""
+    if engine.exit is not None:
+        return engine.exit.speed
+    folder = EngineFolder(greenroom.home / "engines" / engine.spec.engine_id)
+    return greenroom.backends[engine.spec.backend].answer_speed(folder.read_log())
+
+
 def _speed(context: Context, model: Model, mode: Mode, choice: Use, told: PlacementReading) -> dict[str, Any]:
     """Tokens a second of an answer: as measured where it has run like this, else estimated; else nothing."""
     if mode != "completion":
@@ -414,7 +423,7 @@ def _speed(context: Context, model: Model, mode: Mode, choice: Use, told: Placem
         spec = engine.spec
         ran = (spec.model_id, spec.mode, spec.backend, spec.installation_id, spec.on_devices)
         if ran == (model.id, mode, choice.backend, choice.installation_id, placed) and (
-            speed := greenroom.answer_speed(engine)
+            speed := _answer_speed(greenroom, engine)
         ):
             return {"speed": speed, "speed_is": "measured"}
     if not told.layers or model.layers is None or _is_sparse(greenroom.store, model):

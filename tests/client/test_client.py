@@ -230,6 +230,11 @@ def test_wrong_arguments_are_the_callers(open_client: OpenClient, tiny: str) -> 
         ),
         (lambda: wrong.chat(tiny, "hello", stream="yes"), TypeError, "stream must be True or False, not str"),
         (lambda: wrong.complete(tiny, "Once", stream=1), TypeError, "stream must be True or False, not int"),
+        (
+            lambda: wrong.chat(tiny, "hello", temperature=float("nan")),
+            ValueError,
+            "temperature cannot be sent as JSON",
+        ),
         (lambda: wrong.pull(tiny, stream="no"), TypeError, "stream must be True or False"),
         (lambda: wrong.pull(tiny, force="no"), TypeError, "force must be True or False, not str"),
         (lambda: wrong.pull(tiny, token=7), TypeError, "token must be text, not int"),

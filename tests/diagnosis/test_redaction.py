@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.runner.diagnosis.known_secrets import known_secrets
+from greenroom.runner import ApiKey, RemoteBackend, Settings
+from greenroom.runner.diagnosis.known_secrets import known_secrets, redactor_here
 from greenroom.runner.diagnosis.redaction import NO_PROMPT, Redactor, is_secret_name
 
 S = "Pl4nted-s3cret-9f8e"
@@ -202,6 +203,25 @@ def test_every_place_where_this_machine_keeps_secrets_is_known(tmp_path: Path) -
     }
     assert str(tmp_path) not in found
     assert str(tmp_path / ".netrc") not in found
+
+
+def test_keys_of_remote_backends_are_known_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("from-file\n")
+    monkeypatch.setenv("LAB", "from-variable")
+    keys: tuple[ApiKey | str, ...] = (
+        ApiKey(file=tmp_path / "key"),
+        ApiKey(env="LAB"),
+        "from-program",
+        ApiKey(file=tmp_path / "no"),
+    )
+    backends = {
+        f"lab{n}": RemoteBackend(url="http://127.0.0.1:1/v1", api_key=key) for n, key in enumerate(keys)
+    }
+    redactor = redactor_here(Settings(home=tmp_path, backends=backends))
+    shown = redactor.text("said from-file, from-variable and from-program")
+    assert not [word for word in shown.split() if word.startswith("from-")]
 
 
 def test_files_that_cannot_be_read_are_no_trouble(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -20,7 +22,8 @@ from fake_greenroom import fake_greenroom
 from greenroom.actors import Abandon, Forked, NotWritten, Pull, Serve, StartFailed
 from greenroom.actors.journal.port import Entry
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner import Greenroom, HomeLocked, tiny_gguf
+from greenroom.runner import EngineSlot, Greenroom, HomeLocked, tiny_gguf
+from waiting import until
 
 
 def in_child(what: Callable[[], object], *, within: float = 20.0) -> None:
@@ -90,6 +93,42 @@ def test_a_child_that_leaves_the_with_block_ends_nothing(home: Path) -> None:
         in_child(lambda: greenroom.__exit__(None, None, None))
         assert engine.is_running()
         assert greenroom.models()
+
+
+@pytest.mark.parametrize("in_asyncio", [False, True])
+def test_a_request_is_its_own_process_to_end(home: Path, in_asyncio: bool) -> None:
+    """A child that was forked meanwhile has the connection too."""
+
+    def inside(greenroom: Greenroom) -> int:
+        return sum(one.inside for one in greenroom.gates.readings().values())
+
+    async def held_in_asyncio(slot: EngineSlot, while_held: Callable[[], None]) -> None:
+        async with slot:
+            while_held()
+
+    with fake_greenroom(home) as greenroom, greenroom.client() as client:
+        client.pull(str(tiny_gguf(home / "tiny.gguf")))
+        slot = client.engine(f"file:{home / 'tiny.gguf'}")
+        children: list[int] = []
+
+        def fork() -> None:
+            in_child(partial(slot.__exit__, None, None, None))
+            assert inside(greenroom) == 1
+            if (pid := os.fork()) == 0:
+                signal.pause()
+            children.append(pid)
+
+        try:
+            if in_asyncio:
+                asyncio.run(held_in_asyncio(slot, fork))
+            else:
+                with slot:
+                    fork()
+            until(lambda: inside(greenroom) == 0)
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def test_a_process_of_multiprocessing_can_have_a_greenroom_of_its_own(home: Path) -> None:

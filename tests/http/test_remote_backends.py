@@ -93,6 +93,12 @@ async def test_only_what_is_needed_of_a_request_goes_to_it_and_its_key_comes_bac
         assert "\x1b" not in error["message"]
 
 
+async def test_it_has_no_slots_for_programs_here(server: Any) -> None:
+    async with server.post("/engines/slots", {"model": "tiny", "backend": "lab"}) as answer:
+        assert answer.status == 400
+        assert "lab/MODEL" in await answer.text()
+
+
 WRONG = (
     ("html", 502, "backend_failed", "text/html"),
     ("garbage", 502, "backend_failed", "answered without choices"),

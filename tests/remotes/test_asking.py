@@ -21,6 +21,9 @@ from trickle import Trickle
 KEY = "sk-planted-33"
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 def answered(body: bytes, status: str = "200 OK", *more: str) -> bytes:
     head = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *more]
     return "\r\n".join([*head, "", ""]).encode() + body
@@ -72,7 +75,7 @@ def listing(*ids: Any) -> bytes:
 
 
 def test_its_models_are_those_that_are_shown_and_have_a_name(server: Server) -> None:
-    server.answer = listing("b", "a", "b", "", " x", "a\nb", 7, None, ["q"], "z" * 600, "org/a:7b")
+    server.answer = listing("b", "a", "b", KEY, "", " x", "a\nb", 7, None, ["q"], "z" * 600, "org/a:7b")
     remote = RemoteBackend(url=server.url)
     assert ask_models(remote, KEY) == ("b", "a", "org/a:7b")
     assert f"Authorization: Bearer {KEY}".encode() in server.asked[0]
@@ -97,6 +100,7 @@ def test_its_models_are_those_that_are_shown_and_have_a_name(server: Server) -> 
         (b"SSH-2.0-OpenSSH_9.6\r\n", "no_models", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000, "no_models", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "no_models", "not a list of models"),
+        (CHUNKED + b"-5\r\nabc\r\n", "no_models", "not HTTP"),
         (b"", "unreachable", "closed connection without response"),
     ],
 )

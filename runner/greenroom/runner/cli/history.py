@@ -341,7 +341,7 @@ def bundle_command(ctx: click.Context, output: Path | None, journal: Path | None
         say(f"Written to {target} ({format_size(size)}). To review it: tar xzOf FILE | less")
         return
     path = journal_path(ctx, journal) if journal is not None else None
-    redactor = redactor_here()
+    redactor = redactor_here(settings)
     bundle = Bundle(settings, redactor, journal=path)
     parts = bundle.parts()
     with _writing(target):

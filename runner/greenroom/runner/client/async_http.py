@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator
@@ -99,6 +101,7 @@ class _Connection:
 
     def __init__(self, timeout: float | None) -> None:
         self.answer = AnswerReader()
+        self._pid = os.getpid()
         self._timeout = timeout
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
@@ -154,6 +157,11 @@ class _Connection:
 
     def close(self) -> None:
         if self._writer is not None:
+            if self._pid == os.getpid():
+                # A process that was forked meanwhile has it too.
+                own = self._writer.get_extra_info("socket")
+                with contextlib.suppress(OSError), socket.fromfd(own.fileno(), own.family, own.type) as same:
+                    same.shutdown(socket.SHUT_RDWR)
             # At once, so that no more of the answer is computed.
             self._writer.transport.abort()
 

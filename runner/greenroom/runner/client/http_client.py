@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -71,6 +72,7 @@ class DaemonRequest:
         nothing.
         """
         self._answer = AnswerReader()
+        self._pid = os.getpid()
         self._socket = connect_to(url, timeout) if connection is None else connection
         try:
             try:
@@ -107,7 +109,9 @@ class DaemonRequest:
             return
 
     def close(self) -> None:
-        """End the connection. Idempotent."""
+        """End the connection, also if a process that was forked meanwhile has it too. Idempotent."""
+        if self._pid == os.getpid():
+            self.interrupt()
         self._socket.close()
 
     def interrupt(self) -> None:
@@ -378,15 +382,15 @@ def prepared(
 
 
 def _encoded(body: Any) -> bytes:
-    """Raises TypeError with the name of the field that JSON cannot hold."""
+    """Raises TypeError or ValueError with the name of the field that JSON cannot hold."""
     try:
-        return json.dumps(body).encode()
+        return json.dumps(body, allow_nan=False).encode()
     except (TypeError, ValueError):
         for name, value in body.items() if isinstance(body, dict) else ():
             try:
-                json.dumps(value)
+                json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
-                raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
+                raise type(error)(f"{name} cannot be sent as JSON: {error}") from None
         raise
 
 

@@ -12,17 +12,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from greenroom.runner.config import Settings
 from greenroom.runner.diagnosis.redaction import Redactor, is_secret_name
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.remote_settings import NoKey, RemoteBackend
 from greenroom.runner.user_home import user_home
 
 _DOCKER = ("auth", "password", "identitytoken", "registrytoken")
 
 
-def redactor_here() -> Redactor:
-    """One that knows this machine's secrets."""
+def redactor_here(settings: Settings) -> Redactor:
+    """One that knows this machine's secrets, and the keys of the backends of `settings`."""
     home = user_home()
-    return Redactor(known_secrets(os.environ, home), home=home)
+    return Redactor(known_secrets(os.environ, home) | set(_keys(settings)), home=home)
+
+
+def _keys(settings: Settings) -> Iterator[str]:
+    for backend in settings.backends.values():
+        if isinstance(backend, RemoteBackend) and backend.key is not None:
+            with contextlib.suppress(NoKey):
+                yield backend.key.read()
 
 
 def known_secrets(environment: Mapping[str, str], home: Path) -> set[str]:

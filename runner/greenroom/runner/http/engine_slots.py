@@ -59,6 +59,15 @@ class EngineSlots:
                 advice="From elsewhere, send requests for completions or embeddings.",
             )
         body = await read_json(request, SlotBody)
+        if body.backend in {one.name for one in context.greenroom.remotes}:
+            raise HttpRefusal(
+                400,
+                "not_ours",
+                f"{body.backend} is an engine that someone else runs: there is no socket of it here.",
+                advice=f"Send requests for {body.backend}/MODEL instead.",
+                param="backend",
+                subject=body.backend,
+            )
         note = request.note
         note.asked, note.model = body.model, context.greenroom.model(body.model)
         admission = Admission(

@@ -166,7 +166,7 @@ class JournalRoutes:
         stem = time.strftime("greenroom-bundle-%Y%m%d-%H%M%S")
 
         def collect() -> bytes:
-            parts = Bundle(settings, redactor_here(), with_requests=with_requests).parts()
+            parts = Bundle(settings, redactor_here(settings), with_requests=with_requests).parts()
             archive = io.BytesIO()
             pack(parts, archive, stem)
             return archive.getvalue()

@@ -64,13 +64,13 @@ def ask_models(remote: RemoteBackend, key: str) -> tuple[str, ...]:
         raise JobFailed.transient("no_process", f"no thread could be started to ask it: {error}") from error
     except OSError as error:
         raise JobFailed.transient("unreachable", reason(error)) from error
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, ValueError) as error:  # such as a chunk of a negative size
         raise JobFailed.transient("no_models", f"its answer is not HTTP ({type(error).__name__})") from error
     if status != 200:
         raise JobFailed(refused(remote, status, headers.get("Location", "")))
     if len(body) > BYTES:
         raise JobFailed.transient("no_models", f"its list of models has more than {BYTES // 2**20} MiB")
-    return tuple(_listed(body, remote))
+    return tuple(one for one in _listed(body, remote) if not (key and key in one))
 
 
 def trust(remote: RemoteBackend) -> ssl.SSLContext | None:

@@ -181,7 +181,7 @@ def test_the_same_in_asyncio(open_client: OpenClient, home: Path) -> None:
             for _ in range(3):
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(anext(stream), 0.01)
-            with pytest.raises(RuntimeError, match="another task waits"):
+            with pytest.raises(RuntimeError, match="another task is waiting"):
                 await asyncio.gather(anext(stream), anext(stream))
             async with asking.events(types=["model_*"]) as news:
                 await asking.pull(str(tiny_gguf(home / "other.gguf", name="other")))

@@ -42,7 +42,7 @@ class Access(ABC):
 
     @abstractmethod
     def again(self) -> HttpClient:
-        """As `http`, but nothing is started: for those who wait for it. Raises NotAvailable, Unreachable."""
+        """Like `http`, but starts nothing: for callers that wait. Raises NotAvailable, Unreachable."""
 
     @property
     @abstractmethod

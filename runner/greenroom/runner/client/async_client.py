@@ -60,10 +60,10 @@ class AsyncStepStream(AsyncIterator[S], Generic[S, R]):
         await self.aclose()
 
     async def begin(self) -> Self:
-        """Send the request, wait for the first step, and return this iterator, which has that step still.
+        """Send the request, wait for the first step, and return this iterator, which still yields that step.
 
-        For a program that answers someone else with the steps: what goes wrong until then is raised here,
-        before the program has begun its own answer. Raises GreenroomError.
+        For a service that passes the steps on: an error before the first step is raised here, before the
+        service begins its own response. Raises GreenroomError.
         """
         if not self._begun:
             async for step in self._steps:
@@ -84,10 +84,10 @@ class AsyncStepStream(AsyncIterator[S], Generic[S, R]):
 
 
 class AsyncTextStream(AsyncStepStream[str, TextResult]):
-    """A text as the model writes it, piece by piece. Reasoning is not among the pieces.
+    """A text as the model generates it, piece by piece, without the reasoning.
 
-    For one task at a time. The request is sent when the first piece is asked for; closing the stream ends it.
-    Iterating raises GreenroomError, after which `so_far` has what had come.
+    For one task at a time. Asking for the first piece sends the request; closing the stream ends it.
+    Iterating may raise GreenroomError; `so_far` then has the text received until then.
     """
 
     def __init__(self, access: Access, call: TextCall) -> None:
@@ -101,10 +101,10 @@ class AsyncTextStream(AsyncStepStream[str, TextResult]):
 
 
 class AsyncProgressStream(AsyncStepStream[JobProgress, R]):
-    """How far a job is, step by step. For one task at a time.
+    """The progress of a job, step by step. For one task at a time.
 
-    The job begins with the first step that is asked for. Closing the stream ends it, unless others wait for
-    the same job.
+    Asking for the first step starts the job. Closing the stream cancels it, unless others wait for the same
+    job.
     """
 
 
@@ -138,12 +138,11 @@ class AsyncClient(
         AsyncProgressStream[InstalledBackend],
     ]
 ):
-    """Asks a Greenroom, in asyncio: `async with greenroom.connect() as client`.
+    """A client for asyncio: `async with greenroom.connect() as client`.
 
-    Its methods are those of `Client`, whose docstrings say what the arguments are: here they are awaited, and
-    with `stream=True` they return asynchronous iterators. Nothing blocks the event loop. Cancelling a task
-    ends its request. Any number of tasks may use it, in any loop; each call has a connection of its own.
-    Errors are those of `Client`.
+    It has the methods of `Client`, whose docstrings describe the arguments and errors; here they are awaited,
+    and with `stream=True` they return asynchronous iterators. Nothing blocks the event loop. Cancelling a
+    task ends its request. Any number of tasks may use it, in any loop; each call has its own connection.
     """
 
     def __init__(self, client: Client, access: Access) -> None:
@@ -163,7 +162,7 @@ class AsyncClient(
         self._access.http()
 
     async def aclose(self) -> None:
-        """End it, as `Client.close` does, in a thread; a cancelled task does not leave it half done."""
+        """Close it, as `Client.close` does, in a thread; it completes even if the task is cancelled."""
         await stop_in_thread(self._client.close)
 
     @property
@@ -195,7 +194,7 @@ class AsyncClient(
     async def embed(
         self, model: str, text: str | Sequence[str], *, dimensions: int | None = None, backend: str = ""
     ) -> list[float] | list[list[float]]:
-        """The embedding of a text, or a list of those of several: see `Client.embed`."""
+        """The embedding of a text, or a list of embeddings for several: see `Client.embed`."""
         found = await self._do(calls.embed(model, text, backend, dimensions))
         return found[0] if isinstance(text, str) else found
 
@@ -206,7 +205,7 @@ class AsyncClient(
         return await self._do(calls.ps())
 
     async def unload(self, *models: str, force: bool = False) -> UnloadResult:
-        """Unload these models, or without any all that are idle: see `Client.unload`."""
+        """Unload these models, or all idle models if none is given: see `Client.unload`."""
         return await self._do(calls.unload(models, force=force))
 
     async def configure(self, model: str, **settings: Unpack[ModelSettings]) -> None:
@@ -220,7 +219,7 @@ class AsyncClient(
     # events
 
     def progress(self, name: str) -> AsyncIterator[JobProgress]:
-        """How far the pull of a model or the installation of a backend is: see `Client.progress`."""
+        """The progress of a model's pull or a backend's installation: see `Client.progress`."""
         return self._progress(name, calls.progress(name))
 
     async def _progress(self, name: str, call: JsonCall[JobProgress | None]) -> AsyncIterator[JobProgress]:
@@ -232,9 +231,9 @@ class AsyncClient(
             await asyncio.sleep(calls.LOOK_EVERY)
 
     def events(self, *, since: Since | None = None, types: Types | None = None) -> AsyncJournalStream:
-        """Whatever happens, without end: see `Client.events`.
+        """Follow the journal: see `Client.events`.
 
-        It begins with `async with`, or with the first event that is asked for.
+        It starts on entering `async with`, or when the first event is asked for.
         """
         from greenroom.runner.client.events import AsyncJournalStream, EventCall
 
@@ -245,19 +244,19 @@ class AsyncClient(
     # other clients
 
     async def openai(self, **options: Any) -> AsyncOpenAI:
-        """OpenAI's official client of this Greenroom, an `AsyncOpenAI`: see `Client.openai`."""
+        """OpenAI's official client for this Greenroom, an `AsyncOpenAI`: see `Client.openai`."""
         from greenroom.runner.embedded.official import async_openai
 
         return async_openai(await self._place(), **options)
 
     async def anthropic(self, **options: Any) -> AsyncAnthropic:
-        """Anthropic's official client of this Greenroom, an `AsyncAnthropic`: see `Client.anthropic`."""
+        """Anthropic's official client for this Greenroom, an `AsyncAnthropic`: see `Client.anthropic`."""
         from greenroom.runner.embedded.official import async_anthropic
 
         return async_anthropic(await self._place(), **options)
 
     async def ollama(self, **options: Any) -> AsyncOllama:
-        """Ollama's official client of this Greenroom, an `AsyncClient`: see `Client.ollama`."""
+        """Ollama's official client for this Greenroom, an `AsyncClient`: see `Client.ollama`."""
         from greenroom.runner.embedded.official import async_ollama
 
         return async_ollama(await self._place(), **options)

@@ -409,7 +409,7 @@ def install(
 
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks at how far a job is."""
+"""Seconds between two queries of a job's progress."""
 
 
 def progress(name: str) -> JsonCall[JobProgress | None]:
@@ -497,7 +497,7 @@ def _text(text: object, what: str) -> str:
 
 
 def truth(value: object, what: str) -> bool:
-    """The value of a flag; `"no"` would be true. Raises TypeError."""
+    """The value of a boolean argument; `"no"` would count as true. Raises TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
     return value

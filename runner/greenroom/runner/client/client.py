@@ -128,14 +128,14 @@ class Client(
         await self.in_asyncio().aclose()
 
     def in_asyncio(self) -> AsyncClient:
-        """The same for asyncio. Either may be closed, which closes both. This opens nothing yet."""
+        """This client for asyncio. Closing either one closes both. This call opens nothing yet."""
         from greenroom.runner.client.async_client import AsyncClient
 
         return AsyncClient(self, self._access)
 
     def close(self) -> None:
-        """End it. A Greenroom inside this program is stopped, with its engines, unless another client has it
-        open too; a daemon goes on. Idempotent, on any thread; takes 60 seconds at most.
+        """Close it. A Greenroom inside this program is stopped, with its engines, unless another client has
+        it open; a daemon keeps running. Idempotent, on any thread; takes at most 60 seconds.
         """
         for stream in tuple(self._following):
             stream.close()
@@ -149,7 +149,7 @@ class Client(
     # models
 
     def models(self) -> list[StoredModel]:
-        """The models in the store, in no order. Raises GreenroomError."""
+        """The models in the store, in no particular order. Raises GreenroomError."""
         return self._do(calls.models())
 
     @overload
@@ -171,9 +171,9 @@ class Client(
         """The embedding of a text, or those of several (2,048 at most) in their order.
 
         Args:
-            model: its name in the store. It is loaded if need be, as for `chat`.
+            model: its name in the store. It is loaded if necessary, as for `chat`.
             text: one or several; a text that is longer than the model's context is refused.
-            dimensions: how many numbers an embedding is to have, for models that can shorten theirs.
+            dimensions: the length of an embedding, for models that support shorter ones.
             backend: the only one that may serve it.
 
         Raises:
@@ -185,42 +185,42 @@ class Client(
     # backends and engines
 
     def ps(self) -> list[RunningEngine]:
-        """The engines that run, with their memory in bytes. Raises GreenroomError."""
+        """The running engines, with their memory in bytes. Raises GreenroomError."""
         return self._do(calls.ps())
 
     def unload(self, *models: str, force: bool = False) -> UnloadResult:
-        """Unload these models, or without any all that are idle.
+        """Unload these models, or all idle models if none is given.
 
-        With `force` also those in use, once their requests are done. It does not wait for the engines' ends.
-        Engines that were left alone because they are in use are in the result. Raises GreenroomError: for a
-        name that no model of the store has `model_not_found`, after the others have been unloaded.
+        With `force`, models in use are unloaded, too, once their requests are done. It does not wait for the
+        engines to stop. The result lists the engines that were left running because they are in use. Raises
+        GreenroomError: `model_not_found` for an unknown name, after the others have been unloaded.
         """
         return self._do(calls.unload(models, force=force))
 
     def configure(self, model: str, **settings: Unpack[ModelSettings]) -> None:
         """Change how a model is loaded from now on: see `ModelSettings`.
 
-        It survives restarts; what is absent or None stays as it is. While requests use the model, it is
-        refused.
+        The change survives restarts; settings that are absent or None stay as they are. It is refused while
+        requests use the model.
 
         Raises:
-            RequestRefused: `model_not_found`, `in_use`, or a value that cannot be used.
+            RequestRefused: `model_not_found`, `in_use`, or an invalid value.
         """
         self._do(calls.configure(model, settings))
 
     def why(self, name: str) -> WhyResult:
-        """Why a model, a backend, an engine or a request is as it is: `print` shows it.
+        """Explain the state of a model, a backend, an engine or a request: `print` shows the text.
 
-        Raises RequestRefused with `unknown_name` for what it knows nothing of.
+        Raises RequestRefused with `unknown_name` for an unknown name.
         """
         return self._do(calls.why(name))
 
     # events
 
     def progress(self, name: str) -> Iterator[JobProgress]:
-        """How far the pull of a model or the installation of a backend is, no matter who has asked for it.
+        """The progress of a model's pull or a backend's installation, whichever client requested it.
 
-        It ends with the job, at once if there is none. What came of it is in `models`, `why` and `events`.
+        It ends with the job, or at once if there is none. For the outcome, see `models`, `why` and `events`.
         """
         return self._progress(name, calls.progress(name))
 
@@ -233,19 +233,19 @@ class Client(
             time.sleep(calls.LOOK_EVERY)
 
     def events(self, *, since: Since | None = None, types: Types | None = None) -> JournalStream:
-        """Whatever happens, as it is stored in the journal, without end: an iterator over `StoredEvent`s.
+        """Follow the journal: an iterator over each `StoredEvent`, which waits for the next one.
 
-        It waits for the next event. If the connection is lost, or the daemon ends, it goes on behind the last
-        event as soon as there is a daemon again, which it does not start; nothing is missed, and nothing
-        comes twice. It ends when it is closed, or this client is. An event whose class is not known comes
-        too, undecoded. A slow reader delays no one: its events wait in the journal.
+        If the connection is lost or the daemon ends, it resumes after the last event as soon as a daemon runs
+        again (it does not start one). No event is lost or repeated. It ends only when it or this client is
+        closed. Events of unknown classes are included, undecoded. A slow reader delays nothing: its events
+        wait in the journal.
 
         Args:
             since: where to begin: after a position (an int; 0 is the beginning), after an event
                 (`"scheduler/8"`), or at a time (a float: seconds since 1970, a `datetime`, or text such as
                 `"2h"` ago). None is now; if the Greenroom is inside this program and has not been started,
-                its start is among what comes.
-            types: only events of these classes or tags (`"load_*"`). Classes of your own are decoded, too.
+                the events of its start are included.
+            types: only events of these classes or tags (`"load_*"`). Your own classes are decoded, too.
         """
         from greenroom.runner.client.events import EventCall, JournalStream
 
@@ -260,23 +260,23 @@ class Client(
     # for other programs, and other clients
 
     def openai(self, **options: Any) -> OpenAI:
-        """OpenAI's official client of this Greenroom, which needs no port if it is inside this program.
+        """OpenAI's official client for this Greenroom; it needs no port if Greenroom is inside this program.
 
-        `options` are its own, such as `timeout`. Any thread may use it, until this client is closed. Raises
-        ModuleNotFoundError if the package is not installed, NotAvailable.
+        `options` go to its constructor, such as `timeout`. Any thread may use it until this client is closed.
+        Raises ModuleNotFoundError if the package is not installed, and NotAvailable.
         """
         from greenroom.runner.embedded.official import openai
 
         return openai(self._place(), **options)
 
     def anthropic(self, **options: Any) -> Anthropic:
-        """Anthropic's official client of this Greenroom, with options of its own: see `openai`."""
+        """Anthropic's official client for this Greenroom: see `openai`."""
         from greenroom.runner.embedded.official import anthropic
 
         return anthropic(self._place(), **options)
 
     def ollama(self, **options: Any) -> Ollama:
-        """Ollama's official client of this Greenroom, with options of its own: see `openai`."""
+        """Ollama's official client for this Greenroom: see `openai`."""
         from greenroom.runner.embedded.official import ollama
 
         return ollama(self._place(), **options)
@@ -338,7 +338,7 @@ class Client(
             with StepStream(self._access, call) as steps:
                 return steps.result()
         except KeyboardInterrupt as stopped:
-            # Where in our code it waited is nothing to the program, which sees its own call.
+            # The traceback ends at the program's own call, not at the line of ours that waited.
             raise stopped.with_traceback(None) from None
 
     def __reduce__(self) -> tuple[Any, ...]:

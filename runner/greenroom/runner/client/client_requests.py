@@ -62,18 +62,18 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
         force: bool = False,
         token: str = "",
     ) -> Pulled | Pulling:
-        """Have a model in the store. One that is there is looked for again, and fetched if it has changed.
+        """Pull a model into the store. If it is there, it is fetched again only if its source has changed.
 
         Args:
             model: a short name (`smollm2`), one of a registry, `hf.co/…`, a URL, or the path of a file.
             stream: return an iterator over the progress; its `result()` is a sentence.
-            progress: called with each step, in this thread or on the event loop; `print` will do.
-            force: also what cannot fit on the disk or run on this machine.
-            token: for a source that asks for one.
+            progress: called with each step, in this thread or on the event loop; `print` works.
+            force: pull it even if it does not fit on the disk or cannot run on this machine.
+            token: for a source that requires one.
 
         Raises:
-            RequestRefused: `bad_model_name`, `not_found`, or why it could not be fetched. What is downloaded
-                stays, and the next attempt goes on from there.
+            RequestRefused: `bad_model_name`, `not_found`, or why it could not be fetched. Downloaded data is
+                kept, and the next attempt resumes from there.
         """
         call = calls.pull(model, progress, force=force, token=token)
         return self._pulled(model, call, calls.truth(stream, "stream"))
@@ -110,20 +110,21 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
         progress: OnProgress | None = None,
         **options: Unpack[ChatOptions],
     ) -> Text | Texts:
-        """Answer a chat. The model is loaded if need be, and its backend installed if that is allowed.
+        """Answer a chat. The model is loaded if necessary, and its backend installed if that is allowed.
 
         Args:
             model: its name in the store.
-            messages: what the user says, or all of the chat: `{"role": …, "content": …}` each.
+            messages: the user's message, or the whole chat as a list of `{"role": …, "content": …}`.
             stream: return an iterator over the pieces of the text.
             backend: the only one that may serve it; by default the best one that is installed.
-            progress: called with what the request waits for, such as a model that is loaded, as for `pull`.
+            progress: called with what the request waits for, such as a model being loaded, as for `pull`.
             **options: `system`, `temperature`, `max_tokens`, `tools`, …: see `ChatOptions`.
 
         Raises:
-            RequestRefused: `model_not_found`, `backend_not_installed` (nothing that could serve it is, and
-                `install_policy` does not allow it), `context_length_exceeded`, a busy or failed engine, too
-                little memory; of a stream while it is iterated. It waits in the queue for `max_wait` seconds.
+            RequestRefused: `model_not_found`, `backend_not_installed` (no suitable backend is installed, and
+                `install_policy` does not allow installing one), `context_length_exceeded`, a busy or failed
+                engine, too little memory. A stream raises it while it is iterated. A request waits in the
+                queue for at most `max_wait` seconds.
         """
         call = calls.chat(model, messages, backend, progress, options)
         return self._written(call, calls.truth(stream, "stream"))
@@ -187,18 +188,18 @@ class ClientRequests(ABC, Generic[Pulled, Pulling, Text, Texts, Installed, Insta
         version: str = "",
         variant: str = "",
     ) -> Installed | Installing:
-        """Have a backend installed, and wait for it. Callers that want the same one share the work.
+        """Install a backend, and wait until it is installed. Callers that want the same one share the work.
 
         Args:
             backend: its name, such as `mlx`.
             stream: return an iterator over the progress; its `result()` is what is installed.
             progress: called with each step, as for `pull`.
             version: one other than the default.
-            variant: its build for certain devices; `best` is the best one for this machine.
+            variant: its build for particular devices; `best` selects the best one for this machine.
 
         Raises:
-            RequestRefused: `backend_not_found`, `not_managed` (it is the user's own), or why it failed. With
-                no network it is tried again for minutes before it fails.
+            RequestRefused: `backend_not_found`, `not_managed` (it is the user's own), or why it failed.
+                Without a network it is retried for minutes before it fails.
         """
         call = calls.install(backend, progress, version=version, variant=variant)
         return self._installed(call, calls.truth(stream, "stream"))

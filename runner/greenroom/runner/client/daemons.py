@@ -254,7 +254,7 @@ def taken(settings: Settings, found: Daemon | Stranger) -> NotAvailable:
 
 
 def _right_address(settings: Settings) -> str:
-    """What to do about an address that leads to no daemon."""
+    """What to do about an address without a daemon."""
     kind, _, name = settings.origin("host").partition(" ")
     if kind == "argument":
         return "Give connect the right address, or the data directory of a daemon on this machine."

@@ -14,21 +14,20 @@ from greenroom.runner.client.streams import StepStream
 
 
 class EngineSlot:
-    """A slot in an engine while a `with` or an `async with` block runs; its exit gives it back.
+    """A slot in an engine, held for the length of a `with` or `async with` block.
 
-    Entering loads the model if need be and waits for its turn, like any request. While the block runs, the
-    engine is neither unloaded nor given to more requests than it has slots. Once inside, `socket` is where
-    the engine speaks HTTP. The slot is given back too when the block ends with an error, when the waiting is
-    interrupted or cancelled, and when the program ends or is killed. Entering raises GreenroomError:
-    `not_in_time` if the slot did not come in time. It can be used again after its exit. For one thread or
-    task at a time.
+    Entering loads the model if necessary and waits in the queue, like any request. While the block runs, the
+    engine is not unloaded and the slot belongs to this program. Inside the block, `socket` is the unix socket
+    on which the engine serves HTTP. The slot is released when the block ends, even by an error, when the wait
+    is interrupted or cancelled, and when the program ends or is killed. Entering raises GreenroomError:
+    `not_in_time` if no slot came free in time. It can be entered again. For one thread or task at a time.
     """
 
     def __init__(self, access: Access, model: str, mode: Mode, backend: str, wait: float | None) -> None:
         self._access = access
         self._call = SlotCall(model, mode, backend, wait)
         self._held: StepStream[GrantedSlot, None] | AsyncStepStream[GrantedSlot, None] | None = None
-        """The answer that is left open for as long as the slot is wanted."""
+        """The response that stays open for as long as the slot is held."""
         self._granted: GrantedSlot | None = None
 
     @property
@@ -89,7 +88,7 @@ class EngineSlot:
 def _here(granted: GrantedSlot | None) -> GrantedSlot:
     """Raises NotAvailable if the engine cannot be reached from this process."""
     if granted is None:
-        raise NotAvailable("Greenroom ended before it gave a slot.", "Try again.", code="stopping")
+        raise NotAvailable("Greenroom ended before a slot came free.", "Try again.", code="stopping")
     try:
         is_here = Path(granted.socket).is_socket()
     except OSError:

@@ -1,4 +1,4 @@
-"""The journal as it grows: one stream of events, over as many connections as it takes."""
+"""Follows the journal: one stream of events, over as many connections as needed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from greenroom.runner.diagnosis.stored_events import (
 )
 
 _SILENCE = 45.0
-"""Seconds; a Greenroom that is there says something every 15."""
+"""Seconds; a running Greenroom sends something every 15."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-"""Seconds before it is looked for again."""
+"""Seconds between two attempts to find it."""
 _TRANSIENT = frozenset((429, 500, 502, 503))
 _ANOTHER_JOURNAL = "no_such_event"
 
@@ -48,7 +48,7 @@ _decode = msgspec.json.Decoder(_Told).decode
 
 
 class EventCall(Call[StoredEvent, None]):
-    """The request for what comes after the last event that was taken. It is asked again after each loss."""
+    """The request for the events after the last one taken. It is repeated after each lost connection."""
 
     method = "GET"
     accept = "application/x-ndjson"
@@ -84,7 +84,7 @@ class EventCall(Call[StoredEvent, None]):
         """The answer has begun; False if it is another journal's, and must be asked for again."""
         journal, after = headers.get(JOURNAL.lower(), ""), headers.get(AFTER.lower(), "")
         if not journal or not after.isdecimal():
-            raise Unreachable(self.url, "is an older version, whose journal cannot be followed")
+            raise Unreachable(self.url, "is an older version, whose journal clients cannot follow")
         if self._journal not in ("", journal):
             self._journal = journal
             self.begin_again()
@@ -94,7 +94,7 @@ class EventCall(Call[StoredEvent, None]):
         return True
 
     def begin_again(self) -> None:
-        """The journal was replaced: what it begins with may be what was taken already."""
+        """The journal was replaced: its first events may have been taken already."""
         self._last_seq, self._last_at = int(self._after), self._at
         self.begin_after("0")
 
@@ -104,7 +104,7 @@ class EventCall(Call[StoredEvent, None]):
         try:
             told = _decode(line)
         except (msgspec.MsgspecError, ValueError) as error:
-            raise Unreachable(self.url, f"sent a line that is no event ({error})") from error
+            raise Unreachable(self.url, f"sent a line that is not an event ({error})") from error
         self.begin_after(str(told.seq))
         if told.seq <= self._last_seq and told.at <= self._last_at:
             return
@@ -135,8 +135,8 @@ class EventCall(Call[StoredEvent, None]):
 class JournalStream(Iterator[StoredEvent]):
     """The events of a Greenroom, in order, as they are stored; each once.
 
-    It goes on through lost connections and new daemons, for which it waits, until it is closed, or its
-    client is: by any thread, also while another waits for the next event.
+    It survives lost connections and restarts of the daemon, and ends when it or its client is closed. Any
+    thread may close it, even while another waits for the next event.
     """
 
     def __init__(self, access: Access, call: EventCall) -> None:
@@ -163,7 +163,7 @@ class JournalStream(Iterator[StoredEvent]):
 
     def __next__(self) -> StoredEvent:
         if self._pid != os.getpid():
-            # The connection is the parent's, which goes on with it.
+            # The connection belongs to the parent, which continues to use it.
             was_closed = self._ended.is_set()
             self._connection.close()
             self._begin_here()
@@ -173,7 +173,7 @@ class JournalStream(Iterator[StoredEvent]):
             try:
                 return self._next()
             except BaseException:
-                # What was read of a line is lost: the rest is asked for again.
+                # The part of a line read so far is lost: the line is requested again.
                 self._let_go()
                 raise
 
@@ -221,7 +221,7 @@ class JournalStream(Iterator[StoredEvent]):
         self.close()
 
     def close(self) -> None:
-        """End it, from any thread. Idempotent."""
+        """Close it, from any thread. Idempotent."""
         self._ended.set()
         if self._pid != os.getpid():
             self._connection.close()
@@ -238,8 +238,8 @@ class JournalStream(Iterator[StoredEvent]):
 class AsyncJournalStream(AsyncIterator[StoredEvent]):
     """The events of a Greenroom, in order, as they are stored; each once: see `JournalStream`.
 
-    It begins with `async with`, or with the first event that is asked for. A task that is cancelled while it
-    waits, as `asyncio.wait_for` does, loses nothing.
+    It starts on entering `async with`, or when the first event is asked for. A task that is cancelled while
+    it waits, as by `asyncio.wait_for`, loses no event.
     """
 
     def __init__(self, access: Access, call: EventCall) -> None:
@@ -254,7 +254,7 @@ class AsyncJournalStream(AsyncIterator[StoredEvent]):
 
     async def __anext__(self) -> StoredEvent:
         if self._is_taking:
-            raise RuntimeError("another task waits for the next event of this stream")
+            raise RuntimeError("another task is waiting for the next event of this stream")
         self._is_taking = True
         try:
             await self._begin()
@@ -320,11 +320,11 @@ class AsyncJournalStream(AsyncIterator[StoredEvent]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End it, from any task of its loop. Idempotent."""
+        """Close it, from any task of its loop. Idempotent."""
         self._end()
 
     def close(self) -> None:
-        """End it from any thread."""
+        """Close it, from any thread."""
         self._over.set()
         loop = self._loop
         if loop is not None:

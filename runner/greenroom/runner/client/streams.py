@@ -40,10 +40,10 @@ class StepStream(Iterator[S], Generic[S, R]):
         self.close()
 
     def begin(self) -> Self:
-        """Send the request, wait for the first step, and return this iterator, which has that step still.
+        """Send the request, wait for the first step, and return this iterator, which still yields that step.
 
-        For a program that answers someone else with the steps: what goes wrong until then is raised here,
-        before the program has begun its own answer. Raises GreenroomError.
+        For a service that passes the steps on: an error before the first step is raised here, before the
+        service begins its own response. Raises GreenroomError.
         """
         if not self._begun:
             self._begun = list(islice(self._steps, 1))
@@ -62,10 +62,10 @@ class StepStream(Iterator[S], Generic[S, R]):
 
 
 class TextStream(StepStream[str, TextResult]):
-    """A text as the model writes it, piece by piece. Reasoning is not among the pieces.
+    """A text as the model generates it, piece by piece, without the reasoning.
 
-    For one thread at a time. The request is sent when the first piece is asked for, and ends when the
-    stream is closed. Iterating raises GreenroomError, after which `so_far` has what had come.
+    For one thread at a time. Asking for the first piece sends the request; closing the stream ends it.
+    Iterating may raise GreenroomError; `so_far` then has the text received until then.
     """
 
     def __init__(self, access: Access, call: TextCall) -> None:
@@ -79,10 +79,10 @@ class TextStream(StepStream[str, TextResult]):
 
 
 class ProgressStream(StepStream[JobProgress, R]):
-    """How far a job is, step by step. For one thread at a time.
+    """The progress of a job, step by step. For one thread at a time.
 
-    The job begins with the first step that is asked for. Closing the stream ends it, unless others wait for
-    the same job.
+    Asking for the first step starts the job. Closing the stream cancels it, unless others wait for the same
+    job.
     """
 
 

@@ -76,20 +76,20 @@ def test_a_full_disk_is_told_in_bytes(
 @pytest.mark.parametrize(
     ("requirement", "arguments", "sentence"),
     [
-        ("", {}, "'' is not a requirement"),
-        ("black 26", {}, "'black 26' is not a requirement"),
+        ("", {}, "'' is not a valid requirement"),
+        ("black 26", {}, "'black 26' is not a valid requirement"),
         (
             "black @ https://user:secret@host/black.whl",
             {},
             r"'black @ https://\*\*\*@host/black.whl' has a URL",
         ),
         ("black; python_version>'3'", {}, "has a marker"),
-        ("black", {"python": "--help"}, "is not a Python"),
-        ("black", {"index": "pypi.org"}, "'pypi.org' is not an index"),
-        ("black", {"index": "x" * 5000}, "is not an index"),
+        ("black", {"python": "--help"}, "is not a Python version"),
+        ("black", {"index": "pypi.org"}, "'pypi.org' is not a package index"),
+        ("black", {"index": "x" * 5000}, "is not a package index"),
         ("black", {"index": []}, "The list of indexes is empty"),
         ("black", {"lock": "/nowhere.lock"}, "The lock /nowhere.lock cannot be read: No such file"),
-        ("black>=1", {"lock": "/nowhere.lock"}, "comes with a lock, which names the versions"),
+        ("black>=1", {"lock": "/nowhere.lock"}, "has extras or versions, but the lock decides those"),
     ],
 )
 def test_what_makes_no_sense_is_a_value_error_before_anything_begins(
@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         Installer(tmp_path / "file").environments()
     assert told(caught.value) == ("home_unusable", "not_ready")
     (tmp_path / "greenroom" / "models").mkdir(parents=True)
-    with pytest.raises(NotAvailable, match="is the data directory of a Greenroom"):
+    with pytest.raises(NotAvailable, match="is a Greenroom data directory"):
         Installer(tmp_path / "greenroom").environments()
 
 
@@ -159,7 +159,7 @@ def test_a_closed_one_answers_no_more_and_may_be_opened_again(home: Path) -> Non
     with pytest.raises(NotAvailable, match="is closed") as caught:
         installer.ensure("hello")
     assert told(caught.value) == ("closed", "invalid")
-    with Installer(home) as again, pytest.raises(NoEnvironment, match="Installed are: none"):
+    with Installer(home) as again, pytest.raises(NoEnvironment, match="Installed: none"):
         again.remove("hello")
 
 
@@ -184,7 +184,7 @@ def test_a_cancelled_job_is_told_under_the_name_it_was_asked_by() -> None:
     error = refused(refusal, "black>=26")
     assert error.sentence == (
         "The installation of black>=26 was cancelled: its installer was closed. "
-        "Ask again: what was downloaded is kept."
+        "Call it again: completed downloads are kept."
     )
 
 

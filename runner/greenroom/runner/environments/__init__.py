@@ -1,11 +1,11 @@
-"""The installer alone: environments for the programs and packages that a program of a user's needs.
+"""The stand-alone installer: environments for tools and packages that other programs need.
 
-- `installer`, `async_installer`: what a program asks, for threads and for asyncio
-- `requests`: what both ask in the same words
-- `declaration`: what an environment is made of, from what a program says
-- `installed`: an environment that is there, and how its programs are run
-- `calls`, `streams`: one call from the question to the answer, and how far it is
-- `host`: the actor, its builder and its journal on one folder
-- `opening`: which installers of this process share one
-- `errors`: what goes wrong
+- `installer`, `async_installer`: the installers, for threads and for asyncio
+- `requests`: the methods that both installers share
+- `declaration`: what an environment is made of, from the arguments of `ensure`
+- `installed`: an installed environment, and how to run its programs
+- `calls`, `streams`: one call of `ensure`, and its progress
+- `host`: the actor, its builder and its journal in one folder
+- `opening`: shares one host among the installers of this process
+- `errors`: the exceptions
 """

@@ -25,11 +25,11 @@ R = TypeVar("R")
 
 
 class AsyncInstaller(EnvironmentRequests[Coroutine[Any, Any, InstalledEnvironment], AsyncEnsureStream]):
-    """An `Installer` in asyncio: `async with Installer(home) as installer`.
+    """An `Installer` for asyncio: `async with Installer(home) as installer`.
 
-    Its methods are those of `Installer`, whose docstrings say what the arguments are: here they are awaited,
-    and with `stream=True` they return an asynchronous iterator. Nothing blocks the event loop. Cancelling a
-    task ends its call. Any number of tasks may use it.
+    It has the methods of `Installer`, whose docstrings describe the arguments; here they are awaited, and
+    with `stream=True` they return an asynchronous iterator. Nothing blocks the event loop. Cancelling a task
+    ends its call. Any number of tasks may use it.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class AsyncInstaller(EnvironmentRequests[Coroutine[Any, Any, InstalledEnvironmen
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End it, as `Installer.close` does."""
+        """Close it, as `Installer.close` does."""
         await stop_in_thread(self._installer.close)
 
     async def environments(self) -> list[InstalledEnvironment]:
-        """Those that are installed and whole, by name."""
+        """The complete environments, sorted by name."""
         return await self._aside(self._installer.environments)
 
     async def remove(self, what: str | InstalledEnvironment) -> int:
@@ -66,7 +66,7 @@ class AsyncInstaller(EnvironmentRequests[Coroutine[Any, Any, InstalledEnvironmen
         return await self._aside(lambda: self._installer.remove(what))
 
     async def why(self, what: str | InstalledEnvironment) -> WhyResult:
-        """Why an environment is as it is."""
+        """Explain the state of an environment: see `Installer.why`."""
         return await self._aside(lambda: self._installer.why(what))
 
     # inside

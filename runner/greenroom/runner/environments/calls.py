@@ -1,4 +1,4 @@
-"""One call of `ensure`, from the question to the answer, without waiting for anything."""
+"""One call of `ensure` as a series of steps, none of which waits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TRIES = 3
 
 
 class EnsureCall:
-    """`steps` yields what is to be done next and is sent what came of it."""
+    """`steps` yields what to do next, and is sent the result."""
 
     def __init__(self, declaration: Declaration, *, latest: bool) -> None:
         self.job = install_job(declaration.name)
@@ -57,17 +57,17 @@ class EnsureCall:
             )
             if found is not None:
                 return found
-            # It was whole when this process began: now it is read in full, found broken, and built again.
+            # It was complete when this process started: a full check now finds it broken, and it is rebuilt.
             yield VerifyBackend(backend=self._declaration.name)
         raise NoEnvironment(
             f"{self.requirement} was installed, but its files are gone or have changed {_TRIES} times.",
-            f"See what else changes files below {host.home}.",
+            f"Find out which program changes files in {host.home}.",
             code="broken",
             kind="unavailable",
         )
 
     def leave(self, host: EnvironmentHost) -> None:
-        """This caller waits no longer; if no one else does, the job is cancelled."""
+        """This caller no longer waits; if no other does, the job is cancelled."""
         ask = self._ask
         host.tell(
             CancelInstall(
@@ -91,7 +91,7 @@ def told(progress: Progress) -> JobProgress:
 
 
 def unfinished() -> GreenroomError:
-    """The result was asked of a stream that was closed before."""
+    """The result of a closed stream was asked for."""
     return NoEnvironment(
         "The stream was closed before the environment was ready.", code="cancelled", kind="conflict"
     )

@@ -1,4 +1,4 @@
-"""What an environment is made of, from what a program says. Wrong arguments are errors before it begins."""
+"""What an environment is made of, from the arguments of `ensure`. They are checked before it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from greenroom.runner.installations.lock_file import normalized
 from greenroom.runner.installations.sources import is_local, local_path, redact, without_credentials
 
 _LONGEST = 48
-"""Characters of a distribution's name in that of its environment."""
+"""The maximum number of characters of a distribution's name in its environment's name."""
 _PYTHON = re.compile(r"[\w.][\w.+-]{0,39}")
 _MAKE_LOCK = "Make one with: uv pip compile --generate-hashes -o requirements.lock requirements.in"
 
@@ -28,11 +28,11 @@ _MAKE_LOCK = "Make one with: uv pip compile --generate-hashes -o requirements.lo
 @dataclass(frozen=True)
 class Declaration:
     name: str
-    """The same for what is made of the same: its folder and its events have it."""
+    """Identical for identical declarations; the name of its folder and in its events."""
     fact: DeclaredEnvironment
     source: Environment
     policy: RetryPolicy | None
-    """When a failed attempt is retried; None as backends are."""
+    """When to retry a failed attempt; None for the policy of backends."""
 
 
 def declaration_of(
@@ -76,17 +76,18 @@ def _requirement(text: object, *, has_lock: bool) -> tuple[str, str]:
     except InvalidRequirement as error:
         why = str(error).splitlines()[0]
         raise BadRequirement(
-            f"{redact(text)[:120]!r} is not a requirement: {why}.", "Write it as in `black>=26,<27`."
+            f"{redact(text)[:120]!r} is not a valid requirement: {why}.", "Write it like `black>=26,<27`."
         ) from error
     if found.url or found.marker:
         what = "a URL" if found.url else "a marker"
         raise BadRequirement(
-            f"{redact(text)[:120]!r} has {what}.",
-            "Name a distribution, and perhaps versions: `black>=26,<27`.",
+            f"{redact(text)[:120]!r} has {what}, which is not supported.",
+            "Give a distribution, optionally with versions: `black>=26,<27`.",
         )
     if has_lock and (found.specifier or found.extras):
         raise BadRequirement(
-            f"{text!r} comes with a lock, which names the versions.", f"Give the name alone: {found.name!r}."
+            f"{text!r} has extras or versions, but the lock decides those.",
+            f"Give only the name: {found.name!r}.",
         )
     name = normalized(found.name)
     extras = f"[{','.join(sorted(map(normalized, found.extras)))}]" if found.extras else ""
@@ -104,7 +105,9 @@ def _python(python: object) -> str:
     if os.sep in text:
         return str(local_path(text).absolute())
     if not _PYTHON.fullmatch(text):
-        raise BadRequirement(f"{text[:60]!r} is not a Python.", "Give a version such as '3.12', or a path.")
+        raise BadRequirement(
+            f"{text[:60]!r} is not a Python version.", "Give a version such as '3.12', or a path."
+        )
     return text
 
 
@@ -126,8 +129,8 @@ def _index(url: str) -> str:
         return local_path(url).absolute().as_uri()
     if urlsplit(url).scheme not in ("http", "https"):
         raise BadRequirement(
-            f"{redact(url)[:120]!r} is not an index.",
-            "Give a URL that begins with https://, or a folder that exists.",
+            f"{redact(url)[:120]!r} is not a package index.",
+            "Give a URL that begins with https://, or an existing folder.",
         )
     return url
 

@@ -1,4 +1,4 @@
-"""What an installer raises: members of the client's tree."""
+"""The installer's exceptions, subclasses of the client's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from greenroom.runner.client.errors import GreenroomError, NotAvailable
 
 
 class NoEnvironment(GreenroomError):
-    """There is no such environment, or it could not be made. `code` says why:
+    """There is no such environment, or it could not be built. `code` says why:
 
     `no_such_version`, `unsupported_platform` (no wheel fits), `no_such_python`, `unreachable`,
     `unauthorized`, `hash_mismatch`, `no_space`, `bad_lock`, `no_such_program`, `not_installed`, `cancelled`,
@@ -18,7 +18,7 @@ class NoEnvironment(GreenroomError):
 
 
 class BadRequirement(NoEnvironment, ValueError):
-    """What was asked for cannot be meant: nothing was begun."""
+    """An invalid requirement, Python, index or lock. Nothing was started."""
 
     def __init__(self, message: str, advice: str = "", *, code: str = "bad_requirement") -> None:
         super().__init__(message, advice, code=code, kind="invalid")
@@ -27,7 +27,7 @@ class BadRequirement(NoEnvironment, ValueError):
 _OTHERS = "Ask for other versions, or for another Python (`python=`)"
 _FOLDER = "give the installer a folder on another disk"
 _ADVICE = {
-    "cancelled": "Ask again: what was downloaded is kept.",
+    "cancelled": "Call it again: completed downloads are kept.",
     "no_space": f"Free some space, or {_FOLDER}.",
     "noexec": f"Mount it without noexec, or {_FOLDER}.",
     "no_permission": "Make sure that you can write there, or give the installer another folder.",
@@ -40,7 +40,7 @@ _WHY = "`why` shows the output."
 
 
 def refused(refusal: Refusal, requirement: str) -> NoEnvironment:
-    """Why an environment could not be made or removed, with advice for programs."""
+    """Why an environment could not be built or removed, with advice for programs."""
     advice = _ADVICE.get(refusal.code, refusal.advice)
     if "greenroom why" in advice:
         advice = _WHY
@@ -59,18 +59,20 @@ def refused(refusal: Refusal, requirement: str) -> NoEnvironment:
 
 
 def failed(error: KernelError, home: Path, requirement: str = "") -> GreenroomError:
-    """One of ours for what the actor system raises."""
+    """The installer's exception for one of the actor system."""
     if isinstance(error, Refused):
         return refused(error.refusal, requirement)
     if isinstance(error, Forked):
         return forked(home)
-    return NotAvailable(f"The installer of {home} does not run: {error}.", "Open another one.", code="closed")
+    return NotAvailable(
+        f"The installer of {home} is not running: {error}.", "Open another one.", code="closed"
+    )
 
 
 def forked(home: Path) -> NotAvailable:
     return NotAvailable(
         f"The installer of {home} was opened before this process was forked.",
-        "Open one after the fork.",
+        "Open it after the fork.",
         code="forked",
         kind="invalid",
     )

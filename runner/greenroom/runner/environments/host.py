@@ -1,4 +1,4 @@
-"""The actor, its builder and its journal on one folder: the smallest host of the installer."""
+"""The actor, its builder and its journal in one folder: the smallest host of the installer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ R = TypeVar("R")
 JOURNAL = "journal.db"
 _FOLDERS = ("backends", "cache")
 _INSPECTION = 120.0
-"""Seconds that the first look at the disk may take."""
+"""The time limit of the first inspection of the disk, in seconds."""
 _STOP = 10.0
 
 
@@ -55,7 +55,7 @@ class EnvironmentHost:
     """Started and stopped once. For any thread."""
 
     def __init__(self, home: Path, lock: DaemonLock) -> None:
-        """Start it. `lock` is released when it stops, also if this fails.
+        """Start it. `lock` is released when it stops, or if the start fails.
 
         Raises JournalError, KernelError, OSError.
         """
@@ -87,7 +87,7 @@ class EnvironmentHost:
             raise
 
     def stop(self) -> None:
-        """End the jobs, then the actor. Idempotent; takes half a minute at most."""
+        """End the jobs, then the actor. Idempotent; takes at most 30 seconds."""
         system, self._system = self._system, None
         if system is not None:
             with contextlib.suppress(KernelError):
@@ -106,13 +106,13 @@ class EnvironmentHost:
         return self._system.ask(command)
 
     def tell(self, command: Command[object]) -> None:
-        """To a stopped one it goes nowhere."""
+        """Does nothing after the stop."""
         if self._system is not None:
             with contextlib.suppress(KernelError):
                 self._system.tell(command)
 
     def declare(self, declaration: Declaration) -> None:
-        """Say what an environment is made of, before it is asked for."""
+        """Declare what an environment is made of, before `ensure` is sent."""
         self._declared[declaration.name] = declaration.source
         if declaration.policy is None:
             self._policies.pop(declaration.name, None)
@@ -122,7 +122,7 @@ class EnvironmentHost:
     # reading
 
     def found(self, installation: Installation, *, already: bool) -> InstalledEnvironment | None:
-        """An environment as its record has it; None if the disk has not all of it any more."""
+        """An environment according to its record; None if some of its files are gone."""
         folder = folder_of(self.home, installation)
         try:
             record = read_record(folder)
@@ -146,7 +146,7 @@ class EnvironmentHost:
         )
 
     def environments(self) -> list[InstalledEnvironment]:
-        """Those that are whole, by name."""
+        """The complete environments, sorted by name."""
         found = (
             self.found(backend.usable, already=True)
             for _, backend in sorted(self._state().backends.items())
@@ -155,7 +155,7 @@ class EnvironmentHost:
         return [one for one in found if one is not None]
 
     def names(self, what: str) -> list[str]:
-        """The environments that are meant: that of this name, else all for this requirement or distribution.
+        """The environments that `what` refers to: by name, else all for this requirement or distribution.
 
         Raises NoEnvironment if none is or was installed.
         """
@@ -170,14 +170,14 @@ class EnvironmentHost:
         here = ", ".join(one.requirement for one in self.environments()) or "none"
         raise NoEnvironment(
             f"There is no environment {what!r} in {self.home}.",
-            f"Installed are: {here}.",
+            f"Installed: {here}.",
             code="not_installed",
             kind="not_found",
         )
 
     def why(self, what: str) -> WhyResult:
         """From the journal alone. Raises NoEnvironment, JournalError."""
-        # Much to import for a question that is asked when something is wrong.
+        # Imported here, since it is large and rarely needed.
         from greenroom.runner.diagnosis.explain import explain
 
         name = self.names(what)[-1]
@@ -221,8 +221,8 @@ def opened(home: Path) -> EnvironmentHost:
     """
     if (home / "models").is_dir():
         raise NotAvailable(
-            f"{home} is the data directory of a Greenroom, with backends and models.",
-            "Give the installer a folder of its own.",
+            f"{home} is a Greenroom data directory, with backends and models.",
+            "Give the installer a separate folder.",
             code="home_unusable",
             kind="invalid",
         )
@@ -237,7 +237,9 @@ def opened(home: Path) -> EnvironmentHost:
     except JournalError as error:
         message = f"The journal of {home} cannot be used: {error}."
         raise NotAvailable(
-            message, "Put journal.db aside: environments are found on the disk.", code="journal_unusable"
+            message,
+            "Move journal.db away: the installer finds its environments on the disk.",
+            code="journal_unusable",
         ) from error
     except (KernelError, TimeoutError) as error:
         raise NotAvailable(

@@ -1,4 +1,4 @@
-"""An environment that is there, and how its programs are run."""
+"""An installed environment, and how to run its programs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from greenroom.runner.environments.errors import NoEnvironment
 from greenroom.runner.installations.verification import ENVIRONMENT
 
 _NOT_THEIRS = ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")
-"""Variables that would have a Python take another one's packages."""
+"""Variables that would make a Python use another one's packages."""
 
 
 class InstalledEnvironment(Result, frozen=True):
-    """A Python environment on this machine, complete and verified. It may be used without the installer."""
+    """A complete, verified Python environment on this machine. It does not need the installer to run."""
 
     name: str
-    """Of its declaration: `remove` and `why` take it."""
+    """Its unique name, which `remove` and `why` accept."""
     requirement: str
     """Such as `black>=26,<27`."""
     version: str
-    """Of the distribution that was asked for; of a lock without it, the beginning of its SHA-256."""
+    """Of the required distribution; if the lock does not contain it, the start of the lock's SHA-256."""
     python_version: str
     """Such as `3.12.9`."""
     root: Path
-    """The environment's folder, as `python -m venv` makes it."""
+    """The environment's folder, laid out as by `python -m venv`."""
     packages: tuple[str, ...]
-    """All that is in it: `name==version`."""
+    """Everything installed in it: `name==version`."""
     size: int
-    """Bytes on disk. Other environments share many of them."""
+    """Bytes on disk, many of them shared with other environments."""
     built_at: float
     """Seconds since 1970."""
     already: bool = False
@@ -44,7 +44,7 @@ class InstalledEnvironment(Result, frozen=True):
         return self.root / "bin" / "python"
 
     def bin(self, program: str) -> Path:
-        """One of its programs, such as `black`. Raises NoEnvironment if it has none of this name."""
+        """The path of one of its programs, such as `black`. Raises NoEnvironment if there is none."""
         path = self.root / "bin" / program
         if os.sep in program or not path.is_file():
             raise NoEnvironment(
@@ -57,7 +57,7 @@ class InstalledEnvironment(Result, frozen=True):
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """The names of its programs, without those of every environment."""
+        """The names of its programs, except those that every environment has."""
         with os.scandir(self.root / "bin") as entries:
             names = sorted(one.name for one in entries if one.is_file())
         return tuple(
@@ -66,8 +66,8 @@ class InstalledEnvironment(Result, frozen=True):
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """The variables of this process, changed so that programs find those of the environment first:
-        for `env=` of `subprocess` and `asyncio.create_subprocess_exec`.
+        """This process's environment variables, with the environment's programs first in `PATH`: for the
+        `env` argument of `subprocess` and `asyncio.create_subprocess_exec`.
         """
         own = {name: value for name, value in os.environ.items() if name not in _NOT_THEIRS}
         path = os.pathsep.join(filter(None, (str(self.root / "bin"), own.get("PATH", os.defpath))))
@@ -76,9 +76,9 @@ class InstalledEnvironment(Result, frozen=True):
     def run(
         self, program: str, *args: str | os.PathLike[str], **options: Any
     ) -> subprocess.CompletedProcess[Any]:
-        """Run one of its programs and wait: `subprocess.run`, which takes `options`.
+        """Run one of its programs and wait. `options` go to `subprocess.run`.
 
-        Raises NoEnvironment if it has none of this name, and what `subprocess.run` raises.
+        Raises NoEnvironment if there is no such program, and whatever `subprocess.run` raises.
         """
         return subprocess.run([self.bin(program), *args], **{"env": self.variables, **options})  # noqa: PLW1510
 

@@ -1,4 +1,4 @@
-"""The installer of a program's own environments."""
+"""The stand-alone installer."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ R = TypeVar("R")
 
 
 class Installer(EnvironmentRequests[InstalledEnvironment, EnsureStream]):
-    """Keeps Python environments in a folder: `with Installer("~/.myapp/envs") as installer`.
+    """Manages Python environments in a folder: `with Installer("~/.myapp/envs") as installer`.
 
-    Each is resolved, downloaded with its hashes checked, tested and only then there. What happens is recorded
-    in a journal in the folder; after a crash, whatever is whole is found again. It is opened by `with` or by
-    the first call; `async with` gives an `AsyncInstaller`. Any number of threads may use it, and all
-    installers of one folder in this process share one. Calls raise GreenroomError: `NoEnvironment` with the
-    reason, `BadRequirement`, which is a ValueError, and `NotAvailable`.
+    An environment is resolved, downloaded with every hash checked, and tested before it counts as installed.
+    A journal in the folder records what happens; after a crash, complete environments are found again.
+    Entering `with` or the first call opens it; `async with` gives an `AsyncInstaller`. Any number of threads
+    may use it, and a process may open the same folder several times. Calls raise GreenroomError:
+    `NoEnvironment` with the reason, `BadRequirement`, which is also a ValueError, and `NotAvailable`.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class Installer(EnvironmentRequests[InstalledEnvironment, EnsureStream]):
         wait: float = 60.0,
         retry: GivenRetry | None = None,
     ) -> None:
-        """Nothing is opened yet.
+        """This opens nothing yet.
 
         Args:
-            home: a folder of its own; `~` is expanded, a relative one is resolved now.
-            wait: seconds to wait while another process has it open; one at a time can.
-            retry: as in `ensure`, for calls that give none.
+            home: a separate folder; `~` is expanded, and a relative path is resolved now.
+            wait: seconds to wait while another process has it open; only one process at a time can.
+            retry: the default for `ensure`.
 
         Raises TypeError, ValueError.
         """
         if not isinstance(home, str | os.PathLike):
             raise TypeError(f"home must be a path, not {type(home).__name__}")
         if not os.fspath(home):
-            raise ValueError("home must be a folder, not an empty text")
+            raise ValueError("home must be a folder, not an empty string")
         if isinstance(wait, bool) or not isinstance(wait, int | float):
             raise TypeError(f"wait must be a number of seconds, not {type(wait).__name__}")
         if not wait >= 0:
@@ -89,23 +89,23 @@ class Installer(EnvironmentRequests[InstalledEnvironment, EnsureStream]):
         await stop_in_thread(self.close)
 
     def close(self) -> None:
-        """End what is being installed, unless another installer of this process has the folder open too.
+        """Close it, and cancel its jobs unless another installer of this process has the folder open, too.
 
-        Idempotent; takes half a minute at most. Environments remain usable.
+        Idempotent; takes at most 30 seconds. Environments remain usable.
         """
         self._shared.close(self)
 
     # using
 
     def environments(self) -> list[InstalledEnvironment]:
-        """Those that are installed and whole, by name."""
+        """The complete environments, sorted by name."""
         return self._open().environments()
 
     def remove(self, what: str | InstalledEnvironment) -> int:
         """Remove an environment, and return the bytes freed.
 
-        `what` is an environment, its name, or a requirement: then all that were made for it; for `black` also
-        those with versions. Programs that run from it lose their files.
+        `what` is an environment, its name, or a requirement, which removes all environments made for it;
+        `black` includes those with versions. Programs still running from it lose their files.
 
         Raises NoEnvironment if there is none.
         """
@@ -113,7 +113,7 @@ class Installer(EnvironmentRequests[InstalledEnvironment, EnsureStream]):
         return sum(self._answer(host, Uninstall(backend=name)).freed for name in host.names(name_of(what)))
 
     def why(self, what: str | InstalledEnvironment) -> WhyResult:
-        """Why an environment is as it is: what happened to it, as the journal has it."""
+        """Explain the state of an environment, with what happened to it according to the journal."""
         return self._open().why(name_of(what))
 
     # inside
@@ -155,5 +155,5 @@ def name_of(what: object) -> str:
     if isinstance(what, InstalledEnvironment):
         return what.name
     if not isinstance(what, str):
-        raise TypeError(f"an environment is meant by its name or requirement, not by {type(what).__name__}")
+        raise TypeError(f"what must be an environment, its name or a requirement, not {type(what).__name__}")
     return what

@@ -1,4 +1,4 @@
-"""Which installers of this process share one: those of the same folder."""
+"""Shares one host among the installers of this process that have the same folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from greenroom.runner.environments.host import EnvironmentHost, opened
 from greenroom.runner.threads import whole
 
 POLL = 0.1
-"""Seconds between two tries to open a folder that another process has open, or that is being closed."""
+"""Seconds between attempts to open a folder that another process has open, or that is being closed."""
 
 
 class SharedHost:
-    """The installer of a folder: started when it is needed first, stopped when its last user is closed."""
+    """The host of a folder: started when first needed, stopped when its last installer is closed."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -42,7 +42,7 @@ class SharedHost:
         self._users.add(user)
 
     def host(self) -> EnvironmentHost:
-        """Start it if need be. Raises NotAvailable, and HomeLocked while another process has the folder."""
+        """Start it if necessary. Raises NotAvailable, and HomeLocked while another process has the folder."""
         if self._pid != os.getpid():
             raise forked(self.home)
         with self._lock:
@@ -71,7 +71,7 @@ _opening = threading.Lock()
 
 
 def shared(home: Path, user: object) -> SharedHost:
-    """That of a folder, which all who open it in this process share."""
+    """The host of a folder, which all installers of this process share."""
     with _opening:
         known = _open.get(home)
         if known is None or known.is_over:
@@ -85,8 +85,8 @@ def still_locked(error: HomeLocked, home: Path, waited: float) -> NotAvailable:
         return NotAvailable(str(error), code="home_in_use", kind="conflict")
     who = f"process {error.pid}" if error.pid else "another process"
     return NotAvailable(
-        f"{who[0].upper()}{who[1:]} has the environments in {home} open, also after a wait of {waited:g} s.",
-        "Wait longer (`wait=`), let it close its installer, or give this program a folder of its own.",
+        f"{who[0].upper()}{who[1:]} still has the environments in {home} open after a wait of {waited:g} s.",
+        "Wait longer (`wait=`), close the installer there, or give this program a separate folder.",
         code="home_in_use",
         kind="conflict",
         numbers={"pid": float(error.pid), "waited": waited},

@@ -1,4 +1,4 @@
-"""What the installers for threads and for asyncio are asked, in the same words."""
+"""The methods that the installers for threads and for asyncio share."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ class EnvironmentRequests(ABC, Generic[Installed, Installing]):
         retry: GivenRetry | None = None,
         latest: bool = False,
     ) -> Installed | Installing:
-        """Have an environment with this installed. What is there and whole is answered from the disk.
+        """Return an environment with this requirement, which is installed unless it is complete on the disk.
 
-        An environment belongs to what is asked for: other versions, another Python, another index or lock
-        make another one, which shares the files they have in common. All who ask for the same share the work.
+        Each combination of versions, Python, index and lock has its own environment; environments share the
+        files they have in common. Callers that want the same environment share the work.
 
         Args:
-            requirement: `black`, `black>=26,<27`, `black[d]`; with a lock any name for it.
+            requirement: `black`, `black>=26,<27`, `black[d]`; with a lock, only a name.
             stream: return an iterator over the progress; its `result()` is the environment.
-            progress: called with each step, in this thread or on the event loop; `print` will do.
+            progress: called with each step, in this thread or on the event loop; `print` works.
             python: a version (`"3.12"`) or the path of a Python on this machine; by default this program's.
             index: the only index, or indexes, to use; by default those of pip's and uv's settings.
-            lock: a requirements file with hashes, or a `pylock.toml`: its files are installed and no others.
-            retry: a `tenacity.Retrying`, or a stop condition of Tenacity: when failed attempts are repeated.
-                By default five, unless a retry would fail the same way.
-            latest: look for newer packages also if it is installed; nothing is built if there are none.
+            lock: a requirements file with hashes, or a `pylock.toml`: only its files are installed.
+            retry: a `tenacity.Retrying` or a Tenacity stop condition: when to retry a failed attempt. By
+                default there are five attempts, unless a retry would fail the same way.
+            latest: look for newer packages even if it is installed; nothing is built if there are none.
         """
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be a function, not {type(progress).__name__}")

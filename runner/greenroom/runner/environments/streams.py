@@ -1,4 +1,4 @@
-"""How far an installation is, step by step, and its result: on a thread, and on an event loop."""
+"""The progress of an installation, step by step, and its result: on a thread, and on an event loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from greenroom.runner.environments.installed import InstalledEnvironment
 
 
 class EnsureStream(Iterator[JobProgress]):
-    """The progress of one `ensure`. It begins with the first step that is asked for.
+    """The progress of one `ensure`, which starts when the first step is asked for.
 
     `close`, leaving a `with` block, Ctrl-C or dropping the iterator ends it; the job is cancelled unless
-    others wait for it. For one thread at a time. Iterating raises GreenroomError.
+    others wait for it. For one thread at a time. Iterating may raise GreenroomError.
     """
 
     def __init__(self, open_host: Callable[[], EnvironmentHost], call: EnsureCall) -> None:
@@ -81,7 +81,7 @@ class EnsureStream(Iterator[JobProgress]):
 
 
 class AsyncEnsureStream(AsyncIterator[JobProgress]):
-    """The same on an event loop: `aclose`, leaving an `async with` block or a cancelled task ends it."""
+    """An `EnsureStream` for asyncio: `aclose`, leaving an `async with` block or a cancelled task ends it."""
 
     def __init__(self, open_host: Callable[[], Awaitable[EnvironmentHost]], call: EnsureCall) -> None:
         self._found: InstalledEnvironment | None = None

@@ -236,8 +236,6 @@ def test_a_second_process_waits_for_the_first_and_says_who_it_is(
             assert first.poll() is None
         in_use = rf"Process {first.pid} still has the environments .* open"
         with pytest.raises(NotAvailable, match=in_use) as told:
-            NotAvailable, match=rf"Process {first.pid} still has the environments .* open"
-        ) as told:
             open_installer(wait=0.2)
         assert (told.value.code, told.value.numbers["pid"]) == ("home_in_use", first.pid)
         threading.Timer(0.5, first.kill).start()

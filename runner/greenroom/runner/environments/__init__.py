@@ -1,4 +1,4 @@
-"""The stand-alone installer: environments for tools and packages that other programs need.
+"""The installer on its own: environments for tools and packages that other programs need.
 
 - `installer`, `async_installer`: the installers, for threads and for asyncio
 - `requests`: the methods that both installers share

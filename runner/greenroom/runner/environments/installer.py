@@ -1,4 +1,4 @@
-"""The stand-alone installer."""
+"""The installer, for programs of any kind."""
 
 from __future__ import annotations
 

@@ -5,10 +5,9 @@ Stored text has tags, schema versions, upcasters and tombstones; what an actor h
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -31,6 +30,9 @@ from greenroom.actors.kernel.supervision import (
     in_one_line,
     without_secrets,
 )
+
+if TYPE_CHECKING:
+    import logging
 
 
 class CannotEncode(NotWritten):
@@ -175,7 +177,10 @@ class Codec:
         return msgspec.convert(fields, kind)
 
 
-_log = logging.getLogger(__name__)
+def _log() -> logging.Logger:
+    import logging  # commands import this module and log nothing
+
+    return logging.getLogger(__name__)
 
 
 class Store:
@@ -231,7 +236,7 @@ class Store:
                 try:
                     listener(record)
                 except Exception:  # noqa: BLE001 - the event is stored, whatever its listener makes of it
-                    _log.exception("a listener failed on %s", record.id)
+                    _log().exception("a listener failed on %s", record.id)
 
     def park(
         self, core: Core[Any, Any], about: Fault, cause: str, command: Command[Any] | None = None
@@ -243,9 +248,9 @@ class Store:
         count, worth_storing = self._complaints.count(str(core.address), about)
         what = self._clean(command, f"{core.address} failed: {about.doing} {about.about}".rstrip())
         if not worth_storing:
-            _log.error("%s: %s (%d times now)", what, self._clean(command, about.error), count)
+            _log().error("%s: %s (%d times now)", what, self._clean(command, about.error), count)
             return
-        _log.error("%s\n%s", what, self._clean(command, about.traceback))
+        _log().error("%s\n%s", what, self._clean(command, about.traceback))
         stream = f"{PARKED}{core.address}"
         version = self.dormant.get(stream, 0) + 1
         event = CommandParked(
@@ -260,7 +265,7 @@ class Store:
             entry, stored = self.codec.entry(event, stream=stream, version=version, cause=cause, at=at)
             self.commit(Batch((entry,), (stored,), {}, False))
         except NotWritten as full:
-            _log.error("the journal cannot record that %s failed: %s", event.command, full)
+            _log().error("the journal cannot record that %s failed: %s", event.command, full)
             return
         self.dormant[stream] = version
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from greenroom.runner import exit_codes
-from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.main import settings_of, uncollected
 from greenroom.runner.cli.output import announce, style, table, terminal_width
 from greenroom.runner.cli.problem import Problem, exit_code_of
-from greenroom.runner.client.daemons import ensure_daemon, is_on_this_machine
 from greenroom.runner.client.errors import GreenroomError
 from greenroom.runner.units import format_size
 
@@ -69,12 +68,8 @@ def adopt_command(
     moved or changed, and what is adopted stays when the other program removes it.
     """
     settings = settings_of(ctx)
-    if settings.host and not is_on_this_machine(settings.host):
-        raise Problem(
-            f"The daemon at {settings.host} runs on another machine and cannot read the files of this one.",
-            "Run this command there.",
-            code=exit_codes.USAGE,
-        )
+    if settings.host:
+        _check_is_here(settings.host)
     found = _candidates(settings.home / "models", folder)
     chosen = _chosen(found, names)
     if called is not None:
@@ -91,8 +86,20 @@ def adopt_command(
     return _adopt(settings, chosen, copy=copy, as_json=as_json)
 
 
+def _check_is_here(host: str) -> None:
+    from greenroom.runner.client.daemons import is_on_this_machine
+
+    if not is_on_this_machine(host):
+        raise Problem(
+            f"The daemon at {host} runs on another machine and cannot read the files of this one.",
+            "Run this command there.",
+            code=exit_codes.USAGE,
+        )
+
+
 def _adopt(settings: Any, chosen: Sequence[Candidate], *, copy: bool, as_json: bool) -> int:
     from greenroom.runner.cli.jobs import adopt
+    from greenroom.runner.client.daemons import ensure_daemon
 
     client = ensure_daemon(settings, announce)
     outcomes = []
@@ -141,6 +148,7 @@ def _state(one: Candidate) -> str:
     return {"new": "", "taken": "name taken"}.get(one.state, one.state)
 
 
+@uncollected()
 def _candidates(root: Path, folder: Path | None) -> list[Candidate]:
     from greenroom.runner.models.elsewhere.places import place_at, places
     from greenroom.runner.models.store import ModelStore

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import sys
 import time
@@ -25,7 +24,7 @@ from greenroom.runner.cli.journal import (
     set_aside_note,
     time_option,
 )
-from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.main import settings_of, uncollected
 from greenroom.runner.cli.output import say, table, terminal_width
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.diagnosis.sentences import Narrator
@@ -51,27 +50,12 @@ _TOPICS = ("daemon", "devices", "memory", "queue", "requests")
 _GOES_ON = "The next daemon resumes what was requested by a command."
 
 
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Runs without garbage collection: modules and events make many objects but no cycles.
-
-    Imports take a tenth less so, and reading events a third of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 @click.command("why")
 @click.argument("name", nargs=-1, type=OneOf(model_names, backend_names, engine_ids, lambda: _TOPICS))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with bytes and seconds.")
 @journal_option
 @click.pass_context
-@_uncollected()
+@uncollected()
 def why_command(ctx: click.Context, name: tuple[str, ...], as_json: bool, journal: Path | None) -> int:
     """Explain the state of NAME; without one, list current problems.
 
@@ -201,7 +185,7 @@ def _seq(reader: JournalReader | RemoteJournal, at: str | None) -> int | None:
         raise click.BadParameter(f"{error}. Or an event's id or number.", param_hint="--at") from error
 
 
-@_uncollected()
+@uncollected()
 def _show(reader: JournalReader | RemoteJournal, seq: int | None, as_json: bool) -> None:
     from greenroom.runner.diagnosis.overview import overview
     from greenroom.runner.diagnosis.replay import as_builtins, replay

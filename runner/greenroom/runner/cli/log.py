@@ -24,12 +24,13 @@ from greenroom.runner.cli.journal import (
     set_aside_note,
     time_option,
 )
+from greenroom.runner.cli.main import uncollected
 from greenroom.runner.cli.output import announce, style, terminal_width, wrapped
 from greenroom.runner.cli.problem import Problem
-from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
 
 if TYPE_CHECKING:
     from greenroom.actors.journal.port import Record
+    from greenroom.runner.diagnosis.event_log import Line
     from greenroom.runner.diagnosis.summary import Summary
 
 _A_DAY = 86_400.0
@@ -88,6 +89,8 @@ def log_command(
             raise click.UsageError("--summary counts all events: it takes only --since, --until and --json.")
         _summarize(ctx, journal, start, end, as_json=as_json)
         return
+    from greenroom.runner.diagnosis.event_log import EventQuery, Line, ToldEvents
+
     chosen = EventQuery(since=start, until=end, **wanted)
     show = _as_json if as_json else Printer(sys.stdout.isatty(), terminal_width()).line
     elsewhere = journal_elsewhere(ctx, journal)
@@ -201,6 +204,7 @@ def _summarize(
         click.echo("\n".join(wrapped(line, width, 8) for line in found.text(now).split("\n")))
 
 
+@uncollected()
 def _summary(ctx: click.Context, journal: Path | None, since: float, until: float) -> Summary:
     from greenroom.runner.diagnosis.summary import summarize
     from greenroom.runner.record.table import NotUsable, RecordReader

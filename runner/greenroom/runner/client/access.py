@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -26,8 +25,6 @@ from greenroom.runner.home import HomeUnusable
 
 if TYPE_CHECKING:
     from greenroom.runner.daemon import Greenroom
-
-_log = logging.getLogger(__name__)
 
 
 class Access(ABC):
@@ -103,9 +100,7 @@ class DaemonAccess(Access):
                 if self._url:
                     self._http = self._at_url()
                 else:
-                    self._http = (
-                        ensure_daemon(self.settings, _log.info) if start else client_for(self.settings)
-                    )
+                    self._http = ensure_daemon(self.settings, _note) if start else client_for(self.settings)
             return self._http
 
     def lost(self) -> None:
@@ -149,3 +144,9 @@ def settings_from(given: Mapping[str, Any], *, tolerant: bool = False) -> Settin
 def closed() -> NotAvailable:
     """A client was used after its end."""
     return NotAvailable("This client is closed.", "Open another one.", code="closed", kind="invalid")
+
+
+def _note(sentence: str) -> None:
+    import logging  # programs whose daemon runs do without it
+
+    logging.getLogger(__name__).info(sentence)

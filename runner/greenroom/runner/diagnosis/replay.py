@@ -7,7 +7,6 @@ the daemon down and on a journal from another machine.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -25,7 +24,6 @@ from greenroom.runner.diagnosis.host_actors import INSTALLED, HostActors
 from greenroom.runner.diagnosis.times import parse_time, precise
 
 _encode = msgspec.msgpack.Encoder().encode
-_log = logging.getLogger(__name__)
 
 _RUNNER = "runner/"
 REMEMBERED = 1_000
@@ -86,7 +84,11 @@ class Replay:
             self._states[owner.address] = owner.apply(state, stored)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other events are not about it
             self.has_left_out = True
-            _log.warning("event %d (%s) is left out of the replay: %r", record.seq, record.type, error)
+            import logging  # commands import this module and log nothing
+
+            logging.getLogger(__name__).warning(
+                "event %d (%s) is left out of the replay: %r", record.seq, record.type, error
+            )
         return stored
 
     def event(self, record: Record) -> Event | None:

@@ -7,19 +7,20 @@ lacks; one that is damaged or was written by a later version is replaced by an e
 from __future__ import annotations
 
 import contextlib
-import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 
 from greenroom.runner.record.bodies import Kept
 from greenroom.runner.record.row import Row
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import logging
+
 
 FILE = "requests.db"
 """The file's name in the data directory."""
@@ -346,7 +347,7 @@ class Recorded:
         try:
             return self.reader.row(request_id)
         except NotUsable as error:
-            _log.warning("%s", error)
+            _log().warning("%s", error)
             return None
 
     def latest(self) -> list[Row]:
@@ -354,7 +355,7 @@ class Recorded:
         try:
             found = self.reader.rows(RowFilter()) if self.reader is not None else []
         except NotUsable as error:
-            _log.warning("%s", error)
+            _log().warning("%s", error)
             found = []
         return [*found, *self.running.values()]
 
@@ -366,7 +367,7 @@ def recorded_in(home: Path, running: Mapping[str, Row] = _NONE) -> Iterator[Reco
         try:
             reader = stack.enter_context(RecordReader(home))
         except (FileNotFoundError, NotUsable) as error:
-            _log.debug("%s", error)
+            _log().debug("%s", error)
             yield Recorded(running, None)
             return
         yield Recorded(running, reader)
@@ -454,3 +455,9 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 def _row(found: Sequence[Any]) -> Row:
     return msgspec.convert(dict(zip(_COLUMNS, found, strict=True)), Row, strict=False)
+
+
+def _log() -> logging.Logger:
+    import logging  # commands import this module and log nothing
+
+    return logging.getLogger(__name__)

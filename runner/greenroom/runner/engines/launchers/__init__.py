@@ -4,7 +4,7 @@
 - `end_with_keeper`: an engine ends when its keeper does
 - `compute_llama_cpp`, `compute_llama_server`, `compute_mlx`, `compute_vllm`: whether a build computes here
 - `tiny_model`: the model that they compute with, made on the spot
-- `slot_check`: whether a new llama-server goes on with what another one's slot has read
+- `slot_continuity`: whether a new llama-server goes on with what another one's slot has read
 - `check_grammar`: whether llguidance can use a grammar
 - `answer_plan`, `answer_schema`, `grammars`, `held_answer`: what mlx-lm's answers are held to
 - `kept_slots`: what the slots of mlx-lm have read, as files

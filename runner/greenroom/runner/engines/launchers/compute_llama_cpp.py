@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from slot_check import CONTEXT, not_read_again  # type: ignore[import-not-found]
+from slot_continuity import CONTEXT, not_read_again  # type: ignore[import-not-found]
 from tiny_model import gguf  # type: ignore[import-not-found]
 
 sys.path.pop(0)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from slot_check import CONTEXT, ask, not_read_again  # type: ignore[import-not-found]
+from slot_continuity import CONTEXT, ask, not_read_again  # type: ignore[import-not-found]
 from tiny_model import gguf  # type: ignore[import-not-found]
 
 sys.path.pop(0)

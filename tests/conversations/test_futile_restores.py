@@ -9,8 +9,8 @@ from greenroom.actors.gates import GateBoard
 from greenroom.actors.slot_choice import SlotChoice
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.llama_cpp import LlamaCpp
-from greenroom.runner.conversations.chain import chain_of
 from greenroom.runner.conversations.costs import compat_of
+from greenroom.runner.conversations.prompt_hashes import chain_of
 from greenroom.runner.conversations.saver import ConversationSaver
 from greenroom.runner.engines.slots import Restored, SlotFiles
 from saved import kept, store_in

@@ -5,7 +5,7 @@
 - `saveable`: the engines that can do that
 - `slot_notes`: what slots hold, noted for the next daemon
 - `costs`: what it costs to save, to restore and to read again
-- `chain`: the hashes by which a prompt's beginnings are found
+- `prompt_hashes`: the hashes by which a prompt's beginnings are found
 - `sums`: what became of them, for the journal
 - `restoration`: what became of a search for one
 - `store`: the saved conversations of a data directory

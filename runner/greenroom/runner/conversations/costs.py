@@ -12,7 +12,7 @@ import msgspec
 
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Backend
-from greenroom.runner.conversations.chain import PromptChain
+from greenroom.runner.conversations.prompt_hashes import PromptChain
 from greenroom.runner.conversations.store import ConversationStore
 from greenroom.runner.engines.folders import EngineFolder
 

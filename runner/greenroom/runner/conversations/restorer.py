@@ -14,9 +14,9 @@ from greenroom.actors.conversation_log import ConversationsRestored
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.slot_choice import SlotChoice, SlotSource
 from greenroom.actors.values import Engine
-from greenroom.runner.conversations.chain import chain_of
 from greenroom.runner.conversations.costs import AT_ONCE, IN_VAIN, Costs, EngineSpeeds
 from greenroom.runner.conversations.entry import SavedConversation
+from greenroom.runner.conversations.prompt_hashes import chain_of
 from greenroom.runner.conversations.restoration import Restoration
 from greenroom.runner.conversations.saveable import SaveableEngines
 from greenroom.runner.conversations.store import ConversationStore

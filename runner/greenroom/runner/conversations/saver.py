@@ -20,9 +20,9 @@ from greenroom.actors.reports import Happened
 from greenroom.actors.slot_choice import SlotChoice, SlotContent
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Backend
-from greenroom.runner.conversations.chain import PromptChain, chain_of
 from greenroom.runner.conversations.costs import CHARACTERS, LOSS_BOUND, Costs, EngineSpeeds
 from greenroom.runner.conversations.index import shared
+from greenroom.runner.conversations.prompt_hashes import PromptChain, chain_of
 from greenroom.runner.conversations.restoration import EndReason
 from greenroom.runner.conversations.restorer import ConversationRestorer
 from greenroom.runner.conversations.saveable import FindFiles, SaveableEngines

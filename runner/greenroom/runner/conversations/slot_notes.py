@@ -11,7 +11,7 @@ import msgspec
 
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.slot_choice import Counted, SlotContent
-from greenroom.runner.conversations.chain import chain_of
+from greenroom.runner.conversations.prompt_hashes import chain_of
 from greenroom.runner.engines.folders import EngineFolder
 
 _log = logging.getLogger(__name__)

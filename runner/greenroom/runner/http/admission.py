@@ -31,7 +31,7 @@ from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
 from greenroom.actors.slot_choice import SlotChoice
 from greenroom.actors.values import Caller, Engine, Mode, Model, Plan, Progress
-from greenroom.runner.conversations.chain import chain_of
+from greenroom.runner.conversations.prompt_hashes import chain_of
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.engine_requests import RequestIds
 from greenroom.runner.http.port import Request

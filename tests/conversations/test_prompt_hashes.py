@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenroom.runner.conversations.chain import HASH, chain_of
+from greenroom.runner.conversations.prompt_hashes import HASH, chain_of
 from greenroom.runner.http.engine_requests import parts_of, with_slot
 
 HELLO = {"role": "user", "content": "hello"}

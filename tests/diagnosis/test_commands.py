@@ -523,7 +523,7 @@ def test_what_has_happened_fits_the_terminal(
     script.evict(script.load(), "room", in_favour_of="docker.io/ai/poet:latest", needed=350 * 10**6, free=1)
     script.die(script.load(), "It was killed by SIGKILL.", was_ready=True)
     script.write(home / "journal.db")
-    for module in ("log", "history", "output"):
+    for module in ("log", "diagnosis", "output"):
         monkeypatch.setattr(f"greenroom.runner.cli.{module}.terminal_width", lambda *_: width)
 
     day = ("--since", "2023-11-14", "--until", "2023-11-15")

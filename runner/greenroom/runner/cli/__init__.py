@@ -10,7 +10,7 @@ Modules with commands:
 - `backends`: installing; `devices`: graphics devices
 - `engines`, `memory`: what runs, and unloading; who holds memory, and what waits for it
 - `requests`, `saved_conversations`: the record of requests; what the disk keeps of conversations
-- `log`, `history`, `journal`: log; why, replay and bundle; the journal itself
+- `log`, `diagnosis`, `journal`: log; why, replay and bundle; the journal itself
 - `serve`, `daemon`, `jobs`: the daemon; its status, logs and stop; its installs, pulls and pushes
 - `launch`: starts other programs with our models
 - `completion`, `help`: what the shell completes; help

@@ -1,4 +1,4 @@
-"""Commands that read the journal: log, why, replay, bundle."""
+"""Commands that explain from the journal: why, replay, bundle."""
 
 from __future__ import annotations
 

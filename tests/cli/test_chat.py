@@ -14,7 +14,7 @@ import pytest
 
 from greenroom.runner.cli import line_editor
 from greenroom.runner.cli.chat import ChatSession
-from greenroom.runner.cli.conversation import Conversation, Options
+from greenroom.runner.cli.chat_session import Conversation, Options
 from greenroom.runner.cli.output import filtered
 from greenroom.runner.cli.variants import Changeovers
 from greenroom.runner.client.http_client import HttpClient

@@ -57,7 +57,7 @@ def test_only_the_answer_goes_to_standard_output(greenroom: Any, our_daemon: Any
 def test_progress_through_a_long_prompt_is_reported(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch, patience: float, told: str
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.cli.conversation.PATIENCE", patience)
+    monkeypatch.setattr("greenroom.runner.cli.chat_session.PATIENCE", patience)
     our_daemon.routes[CHAT] = Chat(
         words=[": keepalive 32/900", "", ": keepalive 900/900", "", *answer("Yes.")]
     )

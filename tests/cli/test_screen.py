@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from greenroom.runner.cli.main import ALIASES, COMMANDS
+from greenroom.runner.cli.other_runners import WORDS, meant
 from greenroom.runner.cli.output import own, table, wrapped
-from greenroom.runner.cli.peers import WORDS, meant
 from terminal import Terminal
 
 GREENROOM = [sys.executable, "-m", "greenroom.runner.cli"]

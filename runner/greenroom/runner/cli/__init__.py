@@ -19,11 +19,11 @@ What they share:
 
 - `output`, `display`, `answers`: text and tables; progress; answers as they come
 - `problem`: the exception that commands end with
-- `conversation`, `chat`, `saved_chats`: what was said; a chat's commands; chats on the disk
+- `chat_session`, `chat`, `saved_chats`: what was said; a chat's commands; chats on the disk
 - `line_editor`, `prompt_files`: the line of a chat; files in a prompt
 - `modelfile`: reads Ollama's description of a model
 - `client_programs`: the programs that `launch` starts
-- `peers`: what people type who know other runners
+- `other_runners`: what people type who know other runners
 - `local_names`: names that were given to models on this machine
 - `variants`: what `run` says of variants; `remotes`: remote backends in lists
 - `live`, `remote_journal`: what the daemon says for `why`; the journal of a daemon elsewhere

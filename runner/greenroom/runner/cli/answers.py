@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import click
 
-from greenroom.runner.cli.conversation import Conversation, pace
+from greenroom.runner.cli.chat_session import Conversation, pace
 from greenroom.runner.cli.output import announce, own, style, terminal_width
 from greenroom.runner.cli.prompt_files import Content
 from greenroom.runner.client.results import TextResult

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
+from greenroom.runner.cli.chat_session import Conversation, Options, pace
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
-from greenroom.runner.cli.conversation import Conversation, Options, pace
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, table, terminal_width
 from greenroom.runner.client.daemons import ensure_daemon, is_on_this_machine

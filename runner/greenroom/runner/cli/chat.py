@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import click
 
 from greenroom.runner.cli import answers, saved_chats
+from greenroom.runner.cli.chat_session import CONTEXT, Conversation, Options, overflows
 from greenroom.runner.cli.completion import anchored
 from greenroom.runner.cli.configure import context_of, keep_alive_of
-from greenroom.runner.cli.conversation import CONTEXT, Conversation, Options, overflows
 from greenroom.runner.cli.output import announce, style
 from greenroom.runner.cli.prompt_files import content_of, schema_of
 from greenroom.runner.cli.variants import Changeovers

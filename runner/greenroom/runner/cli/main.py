@@ -124,7 +124,7 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            from greenroom.runner.cli.peers import meant
+            from greenroom.runner.cli.other_runners import meant
 
             guess = meant(args, [*COMMANDS, *ALIASES])
             hint = f" Did you mean {guess!r}?" if guess else " See: greenroom --help"

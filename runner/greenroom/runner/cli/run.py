@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from greenroom.runner.cli.chat_session import CONTEXT, Conversation, Options
 from greenroom.runner.cli.completion import ModelName, OneOf, backend_names
-from greenroom.runner.cli.conversation import CONTEXT, Conversation, Options
 from greenroom.runner.cli.local_names import check_not_local
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import announce, readable

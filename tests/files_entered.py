@@ -1,6 +1,6 @@
 """Which of our source files a chat completion enters, counted and printed in order.
 
-    python tests/routes.py [loaded | installing]
+    python tests/files_entered.py [loaded | installing]
 
 `loaded`: the model's engine is ready. `installing`: the backend has to be installed and the model loaded
 first. A file is entered when one of its functions is called between the request's first line and its end: for

@@ -17,7 +17,15 @@ from typing import Any
 import httpx
 import pytest
 
-from greenroom.runner import Client, GreenroomError, JobProgress, NotAvailable, RequestRefused, connect
+from greenroom.runner import (
+    Client,
+    GreenroomError,
+    JobProgress,
+    NotAvailable,
+    RequestRefused,
+    StoredModel,
+    connect,
+)
 from waiting import until
 
 OpenClient = Callable[..., Client]
@@ -29,11 +37,20 @@ def inside(client: Client) -> int:
     return sum(one.inside for one in client.runner.gates.readings().values())
 
 
+def test_a_stored_model_is_named_as_lists_show_it() -> None:
+    assert StoredModel(id="sha256:1", tags=("docker.io/ai/smollm2:latest", "mine:q4")).name == "smollm2"
+    assert StoredModel(id="sha256:1", tags=("hf.co/me/model:Q8_0",)).name == "hf.co/me/model:Q8_0"
+    assert StoredModel(id="sha256:1").name == "sha256:1"
+
+
 def test_texts_embeddings_models_and_engines(open_client: OpenClient, home: Path, tiny: str) -> None:
     client = open_client()
     told: list[JobProgress] = []
     assert client.pull(str(home / "tiny.gguf"), progress=told.append).tags == (tiny,)
-    assert [one.tags for one in client.models()] == [(tiny,)]
+    (stored,) = client.models()
+    assert (stored.tags, stored.name) == ((tiny,), tiny)
+    assert stored.size == (home / "tiny.gguf").stat().st_size
+    assert stored == client.pull(tiny)
 
     answer = client.chat(tiny, "hello", system="Be brief.", max_tokens=50, progress=told.append)
     assert (str(answer), answer.finish) == (WORDS, "stop")

@@ -75,6 +75,17 @@ class StoredModel(Result, frozen=True):
     parameters: str = ""
     """Such as `135M`."""
     quantization: str = ""
+    context_size: int | None = None
+    """Tokens; None if its files do not say."""
+    size: int = msgspec.field(name="bytes", default=0)
+    """Bytes of its files."""
+
+    @property
+    def name(self) -> str:
+        """The first of its names as lists show it, such as `smollm2`; its id if it has none."""
+        from greenroom.runner.models.references import familiar
+
+        return familiar(self.tags[0]) if self.tags else self.id
 
 
 class RunningEngine(Result, frozen=True):

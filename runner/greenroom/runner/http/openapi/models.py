@@ -49,6 +49,7 @@ class ModelRow(msgspec.Struct, kw_only=True):
     tags: list[str] | msgspec.UnsetType = _UNSET
     created: int
     config: ModelConfigRow
+    bytes: int
 
 
 class ModelFileRow(msgspec.Struct):
@@ -106,7 +107,6 @@ class DefaultsRow(msgspec.Struct, kw_only=True):
 
 class ModelAnswer(ModelRow, kw_only=True):
     source: str
-    bytes: int
     reads: list[str] | msgspec.UnsetType = _UNSET
     """The kinds of input that it reads: `text`, `image`, `audio`."""
     files: list[ModelFileRow] | msgspec.UnsetType = _UNSET

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tenacity
 
+from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner import (
     BadRequirement,
@@ -153,6 +154,22 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         Installer(tmp_path / "greenroom").environments()
 
 
+def test_a_disk_that_is_full_when_it_is_opened_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise JournalFull("no space left")
+
+    monkeypatch.setattr("greenroom.runner.environments.host.SqliteJournal", full)
+    with pytest.raises(NotAvailable, match=r"The disk of .* is full: .* Free some space") as caught:
+        Installer(home).environments()
+    assert told(caught.value) == ("no_space", "exhausted")
+
+
+def test_a_name_that_no_disk_takes_is_no_folder(home: Path) -> None:
+    with pytest.raises(NotAvailable, match="cannot be used") as caught:
+        Installer(home / ("x" * 300)).environments()
+    assert told(caught.value) == ("home_unusable", "not_ready")
+
+
 def test_a_closed_one_answers_no_more_and_may_be_opened_again(home: Path) -> None:
     with Installer(home) as installer:
         pass
@@ -215,5 +232,9 @@ def test_an_environment_can_be_sent_to_another_process_and_an_installer_cannot(h
         built_at=1.0,
     )
     assert pickle.loads(pickle.dumps(env)) == env
+    assert env.programs == ()
+    with pytest.raises(NoEnvironment, match=r"is gone .* Call ensure again") as caught:
+        env.run("x")
+    assert told(caught.value) == ("not_installed", "not_found")
     with pytest.raises(TypeError, match="cannot be sent to another process"):
         pickle.dumps(Installer(home))

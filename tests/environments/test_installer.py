@@ -88,6 +88,10 @@ def test_what_is_damaged_while_it_is_open_is_built_anew(
     assert again.python.is_file()
     assert not again.already
     assert "installation_broken" in types(home)
+    shutil.rmtree(again.root.parent)
+    again.root.parent.write_text("someone's")
+    assert installer.remove("friend") > 0
+    assert not again.root.parent.exists()
 
 
 @pytest.mark.slow

@@ -26,9 +26,10 @@ class BadRequirement(NoEnvironment, ValueError):
 
 _OTHERS = "Ask for other versions, or for another Python (`python=`)"
 _FOLDER = "give the installer a folder on another disk"
+FREE_SPACE = f"Free some space, or {_FOLDER}."
 _ADVICE = {
     "cancelled": "Call it again: completed downloads are kept.",
-    "no_space": f"Free some space, or {_FOLDER}.",
+    "no_space": FREE_SPACE,
     "noexec": f"Mount it without noexec, or {_FOLDER}.",
     "no_permission": "Make sure that you can write there, or give the installer another folder.",
     "read_only": "Make it writable, or give the installer another folder.",
@@ -65,7 +66,7 @@ def failed(error: KernelError, home: Path, requirement: str = "") -> GreenroomEr
     if isinstance(error, Forked):
         return forked(home)
     return NotAvailable(
-        f"The installer of {home} is not running: {error}.", "Open another one.", code="closed"
+        f"The installer of {home} is not running: {error}.", "Close it and open another one.", code="closed"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from greenroom.actors.graphics import Graphics
 from greenroom.actors.installer.environments import EnvironmentInstaller
 from greenroom.actors.installer.messages import INSTALLER, AwaitInspected, CancelInstall
 from greenroom.actors.installer.state import InstallerState
-from greenroom.actors.journal.port import JournalError
+from greenroom.actors.journal.port import JournalError, JournalFull
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.answers import Reply
@@ -32,7 +33,7 @@ from greenroom.runner.client.errors import NotAvailable
 from greenroom.runner.client.results import WhyResult
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.environments.declaration import Declaration
-from greenroom.runner.environments.errors import NoEnvironment, closed
+from greenroom.runner.environments.errors import FREE_SPACE, NoEnvironment, closed
 from greenroom.runner.environments.installed import InstalledEnvironment, root_of
 from greenroom.runner.home import HomeUnusable, prepare_home
 from greenroom.runner.installations.builder import Builder
@@ -219,7 +220,7 @@ def opened(home: Path) -> EnvironmentHost:
 
     Raises HomeLocked while another process has it open, and NotAvailable.
     """
-    if (home / "models").is_dir():
+    if os.path.isdir(home / "models"):
         raise NotAvailable(
             f"{home} is a Greenroom data directory, with backends and models.",
             "Give the installer a separate folder.",
@@ -234,13 +235,13 @@ def opened(home: Path) -> EnvironmentHost:
         advice = advice.replace("set GREENROOM_HOME to", "give the installer")
         message = error.sentence.replace("The data directory", "The folder", 1)
         raise NotAvailable(message, advice, code="home_unusable", kind="not_ready") from error
+    except JournalFull as error:
+        message = f"The disk of {home} is full: {error}."
+        raise NotAvailable(message, FREE_SPACE, code="no_space", kind="exhausted") from error
     except JournalError as error:
         message = f"The journal of {home} cannot be used: {error}."
-        raise NotAvailable(
-            message,
-            "Move journal.db away: the installer finds its environments on the disk.",
-            code="journal_unusable",
-        ) from error
+        advice = "Move journal.db away: the installer finds its environments on the disk."
+        raise NotAvailable(message, advice, code="journal_unusable") from error
     except (KernelError, TimeoutError) as error:
         raise NotAvailable(
             f"The installer of {home} could not be started: {error}.", code="not_started"

@@ -45,8 +45,17 @@ class InstalledEnvironment(Result, frozen=True):
 
     def bin(self, program: str) -> Path:
         """The path of one of its programs, such as `black`. Raises NoEnvironment if there is none."""
+        if not isinstance(program, str):
+            raise TypeError(f"program must be text, not {type(program).__name__}")
         path = self.root / "bin" / program
-        if os.sep in program or not path.is_file():
+        if os.sep in program or not os.path.isfile(path):
+            if not self.python.exists():
+                raise NoEnvironment(
+                    f"{self.requirement} {self.version} is gone from {self.root}: it was removed since.",
+                    "Call ensure again.",
+                    code="not_installed",
+                    kind="not_found",
+                )
             raise NoEnvironment(
                 f"{self.requirement} {self.version} has no program {program!r}.",
                 f"It has: {', '.join(self.programs) or 'none'}.",
@@ -57,9 +66,12 @@ class InstalledEnvironment(Result, frozen=True):
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """The names of its programs, except those that every environment has."""
-        with os.scandir(self.root / "bin") as entries:
-            names = sorted(one.name for one in entries if one.is_file())
+        """The names of its programs, except those that every environment has; none if it was removed."""
+        try:
+            with os.scandir(self.root / "bin") as entries:
+                names = sorted(one.name for one in entries if one.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
         return tuple(
             one for one in names if not one.startswith(("activate", "deactivate", "python", "pydoc"))
         )

@@ -10,6 +10,7 @@ network. The total need of space is checked before the first byte is fetched.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -408,7 +409,8 @@ def discard(folder: Path) -> None:
     Raises:
         OSError: Something in it cannot be removed.
     """
-    (folder / MARK).unlink(missing_ok=True)
+    with contextlib.suppress(NotADirectoryError):  # someone has put a file there
+        (folder / MARK).unlink(missing_ok=True)
     going = folder.with_name(f"{folder.name}.going-{uuid4().hex[:8]}")
     try:
         folder.rename(going)
@@ -416,6 +418,9 @@ def discard(folder: Path) -> None:
         return
     except OSError:
         going = folder  # a mount point, for example: what is in it can go
+    if going.is_symlink() or going.is_file():
+        going.unlink()
+        return
     for _ in range(3):
         # A program that just ended may have created a file after its folder was listed.
         shutil.rmtree(going, ignore_errors=True)

@@ -28,6 +28,7 @@ SHOWN = (
     "configure smollm2",
     "memory",
     "unload x",
+    "completion --help",
 )
 
 
@@ -81,6 +82,14 @@ def test_everything_fits_the_terminal(full_daemon: Any, columns: int) -> None:
             word = max(line.split(), key=len, default="")
             assert len(line) <= columns or len(word) > columns // 2, f"{command}: {line}"
         assert terminal.text.strip(), command
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(60, "ab" * 6), (200, "sha256:" + "ab" * 32)])
+def test_the_id_of_a_model_is_whole_where_it_fits(full_daemon: Any, columns: int, shown: str) -> None:
+    with Terminal([*GREENROOM, "inspect", "smollm2"], columns=columns) as terminal:
+        terminal.ends()
+
+    assert terminal.text.splitlines()[0].split() == ["Model:", shown]
 
 
 def test_a_table_that_is_too_wide_shortens_names_and_breaks_sentences() -> None:

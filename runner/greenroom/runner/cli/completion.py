@@ -200,9 +200,9 @@ def _in_catalogue() -> list[str]:
 
 
 _HOW = {
-    "bash": 'eval "$(greenroom completion bash)"   # in ~/.bashrc',
-    "zsh": 'eval "$(greenroom completion zsh)"   # in ~/.zshrc',
-    "fish": "greenroom completion fish | source   # in ~/.config/fish/config.fish",
+    "bash": 'In ~/.bashrc: eval "$(greenroom completion bash)"',
+    "zsh": 'In ~/.zshrc: eval "$(greenroom completion zsh)"',
+    "fish": "In ~/.config/fish/config.fish:\n  greenroom completion fish | source",
 }
 
 

@@ -154,15 +154,17 @@ def inspect_command(ctx: click.Context, model: str, remote: bool, as_json: bool,
     if as_json or openai:
         click.echo(json.dumps(found, indent=4, ensure_ascii=False))
     else:
-        say("\n".join(_inspected(found)), indent=15)
+        say("\n".join(_inspected(found, terminal_width())), indent=15)
 
 
-def _inspected(model: dict[str, Any]) -> list[str]:
+def _inspected(model: dict[str, Any], width: int | None) -> list[str]:
     from greenroom.runner.models.references import familiar
 
     config = model.get("config") or {}
+    model_id = str(model.get("id") or "(assigned when it is pulled)")
     facts = {
-        "Model": str(model.get("id") or "(assigned when it is pulled)"),
+        # Where it does not fit, as `list` has it.
+        "Model": model_id[7:19] if "id" in model and width is not None and width < 86 else model_id,
         "Tags": ", ".join(familiar(tag) for tag in model.get("tags") or ()),
         "Source": str(model.get("source") or ""),
         "Created": _moment(float(model.get("created") or 0)),

@@ -103,7 +103,7 @@ def test_where_to_begin(journal: SqliteJournal, since: Any, first: int) -> None:
 
 
 def test_what_is_not_there_is_an_error(journal: SqliteJournal, tmp_path: Path) -> None:
-    with pytest.raises(LookupError, match=r"There is no event 7: .* ends at 6"):
+    with pytest.raises(LookupError, match=r"There is no event 7: the last event in .* is 6"):
         next(read_events(journal.files.db, since=7))
     with pytest.raises(LookupError, match="There is no event library/9"):
         next(read_events(journal.files.db, since="library/9"))

@@ -174,7 +174,7 @@ COPIED = HostActor(Copied("copied"))
     [
         ("COPIED", "two event types have the tag 'engine_ready'"),
         ("BOUND", "is not callable"),
-        ("MemoryJournal", "is no HostActor"),
+        ("MemoryJournal", "is not a HostActor"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_with_a_sentence(value: str, said: str) -> None:

@@ -38,7 +38,7 @@ def test_without_a_device_that_can_be_used_models_run_on_the_processor(script: A
         "Install driver 580. Models run on the processor.",
     )
     script.add(DevicesChanged(before=(CARD,), after=(replace(CARD, is_shared=True),)))
-    assert script.why("devices").answer == "RTX 4070 (12.0 GB of the memory of the machine) can be used."
+    assert script.why("devices").answer == "RTX 4070 (12.0 GB of shared main memory) can be used."
 
 
 def test_before_the_first_daemon_nothing_is_known(empty_script: Any) -> None:

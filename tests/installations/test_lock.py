@@ -134,7 +134,7 @@ def test_the_best_wheel_is_chosen_not_the_first() -> None:
 
 def test_a_package_without_a_wheel_for_here_says_so() -> None:
     package = LockedPackage("a", "1", "", (LockedFile("a-1-cp27-none-win32.whl", "0" * 64, 1),))
-    with pytest.raises(JobFailed, match="a 1 has no package for this platform and Python") as caught:
+    with pytest.raises(JobFailed, match="a 1 has no wheel for this platform and Python") as caught:
         Lock(render([package], [])).files()
     assert caught.value.failure.code == "unsupported_platform"
 

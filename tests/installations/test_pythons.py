@@ -36,7 +36,7 @@ def test_wheels_and_markers_are_those_of_the_python_it_is_for() -> None:
 
 
 def test_a_package_without_a_wheel_for_it_names_its_version() -> None:
-    with pytest.raises(JobFailed, match=r"fast 1\.0 has no package for this platform and Python 3\.9\."):
+    with pytest.raises(JobFailed, match=r"fast 1\.0 has no wheel for this platform and Python 3\.9\."):
         files_for(OLD, [package("fast", "", "cp313-none-any")])
 
 

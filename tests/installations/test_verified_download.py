@@ -131,7 +131,7 @@ def test_other_bytes_of_the_same_length_never_enter_the_store(
     store: FileStore, index: Index, big: LockedFile, misbehave: type[Misbehaviour]
 ) -> None:
     index.wrong[big.name] = misbehave(body=b"x" * big.size)
-    with pytest.raises(JobFailed, match="not the file that the lock names") as caught:
+    with pytest.raises(JobFailed, match="not the file in the lock") as caught:
         fetch(store, index.sources, big)
     assert (caught.value.failure.kind, caught.value.failure.code) == ("permanent", "hash_mismatch")
     assert not store.has(big)
@@ -150,7 +150,7 @@ def test_a_file_of_another_length_is_refused_before_it_is_fetched(
 
 def test_an_index_that_lists_other_bytes_says_so(store: FileStore, index: Index, big: LockedFile) -> None:
     other = dataclasses.replace(big, sha256="0" * 64)
-    with pytest.raises(JobFailed, match="but not with the contents") as caught:
+    with pytest.raises(JobFailed, match="but its hash is not the one in the lock") as caught:
         fetch(store, index.sources, other)
     assert caught.value.failure.kind == "permanent"
 

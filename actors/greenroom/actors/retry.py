@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AttemptFailed(Exception):
-    """What Tenacity's conditions see of an attempt. `code` is a word such as `unreachable`."""
+    """The failure that Tenacity's conditions get. `code` is a word such as `unreachable`."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -92,8 +92,8 @@ class RetryPolicy:
 
 
 class GivenPolicy(RetryPolicy):
-    """As a program's own Tenacity object says when to stop and how long to wait. Nothing of it is called but
-    its conditions: it never sleeps.
+    """Stops and waits as a program's own Tenacity object decides. Only its conditions are called: it never
+    sleeps.
     """
 
     def __init__(self, given: BaseRetrying) -> None:
@@ -107,7 +107,7 @@ class GivenPolicy(RetryPolicy):
         condition = self._given.retry
 
         def retries(state: RetryCallState) -> bool:
-            """A permanent failure would be the same again, whatever the condition says."""
+            """A permanent failure would repeat, whatever the condition says."""
             assert state.outcome is not None
             error = state.outcome.exception()
             return error is not None and _is_transient(error) and bool(condition(state))

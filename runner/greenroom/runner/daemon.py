@@ -181,14 +181,14 @@ class Greenroom(ActorStates, Startable):
     ) -> Client:
         """A client of a Greenroom inside this program: `with Greenroom.open() as client`.
 
-        It starts when it is entered or asked first, and stops when its last client is closed: the same data
-        directory opened again in this process is the same Greenroom. `home` is by default the command line's;
-        `~` is expanded, a relative path resolved now. `settings` are those of config.toml and precede it:
-        `install_policy="auto"`. `actors` are the program's own. Raises TypeError for an unknown setting,
-        ValueError for a wrong value.
+        It starts on entering `with` or at the first call, and stops when its last client is closed: opening
+        the same data directory again in this process gives the same Greenroom. `home` is by default the
+        command line's; `~` is expanded, and a relative path is resolved now. `settings` override those of
+        config.toml: `install_policy="auto"`. `actors` are the program's own. Raises TypeError for an unknown
+        setting, ValueError for an invalid value.
 
-        `on_failure` is called once, with the error, if the actors have stopped themselves, in the thread of
-        the one that failed. What it raises is logged. Let another thread close the client.
+        If the actor system fails and stops, `on_failure` is called once with the error, in the thread of the
+        failed actor. Exceptions that it raises are logged. Have another thread close the client.
         """
         # A client is made of a front door, which is made of this: only the public names know both.
         from greenroom.runner import Client
@@ -196,9 +196,9 @@ class Greenroom(ActorStates, Startable):
         return Client.opened(home, settings, on_failure, tuple(actors))
 
     def client(self) -> Client:
-        """A client of this Greenroom, which starts it if it does not run; then it stops it too.
+        """A client of this Greenroom. It starts the Greenroom if it is not running, and then also stops it.
 
-        It may be asked for at any time, on any thread; nothing is started before the client is used.
+        It may be created at any time, on any thread; nothing is started before the client is used.
         """
         from greenroom.runner import Client
 
@@ -207,7 +207,7 @@ class Greenroom(ActorStates, Startable):
     # life
 
     def notify_of_failure(self, on_failure: Callable[[BaseException], None]) -> None:
-        """Call this too, once, if the actors stop themselves; at once if they have."""
+        """Also call this, once, if the actor system fails; at once if it already has."""
         self._on_failure.append(on_failure)
         if self.failure is not None:
             on_failure(self.failure)
@@ -219,10 +219,10 @@ class Greenroom(ActorStates, Startable):
         effect_handler: EffectHandler | None = None,
         sentences: Sentences | None = None,
     ) -> None:
-        """Add an actor of the host's own before the start; its events share the journal.
+        """Add an actor of the program's own before the start; its events go to the same journal.
 
-        `effect_handler` carries out the actor's effects, on threads of its own choice. `sentences` word its
-        events, by type. Raises StartFailed once it is running.
+        `effect_handler` carries out the actor's effects, on threads that it chooses. `sentences` describe its
+        events, by type. Raises StartFailed after the start.
         """
         if self._system is not None:
             raise StartFailed("actors must be registered before the start")
@@ -423,7 +423,7 @@ class Greenroom(ActorStates, Startable):
 
     @cached_property
     def host_actors(self) -> HostActors:
-        """Decodes and words the events of the host's actors, and of those that distributions declare."""
+        """Decodes and describes the events of the program's actors and of declared ones."""
         return HostActors(self._hosts)
 
     def last_event(self) -> int:

@@ -1,6 +1,6 @@
-"""Fixtures for pytest, which finds them where Greenroom is installed.
+"""Pytest fixtures, which pytest finds if Greenroom is installed.
 
-They import what they need when a test asks for them: a test run without them pays for this file alone.
+They import what they need when a test uses them: other test runs import only this file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def greenroom_folder() -> Iterator[Path]:
-    """A folder with a short path, since sockets lie in it; it is removed after the test."""
+    """A temporary folder with a short path, since it contains sockets; it is removed after the test."""
     folder = Path(tempfile.mkdtemp(prefix="gr-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -28,13 +28,13 @@ def greenroom_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def greenroom_models() -> Sequence[str]:
-    """The names of the models that `greenroom` has. Define a fixture of this name to have others."""
+    """The names of the models that `greenroom` has. Override this fixture to have others."""
     return ("tiny",)
 
 
 @pytest.fixture
 def fake_engine(greenroom_folder: Path) -> FakeEngine:
-    """What the engines of `greenroom` say, and what they were asked. See `greenroom.runner.FakeEngine`."""
+    """Controls the engines of `greenroom`, and records their requests. See `greenroom.runner.FakeEngine`."""
     from greenroom.runner import FakeEngine
 
     folder = greenroom_folder / "engine"
@@ -46,7 +46,7 @@ def fake_engine(greenroom_folder: Path) -> FakeEngine:
 def greenroom(
     greenroom_folder: Path, greenroom_models: Sequence[str], fake_engine: FakeEngine
 ) -> Iterator[Client]:
-    """A client of a whole Greenroom in a data directory of its own, whose engines are `fake_engine`.
+    """A client of a complete Greenroom in a temporary data directory, whose engines are `fake_engine`.
 
     It needs no network and no model. `greenroom.in_asyncio()` is the client for asyncio, `greenroom.runner`
     the Greenroom itself.

@@ -81,16 +81,16 @@ def fake_backend(
 
 
 class FakeEngine:
-    """What the engines of a test say, and what they were asked: the fixture `fake_engine`.
+    """Controls the fake engines of a test, and records their requests: the fixture `fake_engine`.
 
-    They need no model. A text is written word by word, each word a token. Any thread may use it.
+    The engines need no model. They generate a text word by word, each word a token. Any thread may use it.
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` exists, and is where the engines find their text."""
+        """`folder` must exist; the engines read their text from it."""
         self._script, self._requests = folder / "script.json", folder / "requests.jsonl"
         self.backend = fake_backend(Path(__file__).with_name("fake_engine.py"), "--folder", str(folder))
-        """To be given to a `Greenroom`."""
+        """The `backends` argument for a `Greenroom`."""
         self.says("Hello.")
 
     def says(self, text: str) -> None:
@@ -108,7 +108,7 @@ class FakeEngine:
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        """The bodies of the requests that reached an engine, the oldest first, as OpenAI's API has them."""
+        """The bodies of the requests that reached an engine, oldest first, in OpenAI's format."""
         lines = self._requests.read_text().splitlines() if self._requests.exists() else []
         return [json.loads(line)["body"] for line in lines]
 

@@ -107,9 +107,7 @@ def _start(
 
 
 def _model(client: HttpClient, wanted: str | None) -> tuple[str, int, int]:
-    """The name of the model that the client gets, and the tokens of its context as it is configured and at
-    most; 0 if unknown.
-    """
+    """The model's name for the client, and its configured and maximum context in tokens; 0 if unknown."""
     name = wanted if wanted is not None else _only_model(client)
     try:
         found = client.get(path_of("models", name))

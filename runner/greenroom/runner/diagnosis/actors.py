@@ -33,7 +33,7 @@ def actors() -> list[Core[Any, Any]]:
 
 
 def event_codec(*types: type[Event]) -> Codec:
-    """Decodes all events of Greenroom, and those of a program's own `types`.
+    """A codec for all of Greenroom's events and a program's own `types`.
 
     `codec.decode(record)` is the event of a `Record`; see `Codec`. Raises ValueError for a type whose tag
     Greenroom has itself.

@@ -33,13 +33,13 @@ GROUP = "greenroom.actors"
 
 @dataclass(frozen=True)
 class HostActor:
-    """An actor of a program's own, beside those of Greenroom, in the same journal."""
+    """An actor of the host program, which shares the journal with Greenroom's own actors."""
 
     core: Core[Any, Any]
     sentences: Sentences = field(default_factory=dict)
-    """By type of its events, a function that words one, for `greenroom log`, `why` and `replay`."""
+    """By event type, a function that returns the sentence for `greenroom log`, `why` and `replay`."""
     effect_handler: EffectHandler | None = None
-    """Carries out its effects, where it is run."""
+    """Carries out its effects in the program that runs it."""
 
 
 class HostActors:
@@ -127,7 +127,7 @@ def _loaded(entry: EntryPoint) -> HostActor:
     loaded: Any = entry.load()
     actor = loaded if isinstance(loaded, HostActor) else loaded()
     if not isinstance(actor, HostActor):
-        raise TypeError(f"{entry.value} is no HostActor")
+        raise TypeError(f"{entry.value} is not a HostActor")
     return actor
 
 

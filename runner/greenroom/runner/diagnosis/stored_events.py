@@ -31,18 +31,18 @@ _FIRST_SECOND = 1e9
 
 
 class StoredEvent(Line, frozen=True, kw_only=True):
-    """An event, with what the journal knows of it. `str()` of it is its sentence, as in `greenroom log`.
+    """An event with its place in the journal. `str()` gives its sentence, as in `greenroom log`.
 
     `seq` is its position in the journal, from 1; `at` seconds since 1970; `data` its fields as they are
     stored; `cause` the id of the event or request that led to it.
     """
 
     event: Event | None = None
-    """The instance of its class; None for one that is not known: of another program, or a newer version."""
+    """An instance of its class; None if that is unknown: of another program, or of a newer version."""
 
     @property
     def stream(self) -> str:
-        """Whose event it is, such as `library` or `runner/mlx`."""
+        """The stream that it belongs to, such as `library` or `runner/mlx`."""
         return self.id.rpartition("/")[0]
 
     @property
@@ -81,15 +81,15 @@ class EventDecoder:
 def read_events(
     path: str | os.PathLike[str] | None = None, *, since: Since = 0, types: Types | None = None
 ) -> Iterator[StoredEvent]:
-    """The events of a journal on the disk, in order, without a daemon, or beside one that writes to it.
+    """The events of a journal on the disk, in order, with or without a daemon that writes to it.
 
-    The file is only read: it is neither locked nor changed.
+    The file is neither locked nor changed.
 
     Args:
         path: a `journal.db`, the data directory it is in, or a copy of either; by default that of the
             command line.
         since: where to begin; see `Client.events`.
-        types: only events of these classes or tags. Classes of your own are decoded, too.
+        types: only events of these classes or tags. Your own classes are decoded, too.
 
     Raises:
         TypeError: a wrong argument.
@@ -115,7 +115,9 @@ def _read(
             _log.warning("%s", notice)
         begin = position(after, reader.read)
         if begin > reader.last_seq():
-            raise LookupError(f"There is no event {begin}: {reader.files.db} ends at {reader.last_seq()}.")
+            raise LookupError(
+                f"There is no event {begin}: the last event in {reader.files.db} is {reader.last_seq()}."
+            )
         events = ToldEvents(EventQuery(kinds=kinds), reader.read)
         for record, text in events.lines(reader.read(), after=begin):
             yield decoder.decode(record, text)
@@ -170,7 +172,7 @@ def type_tags(types: object) -> tuple[str, ...]:
     if not isinstance(types, list | tuple | set | frozenset):
         raise TypeError(f"types must be a list of event classes or tags, not {types!r:.80}")
     if not types:
-        raise ValueError("types must not be empty: no event would ever come")
+        raise ValueError("types must not be empty: no event would match")
     return tuple(_tag(one) for one in types)
 
 

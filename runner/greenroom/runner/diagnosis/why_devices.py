@@ -19,7 +19,7 @@ def why_devices(history: History) -> Explanation:
         return Explanation(
             state="unknown",
             cause="never_started",
-            answer="No daemon has looked for graphics devices on this journal's machine yet.",
+            answer="According to this journal, no daemon has looked for graphics devices yet.",
             remedies=(_LOOK,),
         )
     usable = [one for one in history.daemon.devices if one.problem is None]
@@ -47,4 +47,4 @@ def why_devices(history: History) -> Explanation:
 def _described(one: GraphicsDevice) -> str:
     if not one.total:
         return one.name
-    return f"{one.name} ({format_size(one.total)}{' of the memory of the machine' if one.is_shared else ''})"
+    return f"{one.name} ({format_size(one.total)}{' of shared main memory' if one.is_shared else ''})"

@@ -55,7 +55,7 @@ class EngineSlots:
             raise HttpRefusal(
                 403,
                 "not_allowed",
-                "A slot in an engine is only for programs on the daemon's machine.",
+                "Only programs on the daemon's machine can hold a slot in an engine.",
                 advice="From elsewhere, send requests for completions or embeddings.",
             )
         body = await read_json(request, SlotBody)

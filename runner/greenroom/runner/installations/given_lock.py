@@ -1,7 +1,7 @@
-"""A lock of the user's own: a requirements file with hashes, or a `pylock.toml`.
+"""A lock that the user provides: a requirements file with hashes, or a `pylock.toml`.
 
-It may name many files for a package, and neither their names nor their sizes. An index says which of them fit
-this Python; a file whose hash the lock has not is never taken.
+It may have many hashes for a package, without file names and sizes. The index says which files fit this
+Python; a file whose hash is not in the lock is never installed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read(text: str) -> list[Pinned]:
     """The packages that a lock names.
 
     Raises:
-        ValueError: It is no lock: a package has no version or no hash. The text says which.
+        ValueError: It is not a valid lock: a package has no version or no hash. The message names it.
     """
     if re.search(r"^lock-version\s*=", text, re.MULTILINE):
         return _from_pylock(text)
@@ -74,7 +74,7 @@ def files_of(uv: Uv, text: str, python: Interpreter, cancel: Event | None = None
     """The lock with name and size of the wheel of each package that is for this Python.
 
     Raises:
-        JobFailed: An index has not what it names, or has other files under these names.
+        JobFailed: The index lacks a package, or its files have other hashes.
     """
     from packaging.markers import Marker
 
@@ -102,9 +102,9 @@ def files_of(uv: Uv, text: str, python: Interpreter, cancel: Event | None = None
 
 def _others(name: str, version: str, wanted: Mapping[str, Pinned]) -> JobFailed:
     count = len(wanted[name].hashes)
-    which = "the one hash" if count == 1 else f"any of the {count} hashes"
+    which = "the hash" if count == 1 else f"any of the {count} hashes"
     return JobFailed.permanent(
         "hash_mismatch",
-        f"No wheel of {name} {version} on the package index has {which} that the lock has.",
-        advice="Check the index, which may rebuild packages; or make the lock again.",
+        f"No wheel of {name} {version} on the package index has {which} in the lock.",
+        advice="Check the index, which may rebuild packages, or regenerate the lock.",
     )

@@ -161,7 +161,7 @@ def chosen_files(
             python = environment.get("python_version", own) if environment else own
             raise JobFailed.permanent(
                 "unsupported_platform",
-                f"{package.name} {package.version} has no package for this platform and Python {python}.",
+                f"{package.name} {package.version} has no wheel for this platform and Python {python}.",
                 advice="Use another backend, or run Greenroom with another Python.",
             )
         chosen.append(min(ranked, key=lambda entry: (entry[0], entry[1].name))[1])

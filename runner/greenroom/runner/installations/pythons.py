@@ -1,4 +1,4 @@
-"""The Python that an environment is made for: Greenroom's own, or another one on this machine."""
+"""The Python that an environment is built for: Greenroom's own, or another one on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 8
 
 
 def find(uv: Uv, wanted: str, cancel: Event | None = None) -> Interpreter:
-    """The installed Python that is meant by a version or a path; none is downloaded. Takes up to a second.
+    """The installed Python with this version or path; none is downloaded. Takes up to a second.
 
     Raises:
         JobFailed: There is none, or it does not run.
@@ -40,8 +40,8 @@ def find(uv: Uv, wanted: str, cancel: Event | None = None) -> Interpreter:
         detail = failed.failure.detail if isinstance(failed, JobFailed) else str(failed)
         raise JobFailed.permanent(
             "no_such_python",
-            f"There is no Python {wanted} on this machine; it has {here}.",
-            advice="Install it, or ask for one of these. A path names one that is not in PATH.",
+            f"There is no Python {wanted} on this machine. Installed: {here}.",
+            advice="Install it, or choose one of these. If it is not in PATH, give its path.",
             detail=detail,
         ) from failed
     return Interpreter(version=version, tag=tag, base=str(path))

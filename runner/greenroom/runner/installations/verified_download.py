@@ -163,7 +163,7 @@ class PackageOrigin:
     def strange(self, file: LockedFile, detail: str) -> JobFailed:
         return JobFailed.permanent(
             "hash_mismatch",
-            f"{file.name} on the package index is not the file that the lock names.",
+            f"{file.name} on the package index is not the file in the lock: its hash differs.",
             advice="Check the package index or proxy that served it; it may rewrite or rebuild packages.",
             detail=detail,
         )
@@ -449,7 +449,7 @@ class Finder:
         if others:
             raise JobFailed.permanent(
                 "hash_mismatch",
-                f"{others[0]} has {file.name}, but not with the contents that the lock names.",
+                f"{others[0]} has {file.name}, but its hash is not the one in the lock.",
                 advice="Check that index; it may rebuild packages.",
             )
         asked = [without_credentials(place.value) for place in self._sources.places]

@@ -40,7 +40,11 @@ def public_names(package: str) -> "tuple[list[str], Callable[[str], Any], Callab
         setattr(module, name, value)
         return value
 
-    return sorted(places), get, lambda: sorted({*vars(module), *places})
+    def names() -> list[str]:
+        own = [name for name in vars(module) if name.startswith("__") or f"{package}.{name}" in sys.modules]
+        return sorted({*own, *places})
+
+    return sorted(places), get, names
 
 
 __all__, __getattr__, __dir__ = public_names(__name__)

@@ -55,6 +55,12 @@ def test_every_public_name_is_there_and_explains_itself(package: ModuleType) -> 
             assert inspect.getdoc(value), name
 
 
+def test_completion_offers_public_names_and_modules_alone(package: ModuleType) -> None:
+    offered = [name for name in dir(package) if not name.startswith("__")]
+    modules = {name for name in offered if f"{package.__name__}.{name}" in sys.modules}
+    assert {*offered} == {*package.__all__} | modules
+
+
 def test_every_public_module_is_there(package: ModuleType) -> None:
     text = section(package.__name__).partition("Modules:")[2]
     modules = re.findall(r"`(greenroom[\w.]+)`", text)

@@ -178,6 +178,16 @@ def test_what_uv_says_becomes_a_code(output: Any, code: str, kind: str) -> None:
     assert "http" not in failure.message
 
 
+def test_a_failure_that_is_not_known_is_told_in_uvs_own_words() -> None:
+    told = (
+        "warning: old\nerror: invalid value 'x' for '--python-version'\n\nFor more information, try '--help'."
+    )
+    assert classify(told, 2).failure.message == (
+        "uv ended with exit code 2: invalid value 'x' for '--python-version'."
+    )
+    assert classify("", 2).failure.message == "uv ended with exit code 2."
+
+
 def test_being_killed_is_worth_another_attempt() -> None:
     failure = classify("", -9).failure
     assert failure.kind == "transient"

@@ -250,9 +250,11 @@ def classify(output: str, code: int) -> JobFailed:
         return JobFailed.transient(
             "uv_killed", f"uv was ended by {name}.", advice="Try again.", detail=detail
         )
+    error = re.search(r"^error: (.{1,200})", detail, re.MULTILINE)
+    reason = f": {error[1].strip().removesuffix('.')}" if error else ""
     return JobFailed.permanent(
         "uv_failed",
-        f"uv ended with exit code {code}.",
-        advice="The reason is in its output: `greenroom why` with the backend's name shows it.",
+        f"uv ended with exit code {code}{reason}.",
+        advice="`greenroom why` with the name of the backend or model shows its output.",
         detail=detail,
     )

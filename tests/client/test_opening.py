@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,8 +27,11 @@ from greenroom.runner import (
     NotAvailable,
     RequestRefused,
     StoredModel,
+    Unreachable,
     connect,
 )
+from greenroom.runner.client import calls
+from greenroom.runner.client.async_http import ask
 from greenroom.runner.client.http_client import HttpClient
 from waiting import until
 
@@ -223,6 +227,36 @@ with greenroom.connect(sys.argv[1]) as client:
     client.models()
     print(client.url)
 """
+
+
+@pytest.mark.parametrize("says", [b"", None])
+def test_a_daemon_that_ends_before_its_proof_has_got_nothing(
+    home: Path, says: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the request may be sent to the next one."""
+    monkeypatch.setattr("greenroom.runner.client.http_client.PROOF_WITHIN", 0.1)
+    monkeypatch.setattr("greenroom.runner.client.async_http.PROOF_WITHIN", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    if says is None:
+                        connection.recv(65_536)
+                        connection.recv(1)  # until the client has had enough
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        http = HttpClient("http://127.0.0.1:{1}".format(*server.getsockname()), b"secret")
+        with pytest.raises(Unreachable) as caught:
+            http.get("/models", timeout=120)
+        with pytest.raises(Unreachable) as caught_too:
+            asyncio.run(ask(http, calls.models()))
+        serving.join()
+    for one in (caught.value, caught_too.value):
+        assert not one.sent
+        assert "120s" not in one.sentence
 
 
 def test_programs_that_connect_at_once_share_one_daemon(home: Path) -> None:

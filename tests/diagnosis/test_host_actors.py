@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from counting import Add, Counted, Counter
 from fake_greenroom import fake_greenroom
 from greenroom.actors import Entry, MemoryJournal, RecordingEffectHandler, SqliteJournal
 from greenroom.actors.engine_runner.events import EngineReady
-from greenroom.runner import Greenroom, HostActor, read_events
+from greenroom.runner import Greenroom, HostActor, NotAvailable, read_events
 from greenroom.runner.diagnosis import host_actors
 from greenroom.runner.diagnosis.host_actors import HostActors
 from greenroom.runner.diagnosis.overview import overview, told_changes
@@ -147,9 +148,10 @@ def test_any_state_is_shown() -> None:
     assert [*told_changes(before, after)] == ['+ odd = "a state of its own"']
 
 
-def test_a_sentence_that_fails_does_no_harm() -> None:
+@pytest.mark.parametrize("error", [LookupError("a bug of the host's"), SystemExit(3)])
+def test_a_sentence_that_fails_does_no_harm(error: BaseException) -> None:
     def fail(_: Any) -> str:
-        raise LookupError("a bug of the host's")
+        raise error
 
     hosts = HostActors([HostActor(Counter("counter"), {Counted: fail})], lambda: ())
     journal = MemoryJournal()
@@ -186,8 +188,29 @@ def test_what_cannot_be_used_is_left_out_with_a_sentence(value: str, said: str) 
     assert said in problem
 
 
+def test_an_actor_that_cannot_begin_is_told_and_is_not_used_again(home: Path) -> None:
+    class Broken(Counter):
+        def initial(self) -> Any:
+            raise LookupError("no beginning")
+
+    def failed() -> str:
+        with pytest.raises(NotAvailable) as caught:
+            Greenroom.open(home, actors=(HostActor(Broken("counter")),)).models()
+        return caught.value.sentence
+
+    assert "no beginning" in failed()
+    gc.collect()
+    with Greenroom.open(home, actors=(HostActor(Counter("counter")),)) as client:
+        assert client.models() == []
+
+
 def test_what_is_no_actor_is_refused_at_once(home: Path) -> None:
     with pytest.raises(TypeError, match="actors must be HostActors, not Counter"):
         Greenroom.open(home, actors=[Counter("counter")])  # type: ignore[list-item]
+    for wrong in (Counter, None):
+        with pytest.raises(TypeError, match="core must be an instance of a core"):
+            HostActor(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="functions by class of event"):
+        HostActor(Counter("counter"), {"counted": str})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="on_failure must be a function, not str"):
         Greenroom.open(home, on_failure="print")  # type: ignore[arg-type]

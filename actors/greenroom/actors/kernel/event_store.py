@@ -337,7 +337,10 @@ class _Fold:
 
     def __init__(self, core: Core[Any, Any]) -> None:
         self.apply = core.apply
-        self.state: Any = core.initial()
+        try:
+            self.state: Any = core.initial()
+        except Exception as error:
+            raise StartFailed(f"{core.address} could not start: {in_one_line(error)}") from error
         self.versions: dict[str, int] = {}
         self.left_out: list[LeftOut] = []
 

@@ -25,6 +25,7 @@ from greenroom.runner.client.http_client import (
     prepared,
     proof_request,
     refused,
+    unproven,
     unreachable,
 )
 from greenroom.runner.client.streams import AGENT
@@ -118,12 +119,16 @@ class _Connection:
             except OSError as error:
                 raise NobodyThere(error.strerror or str(error)) from error
         if http.secret:
-            async with asyncio.timeout(PROOF_WITHIN):
-                challenge = make_challenge()
-                self._writer.write(proof_request(http.url, challenge))
-                await self.run(self.answer.head("GET"))
-                peer = address_of(self._writer.get_extra_info("peername"))
-                check_proof(await self.run(self.answer.rest(PROOF_LIMIT)), http.secret, challenge, peer)
+            try:
+                async with asyncio.timeout(PROOF_WITHIN):
+                    challenge = make_challenge()
+                    self._writer.write(proof_request(http.url, challenge))
+                    await self.run(self.answer.head("GET"))
+                    peer = address_of(self._writer.get_extra_info("peername"))
+                    check_proof(await self.run(self.answer.rest(PROOF_LIMIT)), http.secret, challenge, peer)
+            except (OSError, BrokenOff) as error:
+                # Nothing of the request was sent.
+                raise NobodyThere(unproven(error, PROOF_WITHIN)) from error
         headers, body = prepared(call.body, call.accept, AGENT)
         self._writer.write(request_bytes(http.url, call.method, call.path, headers, body))
         await self._writer.drain()

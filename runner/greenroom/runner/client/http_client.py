@@ -95,10 +95,15 @@ class DaemonRequest:
 
     def _demand_proof(self, url: str, secret: bytes, timeout: float | None) -> None:
         challenge = make_challenge()
-        self._socket.settimeout(min(timeout or PROOF_WITHIN, PROOF_WITHIN))
-        self._socket.sendall(proof_request(url, challenge))
-        self._run(self._answer.head("GET"))
-        check_proof(self.read(PROOF_LIMIT), secret, challenge, self.peer)
+        within = min(timeout or PROOF_WITHIN, PROOF_WITHIN)
+        self._socket.settimeout(within)
+        try:
+            self._socket.sendall(proof_request(url, challenge))
+            self._run(self._answer.head("GET"))
+            check_proof(self.read(PROOF_LIMIT), secret, challenge, self.peer)
+        except (OSError, BrokenOff) as error:
+            # Nothing of the request was sent.
+            raise NobodyThere(unproven(error, within)) from error
 
     def _send(self, content: Iterable[bytes]) -> None:
         try:
@@ -149,6 +154,13 @@ class DaemonRequest:
         except StopIteration as done:
             result: T = done.value
             return result
+
+
+def unproven(error: Exception, within: float) -> str:
+    """Why there is no proof, from what asking for it has raised."""
+    if isinstance(error, TimeoutError):
+        return f"nothing came within {within:g}s"
+    return _reason(error) if isinstance(error, OSError) else str(error)
 
 
 def proof_request(url: str, challenge: str) -> bytes:

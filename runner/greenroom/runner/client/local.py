@@ -63,6 +63,8 @@ def open_home(
     wanted = settings_from({**settings, "home": os.fspath(home) if home is not None else None})
     with _opening:
         known = _open.get(wanted.home)
+        if known is not None and known.opened is None:
+            known.close_if_unused()  # its start may have failed, of which nothing is used again
         if known is not None and (differing := _differing(known, wanted, actors)):
             known.close_if_unused()  # its clients may have been dropped without being closed
             if not known.is_over:

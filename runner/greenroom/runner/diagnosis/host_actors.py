@@ -41,6 +41,18 @@ class HostActor:
     effect_handler: EffectHandler | None = None
     """Carries out its effects in the program that runs it."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for what is no core, or no sentences."""
+        if isinstance(self.core, type) or not hasattr(self.core, "address"):
+            raise TypeError(f"core must be an instance of a core, not {self.core!r:.80}")
+        if not isinstance(self.sentences, Mapping):
+            raise TypeError(f"sentences must be a dictionary, not {type(self.sentences).__name__}")
+        for kind, word in self.sentences.items():
+            if not hasattr(kind, "TAG") or not callable(word):
+                raise TypeError(
+                    f"sentences must have functions by class of event, not {word!r:.60} by {kind!r:.60}"
+                )
+
 
 class HostActors:
     """The actors of other programs, as a journal is read with them. Thread-safe."""
@@ -86,7 +98,7 @@ class HostActors:
             return ""
         try:
             return " ".join(str(word(event)).split())
-        except Exception:  # other people's code may raise anything
+        except (Exception, SystemExit):  # other people's code may raise anything
             import logging  # commands import this module and log nothing
 
             logging.getLogger(__name__).exception("the sentence for %s (%s) failed", record.id, record.type)
@@ -108,7 +120,7 @@ class HostActors:
                     actor = _loaded(entry)
                     if actor.core.address not in known:
                         self._add(actor)
-                except Exception as error:  # noqa: BLE001 - other people's code may raise anything
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - other people's code may raise anything
                     where = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
                     words = " ".join(str(error).split()).rstrip(".")[:200]
                     self._problems.append(

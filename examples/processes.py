@@ -1,4 +1,4 @@
-"""Questions answered by several processes, which share a daemon: the client is sent to each of them.
+"""Several processes answer questions with one daemon: the client is sent to each of them.
 
 python examples/processes.py smollm2 "Name a colour." "Name a river."
 """

@@ -1,4 +1,4 @@
-"""Pykka actors that ask a model: one writes, another shortens. They share a client, as any threads may.
+"""Pykka actors that use a model: one writes, another shortens. They share a client, as any threads can.
 
 python examples/pykka_program.py smollm2 "the sea"
 """

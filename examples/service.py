@@ -3,7 +3,7 @@
     python examples/service.py 8080
     curl localhost:8080/ai/v1/chat/completions -d '{"model": "smollm2", "messages": [...]}'
 
-The service answers at once; backends and models come when they are needed.
+The service starts at once; backends are installed and models loaded when they are needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GREENROOM = web.AppKey("greenroom", Greenroom)
 
 
 async def greenroom_runs(app: web.Application) -> AsyncIterator[None]:
-    async with app[GREENROOM].client():  # starts it if it does not run, and then stops it too
+    async with app[GREENROOM].client():  # starts it if it is not running, and then also stops it
         yield
 
 

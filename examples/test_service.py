@@ -1,4 +1,4 @@
-"""Testing a service that has Greenroom inside. The fixtures come with Greenroom, and need no model.
+"""Tests for a service with Greenroom inside. The fixtures come with Greenroom and need no model.
 
 It finds `service.py` when it is run in its folder: `cd examples && python -m pytest test_service.py`.
 """

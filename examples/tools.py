@@ -1,4 +1,4 @@
-"""A tool in an environment of its own: installed once, then answered from the disk.
+"""A tool in its own environment: installed once, then found on the disk.
 
 python examples/tools.py ~/.myapp/envs
 """

@@ -1,4 +1,4 @@
-"""A Django site in one file. In a project, `client` belongs where your views are.
+"""A Django site in one file. In a project, create `client` in the module of your views.
 
 python django_service.py prepare
 python django_service.py runserver

@@ -1,4 +1,4 @@
-"""A FastAPI service whose workers share one Greenroom daemon: the first that needs it starts it.
+"""A FastAPI service whose workers share one Greenroom daemon, started by the first to need it.
 
 uvicorn fastapi_service:app --workers 2
 curl "localhost:8000/ask?question=Why+is+the+sky+blue?"

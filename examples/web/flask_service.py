@@ -1,4 +1,4 @@
-"""A Flask service. With `--debug` it is loaded again when the file changes; the daemon and its engines stay.
+"""A Flask service. With `--debug` it is reloaded when the file changes; the daemon keeps its engines.
 
 flask --app flask_service run --debug
 curl "localhost:5000/ask?question=Why+is+the+sky+blue?"

@@ -165,14 +165,14 @@ class Installation(Fact, frozen=True, kw_only=True):
 
 
 class DeclaredEnvironment(Fact, frozen=True, kw_only=True):
-    """What an environment that a program asked for is made of: not of a backend's declaration."""
+    """What an environment that a program asked for is made of."""
 
     requirement: str
     """Such as `black>=26,<27`."""
     python: str = ""
     """A version or a path, as asked for; empty for the program's own Python."""
     indexes: tuple[str, ...] = ()
-    """Instead of the user's own, without credentials."""
+    """The indexes to use instead of the user's own, without credentials."""
     lock: str = ""
     """SHA-256 of the lock that names its files; empty if the newest versions that satisfy it are resolved."""
 

@@ -1,4 +1,4 @@
-"""A backend that a distribution of its own adds to Greenroom: a parrot, which says what it was told."""
+"""A backend from another distribution: a parrot, which repeats what it is sent."""
 
 from __future__ import annotations
 

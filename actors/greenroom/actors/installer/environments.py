@@ -1,8 +1,8 @@
-"""The installer of a program's own environments: the same jobs and rules, for names that no one has declared
-before, and without engines, so that what is retired can be removed at once.
+"""Installs a program's own environments: with the same jobs and rules, but under names that are not declared
+in advance, and without engines, so that a retired environment can be removed at once.
 
-Two versions of an environment are kept: the one in use, and the one before it, from which programs may still
-run.
+Two versions of an environment are kept: the one in use and the previous one, since programs may still run
+from it.
 """
 
 from __future__ import annotations

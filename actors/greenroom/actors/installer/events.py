@@ -12,7 +12,7 @@ class EnvironmentDeclared(Event, frozen=True, kw_only=True):
 
     TAG = "environment_declared"
     backend: str
-    """The environment's name: it is installed as a backend is."""
+    """The environment's name, in the place of a backend's."""
     declared: DeclaredEnvironment
 
 

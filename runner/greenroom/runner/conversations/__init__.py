@@ -1,8 +1,8 @@
 """What engines have read, kept on the disk so that it need not be read again after they have ended.
 
 - `saver`: saves them before engines end, and while they are idle
-- `restorer`: gives them back for requests, from the disk or from another slot
-- `saveable`: the engines that can do that
+- `restorer`: restores them for requests, from the disk or from another slot
+- `saveable`: the engines that support this
 - `slot_notes`: what slots hold, noted for the next daemon
 - `costs`: what it costs to save, to restore and to read again
 - `prompt_hashes`: the hashes by which a prompt's beginnings are found

@@ -3,7 +3,7 @@
 - `routes`: the table of all routes
 - `app`: what happens to every request, and the application
 - `port`: what handlers see of a request
-- `asgi_adapter`, `matching`: the same for servers of ASGI; which route a path means
+- `asgi_adapter`, `matching`: the same for ASGI servers; the route of a path
 - `aiohttp_adapter`: the server behind it, whether clients are still connected, and what they send
 - `server`: the daemon's main loop: bind, start, wait, stop
 - `unix_socket`: listening on a unix socket
@@ -15,18 +15,18 @@
 - `suspects`: requests that may have crashed an engine
 - `admission`: how a request gets a slot in an engine, or waits for one, and gives it back; who its caller is
 - `inference`, `event_stream`: one inference request, from its arrival to its last byte; a streamed answer
-- `sampling`, `defaults`: parameters of sampling; what a model says for requests that do not
+- `sampling`, `defaults`: sampling parameters; a model's defaults for them
 - `fields`, `completion_fields`: how the fields of requests are checked; what those of OpenAI's API may hold
-- `wrong_fields`: what is said of a field that is wrong
+- `wrong_fields`: the messages for invalid fields
 - `pictures`: whether something is an image, and how large it becomes
 - `schema_checks`: JSON schemas and grammars that no engine may get
 - `upstream`: connections to engines
 - `remote_exchange`, `remote_connections`, `remote_models`: requests to remote backends
 - `translation`: how an engine's answer is changed
 - `embedding_dimensions`, `cut_inputs`: shorter embeddings; inputs that are cut to a model's context
-- `answer_filters`, `tool_prompt`, `stop_sequences`: what engines cannot do and is done here in their place
+- `answer_filters`, `tool_prompt`, `stop_sequences`: features that engines lack, provided by the front door
 - `long_deltas`: streams in lines that every client can read
-- `engine_errors`: the errors of engines in our words
+- `engine_errors`: rewords the errors of engines
 - `errors`: refusals as HTTP statuses
 - `responses`: OpenAI's Responses API
 - `anthropic`: Anthropic's Messages API

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from greenroom.actors.values import Blame, Failure, Model
 from greenroom.runner.errors import JobFailed, os_failure
 from greenroom.runner.models.references import BadReference, familiar, shown
 from greenroom.runner.units import format_size
-
-log = logging.getLogger(__name__)
 
 NO_ANSWER = "Check the name and the network; proxies are taken from pip's and uv's settings."
 """Advice when a source does not answer."""
@@ -50,7 +47,9 @@ def _failure_of(error: Exception, doing: str) -> Failure:
         return from_os_error(error, doing).failure
     if isinstance(error, MemoryError):
         return from_os_error(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), doing).failure
-    log.error("A job of the model store failed unexpectedly", exc_info=error)
+    import logging  # commands import this module and log nothing
+
+    logging.getLogger(__name__).error("A job of the model store failed unexpectedly", exc_info=error)
     return Failure(
         kind="permanent",
         code="internal",

@@ -22,7 +22,6 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from greenroom.actors.limits import CONTEXT
-from greenroom.runner.installations.tar_stream import BadTar, TarStream
 from greenroom.runner.models.errors import not_a_model
 from greenroom.runner.models.metadata import Metadata
 from greenroom.runner.models.references import BadReference, digest_of, relative_name
@@ -386,6 +385,9 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
         JobFailed: permanent, `not_a_model`, for any other archive.
         OSError: A file cannot be written.
     """
+    # Rarely needed, and not quick to import.
+    from greenroom.runner.installations.tar_stream import BadTar, TarStream
+
     files: list[Path] = []
     left = ARCHIVE_LIMIT
     try:

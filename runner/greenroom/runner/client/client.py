@@ -149,7 +149,10 @@ class Client(
     # models
 
     def models(self) -> list[StoredModel]:
-        """The models in the store, in no particular order. Raises GreenroomError."""
+        """The models in the store, in no particular order. Raises GreenroomError.
+
+        Those of backends that are only a URL are not stored: `openai().models.list()` has them too.
+        """
         return self._do(calls.models())
 
     @overload

@@ -66,7 +66,9 @@ def test_an_engine_that_goes_on_from_nothing_three_times_is_given_no_more(tmp_pa
     refused = saver.restorer.restore(SlotChoice("e", 0, serial=4), PARTS, "user:1")
     assert refused is not None
     assert (
-        refused.why_not == saver.costs.in_vain("m", "i") == "the engine does not go on from what it restores"
+        refused.why_not
+        == saver.costs.in_vain("m", "i")
+        == "the engine does not continue from what it restores"
     )
     assert saver.costs.in_vain("m", "another") == saver.costs.in_vain("another", "i") == ""
 

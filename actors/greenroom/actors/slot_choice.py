@@ -49,7 +49,7 @@ class SlotChoice(NamedTuple):
     held: int = 0
     """Parts of the prompt, from the first, that the slot has read already."""
     lost: SlotContent | None = None
-    """What the slot held that the prompt does not go on from."""
+    """What the slot held that the prompt does not continue from."""
     serial: int = 0
     alone: bool = False
     """The engine has no other."""

@@ -66,7 +66,7 @@ def wanted(states: ActorStates, settings: Settings) -> Iterator[Wanted]:
     for name in settings.warm:
         if (there := states.remotes.named(name)) is not None:
             _log.warning(
-                "%s is configured as warm, and is not loaded: %s runs elsewhere", name, there[0].name
+                "%s is configured as warm, but not loaded: %s is a remote backend", name, there[0].name
             )
             continue
         try:

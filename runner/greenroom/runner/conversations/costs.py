@@ -1,4 +1,4 @@
-"""What it costs to save, to restore and to read again, by speeds that are measured here."""
+"""The cost of saving, restoring and reading again, from speeds measured on this machine."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _PAYS = {"idle": 4.0, "overwritten": 4.0}
 """How many times as long as the file reading again must take: an idle engine may never end, and a
 conversation that another has followed may not go on."""
 _REPEATED = 60.0
-"""Seconds between two complaints that something is not saved."""
+"""Seconds between two warnings that something is not saved."""
 _FUTILE = 3
 """Restores in a row without effect after which no more are tried with such engines."""
-IN_VAIN = "the engine does not go on from what it restores"
+IN_VAIN = "the engine does not continue from what it restores"
 
 
 class Trials:
-    """Whether engines of one kind go on from what they restore."""
+    """Whether engines of one kind continue from what they restore."""
 
     def __init__(self) -> None:
         self._futile = 0

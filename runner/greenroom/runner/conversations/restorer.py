@@ -1,6 +1,6 @@
-"""Gives a request's slot what has been read of its prompt: by a file on the disk, or by another slot.
+"""Restores what has been read of a request's prompt, from a file on the disk or from another slot.
 
-Whatever fails costs only what could have been gained: the engine reads the prompt as it always does.
+A failure costs only the time that could have been saved: the engine then reads the prompt as usual.
 """
 
 from __future__ import annotations
@@ -210,4 +210,4 @@ class ConversationRestorer:
         trials = speeds.wholes if restoration.whole else speeds.parts
         if trials.have_become_vain(worked=cached >= restoration.tokens // 2):
             of = "what it restores" if restoration.whole else "a part of what it restores"
-            _log.warning("an engine does not go on from %s, so that is not restored any more", of)
+            _log.warning("an engine does not continue from %s, so that is no longer restored", of)

@@ -1,7 +1,8 @@
 """Saves what engines have read: before they end, while they are idle, and before another prompt takes a slot.
 
-What is saved is what reading it again would cost more than writing and reading the file, by speeds measured
-here. Whatever fails costs only what could have been gained: the engine reads the prompt as it always does.
+Something is saved if reading it again would take longer than writing and reading the file, at the speeds
+measured on this machine. A failure costs only the time that could have been saved: the engine then reads the
+prompt as usual.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class SlotNotes:
         return bool(self._found)
 
     def take(self, engine_id: str) -> dict[int, int]:
-        """Learn, once, what an earlier daemon's engine holds; returns by slot the serial of what is saved."""
+        """Read, once, what an earlier daemon's engine holds; returns by slot the serial of what is saved."""
         if engine_id not in self._found:
             return {}
         self._found.remove(engine_id)

@@ -30,7 +30,7 @@ class SharedHost:
         self._pid = os.getpid()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("An installer cannot be sent to another process; its environments can.")
+        raise TypeError("An installer cannot be sent to another process, but its environments can.")
 
     @property
     def is_over(self) -> bool:

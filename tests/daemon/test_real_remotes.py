@@ -164,6 +164,7 @@ def test_official_clients_work_through_two_greenrooms(
     far.stop()
     until(lambda: near.chat(model).status == 503)
     near.restart()
+    until(lambda: len(near.events("remote_failed")) == 2)
     assert near.chat(model).status == 503
     far.fork(far.program, "--port", port, env=far.env)
     until(lambda: near.chat(model).status == 200)

@@ -281,6 +281,12 @@ def test_who_is_inside_and_how_fast_is_told(script: Any, kind: str) -> None:
     assert found.numbers["tokens_per_second"] == 8.0
 
 
+def test_a_model_that_is_loading_is_so_whoever_waits_for_it(script: Any) -> None:
+    engine = script.admit()
+    found = script.why("smollm2", live=live(account(engine, queue=2), queue=(entry(),)))
+    assert found.answer.startswith("smollm2 has been loading on llama.cpp since ")
+
+
 def test_a_backend_says_which_models_are_answering(script: Any) -> None:
     engine = script.load()
     found = script.why("llama.cpp", live=live(account(engine, inside=1), requests=(inside(engine, 3),)))

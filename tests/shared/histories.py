@@ -48,7 +48,7 @@ class Told(Daemon):
                 found = explain(events, name, time.time(), recorded=recorded, live=DOWN)
             return msgspec.to_builtins(found)
         answer = await self.get(f"/why/{name}")
-        assert answer.status == 200, answer.body
+        assert answer.status == 200, (answer.body, self.log()[-3000:])
         return answer.json
 
     async def first_line(self, name: str) -> str:
@@ -99,7 +99,7 @@ class Told(Daemon):
     async def only_name(self, name: str) -> None:
         """Take the other name away under which `add` has it."""
         answer = await self.ask("DELETE", f"/models/file:{self.home.parent / f'{name}.gguf'}")
-        assert answer.status == 200, answer.body
+        assert answer.status == 200, (answer.body, self.log()[-3000:])
 
 
 def request_of(answer: Answer) -> str:

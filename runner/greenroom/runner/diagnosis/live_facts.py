@@ -32,7 +32,7 @@ def add_live(found: Explanation, meaning: Meaning, history: History, live: Live)
             _tell_waiting(found, meaning.id, references, bool(engines), history, live)
             told = [sentence for one in engines for sentence in _inside(found, one, live)]
             busy = next((one for one in engines if (account := live.account(one)) and account.queue), "")
-            if busy:
+            if busy and told:  # while it loads, requests wait and none is inside
                 name = shown_model(meaning.id, history)
                 found.cause, told[0], found.answer = "busy", found.answer, told[0].replace("It", name, 1)
                 waited = max(

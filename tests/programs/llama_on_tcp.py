@@ -11,7 +11,7 @@ import threading
 
 
 def main() -> None:
-    import xllamacpp  # of an installation of its own
+    import xllamacpp  # pyright: ignore[reportMissingImports] - of an installation of its own
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

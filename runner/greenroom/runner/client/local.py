@@ -76,7 +76,7 @@ def open_home(
             known = _open[wanted.home] = LocalAccess(Greenroom(wanted, actors=actors))
             known.actors = actors
         if on_failure is not None:
-            known.runner.notify_of_failure(on_failure)
+            known.notify_of_failure(on_failure)
         return make(known)
 
 
@@ -94,8 +94,7 @@ class LocalAccess(Access):
     """
 
     def __init__(self, runner: Greenroom) -> None:
-        self.runner: Greenroom = runner
-        self._runner = runner
+        self.runner = self._runner = runner
         self.actors: tuple[HostActor, ...] = ()
         """With which `Greenroom.open` has made it."""
         self.settings = runner.settings
@@ -105,6 +104,7 @@ class LocalAccess(Access):
         self._door: _Door | None = None
         self._over = False
         self._pid = os.getpid()
+        self.notify_of_failure = runner.notify_of_failure
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -86,7 +86,8 @@ class Models:
         """One at a time: it is the disk that takes the time."""
 
     async def all(self, request: Request) -> Response:
-        found = [described(model) | {"bytes": model.size} for model in self._context.greenroom.models()]
+        models = self._context.greenroom.models()
+        found: list[dict[str, Any]] = [{**described(model), "bytes": model.size} for model in models]
         if DOCKER_CLI in request.headers.get("User-Agent", ""):
             # `list MODEL` of Docker's command line looks for names without the registry.
             for one in found:

@@ -263,7 +263,7 @@ def test_a_data_directory_that_cannot_be_written_is_reported(
     outcome = greenroom_process("--home", str(tmp_path / "file" / "home"), "serve")
 
     assert outcome.returncode == 3
-    assert "set GREENROOM_HOME" in outcome.stderr
+    assert "set --home to a folder you may write to" in outcome.stderr
 
 
 def test_stop_ends_the_daemon_and_restarting_it_replays_the_log(place: Path, greenroom_process: Any) -> None:
